@@ -1,0 +1,54 @@
+# Two commands do everything, from a fresh clone: `make demo` and `make test`.
+# Each builds its own environment first; a second call starts at once.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PINNED := pyproject.toml constraints.txt
+DEMO := $(VENV)/.installed-demo
+DEV := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format docs clean
+
+help:  ## list what there is
+	@sed -n 's/^\([a-z]*\):.*##/\1:/p' $(MAKEFILE_LIST)
+
+demo: $(DEMO)  ## generate pictures with and without magpolicy
+	$(BIN)/magpolicy demo
+
+test: $(DEV)  ## every check there is: style, types, import contracts, docs, tests
+	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory docs
+	$(BIN)/python -m pytest
+
+lint: $(DEV)  ## style, types and import contracts
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(DEV)  ## bring the code into shape
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: $(DEV)  ## build the documentation into site/, warnings are errors
+	$(BIN)/mkdocs build --strict --quiet
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .grimp_cache
+	find src adapters examples tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(DEMO): $(PINNED) | $(BIN)/python
+	@echo 'Installing into $(VENV); the first time takes a few minutes.'
+	$(PIP) install --quiet -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(DEV): $(PINNED) | $(BIN)/python
+	@echo 'Installing into $(VENV); the first time takes a few minutes.'
+	$(PIP) install --quiet -c constraints.txt -e '.[all,dev]'
+	@touch $@ $(DEMO)

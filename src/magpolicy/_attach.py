@@ -1,0 +1,138 @@
+"""Attaching a policy to somebody's model: settings are checked here, the adapters do the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import field, frozen
+
+from magpolicy import _checks, _plugins
+from magpolicy._curve import Curve
+from magpolicy._errors import ArgumentError
+from magpolicy._presets import Preset
+from magpolicy._schedule import Schedule
+from magpolicy._semantics import Semantics
+from magpolicy._session import Session
+from magpolicy._setup import Setup, always_compute, set_up
+
+SCOPES = ("stack", "model")
+
+
+@frozen(kw_only=True)
+class AttachRequest:
+    """What an adapter is asked to do, checked."""
+
+    setup: Setup = field(repr=False)
+    steps: int | None = None
+    """Steps of a run, unless the run says otherwise."""
+    blocks: Any = None
+    """The blocks to bypass, as the adapter understands it; ``None``: find them."""
+    scope: str = "stack"
+    """``"stack"``: the residual of the block stack; ``"model"``: of the whole model."""
+    offload: str | None = None
+    """``"cpu"`` keeps residuals there between uses."""
+    storage_dtype: Any = None
+    """The dtype residuals are stored in; ``None``: as they come."""
+    calibrate: bool = False
+    """Compute every step and measure the curve."""
+
+    def session(self, steps: int | None = None, sigmas: Sequence[float] | None = None) -> Session:
+        """A session for one run.
+
+        Raises:
+            ArgumentError: no number of steps is known, or the settings do not fit it.
+        """
+        if steps is None and sigmas is None:
+            steps = self.steps
+        if steps is None and sigmas is None and (self.calibrate or self.setup.preset is not None):
+            raise ArgumentError("steps=None: how long is the run? try handle.run(steps=28)")
+        return Session.from_setup(self.setup, steps, sigmas)
+
+
+def attach(
+    target: Any,
+    *,
+    preset: Preset | str | Path | None = None,
+    ratios: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+    curve: Curve | None = None,
+    schedule: Schedule | None = None,
+    threshold: float | None = None,
+    max_skips: int | None = None,
+    retention: float | None = None,
+    start_step: int = 0,
+    end_step: int | None = None,
+    forced: Iterable[int] | None = None,
+    steps: int | None = None,
+    semantics: str | Semantics | None = None,
+    expert_step: int | None = None,
+    blocks: Any = None,
+    scope: str = "stack",
+    offload: str | None = None,
+    storage_dtype: Any = None,
+    calibrate: bool = False,
+) -> Any:
+    """Attach a policy to a model, and return a handle.
+
+    The installed adapters are asked in turn who can drive ``target``. One of ``preset``, ``ratios``, ``curve``, ``schedule`` or
+    ``calibrate=True`` says what is decided; the other settings are those of :func:`magpolicy.simulate`.
+
+    Args:
+        target: a ``torch.nn.Module``, or what an installed adapter knows.
+        preset: a preset or its name, alias or file.
+        ratios: one ratio a step, or a mapping from stream to such.
+        curve: a calibrated curve.
+        schedule: a schedule to follow, in place of the rule.
+        steps: steps of a run; a handle's ``run(steps=...)`` overrides it.
+        blocks: the block stack; by default it is found.
+        scope: ``"stack"`` skips the block stack, ``"model"`` the whole model (U-Nets, black boxes).
+        offload: ``"cpu"`` keeps residuals in CPU memory between uses.
+        storage_dtype: dtype to store residuals in.
+        calibrate: compute every step and measure the curve, ``handle.curve``.
+
+    Returns:
+        The adapter's handle: ``.run(steps=...)``, ``.stream(name)``, ``.report``, ``.detach()``, and a context manager.
+
+    Raises:
+        ArgumentError: a setting is missing, unknown or out of range. Nothing was patched.
+        AdapterError: no installed adapter can drive ``target``. Nothing was patched.
+    """
+    sources = {"preset": preset, "ratios": ratios, "curve": curve, "schedule": schedule}
+    given = {name: value for name, value in sources.items() if value is not None}
+    if calibrate:
+        given["calibrate"] = True
+    if len(given) != 1:
+        names = ", ".join(given) or "none"
+        raise ArgumentError(f"{names} given: pass one of preset, ratios, curve, schedule or calibrate=True")
+    _checks.one_of("scope", scope, SCOPES)
+    _checks.one_of("offload", offload, (None, "cpu"))
+    setup = (
+        always_compute()
+        if calibrate
+        else set_up(
+            next(iter(given.values())),
+            threshold=threshold,
+            max_skips=max_skips,
+            retention=retention,
+            start_step=start_step,
+            end_step=end_step,
+            forced=forced,
+            semantics=semantics,
+            expert_step=expert_step,
+        )
+    )
+    if steps is not None:
+        setup.policies(*setup.length(_checks.whole("steps", steps, 1, example="28"), None))
+    elif ratios is not None or schedule is not None:
+        steps = setup.length(None, None)[0]
+    request = AttachRequest(
+        setup=setup,
+        steps=steps,
+        blocks=blocks,
+        scope=scope,
+        offload=offload,
+        storage_dtype=storage_dtype,
+        calibrate=calibrate,
+    )
+    return _plugins.attach(target, request)

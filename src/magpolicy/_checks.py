@@ -1,0 +1,100 @@
+"""Argument checks: one sentence that names the argument, its value and the mend."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from magpolicy._errors import ArgumentError
+
+MAX_STEPS = 100_000  # far above any sampler; a list this long is a mistake, not a run
+
+
+def number(name: str, value: Any, low: float, high: float = math.inf, *, example: str) -> float:
+    """``value`` as a float within ``[low, high]``, finite."""
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        raise ArgumentError(f"{name}={value!r} must be a number; try {example}") from None
+    if not math.isfinite(result) or not low <= result <= high:
+        bounds = f">= {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        raise ArgumentError(f"{name}={value!r} must be {bounds}; try {example}")
+    return result
+
+
+def whole(name: str, value: Any, low: int, *, example: str) -> int:
+    """``value`` as an int of at least ``low``."""
+    try:
+        result = int(value)
+        exact = result == value and not isinstance(value, bool)
+    except (TypeError, ValueError, OverflowError):
+        exact = False
+    if not exact or result < low:
+        raise ArgumentError(f"{name}={value!r} must be a whole number >= {low}; try {example}")
+    return result
+
+
+def ratios(name: str, values: Iterable[Any]) -> tuple[float, ...]:
+    """Magnitude ratios: finite, positive floats, at least one."""
+    try:
+        result = tuple(map(float, values))
+    except (TypeError, ValueError):
+        raise ArgumentError(f"{name}={_short(values)} must be a sequence of numbers, one ratio a step") from None
+    if not result:
+        raise ArgumentError(f"{name}={_short(values)} must hold at least one ratio; calibrate the model or name a preset")
+    if len(result) > MAX_STEPS:
+        raise ArgumentError(f"{name} has {len(result)} entries, at most {MAX_STEPS} are read; one ratio a step is meant")
+    for index, value in enumerate(result):
+        if not (value > 0.0 and math.isfinite(value)):
+            raise ArgumentError(f"{name}[{index}]={value} must be a finite ratio > 0; calibrate that step again")
+    return result
+
+
+def levels(name: str, values: Iterable[Any]) -> tuple[float, ...]:
+    """Noise levels of the evaluations, not negative; a trailing 0 (the end of a scheduler's list) is dropped."""
+    try:
+        result = tuple(map(float, values))
+    except (TypeError, ValueError):
+        raise ArgumentError(f"{name}={_short(values)} must be a sequence of numbers, one noise level a step") from None
+    if len(result) > 1 and result[-1] == 0.0:
+        result = result[:-1]
+    if not result:
+        raise ArgumentError(f"{name}={_short(values)} must hold at least one noise level, e.g. the scheduler's sigmas")
+    for index, value in enumerate(result):
+        if not (value >= 0.0 and math.isfinite(value)):
+            raise ArgumentError(f"{name}[{index}]={value} must be a finite noise level >= 0")
+    return result
+
+
+def positions(name: str, values: Iterable[Any] | None, steps: int) -> frozenset[int]:
+    """Step positions; negative ones count from the end. Positions outside the run are an error."""
+    try:
+        result = [whole(f"{name}[...]", value, -steps, example="-1 for the last step") for value in values or ()]
+    except TypeError:
+        raise ArgumentError(f"{name}={values!r} must be a sequence of steps; try {name}=[{values!r}]") from None
+    for value in result:
+        if value >= steps:
+            raise ArgumentError(f"{name} holds step {value}, the run has {steps}; use 0 to {steps - 1}, or -1 for the last")
+    return frozenset(value % steps for value in result)
+
+
+def window(start: Any, end: Any, steps: int) -> tuple[int, int]:
+    """First and last step (both inclusive) at which skipping is allowed; a negative end counts from the run's end."""
+    first = whole("start_step", start, 0, example="0")
+    if end is None:
+        return first, steps - 1
+    last = whole("end_step", end, -steps, example="-1 for the last step")
+    return first, last + steps if last < 0 else last
+
+
+def one_of(name: str, value: Any, choices: Sequence[Any]) -> Any:
+    """``value`` if it is one of ``choices``."""
+    if value not in choices:
+        raise ArgumentError(f"{name}={value!r} is not known; use one of {', '.join(map(repr, choices))}")
+    return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,64 @@
+"""What a policy answers: compute or skip, and why."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Decision(enum.Enum):
+    """One decision. ``.skip`` says whether the blocks are skipped, ``.reason`` why, as a lower-case word.
+
+    All members but ``REUSED`` (and ``ABSENT``, of a stream not called) compute. The rule gives the first group, a run's plan or streams the second,
+    an adapter that cannot serve a skip the third (see :meth:`magpolicy.Session.commit`).
+    """
+
+    REUSED = "reused"
+    """The modelled error is within the threshold: the cached residual is reused."""
+
+    RETENTION = "retention"
+    """Within the leading share of the run that is always computed."""
+    WINDOW = "window"
+    """Outside ``start_step`` to ``end_step``."""
+    FORCED = "forced"
+    """The caller, or the rule's last-step option, asked for it."""
+    FORBIDDEN = "forbidden"
+    """The semantics never skip this entry of the calibrated table."""
+    THRESHOLD = "threshold"
+    """The accumulated error would pass the threshold."""
+    MAX_SKIPS = "max_skips"
+    """The run of consecutive skips would pass K."""
+    RATIO_BOUND = "ratio_bound"
+    """The step's own ratio is further from 1 than the semantics allow."""
+    NO_RESIDUAL = "no_residual"
+    """Nothing has been computed in this stream yet, or its residual is gone."""
+    UNCALIBRATED = "uncalibrated"
+    """The noise level lies outside the calibrated range."""
+
+    JOINT = "joint"
+    """Another stream of the same call computes."""
+    SCHEDULED = "scheduled"
+    """A given schedule computes here."""
+
+    MISMATCH = "mismatch"
+    """The cached residual has another shape, dtype or device."""
+    NOT_FINITE = "not_finite"
+    """The cached residual holds NaN or infinity."""
+    UNSUPPORTED = "unsupported"
+    """The model ran its blocks in a way that cannot be bypassed."""
+    PAST_END = "past_end"
+    """The run has had all its evaluations."""
+
+    ABSENT = "absent"
+    """The stream was not evaluated at this step (schedules of what ran only)."""
+
+    skip: bool
+    computes: bool
+    reason: str
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        self.skip = reason == "reused"
+        self.computes = reason not in ("reused", "absent")
+
+    def __str__(self) -> str:
+        return self.reason

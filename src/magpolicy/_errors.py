@@ -1,0 +1,46 @@
+"""What magpolicy raises. A message names the argument, its value and the mend."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class MagPolicyError(Exception):
+    """Base class of every error magpolicy raises on purpose."""
+
+
+class ArgumentError(MagPolicyError, ValueError):
+    """An argument has a value that cannot be used."""
+
+
+class PresetError(ArgumentError):
+    """A preset's name is unknown or its file does not hold a preset."""
+
+
+class RunError(MagPolicyError, RuntimeError):
+    """A run was used out of order: past its end, before its begin, or while another call is undecided."""
+
+
+class AdapterError(MagPolicyError, TypeError):
+    """No adapter can drive the object given to :func:`magpolicy.attach`."""
+
+
+class MissingExtraError(MagPolicyError, ImportError):
+    """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+class PluginWarning(UserWarning):
+    """A plugin failed and was left out."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency late.
+
+    Raises:
+        MissingExtraError: it is not installed; names the extra to install.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(f"{module} is needed here; pip install 'magpolicy[{extra}]'") from error

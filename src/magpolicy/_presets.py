@@ -1,0 +1,200 @@
+"""Presets: a model's curve and the settings recommended for it. Published ones ship as data, read when first asked for."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from attrs import field, frozen
+
+from magpolicy import _checks, _plugins
+from magpolicy._curve import Curve
+from magpolicy._errors import PresetError
+from magpolicy._semantics import semantics as _semantics
+
+
+@frozen(kw_only=True)
+class Setting:
+    """Settings somebody published for a table, with where."""
+
+    threshold: float | None = None
+    max_skips: int | None = None
+    retention: float | None = None
+    kind: str = ""
+    semantics: str = ""
+    source: Mapping[str, Any] = field(factory=dict)
+
+
+@frozen(kw_only=True, hash=False)
+class Preset:
+    """A curve with the settings recommended for one model.
+
+    ``threshold``, ``max_skips`` and ``retention`` are the recommended ones (``None`` where nobody published any);
+    ``settings`` lists all that were published. ``semantics`` names the implementation the table was made for: pass it on
+    to reproduce that implementation's decisions, ``None`` is magpolicy's own rule.
+    """
+
+    name: str
+    curve: Curve
+    family: str = ""
+    threshold: float | None = None
+    max_skips: int | None = None
+    retention: float | None = None
+    semantics: str | None = None
+    aliases: tuple[str, ...] = ()
+    settings: tuple[Setting, ...] = ()
+    source: Mapping[str, Any] = field(factory=dict)
+    also_published_in: tuple[Mapping[str, Any], ...] = ()
+    conflicts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    context: Mapping[str, Any] = field(factory=dict)
+    expert_boundary: Mapping[str, Any] | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps of the calibration run."""
+        return self.curve.steps
+
+    def expert_step(self, steps: int) -> int | None:
+        """First step of the second (low-noise) expert in a run of ``steps``; ``None`` for a model with one.
+
+        Counts timesteps at or above the boundary on the shifted schedule (Zehong-Ma/MagCache,
+        MagCache4Wan2.2/magcache_generate.py, get_timesteps). Where the schedule is not published, the place of the
+        switch in the table is scaled.
+        """
+        if self.expert_boundary is None:
+            return None
+        if "shift" not in self.expert_boundary:
+            return round(self.expert_boundary["observed_dip_step"] * steps / self.steps)
+        shift, boundary = self.expert_boundary["shift"], self.expert_boundary["boundary"]
+        sigmas = np.linspace(1.0, 0.01, steps + 1)[:-1]
+        times = (np.float32(1000) * (shift * sigmas / (1 + (shift - 1) * sigmas)).astype(np.float32)).astype(np.int64)
+        return int((times >= 1000 * boundary).sum())
+
+
+def presets() -> Mapping[str, Preset]:
+    """Every preset by name, in the order of publication, those of plugins last. Read-only.
+
+    95 published tables ship with magpolicy (``src/magpolicy/data/presets.json``, each with its source).
+    """
+    return _Presets()
+
+
+def preset(name: str | Path) -> Preset:
+    """The preset of that name or alias, or the one in a ``.json`` or ``.toml`` file.
+
+    Aliases are Hugging Face repo ids, the ``model_type`` names of ComfyUI-MagCache and model families; case is ignored.
+
+    Raises:
+        PresetError: nothing has that name; the message lists what comes close. Or the file holds no preset.
+    """
+    if isinstance(name, Path) or str(name).lower().endswith((".json", ".toml")):
+        from magpolicy._preset_file import load_preset
+
+        return load_preset(name)
+    found = _Presets().find(str(name))
+    if found is None:
+        import difflib
+
+        near = difflib.get_close_matches(str(name).lower(), {n.lower() for n in _names()}, n=4, cutoff=0.4)
+        hint = f"did you mean {', '.join(near)}? " if near else ""
+        raise PresetError(f"preset={str(name)!r} is not known; {hint}`magpolicy presets` lists all {len(_rows())}")
+    return found
+
+
+class _Presets(Mapping[str, Preset]):
+    """The shipped rows and those of plugins, turned into presets one by one when asked for."""
+
+    def __getitem__(self, name: str) -> Preset:
+        if name in _rows():
+            return _shipped(name)
+        return _plugins.presets()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from _rows()
+        yield from (name for name in _plugins.presets() if name not in _rows())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def find(self, name: str) -> Preset | None:
+        wanted = name.lower()
+        if wanted in _aliases():
+            return _shipped(_aliases()[wanted])
+        for own in _plugins.presets().values():
+            if wanted in (own.name.lower(), *(alias.lower() for alias in own.aliases)):
+                return own
+        return None
+
+
+@functools.cache
+def _data() -> dict[str, Any]:
+    text = importlib.resources.files("magpolicy").joinpath("data/presets.json").read_text(encoding="utf-8")
+    data: dict[str, Any] = json.loads(text)
+    return data
+
+
+@functools.cache
+def _rows() -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in _data()["presets"]}
+
+
+@functools.cache
+def _aliases() -> dict[str, str]:
+    table = {alias.lower(): name for name, row in _rows().items() for alias in row["aliases"]}
+    return table | {name.lower(): name for name in _rows()}
+
+
+def _names() -> list[str]:
+    return [*_rows(), *(alias for row in _rows().values() for alias in row["aliases"]), *_plugins.presets()]
+
+
+@functools.cache
+def _shipped(name: str) -> Preset:
+    row = _rows()[name]
+    settings = tuple(Setting(**{k: s[k] for k in ("threshold", "max_skips", "retention", "kind", "semantics", "source")})
+                     for s in row["settings"])  # fmt: skip
+    best = next((s for s in settings if s.threshold is not None and s.retention is not None), Setting())
+    conflicts = (c["text"] for c in _data()["conflicts"] if name in c["tables"])
+    return Preset(
+        name=name,
+        curve=Curve(row["streams"], first_step=row["first_step"]),
+        family=row["family"],
+        threshold=best.threshold,
+        max_skips=best.max_skips,
+        retention=best.retention,
+        semantics=_semantics(row["semantics"], preset=name).name,
+        aliases=tuple(row["aliases"]),
+        settings=settings,
+        source=row["source"],
+        also_published_in=tuple(row["also_published_in"]),
+        conflicts=tuple(conflicts),
+        notes=tuple(row["notes"]),
+        context=row["context"],
+        expert_boundary=row["expert_boundary"],
+    )
+
+
+def checked(candidate: Preset) -> Preset:
+    """A preset from outside with its settings checked.
+
+    Raises:
+        PresetError: a setting is out of range.
+    """
+    try:
+        if candidate.threshold is not None:
+            _checks.number("threshold", candidate.threshold, 0, example="0.06")
+        if candidate.max_skips is not None:
+            _checks.whole("max_skips", candidate.max_skips, 0, example="3")
+        if candidate.retention is not None:
+            _checks.number("retention", candidate.retention, 0, 1, example="0.2")
+        if candidate.semantics is not None:
+            _semantics(candidate.semantics)
+    except ValueError as error:
+        raise PresetError(f"preset {candidate.name!r}: {error}") from error
+    return candidate

@@ -1,0 +1,198 @@
+"""Which steps of a run compute and which skip."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+
+from magpolicy import _checks
+from magpolicy._curve import SINGLE
+from magpolicy._decision import Decision
+from magpolicy._errors import ArgumentError
+
+if TYPE_CHECKING:
+    import os
+
+    from magpolicy._session import TraceEntry
+
+COMPUTE, SKIP = "█", "·"
+
+
+@frozen
+class Schedule:
+    """A run's decisions per stream. Made by :func:`magpolicy.simulate`, from a trace, or from a mask.
+
+    Two schedules are equal when the same steps of the same streams compute.
+    """
+
+    streams: tuple[str, ...]
+    """Stream names."""
+    masks: tuple[tuple[bool, ...], ...]
+    """Per stream, True where the step computes."""
+    decisions: tuple[tuple[Decision, ...], ...] = field(eq=False, repr=False)
+    """Per stream, why."""
+    modelled: tuple[tuple[float, ...], ...] = field(eq=False, repr=False)
+    """Per stream, the accumulated error abs(1-P) summed over the current run of skips; 0 where computed."""
+    first_step: int = field(default=0, eq=False)
+    """Position in the full run of the first step here (img2img, later stages)."""
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return len(self.masks[0])
+
+    @property
+    def mask(self) -> tuple[bool, ...]:
+        """True where the step computes: where any stream does."""
+        return tuple(map(any, zip(*self.masks, strict=True)))
+
+    @property
+    def errors(self) -> tuple[float, ...]:
+        """Accumulated modelled error per step, of the stream where it is largest; 0 where computed."""
+        return tuple(map(max, zip(*self.modelled, strict=True)))
+
+    @property
+    def error(self) -> float:
+        """Modelled error of the run: what each run of skips reached, summed, mean over streams."""
+        total = 0.0
+        for errors in self.modelled:
+            total += sum(e for e, after in zip(errors, (*errors[1:], 0.0), strict=True) if after == 0.0)
+        return total / len(self.streams)
+
+    @property
+    def computed(self) -> int:
+        """Number of steps that compute."""
+        return sum(self.mask)
+
+    @property
+    def skipped(self) -> int:
+        """Number of steps at which every stream skips."""
+        return self.steps - self.computed
+
+    @property
+    def speedup(self) -> float:
+        """Evaluations over computed evaluations, all streams counted: the bound on what skipping can gain."""
+        computed = sum(map(sum, self.masks))
+        evaluated = sum(d is not Decision.ABSENT for row in self.decisions for d in row)
+        return evaluated / computed if computed else float("inf")
+
+    @property
+    def strip(self) -> str:
+        """One character a step: a block computes, a dot skips."""
+        return "".join(COMPUTE if computes else SKIP for computes in self.mask)
+
+    def stream_mask(self, stream: str) -> tuple[bool, ...]:
+        """The mask of one stream."""
+        return self.masks[self._place(stream)]
+
+    def stream_errors(self, stream: str) -> tuple[float, ...]:
+        """The accumulated modelled error of one stream."""
+        return self.modelled[self._place(stream)]
+
+    def reasons(self, stream: str | None = None) -> dict[str, int]:
+        """How often each reason decided, in one stream or in all."""
+        rows = self.decisions if stream is None else (self.decisions[self._place(stream)],)
+        return dict(Counter(d.reason for row in rows for d in row))
+
+    def _place(self, stream: str) -> int:
+        if stream not in self.streams:
+            raise ArgumentError(f"stream={stream!r} is not in this schedule; it has {', '.join(map(repr, self.streams))}")
+        return self.streams.index(stream)
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps {self.strip}  {self.computed} computed  {self.speedup:.2f}x"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values; :meth:`from_dict` reads them back."""
+        return {
+            "steps": self.steps,
+            "first_step": self.first_step,
+            "computed": self.computed,
+            "speedup": self.speedup if self.computed else None,
+            "mask": [int(m) for m in self.mask],
+            "streams": {
+                name: {
+                    "mask": [int(m) for m in mask],
+                    "errors": list(errors),
+                    "reasons": [d.reason for d in decisions],
+                }
+                for name, mask, errors, decisions in zip(
+                    self.streams, self.masks, self.modelled, self.decisions, strict=True
+                )
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Schedule:
+        """The schedule :meth:`to_dict` wrote.
+
+        Raises:
+            ArgumentError: ``data`` is not of that form.
+        """
+        try:
+            rows = {
+                str(name): [
+                    (Decision(reason), float(error)) for reason, error in zip(row["reasons"], row["errors"], strict=True)
+                ]
+                for name, row in data["streams"].items()
+            }
+            return cls.from_decisions(rows, first_step=int(data["first_step"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArgumentError(f"data={_checks._short(data)} is not a schedule's to_dict(): {error!r}") from error
+
+    @classmethod
+    def from_decisions(cls, rows: Mapping[str, Sequence[tuple[Decision, float]]], *, first_step: int = 0) -> Schedule:
+        """From per-stream sequences of (decision, tested error), all of one length."""
+        if len({len(row) for row in rows.values()}) != 1:
+            raise ArgumentError(f"rows have lengths {[len(r) for r in rows.values()]}; every stream needs the same steps")
+        return cls(
+            streams=tuple(rows),
+            masks=tuple(tuple(d.computes for d, _ in row) for row in rows.values()),
+            decisions=tuple(tuple(d for d, _ in row) for row in rows.values()),
+            modelled=tuple(tuple(error if d.skip else 0.0 for d, error in row) for row in rows.values()),
+            first_step=first_step,
+        )
+
+    @classmethod
+    def from_mask(cls, mask: Sequence[Any] | Mapping[str, Sequence[Any]]) -> Schedule:
+        """A schedule of your own: 1 or True computes, 0 or False skips.
+
+        Raises:
+            ArgumentError: an empty mask, other values than 0 and 1, or a first step that skips (nothing to reuse yet).
+        """
+        rows = mask if isinstance(mask, Mapping) else {SINGLE: mask}
+        decisions = {}
+        for name, row in rows.items():
+            values = list(row)
+            if not values or any(value not in (0, 1) for value in values):
+                raise ArgumentError(f"mask={_checks._short(values)} must hold 0 or 1 for each step, at least one")
+            if not values[0]:
+                raise ArgumentError(f"mask[0]={values[0]} must be 1: a run's first step has no residual to reuse")
+            decisions[str(name)] = [(Decision.SCHEDULED if value else Decision.REUSED, 0.0) for value in values]
+        return cls.from_decisions(decisions)
+
+    @classmethod
+    def from_trace(cls, trace: Iterable[TraceEntry]) -> Schedule:
+        """What a run did. A stream that sat a step out neither computes nor skips there.
+
+        Raises:
+            ArgumentError: the trace is empty.
+        """
+        entries = list(trace)
+        if not entries:
+            raise ArgumentError("trace is empty; run at least one step")
+        first, last = min(e.step for e in entries), max(e.step for e in entries)
+        rows: dict[str, list[tuple[Decision, float]]] = {}
+        for entry in entries:
+            row = rows.setdefault(entry.stream, [(Decision.ABSENT, 0.0)] * (last - first + 1))
+            row[entry.step - first] = (entry.decision, entry.accumulated_error)
+        return cls.from_decisions(rows, first_step=first)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the strip over the accumulated error into an image file (needs the ``plot`` extra)."""
+        from magpolicy._plot import plot_schedule
+
+        plot_schedule(self, path)

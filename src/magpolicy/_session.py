@@ -1,0 +1,248 @@
+"""One run: keyed streams that are decided together where they are evaluated together, and what was decided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from types import TracebackType
+
+from attrs import frozen
+
+from magpolicy import _checks
+from magpolicy._curve import SINGLE
+from magpolicy._decision import Decision
+from magpolicy._errors import ArgumentError, RunError
+from magpolicy._plugins import Observers
+from magpolicy._policy import Policy, decide_together, settle_together
+from magpolicy._schedule import Schedule
+from magpolicy._semantics import Semantics
+from magpolicy._setup import Setup, Source, set_up
+
+
+@frozen
+class TraceEntry:
+    """What was decided for one stream at one evaluation."""
+
+    step: int
+    """Position in the run."""
+    stream: str
+    sigma: float | None
+    """Noise level, if known."""
+    decision: Decision
+    accumulated_ratio: float
+    """Product of the ratios since the last computed step, after this decision."""
+    accumulated_error: float
+    """Error the rule tested: what reusing the residual here is modelled to cost; 0 where the rule had no say."""
+    skips: int
+    """Consecutive skips, after this decision."""
+
+
+@frozen
+class _Pending:
+    streams: tuple[str, ...]
+    policies: tuple[Policy, ...]
+    proposed: tuple[Decision, ...]
+    decided: tuple[Decision, ...]
+    errors: tuple[float, ...]
+    step: int
+    sigma: float | None
+
+
+class Session:
+    """A run's policies, one per stream, made as the streams appear.
+
+    >>> import magpolicy
+    >>> with magpolicy.Session([1.0, 1.01, 1.0, 0.99], threshold=0.05, max_skips=2, retention=0.25) as session:
+    ...     for step in range(4):
+    ...         decision = session.decide("cond")
+    ...         # compute or reuse, then
+    ...         session.commit()
+    >>> print(magpolicy.Schedule.from_trace(session.trace))
+    4 steps █··█  2 computed  2.00x
+
+    A call that holds several streams (conditions batched together) takes one decision: ``session.decide(["cond", "uncond"])``
+    skips only if every stream's own test passes; each stream keeps its own accumulators. Arguments are those of
+    :func:`magpolicy.simulate`; ``source`` may also be a :class:`magpolicy.Schedule`, which is then followed.
+
+    Not for use from several threads at once: one session is one run.
+    """
+
+    def __init__(
+        self,
+        source: Source | Schedule,
+        *,
+        steps: int | None = None,
+        sigmas: Sequence[float] | None = None,
+        threshold: float | None = None,
+        max_skips: int | None = None,
+        retention: float | None = None,
+        start_step: int = 0,
+        end_step: int | None = None,
+        forced: Iterable[int] | None = None,
+        semantics: str | Semantics | None = None,
+        expert_step: int | None = None,
+    ) -> None:
+        setup = set_up(
+            source,
+            threshold=threshold,
+            max_skips=max_skips,
+            retention=retention,
+            start_step=start_step,
+            end_step=end_step,
+            forced=forced,
+            semantics=semantics,
+            expert_step=expert_step,
+        )
+        self._prepare(setup, steps, sigmas)
+
+    @classmethod
+    def from_setup(cls, setup: Setup, steps: int | None, sigmas: Sequence[float] | None) -> Session:
+        """A session of a setup that was checked before."""
+        session = cls.__new__(cls)
+        session._prepare(setup, steps, sigmas)
+        return session
+
+    def _prepare(self, setup: Setup, steps: int | None, sigmas: Sequence[float] | None) -> None:
+        self.steps, self.sigmas = setup.length(steps, sigmas)
+        self._make = setup.policies(self.steps, self.sigmas)
+        self._joint = setup.how.joint
+        self._policies: dict[str, Policy] = {}
+        self._pending: _Pending | None = None
+        self._trace: list[TraceEntry] = []
+        self._on_end: list[Callable[[], None]] = []
+        self._first = 0
+        self.active = False
+
+    def begin(self, step: int = 0) -> Session:
+        """Begin the run, at position ``step`` of it; streams and trace start empty.
+
+        Raises:
+            RunError: a run is under way already.
+            ArgumentError: ``step`` lies outside the run.
+        """
+        if self.active:
+            raise RunError("begin(): this session's run is under way; call end() first, or use another Session")
+        if _checks.whole("step", step, 0, example="0") >= self.steps:
+            raise ArgumentError(f"step={step} lies outside this run of {self.steps} steps; use 0 to {self.steps - 1}")
+        self._policies.clear()
+        self._trace.clear()
+        self._pending, self._first, self.active = None, step, True
+        self._observers = Observers()
+        self._observers.tell("on_run_start", session=self)
+        return self
+
+    def decide(
+        self, stream: Hashable | Sequence[Hashable] = SINGLE, *, step: int | None = None, sigma: float | None = None
+    ) -> Decision:
+        """Decide the next evaluation of one stream, or of several that are evaluated in one call.
+
+        Args:
+            stream: a stream's name (anything hashable; kept as text), or a list of names for one batched call.
+            step: position in the run, where streams may sit steps out; by default the stream's next one.
+            sigma: noise level for the trace; by default the one the session was given for that step.
+
+        Returns:
+            the call's decision. :meth:`commit` must follow before the next one.
+
+        Raises:
+            RunError: no run is under way, the last decision is not committed, or the stream's run is over.
+        """
+        if not self.active:
+            raise RunError("decide(): no run is under way; call begin(), or use the session in a with block")
+        if self._pending is not None:
+            raise RunError(f"decide(): step {self._pending.step} is not committed; call commit() after each decision")
+        names = tuple(map(str, stream)) if isinstance(stream, list | tuple) else (str(stream),)
+        if not names or len(set(names)) < len(names):
+            raise ArgumentError(f"stream={stream!r} must name at least one stream, each once")
+        policies = tuple(map(self._policy, names))
+        places = {policy.step for policy in policies}
+        if step is None:
+            step = max(places)
+        elif step < self._first:
+            raise RunError(f"step={step} lies before this run's first step {self._first}; begin another run")
+        proposed, decided, errors = decide_together(policies, self._joint, step)
+        if sigma is None and self.sigmas is not None:
+            sigma = self.sigmas[step]
+        self._pending = _Pending(names, policies, tuple(proposed), tuple(decided), tuple(errors), step, sigma)
+        return next((d for d in decided if not d.skip and d is not Decision.JOINT), decided[0])
+
+    def commit(self, revised: Decision | None = None) -> None:
+        """Make the decision final.
+
+        Args:
+            revised: the reason why a skip was computed after all, e.g. ``Decision.NO_RESIDUAL`` from an adapter that has
+                none of that shape. The accumulators then start afresh, as after any computed step.
+
+        Raises:
+            RunError: nothing was decided, or a computed evaluation is to be revised to a skip.
+        """
+        pending = self._pending
+        if pending is None:
+            raise RunError("commit(): nothing is decided; call decide() first")
+        if revised is not None and not revised.computes:
+            raise RunError(f"commit({revised}): a decision can only be revised to compute; pass a reason that computes")
+        decided = pending.decided
+        if revised is not None and decided[0].skip:
+            decided = (revised,) * len(decided)
+        settle_together(pending.policies, pending.proposed, decided)
+        self._pending = None
+        for name, policy, decision, error in zip(pending.streams, pending.policies, decided, pending.errors, strict=True):
+            ratio = float(policy.accumulated_ratio)
+            entry = TraceEntry(pending.step, name, pending.sigma, decision, ratio, error, policy.skips)
+            self._trace.append(entry)
+            self._observers.tell("on_decision", session=self, entry=entry)
+
+    def cancel(self) -> None:
+        """Forget a decision that was not carried out (the model raised); the step is decided again next time."""
+        if self._pending is not None:
+            for policy in self._pending.policies:
+                policy.forget()
+            self._pending = None
+
+    def end(self) -> None:
+        """End the run, early or not; calling it again does nothing. The trace stays."""
+        if not self.active:
+            return
+        self.active, self._pending = False, None
+        self._policies.clear()
+        callbacks, self._on_end = self._on_end, []
+        for callback in callbacks:
+            callback()
+        self._observers.tell("on_run_end", session=self)
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called once when the run ends, also by an exception: the place to free residuals."""
+        self._on_end.append(callback)
+
+    def step(self, stream: Hashable = SINGLE) -> int:
+        """Position of the stream's next evaluation."""
+        policy = self._policies.get(str(stream))
+        return self._first if policy is None else policy.step
+
+    def remaining(self, stream: Hashable = SINGLE) -> int:
+        """Evaluations the stream has left in this run."""
+        return self.steps - self.step(stream)
+
+    @property
+    def trace(self) -> tuple[TraceEntry, ...]:
+        """Every decision of the run so far, or of the last one."""
+        return tuple(self._trace)
+
+    def _policy(self, name: str) -> Policy:
+        if name not in self._policies:
+            policy = self._make(name)
+            policy.reset(self._first)
+            self._policies[name] = policy
+        return self._policies[name]
+
+    def __enter__(self) -> Session:
+        return self.begin()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def __repr__(self) -> str:
+        state = "under way" if self.active else "not under way"
+        return f"<Session of {self.steps} steps, {state}, {len(self._trace)} decisions>"
+

@@ -1,0 +1,160 @@
+"""What a run is made from: a source of ratios and settings, checked once, and the policies of each run made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve, field, frozen
+
+from magpolicy import _checks
+from magpolicy._curve import Curve
+from magpolicy._errors import ArgumentError
+from magpolicy._policy import MagPolicy, Policy, ScheduledPolicy, check_rule
+from magpolicy._presets import Preset, preset
+from magpolicy._schedule import Schedule
+from magpolicy._semantics import Semantics, semantics
+from magpolicy._track import Limits, Track, lay_out
+
+Source = Sequence[float] | Mapping[str, Sequence[float]] | Curve | Preset | str | Path
+
+
+@frozen(kw_only=True)
+class Setup:
+    """A checked source and settings; makes the policies of a run once its length is known."""
+
+    curve: Curve
+    rule: tuple[float, int]
+    limits: Limits
+    how: Semantics
+    preset: Preset | None = None
+    schedule: Schedule | None = None
+    _laid: dict[Any, Any] = field(factory=dict, eq=False, repr=False)
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Streams the source knows."""
+        return self.curve.streams if self.schedule is None else self.schedule.streams
+
+    def length(self, steps: int | None, sigmas: Sequence[float] | None) -> tuple[int, tuple[float, ...] | None]:
+        """Steps and noise levels of a run, checked against each other."""
+        if self.schedule is not None:
+            wanted = len(_checks.levels("sigmas", sigmas)) if sigmas is not None else steps
+            if wanted not in (None, self.schedule.steps):
+                raise ArgumentError(f"steps={wanted} contradicts the schedule's {self.schedule.steps}; make a schedule for it")
+        known = None if sigmas is None else _checks.levels("sigmas", sigmas)
+        if known is not None:
+            if steps is not None and steps not in (len(known), len(sigmas or ())):
+                raise ArgumentError(f"steps={steps} contradicts sigmas with {len(known)} levels; give one of them")
+            if self.how.interpolation == "noise_level" and self.schedule is None:
+                self.curve._check_reach(known)
+            return len(known), known
+        default = self.curve.steps if self.schedule is None else self.schedule.steps
+        return (default if steps is None else _checks.whole("steps", steps, 1, example=str(default))), None
+
+    def policies(self, steps: int, sigmas: tuple[float, ...] | None) -> Callable[[str], Policy]:
+        """How to make the policy of a stream, by name; unknown streams read the first one's ratios.
+
+        Raises:
+            ArgumentError: the settings do not fit a run of that length.
+        """
+        if self.schedule is not None:
+            schedule = self.schedule
+            return lambda s: ScheduledPolicy(schedule.masks[schedule.streams.index(s) if s in schedule.streams else 0])
+        tracks = self._tracks(steps, sigmas)
+        first = next(iter(tracks.values()))
+        return lambda s: MagPolicy._from_track(tracks.get(s, first), self.rule, self.how)
+
+    def _tracks(self, steps: int, sigmas: tuple[float, ...] | None) -> dict[str, Track]:
+        key = (steps, sigmas)
+        if key not in self._laid:
+            self._laid.clear()  # the next run is most often like the last; nothing else is worth keeping
+            limits = self.limits
+            if limits.expert_step is None and self.preset is not None and self.how.experts != "one":
+                limits = evolve(limits, expert_step=self._switch(steps, sigmas))
+            self._laid[key] = lay_out(self.curve, steps, sigmas, limits, self.how)
+        laid: dict[str, Track] = self._laid[key]
+        return laid
+
+    def _switch(self, steps: int, sigmas: tuple[float, ...] | None) -> int | None:
+        boundary = self.preset.expert_boundary if self.preset else None
+        if sigmas is not None and boundary and "boundary" in boundary:
+            return sum(s >= boundary["boundary"] for s in sigmas)
+        return self.preset.expert_step(steps) if self.preset else None
+
+
+def set_up(
+    source: Source | Schedule,
+    *,
+    threshold: float | None = None,
+    max_skips: int | None = None,
+    retention: float | None = None,
+    start_step: int = 0,
+    end_step: int | None = None,
+    forced: Iterable[int] | None = None,
+    semantics: str | Semantics | None = None,
+    expert_step: int | None = None,
+) -> Setup:
+    """Check a source and settings; what is not given comes from the preset.
+
+    Raises:
+        ArgumentError: something is missing, unknown or out of range.
+    """
+    if isinstance(source, Schedule):
+        return _of_schedule(source, threshold=threshold, max_skips=max_skips, retention=retention)
+    found = preset(source) if isinstance(source, str | Path) else source
+    known = found if isinstance(found, Preset) else None
+    if known is not None:
+        curve = known.curve
+    else:
+        curve = found if isinstance(found, Curve) else Curve(found)
+    how = _semantics(semantics, preset=known.name if known else None)
+    return Setup(
+        curve=curve,
+        rule=check_rule(
+            _setting("threshold", threshold, known, "0.06"), _setting("max_skips", max_skips, known, "3")
+        ),
+        limits=Limits(
+            retention=_checks.number("retention", _setting("retention", retention, known, "0.2"), 0, 1, example="0.2"),
+            start_step=_checks.whole("start_step", start_step, 0, example="0"),
+            end_step=end_step,
+            forced=None if forced is None else _listed(forced),
+            expert_step=expert_step,
+        ),
+        how=how,
+        preset=known,
+    )
+
+
+_semantics = semantics  # the argument of the same name hides it
+
+
+def _listed(forced: Iterable[int]) -> tuple[int, ...]:
+    try:
+        return tuple(forced)
+    except TypeError:
+        raise ArgumentError(f"forced={forced!r} must be a sequence of steps; try forced=[{forced!r}]") from None
+
+
+def _setting(name: str, value: Any, known: Preset | None, example: str) -> Any:
+    if value is not None:
+        return value
+    published = getattr(known, name, None)
+    if published is None:
+        whose = f"preset {known.name!r} has no published {name}" if known else "ratios alone carry no settings"
+        raise ArgumentError(f"{name}=None: {whose}; try {name}={example}")
+    return published
+
+
+def _of_schedule(schedule: Schedule, **settings: Any) -> Setup:
+    for name, value in settings.items():
+        if value is not None:
+            raise ArgumentError(f"{name}={value!r} contradicts schedule, which decides already; leave {name} out")
+    return Setup(curve=Curve([1.0]), rule=(0.0, 0), limits=Limits(retention=0.0), how=semantics(None), schedule=schedule)
+
+
+def always_compute() -> Setup:
+    """A setup that never skips, for calibration."""
+    return Setup(curve=Curve([1.0]), rule=(0.0, 0), limits=Limits(retention=1.0), how=semantics(None))
+

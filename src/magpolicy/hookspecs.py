@@ -1,0 +1,52 @@
+"""What a plugin can do. Register it under the entry-point group ``magpolicy``; implement what you need.
+
+>>> import magpolicy
+>>> class MyPlugin:
+...     @magpolicy.hookimpl
+...     def presets(self):
+...         return [magpolicy.Preset(name="my-model", curve=magpolicy.Curve([1.0, 1.02, 0.99]))]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from magpolicy._attach import AttachRequest
+    from magpolicy._presets import Preset
+    from magpolicy._session import Session, TraceEntry
+
+PROJECT = "magpolicy"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def presets() -> Iterable[Preset]:  # type: ignore[empty-body]
+    """Presets to offer beside the shipped ones. Asked once a process."""
+
+
+@hookspec(firstresult=True)
+def attach(target: Any, request: AttachRequest) -> Any:
+    """Attach the policy described by ``request`` to ``target`` and return a handle, or ``None`` if this is not yours.
+
+    The request is checked already. Raise before anything is patched if the object cannot be driven as asked.
+    """
+
+
+@hookspec
+def on_run_start(session: Session) -> None:
+    """A run begins."""
+
+
+@hookspec
+def on_decision(session: Session, entry: TraceEntry) -> None:
+    """One stream's decision is final."""
+
+
+@hookspec
+def on_run_end(session: Session) -> None:
+    """A run ended, by its last step, early, or by an exception."""
