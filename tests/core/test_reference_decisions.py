@@ -24,8 +24,8 @@ def simulated(case):
     return magpolicy.simulate(
         magpolicy.preset(case["table"]).curve,
         steps=case["steps"],
-        threshold=case["threshold"],
-        max_skips=case["max_skips"],
+        threshold=case.get("threshold", 0),
+        max_skips=case.get("max_skips", 0),
         retention=case.get("retention", 0),
         start_step=2 if name == "mlx-video" else start,
         end_step=case.get("end_step"),
