@@ -24,9 +24,9 @@ def simulated(case):
     return magpolicy.simulate(
         magpolicy.preset(case["table"]).curve,
         steps=case["steps"],
-        threshold=case.get("threshold", 0),
-        max_skips=case.get("max_skips", 0),
-        retention=case.get("retention", 0),
+        threshold=case["threshold"],
+        max_skips=case["max_skips"],
+        retention=case["retention"],
         start_step=2 if name == "mlx-video" else start,
         end_step=case.get("end_step"),
         expert_step=case.get("split_step"),
