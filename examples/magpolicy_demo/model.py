@@ -6,6 +6,7 @@ Images are 28x28 grey values in [-1, 1], cut into 4x4 patches: 49 tokens of 16 c
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,6 @@ def sigmas_for(steps: int, shift: float = 1.0) -> list[float]:
 def euler(denoise: Denoiser, noise: Tensor, sigmas: list[float], labels: Tensor) -> Tensor:
     """Integrate the flow from noise to image; ``denoise(tokens, sigma, labels)`` is called once a step."""
     tokens = noise
-    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, following in itertools.pairwise(sigmas):
         tokens = tokens + (following - sigma) * denoise(tokens, sigma, labels)
     return tokens

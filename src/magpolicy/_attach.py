@@ -98,12 +98,10 @@ def attach(
         ArgumentError: a setting is missing, unknown or out of range. Nothing was patched.
         AdapterError: no installed adapter can drive ``target``. Nothing was patched.
     """
-    sources = {"preset": preset, "ratios": ratios, "curve": curve, "schedule": schedule}
+    sources: dict[str, Any] = {"preset": preset, "ratios": ratios, "curve": curve, "schedule": schedule}
     given = {name: value for name, value in sources.items() if value is not None}
-    if calibrate:
-        given["calibrate"] = True
-    if len(given) != 1:
-        names = ", ".join(given) or "none"
+    if len(given) + calibrate != 1:
+        names = ", ".join([*given, *(["calibrate"] if calibrate else [])]) or "none"
         raise ArgumentError(f"{names} given: pass one of preset, ratios, curve, schedule or calibrate=True")
     _checks.one_of("scope", scope, SCOPES)
     _checks.one_of("offload", offload, (None, "cpu"))

@@ -26,6 +26,10 @@ def _as_streams(value: Any) -> dict[str, tuple[float, ...]]:
     return {SINGLE: _checks.ratios("ratios", value)}
 
 
+def _as_levels(value: Any) -> tuple[float, ...] | None:
+    return None if value is None else _checks.levels("sigmas", value)
+
+
 @frozen(eq=True, hash=False)
 class Curve:
     """Magnitude ratios of one model, per stream, and the noise levels they were measured at.
@@ -44,9 +48,7 @@ class Curve:
     """
 
     ratios: Mapping[str, tuple[float, ...]] = field(converter=_as_streams)
-    sigmas: tuple[float, ...] | None = field(
-        default=None, converter=lambda v: None if v is None else _checks.levels("sigmas", v), kw_only=True
-    )
+    sigmas: tuple[float, ...] | None = field(default=None, converter=_as_levels, kw_only=True)
     first_step: int = field(default=0, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
@@ -82,12 +84,13 @@ class Curve:
         """Whether the noise levels are assumed rather than measured."""
         return self.sigmas is None
 
-    @property
+    @functools.cached_property
     def levels(self) -> tuple[float, ...]:
         """The noise level of each ratio: ``sigmas``, or the assumed flow schedule."""
         if self.sigmas is not None:
             return self.sigmas
-        return tuple(1 - i / self.steps for i in range(self.first_step, self.steps))
+        steps = self.steps
+        return tuple([1 - i / steps for i in range(self.first_step, steps)])
 
     def of(self, stream: str) -> tuple[float, ...]:
         """Ratios of ``stream``; a stream that was not calibrated reads the first one's."""

@@ -8,8 +8,8 @@ import enum
 class Decision(enum.Enum):
     """One decision. ``.skip`` says whether the blocks are skipped, ``.reason`` why, as a lower-case word.
 
-    All members but ``REUSED`` (and ``ABSENT``, of a stream not called) compute. The rule gives the first group, a run's plan or streams the second,
-    an adapter that cannot serve a skip the third (see :meth:`magpolicy.Session.commit`).
+    All members but ``REUSED`` (and ``ABSENT``, of a stream that was not called) compute. The rule gives the first group, a
+    run's plan or streams the second, an adapter that cannot serve a skip the third (see :meth:`magpolicy.Session.commit`).
     """
 
     REUSED = "reused"

@@ -207,8 +207,8 @@ class MagPolicy:
             raise ArgumentError(f"state has keys {sorted(state)}, expected {sorted(expected)}; pass a state_dict() unchanged")
         if state["version"] != STATE_VERSION or state["steps"] != self._steps:
             raise ArgumentError(
-                f"state is of version {state['version']} and {state['steps']} steps, this policy of version {STATE_VERSION} and "
-                f"{self._steps} steps; make the policy with the arguments it was saved with"
+                f"state is of version {state['version']} and {state['steps']} steps, this policy of version {STATE_VERSION} "
+                f"and {self._steps} steps; make the policy with the arguments it was saved with"
             )
         step = _checks.whole("state['step']", state["step"], 0, example="0")
         skips = _checks.whole("state['skips']", state["skips"], 0, example="0")
@@ -222,7 +222,7 @@ class MagPolicy:
     def __repr__(self) -> str:
         return (
             f"<MagPolicy step {self.step} of {self._steps}: ratio {float(self.accumulated_ratio):.4g}, "
-            f"error {float(self.accumulated_error):.4g} of {float(self._threshold):.4g}, skips {self.skips} of {self._max_skips}>"
+            f"error {float(self.accumulated_error):.4g} of {float(self._threshold):.4g}, skips {self.skips}/{self._max_skips}>"
         )
 
 
@@ -289,10 +289,8 @@ def decide_together(
     errors = [policy.tested_error for policy in policies]
     if len(proposed) == 1:
         return proposed, proposed, errors
-    if joint == "first":
-        skip = proposed[0].skip
-    else:
-        skip = (any if joint == "any" else all)(d.skip for d in proposed)
+    passing = {"all": all, "any": any, "first": next}[joint]
+    skip = passing(decision.skip for decision in proposed)
     if skip and Decision.NO_RESIDUAL not in proposed:
         return proposed, [Decision.REUSED] * len(proposed), errors
     return proposed, [Decision.JOINT if d.skip else d for d in proposed], errors

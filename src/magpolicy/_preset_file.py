@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from magpolicy._curve import Curve
 from magpolicy._errors import ArgumentError, PresetError, require
@@ -30,8 +30,8 @@ class _File:
     max_skips: int | None = None
     retention: float | None = None
     semantics: str | None = None
-    aliases: list[str] = []  # noqa: RUF012  (attrs copies nothing, and nothing writes to it)
-    notes: list[str] = []  # noqa: RUF012
+    aliases: list[str] = field(factory=list)
+    notes: list[str] = field(factory=list)
 
 
 def load_preset(path: str | os.PathLike[str]) -> Preset:

@@ -70,7 +70,7 @@ class Preset:
         if self.expert_boundary is None:
             return None
         if "shift" not in self.expert_boundary:
-            return round(self.expert_boundary["observed_dip_step"] * steps / self.steps)
+            return round(int(self.expert_boundary["observed_dip_step"]) * steps / self.steps)
         shift, boundary = self.expert_boundary["shift"], self.expert_boundary["boundary"]
         sigmas = np.linspace(1.0, 0.01, steps + 1)[:-1]
         times = (np.float32(1000) * (shift * sigmas / (1 + (shift - 1) * sigmas)).astype(np.float32)).astype(np.int64)

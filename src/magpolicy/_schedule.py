@@ -119,9 +119,7 @@ class Schedule:
                     "errors": list(errors),
                     "reasons": [d.reason for d in decisions],
                 }
-                for name, mask, errors, decisions in zip(
-                    self.streams, self.masks, self.modelled, self.decisions, strict=True
-                )
+                for name, mask, errors, decisions in zip(self.streams, self.masks, self.modelled, self.decisions, strict=True)
             },
         }
 

@@ -237,12 +237,9 @@ class Session:
     def __enter__(self) -> Session:
         return self.begin()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.end()
 
     def __repr__(self) -> str:
         state = "under way" if self.active else "not under way"
         return f"<Session of {self.steps} steps, {state}, {len(self._trace)} decisions>"
-

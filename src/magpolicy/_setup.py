@@ -80,7 +80,8 @@ class Setup:
     def _switch(self, steps: int, sigmas: tuple[float, ...] | None) -> int | None:
         boundary = self.preset.expert_boundary if self.preset else None
         if sigmas is not None and boundary and "boundary" in boundary:
-            return sum(s >= boundary["boundary"] for s in sigmas)
+            limit = float(boundary["boundary"])
+            return sum(s >= limit for s in sigmas)
         return self.preset.expert_step(steps) if self.preset else None
 
 
@@ -105,16 +106,12 @@ def set_up(
         return _of_schedule(source, threshold=threshold, max_skips=max_skips, retention=retention)
     found = preset(source) if isinstance(source, str | Path) else source
     known = found if isinstance(found, Preset) else None
-    if known is not None:
-        curve = known.curve
-    else:
-        curve = found if isinstance(found, Curve) else Curve(found)
+    ratios = found.curve if isinstance(found, Preset) else found
+    curve = ratios if isinstance(ratios, Curve) else Curve(ratios)
     how = _semantics(semantics, preset=known.name if known else None)
     return Setup(
         curve=curve,
-        rule=check_rule(
-            _setting("threshold", threshold, known, "0.06"), _setting("max_skips", max_skips, known, "3")
-        ),
+        rule=check_rule(_setting("threshold", threshold, known, "0.06"), _setting("max_skips", max_skips, known, "3")),
         limits=Limits(
             retention=_checks.number("retention", _setting("retention", retention, known, "0.2"), 0, 1, example="0.2"),
             start_step=_checks.whole("start_step", start_step, 0, example="0"),
@@ -157,4 +154,3 @@ def _of_schedule(schedule: Schedule, **settings: Any) -> Setup:
 def always_compute() -> Setup:
     """A setup that never skips, for calibration."""
     return Setup(curve=Curve([1.0]), rule=(0.0, 0), limits=Limits(retention=1.0), how=semantics(None))
-

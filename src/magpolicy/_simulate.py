@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from attrs import evolve, frozen
 
 from magpolicy import _checks
+from magpolicy._decision import Decision
 from magpolicy._errors import ArgumentError
-from magpolicy._policy import decide_together, settle_together
+from magpolicy._policy import Policy, check_rule, decide_together, settle_together
 from magpolicy._schedule import Schedule
 from magpolicy._semantics import Semantics
 from magpolicy._setup import Setup, Source, set_up
@@ -35,7 +36,7 @@ def simulate(
 
     >>> import magpolicy
     >>> print(magpolicy.simulate("flux.1-dev", steps=20))
-    20 steps ███·█··█····█····███  11 computed  1.82x
+    20 steps ██·█··█·····█·····█·  6 computed  3.33x
 
     Args:
         source: a sequence of ratios, a mapping from stream to one, a :class:`magpolicy.Curve`, a
@@ -86,14 +87,24 @@ def _run(
     return Schedule.from_decisions(dict(zip(setup.streams, rows, strict=True)), first_step=first)
 
 
-def _decisions(policies: list, joint: str, count: int) -> Iterator[list]:  # type: ignore[type-arg]
-    rows: list[list] = [[] for _ in policies]  # type: ignore[type-arg]
+_Row = list[tuple[Decision, float]]
+
+
+def _decisions(policies: list[Policy], joint: str, count: int) -> list[_Row]:
+    rows: list[_Row] = [[] for _ in policies]
+    if len(policies) == 1:  # the common case, and the one a sweep repeats
+        policy, row = policies[0], rows[0]
+        for _ in range(count):
+            decision = policy.propose()
+            row.append((decision, policy.tested_error))
+            policy.settle(decision)
+        return rows
     for _ in range(count):
         proposed, decided, errors = decide_together(policies, joint)
         settle_together(policies, proposed, decided)
         for row, decision, error in zip(rows, decided, errors, strict=True):
             row.append((decision, error))
-    yield from rows
+    return rows
 
 
 def _part(part: tuple[int, int] | None, length: int) -> tuple[int, int]:
@@ -149,10 +160,9 @@ class Sweep:
     def front(self) -> tuple[SweepRow, ...]:
         """The Pareto front: rows that no other beats in both computed steps and modelled error, fewest steps first."""
         best: list[SweepRow] = []
-        for row, computed, error in sorted(((r, r.computed, r.error) for r in self.rows), key=lambda item: item[1:]):
-            if not best or error < best[-1].error:
+        for row in sorted(self.rows, key=lambda row: (row.computed, row.error)):
+            if not best or row.error < best[-1].error:
                 best.append(row)
-            del computed
         return tuple(best)
 
 
@@ -196,6 +206,6 @@ def sweep(
             expert_step=expert_step,
         )
         for threshold, skips in itertools.product(thresholds, all_skips):
-            rule = (_checks.number("threshold", threshold, 0, example="0.06"), _checks.whole("max_skips", skips, 0, example="3"))
+            rule = check_rule(threshold, skips)
             rows.append(SweepRow(*rule, retention, _run(evolve(base, rule=rule), steps, sigmas, batched, None)))
     return Sweep(tuple(rows))

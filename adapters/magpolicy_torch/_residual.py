@@ -1,0 +1,42 @@
+"""The residual arithmetic, the one place where it is written.
+
+A residual is a block stack's output minus its input, at the image (or video) tokens: shape ``(batch, tokens, channels)``
+for transformers, ``(batch, channels, height, width)`` for whole image models. Nothing here keeps an autograd graph.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def difference(after: Tensor, before: Tensor) -> Tensor:
+    """``after - before``, both of one shape: a fresh tensor of that shape without autograd history.
+
+    Raises:
+        RuntimeError: torch's own, if the shapes do not fit.
+    """
+    # inference_mode(False): a residual made under inference_mode must still be usable in a later step with gradients.
+    with torch.inference_mode(False), torch.no_grad():
+        return torch.sub(after.detach(), before.detach())
+
+
+def apply(before: Tensor, residual: Tensor) -> Tensor:
+    """``before + residual`` as a new tensor of ``before``'s dtype. Gradients flow through ``before``."""
+    return (before + residual).to(before.dtype)
+
+
+def token_norms(residual: Tensor, *, channel_dim: int = -1) -> NDArray[np.float32]:
+    """L2 norm over channels of each token: float32 of shape ``(tokens,)``, all samples of the batch after one another.
+
+    For calibration: ``magpolicy.Curve.from_norms`` makes ratios of these. Waits for the device.
+    """
+    norms = torch.linalg.vector_norm(residual.detach(), dim=channel_dim, dtype=torch.float32)
+    result: NDArray[np.float32] = norms.flatten().cpu().numpy()
+    return result
