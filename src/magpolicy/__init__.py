@@ -6,7 +6,8 @@ The core needs numpy, attrs and pluggy; adapters bring the decision into PyTorch
 
 from __future__ import annotations
 
-from magpolicy._attach import AttachRequest, attach
+from typing import TYPE_CHECKING, Any
+
 from magpolicy._curve import Curve
 from magpolicy._decision import Decision
 from magpolicy._errors import (
@@ -18,17 +19,45 @@ from magpolicy._errors import (
     PresetError,
     RunError,
 )
-from magpolicy._plugins import PluginInfo, manager, plugins
 from magpolicy._policy import MagPolicy
-from magpolicy._preset_file import load_preset, save_preset
 from magpolicy._presets import Preset, Setting, preset, presets
 from magpolicy._schedule import Schedule
 from magpolicy._semantics import Semantics, semantics, semantics_names
 from magpolicy._session import Session, TraceEntry
 from magpolicy._simulate import Sweep, SweepRow, simulate, sweep
-from magpolicy.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from magpolicy._attach import AttachRequest, attach
+    from magpolicy._plugins import PluginInfo, manager, plugins
+    from magpolicy._preset_file import load_preset, save_preset
+    from magpolicy.hookspecs import hookimpl
 
 __version__ = "0.1.0"
+
+# Imported when first used: pluggy's search for plugins would double what the import costs beyond numpy.
+_LATE = {
+    "AttachRequest": "_attach",
+    "PluginInfo": "_plugins",
+    "attach": "_attach",
+    "hookimpl": "hookspecs",
+    "load_preset": "_preset_file",
+    "manager": "_plugins",
+    "plugins": "_plugins",
+    "save_preset": "_preset_file",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = globals()[name] = getattr(importlib.import_module(f"magpolicy.{_LATE[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 __all__ = [
     "AdapterError",

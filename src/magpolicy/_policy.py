@@ -289,8 +289,8 @@ def decide_together(
     errors = [policy.tested_error for policy in policies]
     if len(proposed) == 1:
         return proposed, proposed, errors
-    passing = {"all": all, "any": any, "first": next}[joint]
-    skip = passing(decision.skip for decision in proposed)
+    skips = [decision.skip for decision in proposed]
+    skip = all(skips) if joint == "all" else any(skips) if joint == "any" else skips[0]
     if skip and Decision.NO_RESIDUAL not in proposed:
         return proposed, [Decision.REUSED] * len(proposed), errors
     return proposed, [Decision.JOINT if d.skip else d for d in proposed], errors

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.resources
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from attrs import field, frozen
 
-from magpolicy import _checks, _plugins
+from magpolicy import _checks
 from magpolicy._curve import Curve
 from magpolicy._errors import PresetError
 from magpolicy._semantics import semantics as _semantics
@@ -113,11 +112,11 @@ class _Presets(Mapping[str, Preset]):
     def __getitem__(self, name: str) -> Preset:
         if name in _rows():
             return _shipped(name)
-        return _plugins.presets()[name]
+        return _of_plugins()[name]
 
     def __iter__(self) -> Iterator[str]:
         yield from _rows()
-        yield from (name for name in _plugins.presets() if name not in _rows())
+        yield from (name for name in _of_plugins() if name not in _rows())
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -126,15 +125,21 @@ class _Presets(Mapping[str, Preset]):
         wanted = name.lower()
         if wanted in _aliases():
             return _shipped(_aliases()[wanted])
-        for own in _plugins.presets().values():
+        for own in _of_plugins().values():
             if wanted in (own.name.lower(), *(alias.lower() for alias in own.aliases)):
                 return own
         return None
 
 
+def _of_plugins() -> dict[str, Preset]:
+    from magpolicy import _plugins  # late: looking for plugins costs more than all the rest of the import
+
+    return _plugins.presets()
+
+
 @functools.cache
 def _data() -> dict[str, Any]:
-    text = importlib.resources.files("magpolicy").joinpath("data/presets.json").read_text(encoding="utf-8")
+    text = (Path(__file__).parent / "data" / "presets.json").read_text(encoding="utf-8")
     data: dict[str, Any] = json.loads(text)
     return data
 
@@ -151,7 +156,7 @@ def _aliases() -> dict[str, str]:
 
 
 def _names() -> list[str]:
-    return [*_rows(), *(alias for row in _rows().values() for alias in row["aliases"]), *_plugins.presets()]
+    return [*_rows(), *(alias for row in _rows().values() for alias in row["aliases"]), *_of_plugins()]
 
 
 @functools.cache

@@ -8,8 +8,8 @@ Rows live in ``data/semantics.json``; a new implementation is a new row, not cod
 from __future__ import annotations
 
 import functools
-import importlib.resources
 import json
+from pathlib import Path
 from typing import Any, Literal
 
 import attrs
@@ -91,7 +91,7 @@ class Semantics:
 
 @functools.cache
 def _rows() -> dict[str, dict[str, Any]]:
-    text = importlib.resources.files("magpolicy").joinpath("data/semantics.json").read_text(encoding="utf-8")
+    text = (Path(__file__).parent / "data" / "semantics.json").read_text(encoding="utf-8")
     rows: dict[str, dict[str, Any]] = json.loads(text)["semantics"]
     return rows
 

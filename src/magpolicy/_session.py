@@ -11,7 +11,6 @@ from magpolicy import _checks
 from magpolicy._curve import SINGLE
 from magpolicy._decision import Decision
 from magpolicy._errors import ArgumentError, RunError
-from magpolicy._plugins import Observers
 from magpolicy._policy import Policy, decide_together, settle_together
 from magpolicy._schedule import Schedule
 from magpolicy._semantics import Semantics
@@ -126,6 +125,8 @@ class Session:
         self._policies.clear()
         self._trace.clear()
         self._pending, self._first, self.active = None, step, True
+        from magpolicy._plugins import Observers  # late: looking for plugins costs more than the rest of the import
+
         self._observers = Observers()
         self._observers.tell("on_run_start", session=self)
         return self

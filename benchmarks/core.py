@@ -1,0 +1,103 @@
+"""Speed of the core, as ratios measured in one run: ``python benchmarks/core.py`` (needs the ``demo`` extra).
+
+Compared: a decision against the arithmetic the reference implementations do per step (a numpy 0-d array as in the official
+scripts, a torch 0-d tensor as in diffusers), and against one evaluation of the demo model; ``import magpolicy`` against ``import
+numpy`` in fresh processes; ``simulate`` and ``sweep`` in absolute time, for which there is no peer.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import magpolicy
+import numpy as np
+import torch
+from magpolicy_demo import demo, model
+
+RATIOS = magpolicy.preset("wan2.1-t2v-1.3b").curve.ratios["cond"]
+SETTINGS = {"threshold": 0.12, "max_skips": 4, "retention": 0.2}
+
+
+def per_call(function: Callable[[], object], calls: int, repeats: int = 9) -> float:
+    """Median seconds of one of ``calls`` calls."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        for _ in range(calls):
+            function()
+        times.append((time.perf_counter() - started) / calls)
+    return statistics.median(times)
+
+
+def decisions() -> None:
+    policy = magpolicy.MagPolicy(RATIOS, **SETTINGS)
+    policy.reset()
+    for _ in RATIOS:
+        policy.decide()
+
+
+def reference(ratios: object) -> None:
+    """The per-step arithmetic of the published loops: accumulate, count, compare, reset."""
+    product, error, count = 1.0, 0.0, 0
+    for step in range(len(RATIOS)):
+        if step >= 10:
+            product = product * ratios[step]  # type: ignore[index]
+            count += 1
+            error = error + abs(1.0 - product)
+            if not (error < 0.12 and count <= 4):
+                product, error, count = 1.0, 0.0, 0
+
+
+def import_time(statement: str, repeats: int = 11) -> float:
+    times = []
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    subprocess.run([sys.executable, "-c", statement], check=True, env=environment)  # compiled files are written once
+    for _ in range(repeats):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", statement], check=True, env=environment)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def main() -> None:
+    steps = len(RATIOS)
+    policy = magpolicy.MagPolicy(RATIOS, **SETTINGS)
+
+    def decide_all() -> None:
+        policy.reset()
+        for _ in range(steps):
+            policy.decide()
+
+    ours = per_call(decide_all, 200) / steps
+    by_numpy = per_call(lambda: reference(np.array(RATIOS)), 50) / steps
+    by_torch = per_call(lambda: reference(torch.tensor(RATIOS)), 20) / steps
+    print(f"decide(): {ours * 1e6:.2f} us a step; numpy 0-d arithmetic takes {by_numpy / ours:.1f} times that, torch {by_torch / ours:.1f}")
+
+    network = model.load()
+    with torch.inference_mode():
+        tokens, labels = demo.noise_for(0, 10), torch.arange(10)
+        step = per_call(lambda: model.velocity(network, tokens, torch.full((10,), 0.5), labels), 3)
+    print(f"decide() is {100 * ours / step:.4f}% of one evaluation of the demo model ({step * 1e3:.1f} ms)")
+
+    empty = import_time("pass")
+    numpy_alone, all_of_it = import_time("import numpy") - empty, import_time("import magpolicy") - empty
+    print(f"import magpolicy takes {all_of_it / numpy_alone:.2f} times import numpy ({1e3 * all_of_it:.0f} ms, {1e3 * numpy_alone:.0f} ms)")
+
+    print(f"simulate, {steps} steps: {1e6 * per_call(lambda: magpolicy.simulate(RATIOS, **SETTINGS), 100):.0f} us")
+    started = time.perf_counter()
+    table = magpolicy.sweep(
+        RATIOS,
+        thresholds=[i / 250 for i in range(1, 101)],
+        max_skips=range(1, 11),
+        retentions=[i / 25 for i in range(10)],
+    )
+    print(f"sweep of {len(table):,} settings: {time.perf_counter() - started:.2f} s")
+
+
+if __name__ == "__main__":
+    main()
