@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from magpolicy._decision import Decision
 from magpolicy.testing import strategies
@@ -29,14 +28,15 @@ def check_policy(make: Callable[..., _Policy], *, examples: int = 100) -> None:
     """
 
     @settings(max_examples=examples, deadline=None)
-    @given(strategies.ratios(), strategies.settings(), st.data())
-    def laws(ratios: list[float], chosen: dict[str, Any], data: st.DataObject) -> None:
+    @given(strategies.ratios(), strategies.settings())
+    def laws(ratios: list[float], chosen: dict[str, Any]) -> None:
         policy = make(ratios, **chosen)
         first = [policy.decide() for _ in ratios]
         _check_decisions(first, chosen)
         policy.reset()
         assert [policy.decide() for _ in ratios] == first, "a reset policy decides as a fresh one"
-        _check_restore(make, ratios, chosen, first, data.draw(st.integers(0, len(ratios))))
+        for at in range(len(ratios) + 1):
+            _check_restore(make, ratios, chosen, first, at)
 
     laws()
 
