@@ -10,11 +10,11 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from attrs import Factory, define, evolve, frozen
-from torch import Tensor
 
+import torch
 from magpolicy import AdapterError
+from torch import Tensor
 
 HIDDEN_NAMES = (
     "hidden_states", "x", "img", "image", "latent", "latents", "sample", "hidden", "visual_embed", "vis", "h",
@@ -65,6 +65,11 @@ class Layout:
                 "states; try blocks=BlockStack([...], layout=Layout(hidden=0))"
             )
         return cls(hidden, next((p for p in TEXT_NAMES if p in parameters), None))
+
+    @property
+    def open(self) -> bool:
+        """Nothing is said about concatenated text."""
+        return self.prefix == "auto" and self.suffix == "auto"
 
     def front_back(self, extra: int, side: str | None) -> tuple[int, int] | None:
         """Text tokens in front and behind, of ``extra`` in all; ``side`` says where undescribed ones are.
@@ -161,6 +166,13 @@ class Form:
         """A tensor by itself."""
         return issubclass(self.kind, Tensor)
 
+    def passes(self, at: Place) -> bool:
+        """Whether the block returned its hidden states (and text) in the shapes it was given, and nothing else."""
+        if self.bare:
+            return self.shapes[0] == self.hidden_shape
+        wanted = {at.hidden: self.hidden_shape, at.text: self.text_shape}
+        return all(shape is None or wanted.get(k) == shape for k, shape in enumerate(self.shapes))
+
     def build(self, at: Place, hidden: Tensor, text: Tensor | None) -> Any:
         """A result of this form; ``None`` if it has a place that neither ``hidden`` nor ``text`` fills."""
         if self.bare:
@@ -220,6 +232,24 @@ class Learned:
     seen: dict[str, tuple[int, ...]] = Factory(dict)
     """Per stream, the blocks that ran in the call whose residual is stored."""
 
+    settled: dict[int, Place] = Factory(dict)
+    """Per block, where things are in its result, once a computed call has been understood."""
+
+    @classmethod
+    def of(cls, kinds: Sequence[type], layouts: Sequence[Layout]) -> Learned:
+        """What the layouts tell before any call."""
+        places = {kind: Place(lay.result, lay.text_result) for kind, lay in zip(kinds, layouts, strict=True)}
+        return cls(places, kinds=dict(enumerate(kinds)))
+
+    def settle(self, order: Sequence[int]) -> bool:
+        """Fix the places of the blocks called, in ``order``; False if one of them returned what a skip cannot build."""
+        for index in order:
+            place, form = self.place(index), self.forms[index]
+            if place is None or not form.passes(place):
+                return False
+            self.settled[index] = place
+        return True
+
     def link(self, index: int, result: Any, hidden: Tensor, text: Tensor | None) -> None:
         """Block ``index`` returned ``result``, the next block was given ``hidden`` and ``text``: which is which?"""
         places = places_of(result) or ()
@@ -252,8 +282,8 @@ class Learned:
             return None
         return Place(hidden, text)
 
-    def locate_text(self, hidden: Tensor, tokens: int, index: int, result: Any) -> None:
-        """Find the side of the text in ``hidden`` (batch, more than ``tokens``, channels), the next block's argument.
+    def locate_text(self, index: int, result: Any, hidden: Tensor) -> None:
+        """Block ``index`` returned ``result``, and the next block got ``hidden`` with text concatenated: on which side?
 
         Compares contents (and so waits for the device, once a run): the image tokens are those of the result before,
         or, where the host added something to them in between, the text is that result's text.

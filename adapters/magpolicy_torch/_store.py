@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from attrs import frozen
-from torch import Tensor
 
+import torch
 from magpolicy import ArgumentError, Decision
+from torch import Tensor
 
 
 @frozen(eq=False)
@@ -35,9 +35,7 @@ class ResidualStore:
     def __init__(self, offload: str | None = None, storage_dtype: torch.dtype | None = None) -> None:
         if offload not in (None, "cpu"):
             raise ArgumentError(f"offload={offload!r} is not known; use None or 'cpu'")
-        if storage_dtype is not None and not (
-            isinstance(storage_dtype, torch.dtype) and storage_dtype.is_floating_point
-        ):
+        if not getattr(storage_dtype, "is_floating_point", storage_dtype is None):
             raise ArgumentError(f"storage_dtype={storage_dtype!r} must be a floating torch dtype; try torch.bfloat16")
         self.offload = offload
         self.storage_dtype = storage_dtype
@@ -59,7 +57,7 @@ class ResidualStore:
         if self.offload == "cpu" and data.device.type == "cuda":
             pinned = torch.empty(data.shape, dtype=data.dtype, pin_memory=True)
             data = pinned.copy_(data, non_blocking=True)
-            ready = torch.cuda.Event()
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record(torch.cuda.current_stream(residual.device))
         elif self.offload == "cpu":
             data = data.cpu()

@@ -46,7 +46,7 @@ class MagPolicy:
     """
 
     __slots__ = (
-        "_computed", "_gates", "_how", "_ineligible", "_max_skips", "_one", "_pending", "_ratios", "_steps", "_strict",
+        "_before", "_computed", "_gates", "_how", "_ineligible", "_max_skips", "_one", "_pending", "_ratios", "_steps", "_strict",
         "_threshold", "_zero", "accumulated_error", "accumulated_ratio", "skips", "step",
     )  # fmt: skip
 
@@ -101,6 +101,7 @@ class MagPolicy:
         self.skips = self._how.initial_skips
         self._computed = False
         self._pending: tuple[Any, Any, int] | None = None
+        self._before: tuple[int, Any] | None = None
 
     @property
     def steps(self) -> int:
@@ -151,7 +152,7 @@ class MagPolicy:
             self.accumulated_ratio, self.accumulated_error, self.skips = self._one, self._zero, 0
         if not decision.skip:
             self._computed = True
-        self._pending = None
+        self._pending = self._before = None
         self.step += 1
         return decision
 
@@ -161,8 +162,10 @@ class MagPolicy:
         return self.settle(decision)
 
     def forget(self) -> None:
-        """Drop a proposal that was not carried out; the same step is proposed again next."""
-        self._pending = None
+        """Drop a proposal that was not carried out: the policy stands where it stood before."""
+        if self._before is not None:
+            self.step, self.accumulated_ratio = self._before
+        self._pending = self._before = None
 
     @property
     def tested_error(self) -> float:
@@ -179,6 +182,8 @@ class MagPolicy:
             raise RunError(
                 f"step={step} cannot follow: the next step is {self.step} of {self._steps}; call reset() to begin another run"
             )
+        if self._before is None:
+            self._before = self.step, self.accumulated_ratio
         # Steps this stream sat out: the residual is older by them.
         for ratio in self._ratios[self.step : step]:
             self.accumulated_ratio *= ratio
@@ -243,11 +248,15 @@ class ScheduledPolicy:
 
     def reset(self, step: int = 0) -> None:
         self.step, self.skips, self.accumulated_error, self._computed = step, 0, 0.0, False
+        self._before: int | None = None
 
     def propose(self, step: int | None = None) -> Decision:
         if step is not None and step != self.step:
-            if step < self.step:
-                raise RunError(f"step={step} cannot follow: the next step is {self.step}; begin another run")
+            if not self.step < step < self.steps:
+                raise RunError(
+                    f"step={step} cannot follow: the next step is {self.step} of {self.steps}; begin another run"
+                )
+            self._before = self.step if self._before is None else self._before
             self.step = step
         if self.step >= self.steps:
             raise RunError(f"the schedule's {self.steps} steps are all decided; begin another run")
@@ -258,13 +267,16 @@ class ScheduledPolicy:
     def settle(self, decision: Decision) -> Decision:
         self.skips = self.skips + 1 if decision.skip else 0
         self._computed |= not decision.skip
+        self._before = None
         self.step += 1
         return decision
 
     settle_rejected = settle
 
     def forget(self) -> None:
-        """Nothing is kept between proposing and settling."""
+        """As :meth:`MagPolicy.forget`."""
+        if self._before is not None:
+            self.step, self._before = self._before, None
 
 
 def check_rule(threshold: Any, max_skips: Any) -> tuple[float, int]:
@@ -285,7 +297,12 @@ def decide_together(
 
     Returns what each policy proposed, the decision each is to be settled with, and the error each was tested with.
     """
-    proposed = [policy.propose(step) for policy in policies]
+    try:
+        proposed = [policy.propose(step) for policy in policies]
+    except RunError:
+        for policy in policies:
+            policy.forget()
+        raise
     errors = [policy.tested_error for policy in policies]
     if len(proposed) == 1:
         return proposed, proposed, errors

@@ -77,7 +77,7 @@ class Rig:
             for step in range(steps):
                 if size_from is not None and step >= size_from[0]:
                     size = size_from[1]
-                inputs = [self.inputs(seed, 0 if same_input else step, place, size) for place in range(len(streams))]
+                inputs = [self.inputs(seed, 0 if same_input else step, place, size) for place in map(("cond", "uncond").index, streams)]
                 if step == stop_at:
                     hook = self.blocks[-1].register_forward_pre_hook(self._stop)
                     try:

@@ -1,0 +1,22 @@
+"""The entry point: what magpolicy's plugin manager loads."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import magpolicy
+
+if TYPE_CHECKING:
+    from magpolicy_torch._handle import Handle
+
+
+@magpolicy.hookimpl
+def attach(target: Any, request: magpolicy.AttachRequest) -> Handle | None:
+    """Attach to a ``torch.nn.Module``; anything else is somebody else's."""
+    torch = sys.modules.get("torch")  # whoever made a module has imported it
+    if torch is None or not isinstance(target, torch.nn.Module):
+        return None
+    from magpolicy_torch._handle import Handle
+
+    return Handle.attach(target, request)

@@ -1,0 +1,152 @@
+"""How arguments are read: sources, lists, ranges; and what becomes of an error in them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from decimal import Decimal, InvalidOperation
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from magpolicy import presets, semantics_names
+from magpolicy._errors import ArgumentError, MagPolicyError
+
+MAX_SETTINGS = 100_000  # ten times what a sweep does in about a second
+MAX_INPUT = 4_000_000  # characters; as much as a preset file may have
+
+Number = TypeVar("Number", int, float)
+
+
+class Command(click.Command):
+    """A command in which magpolicy's errors become one line on stderr and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MagPolicyError as error:
+            raise _failure(ctx, error) from error
+
+
+def _failure(ctx: click.Context, error: MagPolicyError) -> click.ClickException:
+    text = " ".join(str(error).split())
+    cause = error.__cause__
+    failure = click.ClickException(_as_options(ctx, text))
+    if isinstance(error, ArgumentError):
+        failure.exit_code = 2
+    elif isinstance(cause, ImportError):
+        failure.message += f" ({cause})"
+    return failure
+
+
+def _as_options(ctx: click.Context, text: str) -> str:
+    """A message about the argument ``max_skips=-1`` as one about the option ``--max-skips=-1``."""
+    known = {p.name: p.opts[0] for p in ctx.command.params if p.name and p.opts[0].startswith("--")}
+    options = {name.removesuffix("s") if name.endswith(("olds", "ions")) else name: option for name, option in known.items()}
+    if re.split(r"\W", text, maxsplit=1)[0] not in options:
+        return text
+    names = "|".join(map(re.escape, options))
+    return re.sub(rf"\b({names})\b(?==)", lambda match: options[match[1]], text)
+
+
+def examples(*lines: str) -> str:
+    """An epilog with examples, one a line."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+class Source(click.ParamType):
+    """A preset's name, alias or file; ratios written out; or ``-`` for ratios on standard input."""
+
+    name = "source"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "-":
+            return _read_ratios()
+        return _ratios(value) if _looks_like_ratios(value) else value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in presets() if name.startswith(incomplete)]
+
+
+class Semantics(click.ParamType):
+    """The name of semantics; checked where it is used."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in semantics_names() if name.startswith(incomplete)]
+
+
+def _looks_like_ratios(text: str) -> bool:
+    return re.fullmatch(r"[-+\d.eE,\s]*\d[-+\d.eE,\s]*", text) is not None
+
+
+def _ratios(text: str) -> list[float]:
+    try:
+        return [float(word) for word in re.split(r"[,\s]+", text.strip(" ,\t\r\n")) if word]
+    except ValueError as error:
+        raise click.UsageError(f"SOURCE: {error}; ratios are numbers, e.g. 1,1.02,0.99") from None
+
+
+def _read_ratios() -> Any:
+    """Numbers from standard input, or a JSON list of them, or a JSON object of lists by stream."""
+    try:
+        text = click.get_text_stream("stdin", encoding="utf-8").read(MAX_INPUT + 1)
+        if len(text) > MAX_INPUT:
+            raise ValueError(f"more than {MAX_INPUT} characters")
+        return json.loads(text) if text.lstrip().startswith(("[", "{")) else _ratios(text)
+    except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 are ValueErrors
+        raise click.UsageError(f"SOURCE: standard input holds no ratios: {error}") from error
+
+
+class NumberList(click.ParamType):
+    """``1,2,5``, and where ranges make sense ``0.02:0.3:0.02`` (both ends included; a step left out is 1)."""
+
+    def __init__(self, kind: Callable[[Any], int | float], *, ranges: bool = False) -> None:
+        self.kind, self.ranges = kind, ranges
+        self.name = "list or a:b:step" if ranges else "list"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            found = [number for word in value.split(",") if word.strip() for number in self._numbers(word.strip())]
+        except (ValueError, InvalidOperation):
+            found = []
+        if not found:
+            example = ("1:6 or 1,2,4" if self.kind is int else "0.02:0.3:0.02 or 0.06,0.12") if self.ranges else "1,2,5"
+            whole = "whole " if self.kind is int else ""
+            self.fail(f"{value!r} is not a list of {whole}numbers; try {example}", param, ctx)
+        return tuple(found)
+
+    def _numbers(self, word: str) -> Iterator[int | float]:
+        if not (self.ranges and ":" in word):
+            yield self.kind(word)
+            return
+        ends = [Decimal(part) for part in word.split(":")]
+        first, last, step = ends if len(ends) == 3 else (*ends, Decimal(1))
+        count = (last - first) / step
+        if not 0 <= count < MAX_SETTINGS or step <= 0:
+            raise ValueError(word)
+        for i in range(int(count) + 1):
+            number = first + i * step
+            if self.kind is int and number != int(number):
+                raise ValueError(word)
+            yield self.kind(number)
+
+
+class Part(click.ParamType):
+    """``A:B``, the positions from A up to, not including, B."""
+
+    name = "a:b"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", value)
+        if match is None:
+            self.fail(f"{value!r} is not of the form A:B; try 8:28 for all but the first 8 of 28 steps", param, ctx)
+        return int(match[1]), int(match[2])

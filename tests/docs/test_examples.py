@@ -1,0 +1,202 @@
+"""The documentation says what is so: its examples run, its tables hold the shipped data, its reference lists every name.
+
+Each page runs in one namespace and one temporary folder, from top to bottom. By language of the fenced block:
+
+- ``python`` is executed. If it prints, a ``text`` block must follow, and hold what was printed.
+- ``text`` is the output of the ``python`` block before it; a line ``...`` stands for any lines, ``...`` in a line for any text.
+- ``console`` holds commands after ``$`` and, where it is worth showing, what they print; they run in processes of their own.
+- ``json`` and ``toml`` with ``title="name"`` are written to a file of that name, for the blocks that follow.
+
+The languages in ``NOT_RUN`` are not executed, for the reason given there; any other language is an error. What is quoted without
+being run is an indented block.
+"""
+
+import contextlib
+import doctest
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import attrs
+import magpolicy
+import pytest
+from sybil import Region, Sybil
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOT_RUN = {
+    "sh": "installs packages, or runs the demo and the tests by make: the tests' own caller does that, and the demo has tests",
+    "toml": "without a title: a piece of somebody's pyproject.toml, nothing to run",
+}
+FENCE = re.compile(r"^```(?P<language>\w*)(?P<options>[^\n]*)\n(?P<source>.*?)^```$", re.MULTILINE | re.DOTALL)
+SEMANTICS = json.loads((ROOT / "src/magpolicy/data/semantics.json").read_text(encoding="utf-8"))["semantics"]
+
+
+def fenced_blocks(document):
+    for match in FENCE.finditer(document.text):
+        yield Region(match.start(), match.end(), match.groupdict(), evaluate)
+
+
+def evaluate(example):
+    language, options, source = (example.parsed[key] for key in ("language", "options", "source"))
+    title = re.search(r'title="([^"]+)"', options)
+    if language == "python":
+        run_python(example, source)
+    elif language == "text":
+        compare(source, example.namespace.pop("_printed", ""))
+    elif language == "console":
+        run_console(source)
+    elif language in ("json", "toml") and title:
+        Path(title[1]).write_text(source, encoding="utf-8")
+    else:
+        assert language in NOT_RUN, f"line {example.line}: a block of language {language!r}; see this module's docstring"
+
+
+def run_python(example, source):
+    assert not example.namespace.get("_printed"), "the block before prints something that the page does not show"
+    code = compile("\n" * example.line + source, example.path, "exec")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(code, example.namespace)
+    example.namespace["_printed"] = printed.getvalue()
+
+
+def run_console(source):
+    command, shown = None, []
+    for line in [*source.splitlines(), "$ true"]:
+        if not line.startswith("$ "):
+            shown.append(line)
+            continue
+        if command is not None:
+            run_command(command, "\n".join(shown))
+        command, shown = line[2:], []
+
+
+def run_command(command, shown):
+    words = command.split("  #")[0]
+    assert words.startswith("magpolicy"), f"{command!r} is not ours to run; use a sh block"
+    environment = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        f'"{sys.executable}" -m {words}', shell=True, capture_output=True, encoding="utf-8", env=environment, timeout=300, check=False
+    )
+    printed = done.stdout + done.stderr
+    assert "Traceback" not in printed, printed
+    assert done.returncode == 0 or "Error" in shown, f"{command}: exit code {done.returncode}\n{printed}"
+    if shown.strip():
+        compare(shown, printed)
+
+
+def compare(shown, printed):
+    def plain(text):
+        return "\n".join(line.rstrip() for line in text.strip("\n").splitlines()) + "\n"
+
+    checker = doctest.OutputChecker()
+    assert checker.check_output(plain(shown), plain(printed), doctest.ELLIPSIS), f"shown:\n{shown}\nprinted:\n{printed}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = page.read_text(encoding="utf-8")
+    for module, extra in (("torch", "torch"), ("cattrs", "files"), ("click", "cli"), ("matplotlib", "plot")):
+        if needs(module, text):
+            pytest.importorskip(module, reason=f"the page uses the {extra} extra, which is not installed")
+    document = Sybil([fenced_blocks]).parse(page)
+    for example in document.examples():
+        example.evaluate()
+    assert not document.namespace.get("_printed"), "the last block prints something that the page does not show"
+
+
+def needs(module, text):
+    marks = {
+        "torch": ("import torch",),
+        "cattrs": ("load_preset(", ".json", ".toml"),
+        "click": ("$ magpolicy",),
+        "matplotlib": (".plot(", "--plot"),
+    }
+    code = "".join(match["source"] for match in FENCE.finditer(text))
+    return any(mark in code for mark in marks[module])
+
+
+def table_rows(page, first):
+    """Rows of the table whose first column is headed ``first``, as lists of cells."""
+    lines = (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split(" | ")])
+    return rows
+
+
+def options_that_differ(semantics):
+    own, words = magpolicy.semantics(), ("name", "source", "notes")
+    names = (a.name for a in attrs.fields(magpolicy.Semantics) if a.name not in words)
+    return [f"{n}={getattr(semantics, n)!r}" for n in names if getattr(semantics, n) != getattr(own, n)]
+
+
+def semantics_row(name):
+    semantics, row = magpolicy.semantics(name), SEMANTICS[name]
+    repository, _, file = semantics.source.partition(" ")
+    source = f"{repository} `{file}`" if file else repository
+    options = ", ".join(f"`{option}`" for option in options_that_differ(semantics))
+    return [f"`{name}`", options or "none", source, row.get("notes", "")]
+
+
+@pytest.mark.parametrize("name", [name for name in magpolicy.semantics_names() if name != "magpolicy"])
+def test_the_table_of_semantics_holds_the_shipped_row(name):
+    found = {row[0]: row for row in table_rows("reference/semantics.md", "semantics")}
+    expected = semantics_row(name)
+    assert found.get(f"`{name}`") == expected, "expected | " + " | ".join(expected) + " |"
+
+
+def test_the_table_of_semantics_has_no_other_rows():
+    found = [row[0].strip("`") for row in table_rows("reference/semantics.md", "semantics")]
+    assert found == [name for name in magpolicy.semantics_names() if name != "magpolicy"]
+
+
+def test_the_table_of_options_holds_every_option_and_our_choice():
+    found = {row[0].strip("`"): row[1].strip("`") for row in table_rows("reference/semantics.md", "option")}
+    own, words = magpolicy.semantics(), ("name", "source", "notes")
+    assert found == {a.name: repr(getattr(own, a.name)) for a in attrs.fields(magpolicy.Semantics) if a.name not in words}
+
+
+def test_the_recommended_settings_are_those_of_the_presets():
+    rows = table_rows("reference/presets.md", "preset")
+    assert len(rows) >= 11
+    for name, threshold, retention, max_skips, steps, streams in rows:
+        preset = magpolicy.presets()[name.strip("`")]
+        found = (float(threshold), float(retention), int(max_skips), int(steps), int(streams))
+        assert found == (preset.threshold, preset.retention, preset.max_skips, preset.steps, len(preset.curve.streams)), name
+
+
+def test_presets_are_counted_by_family():
+    shipped = [preset for preset in magpolicy.presets().values() if "repo" in preset.source]
+    found = {row[0].strip("`"): int(row[1]) for row in table_rows("reference/presets.md", "family")}
+    assert found == dict(Counter(preset.family for preset in shipped))
+
+
+@pytest.mark.parametrize("module", ["magpolicy", "magpolicy.testing", "magpolicy_torch"])
+def test_the_reference_lists_every_public_name(module):
+    if module == "magpolicy_torch":
+        pytest.importorskip("torch", reason="the torch extra is not installed")
+    names = {name for name in __import__(module, fromlist=["__all__"]).__all__ if not name.startswith("__")}
+    listed = re.findall(rf"^::: {re.escape(module)}\.(\w+)$", (ROOT / "docs/reference/api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    assert names <= set(listed), f"missing: {names - set(listed)}"
+
+
+def test_the_table_of_errors_lists_every_error():
+    found = {row[0].strip("`") for row in table_rows("reference/errors.md", "class")}
+    raised = (Exception, Warning)
+    assert found == {n for n in magpolicy.__all__ if isinstance(v := getattr(magpolicy, n), type) and issubclass(v, raised)}
+
+
+def test_every_reason_is_explained():
+    found = {row[0].strip("`") for row in table_rows("explanation/the-rule.md", "reason")}
+    assert found == {decision.reason for decision in magpolicy.Decision}
