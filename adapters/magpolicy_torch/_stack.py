@@ -20,11 +20,21 @@ from torch import nn
 if TYPE_CHECKING:
     from magpolicy_torch._call import Call
 
-# Names under which model code keeps the blocks that make up its depth; refiners, embedders and control branches have others.
-STACK_NAMES = frozenset({
-    "blocks", "double_blocks", "double_stream_blocks", "joint_blocks", "joint_transformer_blocks", "layers",
-    "single_blocks", "single_stream_blocks", "single_transformer_blocks", "transformer_blocks", "visual_transformer_blocks",
-})  # fmt: skip
+# Names under which model code keeps the blocks that make up its depth, together with what runs right after them, in that order;
+# refiners, embedders and control branches have others.
+_NAMES = (
+    ("transformer_blocks", "single_transformer_blocks"),
+    ("joint_transformer_blocks", "single_transformer_blocks"),
+    ("double_blocks", "single_blocks"),
+    ("double_stream_blocks", "single_stream_blocks"),
+    ("double_layers", "single_layers"),
+    ("blocks",),
+    ("layers",),
+    ("joint_blocks",),
+    ("visual_transformer_blocks",),
+)
+STACK_NAMES = frozenset(name for names in _NAMES for name in names)
+_DEPTH = 3  # how deep below wrappers a model's lists are looked for
 
 Layouts = Layout | Mapping[type[nn.Module], Layout] | None
 
@@ -76,14 +86,25 @@ class BlockStack:
         Raises:
             AdapterError: there is none, or it cannot be told which; the message says how to describe it.
         """
-        lists = {name: child for name, child in module.named_children() if isinstance(child, nn.ModuleList) and len(child)}
-        named = [child for name, child in lists.items() if name in STACK_NAMES]
-        if named or len(lists) == 1:
-            return cls(named or lists.values())
-        found = f"several ModuleLists ({', '.join(lists)})" if lists else "no ModuleList"
+        level = [("", module)]
+        for depth in range(_DEPTH):
+            found = {path: lists for path, parent in level if (lists := _lists(parent, named=depth > 0))}
+            if len(found) > 1:
+                raise AdapterError(
+                    f"target={type(module).__name__} has block stacks in {', '.join(map(repr, found))}; attach to one of them, "
+                    "or name its lists in order of execution, blocks='name,other_name'"
+                )
+            for lists in found.values():
+                return cls(_choose(type(module).__name__, lists))
+            # What stands in a ModuleList is a block, not a model: lists nested in blocks are not looked at.
+            level = [
+                (f"{path}.{name}".lstrip("."), child)
+                for path, parent in level
+                for name, child in parent.named_children()
+                if not isinstance(child, nn.ModuleList)
+            ]
         raise AdapterError(
-            f"target={type(module).__name__} has {found} and none is named like a block stack; name yours in order of "
-            "execution, blocks='name,other_name', or use scope='model'"
+            f"target={type(module).__name__} has no ModuleList of blocks; name it, blocks='name', or use scope='model'"
         )
 
     @classmethod
@@ -91,16 +112,26 @@ class BlockStack:
         """What a user's ``blocks=`` means for ``module``: a stack, modules, lists, or attribute names.
 
         Raises:
-            ArgumentError: it means nothing here.
+            ArgumentError: it means nothing here, or a block is not part of ``module``.
             AdapterError: as :meth:`find`.
         """
         if blocks is None:
             return cls.find(module)
-        if isinstance(blocks, BlockStack):
-            return blocks
         if isinstance(blocks, str):
             return cls(_child(module, name.strip()) for name in blocks.split(","))
-        return cls([blocks] if isinstance(blocks, nn.Module) and not isinstance(blocks, nn.ModuleList) else [*blocks])
+        if isinstance(blocks, BlockStack):
+            stack = blocks
+        elif isinstance(blocks, nn.Module):
+            stack = cls([blocks])
+        elif isinstance(blocks, Iterable):
+            stack = cls(_child(module, item) if isinstance(item, str) else item for item in blocks)
+        else:
+            raise ArgumentError(f"blocks={blocks!r} is no module; give modules, ModuleLists or attribute names")
+        inside = set(map(id, module.modules()))
+        for block in stack.blocks:
+            if id(block) not in inside:  # it would never be called, and every skip would be found out the hard way
+                raise ArgumentError(f"blocks holds a {type(block).__name__} that is not part of {type(module).__name__}")
+        return stack
 
     @classmethod
     def whole(cls, module: nn.Module) -> BlockStack:
@@ -160,6 +191,30 @@ def _flat(blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
             yield item
         else:
             raise ArgumentError(f"blocks holds {item!r}, which is no module; give modules, ModuleLists or attribute names")
+
+
+def _lists(parent: nn.Module, *, named: bool) -> dict[str, nn.ModuleList]:
+    """The ModuleLists of ``parent`` that could be part of a stack; ``named``: only if one bears a stack's name."""
+    lists = {n: m for n, m in parent.named_children() if isinstance(m, nn.ModuleList) and len(m) and "refiner" not in n}
+    if named and STACK_NAMES.isdisjoint(lists):
+        return {}
+    return {n: m for n, m in lists.items() if n in STACK_NAMES or (len(m) > 1 and len(set(map(type, m))) == 1)}
+
+
+def _choose(target: str, lists: Mapping[str, nn.ModuleList]) -> list[nn.ModuleList]:
+    """The lists that make up the stack, in order of execution."""
+    known = STACK_NAMES & lists.keys()
+    together = next((names for names in _NAMES if known <= set(names)), ()) if known else tuple(lists)
+    chosen = [name for name in together if name in lists]
+    kinds = {type(block) for name in chosen for block in lists[name]}
+    # More blocks of the same class outside run who knows where: in between (spatial and temporal ones), or in a branch.
+    others = [name for name in lists if name not in chosen and kinds & set(map(type, lists[name]))]
+    if not chosen or others or (not known and len(chosen) > 1):
+        raise AdapterError(
+            f"target={target} has several ModuleLists ({', '.join(lists)}) and it cannot be told which run one after another; "
+            "name those in order of execution, blocks='name,other_name', or use scope='model'"
+        )
+    return [lists[name] for name in chosen]
 
 
 def _layout_of(block: nn.Module, layout: Layouts) -> Layout:

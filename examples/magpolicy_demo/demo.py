@@ -20,9 +20,8 @@ from magpolicy_demo import model as demo
 
 GUIDANCE = 2.0
 DIGITS = 10
-# The published FLUX settings are for 28 steps of a 12-billion-parameter model; on this one they overshoot. These were
-# read off `magpolicy sweep` on its calibrated curve, at half of the steps computed.
-THRESHOLD, MAX_SKIPS, RETENTION = 0.20, 3, 0.15
+# Chosen on this model: of the settings a sweep gave for 12 of 28 computed steps, these kept the picture best.
+THRESHOLD, MAX_SKIPS, RETENTION = 0.20, 2, 0.15
 
 
 @frozen
@@ -126,7 +125,7 @@ def run(
     *,
     output: Path = Path("magpolicy-demo.png"),
     steps: int = 28,
-    seed: int = 0,
+    seed: int = 1,
     threshold: float | None = None,
     max_skips: int | None = None,
     retention: float | None = None,

@@ -40,7 +40,7 @@ def build() -> FluxTransformer2DModel:
 
 def load() -> FluxTransformer2DModel:
     """The trained model in float32 (stored in float16), ready for inference."""
-    model: FluxTransformer2DModel = FluxTransformer2DModel.from_pretrained(WEIGHTS, torch_dtype=torch.float32)
+    model: FluxTransformer2DModel = FluxTransformer2DModel.from_pretrained(WEIGHTS, torch_dtype=torch.float32, low_cpu_mem_usage=False)
     return model.eval().requires_grad_(False)
 
 

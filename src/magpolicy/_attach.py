@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from attrs import field, frozen
@@ -18,6 +19,11 @@ from magpolicy._session import Session
 from magpolicy._setup import Setup, always_compute, set_up
 
 SCOPES = ("stack", "model")
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "preset": ((Preset, str, Path), "a preset's name, alias or file, or a Preset; see presets()"),
+    "curve": ((Curve,), "a Curve; try Curve(ratios)"),
+    "schedule": ((Schedule,), "a Schedule; try Schedule.from_mask(mask)"),
+}
 
 
 @frozen(kw_only=True)
@@ -100,9 +106,15 @@ def attach(
     """
     sources: dict[str, Any] = {"preset": preset, "ratios": ratios, "curve": curve, "schedule": schedule}
     given = {name: value for name, value in sources.items() if value is not None}
-    if len(given) + calibrate != 1:
+    _checks.one_of("calibrate", calibrate, (False, True))
+    if len(given) + bool(calibrate) != 1:
         names = ", ".join([*given, *(["calibrate"] if calibrate else [])]) or "none"
         raise ArgumentError(f"{names} given: pass one of preset, ratios, curve, schedule or calibrate=True")
+    for name, (kinds, meant) in _KINDS.items():
+        if not isinstance(given.get(name), (*kinds, NoneType)):
+            raise ArgumentError(f"{name}={_checks._short(given[name])} must be {meant}")
+    if isinstance(ratios, str | Path):
+        raise ArgumentError(f"ratios={ratios!r} must be numbers; try preset={str(ratios)!r}")
     _checks.one_of("scope", scope, SCOPES)
     _checks.one_of("offload", offload, (None, "cpu"))
     setup = (
@@ -121,7 +133,7 @@ def attach(
         )
     )
     if steps is not None:
-        setup.policies(*setup.length(_checks.whole("steps", steps, 1, example="28"), None))
+        setup.policies(*setup.length(_checks.steps(steps, example="28"), None))
     elif ratios is not None or schedule is not None:
         steps = setup.length(None, None)[0]
     request = AttachRequest(

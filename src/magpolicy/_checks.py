@@ -15,31 +15,37 @@ def number(name: str, value: Any, low: float, high: float = math.inf, *, example
     """``value`` as a float within ``[low, high]``, finite."""
     try:
         result = float(value)
-    except (TypeError, ValueError):
-        raise ArgumentError(f"{name}={value!r} must be a number; try {example}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ArgumentError(f"{name}={_short(value)} must be a number; try {example}") from None
     if not math.isfinite(result) or not low <= result <= high:
         bounds = f">= {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
         raise ArgumentError(f"{name}={value!r} must be {bounds}; try {example}")
     return result
 
 
-def whole(name: str, value: Any, low: int, *, example: str) -> int:
-    """``value`` as an int of at least ``low``."""
+def whole(name: str, value: Any, low: int, high: float = math.inf, *, example: str) -> int:
+    """``value`` as an int within ``[low, high]``."""
     try:
         result = int(value)
         exact = result == value and not isinstance(value, bool)
     except (TypeError, ValueError, OverflowError):
         exact = False
-    if not exact or result < low:
-        raise ArgumentError(f"{name}={value!r} must be a whole number >= {low}; try {example}")
+    if not exact or not low <= result <= high:
+        bounds = f">= {low}" if high == math.inf else f"from {low} to {high:g}"
+        raise ArgumentError(f"{name}={_short(value)} must be a whole number {bounds}; try {example}")
     return result
+
+
+def steps(value: Any, *, example: str) -> int:
+    """A run's number of steps."""
+    return whole("steps", value, 1, MAX_STEPS, example=example)
 
 
 def ratios(name: str, values: Iterable[Any]) -> tuple[float, ...]:
     """Magnitude ratios: finite, positive floats, at least one."""
     try:
-        result = tuple(map(float, values))
-    except (TypeError, ValueError):
+        result = _floats(values)
+    except (TypeError, ValueError, OverflowError):
         raise ArgumentError(f"{name}={_short(values)} must be a sequence of numbers, one ratio a step") from None
     if not result:
         raise ArgumentError(f"{name}={_short(values)} must hold at least one ratio; calibrate the model or name a preset")
@@ -54,8 +60,8 @@ def ratios(name: str, values: Iterable[Any]) -> tuple[float, ...]:
 def levels(name: str, values: Iterable[Any]) -> tuple[float, ...]:
     """Noise levels of the evaluations, not negative; a trailing 0 (the end of a scheduler's list) is dropped."""
     try:
-        result = tuple(map(float, values))
-    except (TypeError, ValueError):
+        result = _floats(values)
+    except (TypeError, ValueError, OverflowError):
         raise ArgumentError(f"{name}={_short(values)} must be a sequence of numbers, one noise level a step") from None
     if len(result) > 1 and result[-1] == 0.0:
         result = result[:-1]
@@ -67,12 +73,18 @@ def levels(name: str, values: Iterable[Any]) -> tuple[float, ...]:
     return result
 
 
+def listed(name: str, values: Any, what: str) -> tuple[Any, ...]:
+    """``values`` as a tuple; one value alone is a mistake worth a word."""
+    try:
+        return tuple(values)
+    except TypeError:
+        raise ArgumentError(f"{name}={_short(values)} must be a sequence of {what}; try {name}=[{_short(values)}]") from None
+
+
 def positions(name: str, values: Iterable[Any] | None, steps: int) -> frozenset[int]:
     """Step positions; negative ones count from the end. Positions outside the run are an error."""
-    try:
-        result = [whole(f"{name}[...]", value, -steps, example="-1 for the last step") for value in values or ()]
-    except TypeError:
-        raise ArgumentError(f"{name}={values!r} must be a sequence of steps; try {name}=[{values!r}]") from None
+    given = () if values is None else listed(name, values, "steps")
+    result = [whole(f"{name}[...]", value, -steps, example="-1 for the last step") for value in given]
     for value in result:
         if value >= steps:
             raise ArgumentError(f"{name} holds step {value}, the run has {steps}; use 0 to {steps - 1}, or -1 for the last")
@@ -95,6 +107,16 @@ def one_of(name: str, value: Any, choices: Sequence[Any]) -> Any:
     return value
 
 
+def _floats(values: Iterable[Any]) -> tuple[float, ...]:
+    if isinstance(values, str | bytes):
+        raise TypeError("text is not a sequence of numbers")
+    return tuple(map(float, values))
+
+
 def _short(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a list nested too deep
+        text = f"a {type(value).__name__}"
+    text = " ".join(text.split())
     return text if len(text) <= 60 else text[:57] + "..."

@@ -151,10 +151,10 @@ class Curve:
         if (steps is None) == (sigmas is None):
             raise ArgumentError(f"steps={steps} and sigmas={sigmas}: give one of them")
         if steps is not None:
-            steps = _checks.whole("steps", steps, 1, example="28")
+            steps = _checks.steps(steps, example="28")
             target = self.levels_for(steps)
         else:
-            target = _checks.levels("sigmas", sigmas or ())
+            target = _checks.levels("sigmas", () if sigmas is None else sigmas)
             self._check_reach(target)
         if target == self.levels:
             return self
@@ -206,9 +206,14 @@ class Curve:
 
 
 def _ratios_of(stream: str, norms: Sequence[ArrayLike]) -> list[float]:
-    arrays = [np.asarray(n, dtype=np.float64) for n in norms]
+    try:
+        arrays = [np.asarray(n, dtype=np.float64) for n in norms]
+    except (TypeError, ValueError):
+        raise ArgumentError(f"norms[{stream!r}]={_checks._short(norms)} must hold one array of numbers per evaluation") from None
     if not arrays:
         raise ArgumentError(f"norms[{stream!r}] must hold one array per evaluation; run the model once while calibrating")
+    if not (np.isfinite(arrays[0]).all() and (arrays[0] >= 0).all()):
+        raise ArgumentError(f"norms[{stream!r}][0] must be finite and not negative; check the model's dtype")
     ratios = [1.0]
     for index, (before, after) in enumerate(itertools.pairwise(arrays), 1):
         if before.shape != after.shape:

@@ -93,7 +93,7 @@ class MagPolicy:
         Raises:
             ArgumentError: ``step`` lies outside the run.
         """
-        if not 0 <= step <= self._steps:
+        if not 0 <= _checks.whole("step", step, 0, example="0") <= self._steps:
             raise ArgumentError(f"step={step} lies outside this run of {self._steps} steps; use 0 to {self._steps - 1}")
         self.step = step
         self.accumulated_ratio: Any = self._one
@@ -178,7 +178,7 @@ class MagPolicy:
         return self._ineligible and decision in _INELIGIBLE
 
     def _advance_to(self, step: int) -> None:
-        if not self.step < step < self._steps:
+        if not self.step < _checks.whole("step", step, 0, example=str(self.step)) < self._steps:
             raise RunError(
                 f"step={step} cannot follow: the next step is {self.step} of {self._steps}; call reset() to begin another run"
             )
@@ -208,14 +208,15 @@ class MagPolicy:
             ArgumentError: the state is of another run length or version, or holds impossible values. Nothing is changed.
         """
         expected = set(MagPolicy.state_dict(self))
-        if set(state) != expected:
-            raise ArgumentError(f"state has keys {sorted(state)}, expected {sorted(expected)}; pass a state_dict() unchanged")
+        if not isinstance(state, Mapping) or set(state) != expected:
+            found = f" has keys {sorted(map(str, state))}" if isinstance(state, Mapping) else f"={_checks._short(state)}"
+            raise ArgumentError(f"state{found}, expected {sorted(expected)}; pass a state_dict() unchanged")
         if state["version"] != STATE_VERSION or state["steps"] != self._steps:
             raise ArgumentError(
                 f"state is of version {state['version']} and {state['steps']} steps, this policy of version {STATE_VERSION} "
                 f"and {self._steps} steps; make the policy with the arguments it was saved with"
             )
-        step = _checks.whole("state['step']", state["step"], 0, example="0")
+        step = _checks.whole("state['step']", state["step"], 0, self._steps, example="0")
         skips = _checks.whole("state['skips']", state["skips"], 0, example="0")
         ratio = _checks.number("state['accumulated_ratio']", state["accumulated_ratio"], 0, example="1.0")
         error = _checks.number("state['accumulated_error']", state["accumulated_error"], -math.inf, example="0.0")

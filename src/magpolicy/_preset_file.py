@@ -10,6 +10,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from magpolicy import _checks
 from magpolicy._curve import Curve
 from magpolicy._errors import ArgumentError, PresetError, require
 from magpolicy._presets import Preset, checked
@@ -25,6 +26,7 @@ class _File:
     name: str
     ratios: list[float] | dict[str, list[float]]
     sigmas: list[float] | None = None
+    first_step: int = 0
     family: str = ""
     threshold: float | None = None
     max_skips: int | None = None
@@ -37,7 +39,7 @@ class _File:
 def load_preset(path: str | os.PathLike[str]) -> Preset:
     """Read a preset from a ``.json`` or ``.toml`` file.
 
-    Keys: ``name``, ``ratios`` (a list, or a table of lists by stream), and optionally ``sigmas``, ``family``, ``threshold``,
+    Keys: ``name``, ``ratios`` (a list, or a table of lists by stream), and optionally ``sigmas``, ``first_step``, ``family``, ``threshold``,
     ``max_skips``, ``retention``, ``semantics``, ``aliases``, ``notes``. Needs the ``files`` extra.
 
     Raises:
@@ -47,7 +49,7 @@ def load_preset(path: str | os.PathLike[str]) -> Preset:
     file = Path(path)
     content = _structure(file, _parse(file))
     try:
-        curve = Curve(content.ratios, sigmas=content.sigmas)
+        curve = Curve(content.ratios, sigmas=content.sigmas, first_step=content.first_step)
         return checked(
             Preset(
                 name=content.name,
@@ -67,8 +69,14 @@ def load_preset(path: str | os.PathLike[str]) -> Preset:
 
 
 def save_preset(preset: Preset, path: str | os.PathLike[str]) -> None:
-    """Write the curve and recommended settings of ``preset`` as JSON that :func:`load_preset` reads back."""
-    curve = preset.curve
+    """Write the curve and recommended settings of ``preset`` as JSON that :func:`load_preset` reads back.
+
+    Raises:
+        PresetError: a setting is out of range, or ``path`` does not end in ``.json``.
+    """
+    if Path(path).suffix.lower() != ".json":
+        raise PresetError(f"path={str(path)!r} must end in .json, which is what is written; try {Path(path).stem}.json")
+    curve = checked(preset).curve
     content: dict[str, Any] = {
         "name": preset.name,
         "family": preset.family,
@@ -79,6 +87,7 @@ def save_preset(preset: Preset, path: str | os.PathLike[str]) -> None:
         "aliases": list(preset.aliases),
         "notes": list(preset.notes),
         "sigmas": None if curve.sigmas is None else list(curve.sigmas),
+        "first_step": curve.first_step or None,
         "ratios": {name: list(values) for name, values in curve.ratios.items()},
     }
     kept = {key: value for key, value in content.items() if value not in (None, "", [])}
@@ -91,14 +100,15 @@ def _parse(file: Path) -> Any:
         if size > MAX_BYTES:
             raise PresetError(f"{file} has {size} bytes, a preset has at most {MAX_BYTES}; is it the right file?")
         text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that cannot be one
         raise PresetError(f"{file} cannot be read: {error}; give the path of a .json or .toml file") from error
+    toml = file.suffix.lower() == ".toml"
     try:
-        if file.suffix.lower() == ".toml":
+        if toml:
             return require("tomllib" if sys.version_info >= (3, 11) else "tomli", "files").loads(text)
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise PresetError(f"{file} is not valid {file.suffix[1:].upper()}: {error}") from error
+        raise PresetError(f"{file} is not valid {'TOML' if toml else 'JSON'}: {error}") from error
 
 
 def _structure(file: Path, raw: Any) -> _File:
@@ -107,30 +117,47 @@ def _structure(file: Path, raw: Any) -> _File:
     converter.register_structure_hook(float, _number)
     converter.register_structure_hook(int, _whole)
     converter.register_structure_hook(str, _text)
+    converter.register_structure_hook_func(lambda kind: kind == list[str], _texts)
     converter.register_structure_hook(list[float] | dict[str, list[float]], _ratios_hook(converter))
     try:
         found: _File = converter.structure(raw, _File)
     except Exception as error:
-        problems = "; ".join(cattrs.transform_error(error, path="preset"))
-        raise PresetError(f"{file}: {problems}; {_EXAMPLE}") from error
+        problems = cattrs.transform_error(error, path="preset", format_exception=_explain)
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise PresetError(f"{file}: {'; '.join(problems[:3])}{more}; {_EXAMPLE}") from error
     return found
+
+
+def _explain(error: BaseException, kind: type | None) -> str:
+    if type(error) is ValueError:  # from the hooks below
+        return str(error)
+    return str(require("cattrs.v", "files").format_exception(error, kind))
 
 
 def _number(value: Any, _: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{value!r} is not a number")
-    return float(value)
+        raise ValueError(f"{_checks._short(value)} is not a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{_checks._short(value)} is too large a number") from None
 
 
 def _whole(value: Any, _: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{value!r} is not a whole number")
+        raise ValueError(f"{_checks._short(value)} is not a whole number")
     return value
 
 
 def _text(value: Any, _: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is not text")
+        raise ValueError(f"{_checks._short(value)} is not text")
+    return value
+
+
+def _texts(value: Any, _: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{_checks._short(value)} is not a list of texts")
     return value
 
 

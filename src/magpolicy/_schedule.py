@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from attrs import field, frozen
 
 from magpolicy import _checks
@@ -137,15 +138,17 @@ class Schedule:
                 ]
                 for name, row in data["streams"].items()
             }
-            return cls.from_decisions(rows, first_step=int(data["first_step"]))
+            first_step = _checks.whole("first_step", data["first_step"], 0, example="0")
+            return cls.from_decisions(rows, first_step=first_step)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArgumentError(f"data={_checks._short(data)} is not a schedule's to_dict(): {error!r}") from error
 
     @classmethod
     def from_decisions(cls, rows: Mapping[str, Sequence[tuple[Decision, float]]], *, first_step: int = 0) -> Schedule:
         """From per-stream sequences of (decision, tested error), all of one length."""
-        if len({len(row) for row in rows.values()}) != 1:
-            raise ArgumentError(f"rows have lengths {[len(r) for r in rows.values()]}; every stream needs the same steps")
+        lengths = [len(row) for row in rows.values()]
+        if len(set(lengths)) != 1 or not lengths[0]:
+            raise ArgumentError(f"rows have lengths {lengths}; every stream needs the same steps, at least one")
         return cls(
             streams=tuple(rows),
             masks=tuple(tuple(d.computes for d, _ in row) for row in rows.values()),
@@ -164,8 +167,8 @@ class Schedule:
         rows = mask if isinstance(mask, Mapping) else {SINGLE: mask}
         decisions = {}
         for name, row in rows.items():
-            values = list(row)
-            if not values or any(value not in (0, 1) for value in values):
+            values = _checks.listed("mask", row, "0 or 1")
+            if not values or not all(np.ndim(value) == 0 and value in (0, 1) for value in values):
                 raise ArgumentError(f"mask={_checks._short(values)} must hold 0 or 1 for each step, at least one")
             if not values[0]:
                 raise ArgumentError(f"mask[0]={values[0]} must be 1: a run's first step has no residual to reuse")

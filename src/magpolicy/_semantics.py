@@ -1,7 +1,7 @@
 """Semantics: the small options in which published implementations of the rule differ, as data.
 
 The options are orthogonal and read in one place each: the table options when a run's ratios are laid out
-(``_layout``), the rule options in the skip test (``_policy``), the stream options when several streams decide together.
+(``_track``), the rule options in the skip test (``_policy``), the stream options when several streams decide together.
 Rows live in ``data/semantics.json``; a new implementation is a new row, not code.
 """
 
@@ -122,7 +122,7 @@ def semantics(name: str | Semantics | None = None, *, preset: str | None = None)
     if isinstance(name, Semantics):
         return name
     key = "magpolicy" if name is None else name
-    if key not in _rows():
+    if not isinstance(key, str) or key not in _rows():
         raise ArgumentError(f"semantics={name!r} is not known; use one of {', '.join(_rows())}")
     variants = _rows()[key].get("variants", {})
     return _named(variants.get(preset, key))

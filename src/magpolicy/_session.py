@@ -158,6 +158,8 @@ class Session:
         places = {policy.step for policy in policies}
         if step is None:
             step = max(places)
+        elif (step := _checks.whole("step", step, 0, example="0")) > self.steps - 1:
+            raise RunError(f"step={step} lies past this run's {self.steps} steps; begin another run")
         elif step < self._first:
             raise RunError(f"step={step} lies before this run's first step {self._first}; begin another run")
         proposed, decided, errors = decide_together(policies, self._joint, step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +39,20 @@ class Setup:
 
     def length(self, steps: int | None, sigmas: Sequence[float] | None) -> tuple[int, tuple[float, ...] | None]:
         """Steps and noise levels of a run, checked against each other."""
+        known = None if sigmas is None else _checks.levels("sigmas", sigmas)
         if self.schedule is not None:
-            wanted = len(_checks.levels("sigmas", sigmas)) if sigmas is not None else steps
+            wanted = steps if known is None else len(known)
             if wanted not in (None, self.schedule.steps):
                 raise ArgumentError(f"steps={wanted} contradicts the schedule's {self.schedule.steps}; make a schedule for it")
-        known = None if sigmas is None else _checks.levels("sigmas", sigmas)
         if known is not None:
-            if steps is not None and steps not in (len(known), len(sigmas or ())):
+            listed = len(sigmas) if isinstance(sigmas, Sized) else len(known)  # with or without the final 0
+            if steps is not None and steps not in (len(known), listed):
                 raise ArgumentError(f"steps={steps} contradicts sigmas with {len(known)} levels; give one of them")
             if self.how.interpolation == "noise_level" and self.schedule is None:
                 self.curve._check_reach(known)
             return len(known), known
         default = self.curve.steps if self.schedule is None else self.schedule.steps
-        return (default if steps is None else _checks.whole("steps", steps, 1, example=str(default))), None
+        return (default if steps is None else _checks.steps(steps, example=str(default))), None
 
     def policies(self, steps: int, sigmas: tuple[float, ...] | None) -> Callable[[str], Policy]:
         """How to make the policy of a stream, by name; unknown streams read the first one's ratios.
@@ -116,8 +117,8 @@ def set_up(
             retention=_checks.number("retention", _setting("retention", retention, known, "0.2"), 0, 1, example="0.2"),
             start_step=_checks.whole("start_step", start_step, 0, example="0"),
             end_step=end_step,
-            forced=None if forced is None else _listed(forced),
-            expert_step=expert_step,
+            forced=None if forced is None else _checks.listed("forced", forced, "steps"),
+            expert_step=None if expert_step is None else _checks.whole("expert_step", expert_step, 0, example="26"),
         ),
         how=how,
         preset=known,
@@ -125,13 +126,6 @@ def set_up(
 
 
 _semantics = semantics  # the argument of the same name hides it
-
-
-def _listed(forced: Iterable[int]) -> tuple[int, ...]:
-    try:
-        return tuple(forced)
-    except TypeError:
-        raise ArgumentError(f"forced={forced!r} must be a sequence of steps; try forced=[{forced!r}]") from None
 
 
 def _setting(name: str, value: Any, known: Preset | None, example: str) -> Any:

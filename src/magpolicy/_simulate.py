@@ -191,9 +191,11 @@ def sweep(
     Raises:
         ArgumentError: an argument is missing, unknown or out of range.
     """
-    thresholds, all_skips = list(thresholds), list(max_skips)
+    thresholds = _checks.listed("thresholds", thresholds, "thresholds")
+    all_skips = _checks.listed("max_skips", max_skips, "counts")
+    forced = None if forced is None else _checks.listed("forced", forced, "steps")
     rows = []
-    for retention in retentions:
+    for retention in _checks.listed("retentions", retentions, "shares"):
         base = set_up(
             source,
             threshold=0.0,

@@ -166,7 +166,7 @@ def _retain(gates: list[Gate], steps: int, limits: Limits, how: Semantics, lane:
 def _switch(steps: int, limits: Limits, how: Semantics) -> int | None:
     if limits.expert_step is None or how.experts == "one":
         return None
-    return min(_checks.whole("expert_step", limits.expert_step, 0, example="26"), steps)
+    return min(limits.expert_step, steps)
 
 
 def _leading(steps: int, share: float, how: Semantics, lane: int) -> int:

@@ -47,11 +47,11 @@ def test_half_of_the_steps_keep_the_picture(network, curve):
     settings = {"threshold": demo.THRESHOLD, "max_skips": demo.MAX_SKIPS, "retention": demo.RETENTION}
     result, full, cached = demo.compare(network, curve, settings, steps=28, seed=3, repeats=1)
     assert result.schedule == magpolicy.simulate(curve, **settings)
-    assert result.computed <= 16
+    assert result.computed <= 14
     assert not (full == cached).all()
-    # Measured 24 to 30 dB over seeds; unrelated digits of the same classes are below 12.
-    assert result.psnr > 20
-    assert result.ssim > 0.85
+    # Measured: 33 and 34 dB, 0.98 and 0.99 on two seeds; the same classes from other noise are below 15 dB.
+    assert result.psnr > 28
+    assert result.ssim > 0.95
 
 
 def test_digits_have_their_class(network):

@@ -7,8 +7,8 @@ Each page runs in one namespace and one temporary folder, from top to bottom. By
 - ``console`` holds commands after ``$`` and, where it is worth showing, what they print; they run in processes of their own.
 - ``json`` and ``toml`` with ``title="name"`` are written to a file of that name, for the blocks that follow.
 
-The languages in ``NOT_RUN`` are not executed, for the reason given there; any other language is an error. What is quoted without
-being run is an indented block.
+The languages in ``NOT_RUN`` are not executed, for the reason given there; any other language is an error. What is quoted but
+not run is an indented block.
 """
 
 import contextlib
@@ -23,9 +23,10 @@ from collections import Counter
 from pathlib import Path
 
 import attrs
-import magpolicy
 import pytest
 from sybil import Region, Sybil
+
+import magpolicy
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -33,6 +34,9 @@ NOT_RUN = {
     "sh": "installs packages, or runs the demo and the tests by make: the tests' own caller does that, and the demo has tests",
     "toml": "without a title: a piece of somebody's pyproject.toml, nothing to run",
 }
+ENVIRONMENT = {**os.environ, "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
+if "PYTHONPATH" in ENVIRONMENT:  # the commands run in another folder
+    ENVIRONMENT["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, ENVIRONMENT["PYTHONPATH"].split(os.pathsep)))
 FENCE = re.compile(r"^```(?P<language>\w*)(?P<options>[^\n]*)\n(?P<source>.*?)^```$", re.MULTILINE | re.DOTALL)
 SEMANTICS = json.loads((ROOT / "src/magpolicy/data/semantics.json").read_text(encoding="utf-8"))["semantics"]
 
@@ -79,9 +83,14 @@ def run_console(source):
 def run_command(command, shown):
     words = command.split("  #")[0]
     assert words.startswith("magpolicy"), f"{command!r} is not ours to run; use a sh block"
-    environment = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(
-        f'"{sys.executable}" -m {words}', shell=True, capture_output=True, encoding="utf-8", env=environment, timeout=300, check=False
+        f'"{sys.executable}" -m {words}',
+        shell=True,
+        capture_output=True,
+        encoding="utf-8",
+        env=ENVIRONMENT,
+        timeout=300,
+        check=False,
     )
     printed = done.stdout + done.stderr
     assert "Traceback" not in printed, printed
@@ -105,10 +114,25 @@ def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     for module, extra in (("torch", "torch"), ("cattrs", "files"), ("click", "cli"), ("matplotlib", "plot")):
         if needs(module, text):
             pytest.importorskip(module, reason=f"the page uses the {extra} extra, which is not installed")
-    document = Sybil([fenced_blocks]).parse(page)
-    for example in document.examples():
-        example.evaluate()
+    with undone():
+        document = Sybil([fenced_blocks]).parse(page)
+        for example in document.examples():
+            example.evaluate()
     assert not document.namespace.get("_printed"), "the last block prints something that the page does not show"
+
+
+@contextlib.contextmanager
+def undone():
+    """Take back what a page does to the process: plugins registered, gradients turned off."""
+    before = magpolicy.manager().get_plugins()
+    try:
+        yield
+    finally:
+        for plugin in magpolicy.manager().get_plugins() - before:
+            magpolicy.manager().unregister(plugin)
+        magpolicy.manager()  # forgets the presets of plugins that are gone
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_grad_enabled(True)
 
 
 def needs(module, text):
@@ -120,6 +144,15 @@ def needs(module, text):
     }
     code = "".join(match["source"] for match in FENCE.finditer(text))
     return any(mark in code for mark in marks[module])
+
+
+def test_the_readme_shows_the_picture_and_the_two_commands_first():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    places = [
+        text.index(part)
+        for part in ("](docs/assets/demo.png)", "\nmake demo", "\nmake test", "pip install magpolicy", "```python")
+    ]
+    assert places == sorted(places)
 
 
 def table_rows(page, first):
@@ -186,9 +219,30 @@ def test_the_reference_lists_every_public_name(module):
     if module == "magpolicy_torch":
         pytest.importorskip("torch", reason="the torch extra is not installed")
     names = {name for name in __import__(module, fromlist=["__all__"]).__all__ if not name.startswith("__")}
-    listed = re.findall(rf"^::: {re.escape(module)}\.(\w+)$", (ROOT / "docs/reference/api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    listed = re.findall(
+        rf"^::: {re.escape(module)}\.(\w+)$", (ROOT / "docs/reference/api.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert len(listed) == len(set(listed))
     assert names <= set(listed), f"missing: {names - set(listed)}"
+
+
+def test_the_command_line_page_lists_every_option():
+    pytest.importorskip("click", reason="the cli extra is not installed")
+    from magpolicy.cli._app import program
+
+    text = (ROOT / "docs/reference/cli.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    assert sections.keys() == program.commands.keys()
+    for name, command in program.commands.items():
+        options = {o for p in command.params if p.param_type_name == "option" for o in (*p.opts, *p.secondary_opts)}
+        rows = [line.split(" | ")[0] for line in sections[name].splitlines() if line.startswith("| `-")]
+        assert set(re.findall(r"`(--?[\w-]+)", " ".join(rows))) == options, name
+
+
+def test_the_table_of_keys_lists_every_key_of_a_preset_file():
+    from magpolicy._preset_file import _File
+
+    assert {row[0].strip("`") for row in table_rows("how-to/add-a-preset.md", "key")} == {a.name for a in attrs.fields(_File)}
 
 
 def test_the_table_of_errors_lists_every_error():

@@ -2,9 +2,10 @@
 
 from contextlib import nullcontext
 
-import magpolicy
 import numpy as np
 import pytest
+
+import magpolicy
 from magpolicy.testing import RigStop, check_adapter
 
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
@@ -77,7 +78,9 @@ class Rig:
             for step in range(steps):
                 if size_from is not None and step >= size_from[0]:
                     size = size_from[1]
-                inputs = [self.inputs(seed, 0 if same_input else step, place, size) for place in map(("cond", "uncond").index, streams)]
+                # By name: a stream's inputs must not depend on which others run beside it.
+                places = map(("cond", "uncond").index, streams)
+                inputs = [self.inputs(seed, 0 if same_input else step, place, size) for place in places]
                 if step == stop_at:
                     hook = self.blocks[-1].register_forward_pre_hook(self._stop)
                     try:

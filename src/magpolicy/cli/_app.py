@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import click
 
@@ -56,11 +56,14 @@ def run(args: Sequence[str] | None = None) -> int:
             return error.exit_code
         except click.Abort:
             return 130
-        except BrokenPipeError:  # the reader has seen enough; what is left in the buffer goes nowhere
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):  # otherwise the reader has seen enough
+                click.echo(f"Error: {error}", err=True)
+            with contextlib.suppress(OSError):  # what is left in the buffer goes nowhere
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
     return code if isinstance(code, int) else 0
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     click.echo(f"Warning: {message}", err=True)

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from decimal import Decimal, InvalidOperation
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from magpolicy import presets, semantics_names
-from magpolicy._errors import ArgumentError, MagPolicyError
+from magpolicy._errors import ArgumentError, MagPolicyError, MissingExtraError
 
 MAX_SETTINGS = 100_000  # ten times what a sweep does in about a second
-MAX_INPUT = 4_000_000  # characters; as much as a preset file may have
+MAX_INPUT = 4_000_000  # bytes; as much as a preset file may have
 
-Number = TypeVar("Number", int, float)
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:  # generic since click 8.4 only
+    _ParamType = click.ParamType
+
+
+class Mistake(click.ClickException):
+    """A user's mistake, told without repeating the usage."""
+
+    exit_code = 2
 
 
 class Command(click.Command):
@@ -33,18 +43,16 @@ class Command(click.Command):
 def _failure(ctx: click.Context, error: MagPolicyError) -> click.ClickException:
     text = " ".join(str(error).split())
     cause = error.__cause__
-    failure = click.ClickException(_as_options(ctx, text))
-    if isinstance(error, ArgumentError):
-        failure.exit_code = 2
-    elif isinstance(cause, ImportError):
-        failure.message += f" ({cause})"
-    return failure
+    if isinstance(error, MissingExtraError) and cause is not None:
+        text += f" ({cause})"
+    kind = Mistake if isinstance(error, ArgumentError) else click.ClickException
+    return kind(_as_options(ctx, text))
 
 
 def _as_options(ctx: click.Context, text: str) -> str:
     """A message about the argument ``max_skips=-1`` as one about the option ``--max-skips=-1``."""
-    known = {p.name: p.opts[0] for p in ctx.command.params if p.name and p.opts[0].startswith("--")}
-    options = {name.removesuffix("s") if name.endswith(("olds", "ions")) else name: option for name, option in known.items()}
+    known = {param.name: param.opts[0] for param in ctx.command.params if param.name and param.opts[0].startswith("--")}
+    options = {n: option for name, option in known.items() for n in (name, name.removesuffix("s"))}  # --thresholds too
     if re.split(r"\W", text, maxsplit=1)[0] not in options:
         return text
     names = "|".join(map(re.escape, options))
@@ -56,7 +64,7 @@ def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-class Source(click.ParamType):
+class Source(_ParamType):
     """A preset's name, alias or file; ratios written out; or ``-`` for ratios on standard input."""
 
     name = "source"
@@ -64,13 +72,13 @@ class Source(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "-":
             return _read_ratios()
-        return _ratios(value) if _looks_like_ratios(value) else value
+        return _ratios(value) if _is_list(value) else value
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         return [CompletionItem(name) for name in presets() if name.startswith(incomplete)]
 
 
-class Semantics(click.ParamType):
+class Semantics(_ParamType):
     """The name of semantics; checked where it is used."""
 
     name = "name"
@@ -82,8 +90,10 @@ class Semantics(click.ParamType):
         return [CompletionItem(name) for name in semantics_names() if name.startswith(incomplete)]
 
 
-def _looks_like_ratios(text: str) -> bool:
-    return re.fullmatch(r"[-+\d.eE,\s]*\d[-+\d.eE,\s]*", text) is not None
+def _is_list(text: str) -> bool:
+    if re.fullmatch(r"[-+.\deE]*\d", text):
+        return True
+    return "," in text and not text.lower().endswith((".json", ".toml"))
 
 
 def _ratios(text: str) -> list[float]:
@@ -96,15 +106,16 @@ def _ratios(text: str) -> list[float]:
 def _read_ratios() -> Any:
     """Numbers from standard input, or a JSON list of them, or a JSON object of lists by stream."""
     try:
-        text = click.get_text_stream("stdin", encoding="utf-8").read(MAX_INPUT + 1)
-        if len(text) > MAX_INPUT:
-            raise ValueError(f"more than {MAX_INPUT} characters")
+        raw = sys.stdin.buffer.read(MAX_INPUT + 1) if sys.stdin else b""
+        if len(raw) > MAX_INPUT:
+            raise ValueError(f"more than {MAX_INPUT} bytes")
+        text = raw.decode("utf-8-sig")
         return json.loads(text) if text.lstrip().startswith(("[", "{")) else _ratios(text)
     except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 are ValueErrors
         raise click.UsageError(f"SOURCE: standard input holds no ratios: {error}") from error
 
 
-class NumberList(click.ParamType):
+class NumberList(_ParamType):
     """``1,2,5``, and where ranges make sense ``0.02:0.3:0.02`` (both ends included; a step left out is 1)."""
 
     def __init__(self, kind: Callable[[Any], int | float], *, ranges: bool = False) -> None:
@@ -140,7 +151,7 @@ class NumberList(click.ParamType):
             yield self.kind(number)
 
 
-class Part(click.ParamType):
+class Part(_ParamType):
     """``A:B``, the positions from A up to, not including, B."""
 
     name = "a:b"

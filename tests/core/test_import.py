@@ -1,0 +1,126 @@
+"""What ``import magpolicy`` brings, and what it must not."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import magpolicy
+
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "click", "typer", "rich", "cattrs", "matplotlib",
+         "PIL", "skimage", "hypothesis", "pytest", "magpolicy_torch", "magpolicy_demo")  # fmt: skip
+
+
+def python(code, *arguments):
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "MAGPOLICY_DISABLE_PLUGINS": ""}
+    done = subprocess.run([sys.executable, *arguments, "-c", code], capture_output=True, text=True, env=env, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_loads_no_framework_no_host_and_no_convenience():
+    code = f"""
+import sys
+import magpolicy
+magpolicy.simulate("flux", steps=20)
+print([name for name in {HEAVY!r} if name in sys.modules])
+print("pluggy" in sys.modules)
+"""
+    loaded, pluggy = python(code).splitlines()
+    assert loaded == "[]"
+    assert pluggy == "True" or pluggy == "False"
+
+
+def test_import_alone_does_not_look_for_plugins():
+    assert python("import sys, magpolicy; print('pluggy' in sys.modules)").strip() == "False"
+
+
+def test_everything_but_the_adapters_works_without_torch():
+    code = f"""
+import sys
+for name in {HEAVY!r}:
+    sys.modules[name] = None  # importing it raises ModuleNotFoundError
+import warnings
+warnings.simplefilter("error")
+import magpolicy
+for name in magpolicy.__all__:
+    getattr(magpolicy, name)
+schedule = magpolicy.simulate("wan2.1-t2v-1.3b", steps=30)
+with magpolicy.Session("flux", steps=20) as session:
+    session.decide()
+    session.commit()
+assert magpolicy.sweep("flux", thresholds=[0.1], max_skips=[3], retentions=[0.2]).front()
+magpolicy.presets()["chroma"].curve.resample(steps=17)
+magpolicy.plugins()
+try:
+    magpolicy.attach(object(), preset="flux")
+except magpolicy.AdapterError as error:
+    print(error)
+print(schedule)
+"""
+    first, second = python(code).splitlines()
+    assert first.startswith("target=builtins.object is nothing an installed adapter can drive")
+    assert second.startswith("30 steps █")
+
+
+def test_importing_twice_or_with_warnings_as_errors_or_optimised_is_fine():
+    for flags in (["-W", "error"], ["-O"], ["-OO"], ["-I"] if is_installed() else []):
+        python("import magpolicy, importlib; importlib.reload(magpolicy); magpolicy.simulate('flux')", *flags)
+
+
+def is_installed():
+    import importlib.metadata
+
+    return any(dist.name == "magpolicy" for dist in importlib.metadata.distributions())
+
+
+def test_all_is_complete_and_sorted():
+    assert list(magpolicy.__all__) == sorted(magpolicy.__all__)
+    assert len(set(magpolicy.__all__)) == len(magpolicy.__all__)
+    source = Path(magpolicy.__file__).read_text(encoding="utf-8")
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("magpolicy")
+        for alias in node.names
+    }
+    assert imported | {"__version__"} == set(magpolicy.__all__)
+
+
+@pytest.mark.parametrize("name", magpolicy.__all__)
+def test_every_public_name_is_there_and_explained(name):
+    value = getattr(magpolicy, name)
+    assert name in dir(magpolicy)
+    if name != "__version__" and not hasattr(value, "spec"):
+        assert value.__doc__
+
+
+def test_a_name_there_is_not_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'magpolicy' has no attribute 'plan9'"):
+        _ = magpolicy.plan9
+    assert not hasattr(magpolicy, "plan9")
+
+
+def test_star_import_brings_the_public_names():
+    assert python("from magpolicy import *; print(callable(simulate), callable(attach), MagPolicy.__name__)") == (
+        "True True MagPolicy\n"
+    )
+
+
+def test_types_are_shipped():
+    assert (Path(magpolicy.__file__).parent / "py.typed").is_file()
+
+
+def test_errors_can_be_caught_by_one_class_and_by_the_usual_ones():
+    for error, usual in [
+        (magpolicy.ArgumentError, ValueError),
+        (magpolicy.PresetError, ValueError),
+        (magpolicy.RunError, RuntimeError),
+        (magpolicy.AdapterError, TypeError),
+        (magpolicy.MissingExtraError, ImportError),
+    ]:
+        assert issubclass(error, magpolicy.MagPolicyError)
+        assert issubclass(error, usual)

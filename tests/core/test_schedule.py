@@ -1,0 +1,208 @@
+"""Schedules: how they print, compare, are written down and read back."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from magpolicy import ArgumentError, Decision, MissingExtraError, RunError, Schedule, Session, simulate
+
+FLUX_LIKE = [1.0, 1.21, 1.12, 1.08, 1.06, 1.04, 1.03, 1.04, 1.02, 1.03, 1.02, 0.98, 1.02, 1.01]
+
+masks = st.lists(st.booleans(), min_size=1, max_size=40).map(lambda row: [True, *row[1:]])
+
+
+def a_schedule(**more):
+    return simulate(FLUX_LIKE, threshold=0.24, max_skips=3, retention=0.1, **more)
+
+
+def test_one_readable_line():
+    mask = [c == "█" for c in "███·█··█···█···█·····█·····█"]
+    assert str(Schedule.from_mask(mask)) == "28 steps ███·█··█···█···█·····█·····█  9 computed  3.11x"
+
+
+def test_the_line_of_one_step():
+    assert str(simulate([1.0], threshold=1, max_skips=5, retention=0)) == "1 steps █  1 computed  1.00x"
+
+
+def test_figures_of_one_stream():
+    schedule = Schedule.from_mask([1, 0, 0, 1, 0])
+    assert (schedule.steps, schedule.computed, schedule.skipped) == (5, 2, 3)
+    assert schedule.mask == (True, False, False, True, False)
+    assert schedule.speedup == 2.5
+    assert schedule.strip == "█··█·"
+    assert schedule.reasons() == {"scheduled": 2, "reused": 3}
+
+
+def test_figures_of_two_streams():
+    schedule = Schedule.from_mask({"cond": [1, 0, 1, 0], "uncond": [1, 1, 0, 0]})
+    assert schedule.mask == (True, True, True, False)  # a step computes if any stream does
+    assert (schedule.computed, schedule.skipped) == (3, 1)
+    assert schedule.speedup == 2.0  # eight evaluations, four of them computed
+    assert schedule.stream_mask("uncond") == (True, True, False, False)
+    assert schedule.reasons("cond") == {"scheduled": 2, "reused": 2}
+    with pytest.raises(ArgumentError, match=r"stream='ref' .* 'cond', 'uncond'"):
+        schedule.stream_mask("ref")
+    with pytest.raises(ArgumentError, match="stream='ref'"):
+        schedule.stream_errors("ref")
+    with pytest.raises(ArgumentError, match="stream='ref'"):
+        schedule.reasons("ref")
+
+
+def test_errors_are_those_of_the_worse_stream_and_add_up_by_run_of_skips():
+    schedule = simulate(
+        {"cond": [1.0, 1.0, 1.1, 1.0, 1.2], "uncond": [1.0, 1.05, 1.0, 1.0, 1.0]}, threshold=0.35, max_skips=2, retention=0
+    )
+    assert schedule.stream_mask("cond") == (True, False, False, True, False)
+    assert schedule.stream_errors("cond") == pytest.approx((0, 0, 0.1, 0, 0.2))
+    assert schedule.stream_errors("uncond") == pytest.approx((0, 0.05, 0.1, 0, 0))
+    assert schedule.errors == pytest.approx((0, 0.05, 0.1, 0, 0.2))
+    assert schedule.error == pytest.approx(((0.1 + 0.2) + 0.1) / 2)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.text(max_size=5), st.lists(st.floats(0.7, 1.4), min_size=9, max_size=9), min_size=1, max_size=3))
+def test_to_dict_and_back(ratios):
+    schedule = simulate(ratios, threshold=0.2, max_skips=3, retention=0.1, forced=[-1], part=(2, 9))
+    data = schedule.to_dict()
+    again = Schedule.from_dict(json.loads(json.dumps(data)))
+    assert again == schedule
+    assert (again.decisions, again.modelled, again.first_step) == (schedule.decisions, schedule.modelled, 2)
+    assert again.to_dict() == data
+    assert (data["steps"], data["computed"], data["first_step"]) == (7, schedule.computed, 2)
+    assert data["mask"] == [int(m) for m in schedule.mask]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        5,
+        [],
+        {},
+        {"streams": {}},
+        {"streams": {}, "first_step": 0},
+        {"streams": [], "first_step": 0},
+        {"streams": {"a": {"reasons": ["reused"], "errors": []}}, "first_step": 0},
+        {"streams": {"a": {"reasons": ["no such reason"], "errors": [0]}}, "first_step": 0},
+        {"streams": {"a": {"reasons": ["forced"], "errors": ["x"]}}, "first_step": 0},
+        {"streams": {"a": {"reasons": [], "errors": []}}, "first_step": 0},
+        {"streams": {"a": {"reasons": ["forced"], "errors": [0]}}},
+        {"streams": {"a": {"reasons": ["forced"], "errors": [0]}}, "first_step": -3},
+        {
+            "streams": {
+                "a": {"reasons": ["forced"], "errors": [0]},
+                "b": {"reasons": ["forced", "reused"], "errors": [0, 0]},
+            },
+            "first_step": 0,
+        },
+    ],
+)
+def test_what_is_not_a_schedules_dict(data):
+    with pytest.raises(ArgumentError, match="data="):
+        Schedule.from_dict(data)
+
+
+@settings(deadline=None)
+@given(masks, masks)
+def test_equal_when_the_same_steps_compute(a, b):
+    one, other = Schedule.from_mask(a), Schedule.from_mask(b)
+    assert (one == other) == (a == b)
+    assert one == Schedule.from_mask(np.array(a))
+    assert one == Schedule.from_mask([int(value) for value in a])
+    assert hash(one) == hash(Schedule.from_mask(a))
+    assert one.mask == tuple(a)
+    assert one != a
+
+
+def test_the_reasons_and_the_name_of_the_semantics_do_not_matter_for_equality_the_streams_do():
+    schedule = a_schedule()
+    assert Schedule.from_mask(schedule.mask) == schedule
+    assert Schedule.from_mask({"cond": schedule.mask}) != schedule
+
+
+@pytest.mark.parametrize(
+    "mask", [[], [0, 1], [1, 2], [1, None], ["1", "0"], "10", None, 5, {}, {"cond": []}, {"a": [1], "b": [1, 0]}, [[1, 0]],
+             np.ones((2, 2)), [1, float("nan")], {"cond": 5}]
+)  # fmt: skip
+def test_what_is_not_a_mask(mask):
+    with pytest.raises(ArgumentError, match=r"mask|rows"):
+        Schedule.from_mask(mask)
+
+
+def test_a_mask_of_your_own_is_followed():
+    mine = Schedule.from_mask({"cond": [1, 0, 1, 0], "uncond": [1, 1, 1, 0]})
+    assert simulate(mine) == mine
+    with Session(mine) as session:
+        for _ in range(4):
+            for stream in mine.streams:
+                session.decide(stream)
+                session.commit()
+        with pytest.raises(RunError, match="4 steps are all decided"):
+            session.decide("cond")
+    assert Schedule.from_trace(session.trace) == mine
+
+
+def test_a_mask_followed_from_the_middle_computes_first():
+    session = Session(Schedule.from_mask([1, 1, 0, 0, 1])).begin(2)
+    answers = []
+    for _ in range(3):
+        answers.append(session.decide())
+        session.commit()
+    assert answers == [Decision.NO_RESIDUAL, Decision.REUSED, Decision.SCHEDULED]
+
+
+@pytest.mark.parametrize(
+    "more", [{"threshold": 0.1}, {"max_skips": 2}, {"retention": 0.2}, {"steps": 3}, {"sigmas": [1.0, 0.5, 0.2, 0.1, 0.05]}]
+)
+def test_a_mask_is_not_mixed_with_settings(more):
+    with pytest.raises(ArgumentError, match="contradicts"):
+        Session(Schedule.from_mask([1, 0, 1, 0]), **more)
+
+
+def test_from_a_trace_of_streams_that_sit_steps_out():
+    with Session([1.0, 1.0, 1.0, 1.0], threshold=1, max_skips=5, retention=0) as session:
+        for step, stream in [(0, "a"), (1, "a"), (1, "b"), (3, "b"), (3, "a")]:
+            session.decide(stream, step=step)
+            session.commit()
+    schedule = Schedule.from_trace(session.trace)
+    assert schedule.streams == ("a", "b")
+    assert [d.reason for d in schedule.decisions[0]] == ["no_residual", "reused", "absent", "reused"]
+    assert [d.reason for d in schedule.decisions[1]] == ["absent", "no_residual", "absent", "reused"]
+    assert schedule.mask == (True, True, False, False)
+    assert schedule.speedup == 5 / 2  # an absent stream is no evaluation
+
+
+def test_from_a_trace_of_a_later_part_of_a_run():
+    session = Session(FLUX_LIKE, threshold=0.24, max_skips=3, retention=0.1).begin(5)
+    for _ in range(4):
+        session.decide()
+        session.commit()
+    session.end()
+    schedule = Schedule.from_trace(session.trace)
+    assert (schedule.first_step, schedule.steps) == (5, 4)
+    assert schedule == a_schedule(part=(5, 9))
+
+
+def test_an_empty_trace_is_no_schedule():
+    with pytest.raises(ArgumentError, match="trace is empty"):
+        Schedule.from_trace(())
+
+
+@pytest.mark.parametrize("source", [FLUX_LIKE, {"cond": FLUX_LIKE, "uncond": FLUX_LIKE[::-1]}])
+def test_plot_writes_a_picture(tmp_path, source):
+    pytest.importorskip("matplotlib", reason="the plot extra is not installed")
+    file = tmp_path / "schedule.png"
+    simulate(source, threshold=0.24, max_skips=3, retention=0.1).plot(file)
+    assert file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert file.stat().st_size > 2000
+
+
+def test_plot_without_matplotlib_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError, match=r"magpolicy\[plot\]"):
+        a_schedule().plot(tmp_path / "schedule.png")
+    assert list(tmp_path.iterdir()) == []
