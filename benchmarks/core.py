@@ -1,8 +1,8 @@
 """Speed of the core, as ratios measured in one run: ``python benchmarks/core.py`` (needs the ``demo`` extra).
 
 Compared: a decision against the arithmetic the reference implementations do per step (a numpy 0-d array as in the official
-scripts, a torch 0-d tensor as in diffusers), and against one evaluation of the demo model; ``import magpolicy`` against ``import
-numpy`` in fresh processes; ``simulate`` and ``sweep`` in absolute time, for which there is no peer.
+scripts, a torch 0-d tensor as in diffusers), and against one evaluation of the demo model; ``import magpolicy`` against
+``import numpy`` in fresh processes; ``simulate`` and ``sweep`` in absolute time, for which there is no peer.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import sys
 import time
 from collections.abc import Callable
 
-import magpolicy
 import numpy as np
+
+import magpolicy
 import torch
 from magpolicy_demo import demo, model
 
@@ -76,7 +77,8 @@ def main() -> None:
     ours = per_call(decide_all, 200) / steps
     by_numpy = per_call(lambda: reference(np.array(RATIOS)), 50) / steps
     by_torch = per_call(lambda: reference(torch.tensor(RATIOS)), 20) / steps
-    print(f"decide(): {ours * 1e6:.2f} us a step; numpy 0-d arithmetic takes {by_numpy / ours:.1f} times that, torch {by_torch / ours:.1f}")
+    ratios = f"numpy 0-d arithmetic takes {by_numpy / ours:.1f} times that, torch {by_torch / ours:.1f}"
+    print(f"decide(): {ours * 1e6:.2f} us a step; {ratios}")
 
     network = model.load()
     with torch.inference_mode():
@@ -86,7 +88,8 @@ def main() -> None:
 
     empty = import_time("pass")
     numpy_alone, all_of_it = import_time("import numpy") - empty, import_time("import magpolicy") - empty
-    print(f"import magpolicy takes {all_of_it / numpy_alone:.2f} times import numpy ({1e3 * all_of_it:.0f} ms, {1e3 * numpy_alone:.0f} ms)")
+    absolute = f"({1e3 * all_of_it:.0f} ms, {1e3 * numpy_alone:.0f} ms)"
+    print(f"import magpolicy takes {all_of_it / numpy_alone:.2f} times import numpy {absolute}")
 
     print(f"simulate, {steps} steps: {1e6 * per_call(lambda: magpolicy.simulate(RATIOS, **SETTINGS), 100):.0f} us")
     started = time.perf_counter()

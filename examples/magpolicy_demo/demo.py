@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from attrs import frozen
 from numpy.typing import NDArray
-from torch import Tensor
 
 import magpolicy
+import torch
 from magpolicy._errors import require
 from magpolicy_demo import model as demo
+from torch import Tensor
 
 GUIDANCE = 2.0
 DIGITS = 10

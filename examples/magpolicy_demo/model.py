@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import FluxTransformer2DModel
+
+import torch
 from torch import Tensor
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -40,7 +41,9 @@ def build() -> FluxTransformer2DModel:
 
 def load() -> FluxTransformer2DModel:
     """The trained model in float32 (stored in float16), ready for inference."""
-    model: FluxTransformer2DModel = FluxTransformer2DModel.from_pretrained(WEIGHTS, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+    # low_cpu_mem_usage needs one package more, for a saving of 7 MB.
+    options = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
+    model: FluxTransformer2DModel = FluxTransformer2DModel.from_pretrained(WEIGHTS, **options)
     return model.eval().requires_grad_(False)
 
 

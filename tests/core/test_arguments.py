@@ -103,8 +103,10 @@ def test_what_sweep_shares_with_simulate(name, value):
     refused(name, sweep, source=RATIOS, thresholds=[0.1], max_skips=[2], retentions=[0.1], **{name: value})
 
 
-SOURCES = [None, 5, 1.5, [], {}, [NAN], [1.0, -1.0], [0.0], ["a"], [None], [[1.0]], {"a": 1.0}, {"a": []}, {"a": [1.0], "b": []},
-           {"a": "123"}, object(), np.ones((2, 2)), np.array(1.0), [1.0] * 100_001, b"123", [10**400], {"a": [1.0], "b": [1.0, 1.0]}]  # fmt: skip
+SOURCES = [None, 5, 1.5, [], {}, [NAN], [1.0, -1.0], [0.0], ["a"], [None], [[1.0]], {"a": 1.0}, {"a": []},
+            {"a": [1.0], "b": []},
+           {"a": "123"}, object(), np.ones((2, 2)), np.array(1.0), [1.0] * 100_001, b"123", [10**400],
+            {"a": [1.0], "b": [1.0, 1.0]}]  # fmt: skip
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda value: repr_of(value))
@@ -229,12 +231,14 @@ def test_a_policy_asked_for_steps_there_are_not():
 
 def test_numpy_scalars_and_arrays_serve_as_numbers_and_lists():
     plain = simulate(
-        {"cond": RATIOS, "uncond": RATIOS[::-1]}, steps=6, threshold=0.25, max_skips=2, retention=0.25, start_step=1, end_step=-1,
+        {"cond": RATIOS, "uncond": RATIOS[::-1]}, steps=6, threshold=0.25, max_skips=2, retention=0.25, start_step=1,
+        end_step=-1,
         forced=[-1, 2],
     )  # fmt: skip
     arrays = simulate(
         {"cond": np.array(RATIOS), "uncond": np.array(RATIOS)[::-1]}, steps=np.int64(6), threshold=np.float32(0.25),
-        max_skips=np.int8(2), retention=np.float16(0.25), start_step=np.uint8(1), end_step=np.int16(-1), forced=np.array([-1, 2]),
+        max_skips=np.int8(2), retention=np.float16(0.25), start_step=np.uint8(1), end_step=np.int16(-1),
+        forced=np.array([-1, 2]),
     )  # fmt: skip
     assert arrays == plain
     assert arrays.modelled == plain.modelled

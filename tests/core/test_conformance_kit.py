@@ -1,7 +1,8 @@
 """The policy kit accepts our policy and notices ones that break a law."""
 
-import magpolicy
 import pytest
+
+import magpolicy
 from magpolicy.testing import check_policy
 
 

@@ -132,9 +132,7 @@ def test_only_the_order_of_noise_levels_counts_not_their_unit(curve, steps, unit
 
 
 norms = st.integers(1, 6).flatmap(
-    lambda tokens: st.lists(
-        st.lists(st.floats(0.01, 100), min_size=tokens, max_size=tokens), min_size=1, max_size=8
-    )
+    lambda tokens: st.lists(st.lists(st.floats(0.01, 100), min_size=tokens, max_size=tokens), min_size=1, max_size=8)
 )
 
 

@@ -7,8 +7,9 @@ Left out of the record: cases in which the source skips before anything was comp
 import json
 from pathlib import Path
 
-import magpolicy
 import pytest
+
+import magpolicy
 
 RECORD = json.loads((Path(__file__).parent.parent / "data" / "reference_decisions.json").read_text(encoding="utf-8"))
 IMPLEMENTATIONS = sorted(RECORD["implementations"])

@@ -1,10 +1,9 @@
 """Session against a second machine, written straight from the rule: both must decide and record the same."""
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-
-import pytest
 
 from magpolicy import Decision, RunError, Session
 
@@ -41,7 +40,7 @@ class Naive:
         for i in range(s["step"], step + 1):  # steps sat out count for the ratio, not for the error
             P *= ratios[i]
         E, k = s["E"] + abs(1 - P), s["k"] + 1
-        why = "threshold" if E > self.threshold else "max_skips" if k > self.max_skips else "reused"
+        why = "threshold" if self.threshold < E else "max_skips" if k > self.max_skips else "reused"
         return why, (P, E, k)
 
     def decide(self, names, step):
@@ -196,8 +195,7 @@ class Sessions(RuleBasedStateMachine):
     @invariant()
     def traces_agree(self):
         mine = [
-            (e.step, e.stream, e.decision.reason, e.accumulated_ratio, e.accumulated_error, e.skips)
-            for e in self.session.trace
+            (e.step, e.stream, e.decision.reason, e.accumulated_ratio, e.accumulated_error, e.skips) for e in self.session.trace
         ]
         assert mine == self.model.trace
 

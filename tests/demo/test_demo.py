@@ -11,9 +11,10 @@ torch = pytest.importorskip("torch", reason="the demo extra is not installed")
 pytest.importorskip("diffusers", reason="the demo extra is not installed")
 pytest.importorskip("skimage", reason="the demo extra is not installed")
 
+from PIL import Image  # noqa: E402
+
 import magpolicy  # noqa: E402
 from magpolicy_demo import demo, model  # noqa: E402
-from PIL import Image  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -63,9 +63,7 @@ class Rig:
     def traces(self):
         names = [(name, sorted(module.__dict__)) for name, module in self.model.named_modules()]
         forwards = [(name, "forward" in module.__dict__) for name, module in self.model.named_modules()]
-        hooks = [
-            (len(module._forward_hooks), len(module._forward_pre_hooks)) for module in self.model.modules()
-        ]
+        hooks = [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in self.model.modules()]
         return names, forwards, hooks, sorted(self.model.state_dict())
 
     def residuals_held(self, handle):
