@@ -81,7 +81,7 @@ class Handle:
     ...         for _ in range(6):
     ...             _ = handle.module(torch.zeros(1, 4, 8))
     >>> print(handle.report.schedule)
-    6 steps ██··█·  3 computed  2.00x
+    6 steps █··█··  2 computed  3.00x
 
     Runs and streams belong to the thread (the context) that opened them: threads that share a module don't see each
     other's. Calls outside any run compute as if nothing were attached.

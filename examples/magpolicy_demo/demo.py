@@ -125,7 +125,7 @@ def run(
     *,
     output: Path = Path("magpolicy-demo.png"),
     steps: int = 28,
-    seed: int = 1,
+    seed: int = 3,
     threshold: float | None = None,
     max_skips: int | None = None,
     retention: float | None = None,

@@ -20,7 +20,8 @@ calls = []
 @magpolicy.hookimpl
 def presets():
     yield magpolicy.Preset(
-        name="guest", curve=magpolicy.Curve([1.0, 1.02, 0.99]), threshold=0.1, max_skips=2, retention=0.0, aliases=("Guest/Model",)
+        name="guest", curve=magpolicy.Curve([1.0, 1.02, 0.99]), threshold=0.1, max_skips=2, retention=0.0,
+        aliases=("Guest/Model",),
     )
 
 @magpolicy.hookimpl
@@ -64,7 +65,8 @@ with warnings.catch_warnings(record=True) as caught:
 calls = getattr(sys.modules.get("good_plugin"), "calls", None)
 texts = [str(w.message) for w in caught if issubclass(w.category, magpolicy.PluginWarning)]
 others = [str(w.message) for w in caught if not issubclass(w.category, magpolicy.PluginWarning)]
-print(json.dumps(dict(found=found, names=names, handles=handles, schedule=schedule, calls=calls, warnings=texts, others=others)))
+out = dict(found=found, names=names, handles=handles, schedule=schedule, calls=calls, warnings=texts, others=others)
+print(json.dumps(out))
 """
 UNDISTURBED = str(magpolicy.simulate("flux", steps=4))
 
@@ -192,11 +194,17 @@ CALLED = {
         "def presets():\n    return [magpolicy.Preset(name='guest2', curve=[1.0])]",
         "failed in presets",
     ),
-    "a curve that is none": ("def presets():\n    return [magpolicy.Preset(name='guest2', curve=magpolicy.Curve([0.0]))]", "ratios[0]"),
-    "the start of a run": ("def on_run_start(session):\n    raise OSError('disk full')", "failed in on_run_start: OSError: disk full"),
+    "a curve that is none": (
+        "def presets():\n    return [magpolicy.Preset(name='guest2', curve=magpolicy.Curve([0.0]))]",
+        "ratios[0]",
+    ),
+    "the start of a run": (
+        "def on_run_start(session):\n    raise OSError('disk full')",
+        "failed in on_run_start: OSError: disk full",
+    ),
     "a decision": ("def on_decision(entry):\n    return 1 / 0", "failed in on_decision: ZeroDivisionError"),
     "the end of a run": ("def on_run_end(session):\n    session.nothing", "failed in on_run_end: AttributeError"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", CALLED)
@@ -215,7 +223,8 @@ def test_a_plugin_that_fails_when_called_is_named_and_the_rest_works(install, ou
 
 def test_an_adapter_that_fails_says_who_and_on_what(install, outcome):
     install("a-guest", {"good_plugin": GOOD})
-    source = "import magpolicy\n@magpolicy.hookimpl\ndef attach(target):\n    if target != 'guest model':\n        raise KeyError('x')"
+    body = "def attach(target):\n    if target != 'guest model':\n        raise KeyError('x')"
+    source = f"import magpolicy\n@magpolicy.hookimpl\n{body}"
     install("b-broken", {"bad_plugin": source})
     out = outcome()
     assert out["handles"][0] == ["handle of the guest", "stack", 3]
@@ -316,9 +325,15 @@ def test_observers_see_the_run_as_it_happens(registered):
 
 def test_observers_see_the_end_of_a_run_left_early(registered):
     observer = registered(Observer())
-    with pytest.raises(InterruptedError), a_session() as session:
-        session.decide()
-        raise InterruptedError
+    session = a_session()
+
+    def leave():
+        with session:
+            session.decide()
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        leave()
     assert observer.seen == [("start", True, 0), ("end", False, 0)]
     session.end()
     assert len(observer.seen) == 2  # told once

@@ -27,7 +27,7 @@ from magpolicy.cli._params import Command, examples
     help="Where the picture goes.",
 )
 @click.option("--steps", type=click.IntRange(1, MAX_STEPS), default=28, show_default=True, metavar="N", help="Steps.")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Noise seed.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=3, show_default=True, help="Noise seed.")
 @click.option("--threshold", type=click.FloatRange(min=0), metavar="X", help="Bound on the accumulated error.")
 @click.option("--max-skips", "-K", type=click.IntRange(min=0), metavar="K", help="Longest run of consecutive skips.")
 @click.option("--retention", type=click.FloatRange(0, 1), metavar="R", help="Leading share always computed.")
