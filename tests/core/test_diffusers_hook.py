@@ -146,7 +146,8 @@ def test_a_real_flux_transformer(max_skips):
             ran.clear()
             model(
                 hidden_states=torch.randn(1, 4, 4), encoder_hidden_states=torch.randn(1, 3, 8),
-                pooled_projections=torch.randn(1, 8), timestep=torch.tensor([1 - step / steps]), img_ids=torch.zeros(4, 3), txt_ids=torch.zeros(3, 3),
+                pooled_projections=torch.randn(1, 8), timestep=torch.tensor([1 - step / steps]),
+                img_ids=torch.zeros(4, 3), txt_ids=torch.zeros(3, 3),
             )  # fmt: skip
             mask.append(bool(ran))
     assert decided_by_us(ratios.tolist(), steps, 0.24, max_skips, 0.1).mask == tuple(mask)
