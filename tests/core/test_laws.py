@@ -380,3 +380,32 @@ def test_a_sweep_is_a_table_of_simulations(run, thresholds, skips):
         assert any(f.computed <= row.computed and f.error <= row.error for f in front)
     assert [f.computed for f in front] == sorted({f.computed for f in front})
     assert [f.error for f in front] == sorted({f.error for f in front}, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["comfyui/wan", "wan2gp/wan"])
+def test_a_stream_carried_into_a_skip_against_its_own_test_starts_afresh(name):
+    schedule = simulate(
+        {"cond": [1.0, 1.0, 1.0, 1.0], "uncond": [1.0, 1.5, 1.25, 1.0]},
+        threshold=0.1,
+        max_skips=5,
+        retention=0,
+        semantics=name,
+        batched=True,
+    )
+    assert schedule.masks == ((True, False, False, False),) * 2
+    assert schedule.stream_errors("uncond") == (0, 0.5, 0.25, 0)  # not 0.5, 1.375, ...: each refusal was a fresh start
+
+
+@LAWS
+@given(runs(streams=2, least=2), st.integers(1, 3))
+def test_no_stream_is_carried_into_a_skip_before_it_has_computed(run, late):
+    steps = length_of(run)
+    assume(steps > late)
+    with session_of(run) as session:
+        for step in range(steps):
+            session.decide(["cond", "late"] if step >= late else "cond", step=step)
+            session.commit()
+    seen = set()
+    for entry in session.trace:
+        assert entry.decision.computes or entry.stream in seen
+        seen.add(entry.stream)
