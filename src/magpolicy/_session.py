@@ -119,7 +119,7 @@ class Session:
             ArgumentError: ``step`` lies outside the run.
         """
         if self.active:
-            raise RunError("begin(): this session's run is under way; call end() first, or use another Session")
+            raise RunError("begin(): a run is under way already; call end() first, or use another Session")
         if _checks.whole("step", step, 0, example="0") >= self.steps:
             raise ArgumentError(f"step={step} lies outside this run of {self.steps} steps; use 0 to {self.steps - 1}")
         self._policies.clear()

@@ -16,7 +16,7 @@ from magpolicy import Curve, Decision, MagPolicy, Schedule, Session, simulate
 
 NAMES = magpolicy.semantics_names()
 CARRYING = {"any", "first"}  # joint rules under which a stream may be carried into a skip against its own test
-LAWS = settings(max_examples=150, deadline=None)
+LAWS = settings(max_examples=100, deadline=None)
 
 ratio = st.sampled_from([0.9, 0.96875, 1.0, 1.0, 1.03125, 1.1]) | st.floats(0.7, 1.4)
 
