@@ -403,9 +403,12 @@ def test_a_reader_that_stops_reading_is_no_error():
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT is sent another way")
 def test_ctrl_c_exits_with_130_and_no_traceback():
     command = [sys.executable, "-m", "magpolicy", "simulate", "-"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
-    ) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+
+    def heed_sigint():  # a test run in the background of a script ignores it, and its children would too
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, **pipes, env=environment(), preexec_fn=heed_sigint) as process:
         process.stdin.write(b"1," * 100_000)  # more than a pipe holds: once it is gone, the command is reading
         process.stdin.flush()
         time.sleep(0.3)
