@@ -63,15 +63,9 @@ print(schedule)
     assert second.startswith("30 steps █")
 
 
-def test_importing_twice_or_with_warnings_as_errors_or_optimised_is_fine():
-    for flags in (["-W", "error"], ["-O"], ["-OO"], ["-I"] if is_installed() else []):
-        python("import magpolicy, importlib; importlib.reload(magpolicy); magpolicy.simulate('flux')", *flags)
-
-
-def is_installed():
-    import importlib.metadata
-
-    return any(dist.name == "magpolicy" for dist in importlib.metadata.distributions())
+@pytest.mark.parametrize("flags", [["-W", "error"], ["-O"], ["-OO"]], ids=" ".join)
+def test_it_imports_twice_and_with_any_flags(flags):
+    python("import magpolicy, importlib; importlib.reload(magpolicy); magpolicy.simulate('flux')", *flags)
 
 
 def test_all_is_complete_and_sorted():
