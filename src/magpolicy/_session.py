@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from types import TracebackType
 
@@ -208,9 +209,12 @@ class Session:
         self.active, self._pending = False, None
         self._policies.clear()
         callbacks, self._on_end = self._on_end, []
-        for callback in callbacks:
-            callback()
-        self._observers.tell("on_run_end", session=self)
+        try:
+            with contextlib.ExitStack() as every_one:  # one that fails keeps none of the others from freeing
+                for callback in callbacks:
+                    every_one.callback(callback)
+        finally:
+            self._observers.tell("on_run_end", session=self)
 
     def on_end(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called once when the run ends, also by an exception: the place to free residuals."""

@@ -209,3 +209,15 @@ class Sessions(RuleBasedStateMachine):
 
 Sessions.TestCase.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
 TestSessions = Sessions.TestCase
+
+
+def test_one_failing_callback_keeps_none_of_the_others_from_running():
+    freed = []
+    session = Session([1.0] * 3, threshold=0.1, max_skips=1, retention=0.0).begin()
+    session.on_end(lambda: freed.append("first"))
+    session.on_end(lambda: 1 / 0)
+    session.on_end(lambda: freed.append("last"))
+    with pytest.raises(ZeroDivisionError):
+        session.end()
+    assert sorted(freed) == ["first", "last"]
+    assert not session.active
