@@ -14,6 +14,8 @@ MAX_STEPS = 100_000  # far above any sampler; a list this long is a mistake, not
 def number(name: str, value: Any, low: float, high: float = math.inf, *, example: str) -> float:
     """``value`` as a float within ``[low, high]``, finite."""
     try:
+        if isinstance(value, str | bytes | bool):
+            raise TypeError("text and switches are no numbers")
         result = float(value)
     except (TypeError, ValueError, OverflowError):
         raise ArgumentError(f"{name}={_short(value)} must be a number; try {example}") from None

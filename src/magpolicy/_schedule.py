@@ -59,7 +59,8 @@ class Schedule:
     def error(self) -> float:
         """Modelled error of the run: what each run of skips reached, summed, mean over streams."""
         total = 0.0
-        for errors in self.modelled:
+        for row, decisions in zip(self.modelled, self.decisions, strict=True):
+            errors = tuple(e for e, d in zip(row, decisions, strict=True) if d is not Decision.ABSENT)
             total += sum(e for e, after in zip(errors, (*errors[1:], 0.0), strict=True) if after == 0.0)
         return total / len(self.streams)
 

@@ -104,7 +104,17 @@ def set_up(
         ArgumentError: something is missing, unknown or out of range.
     """
     if isinstance(source, Schedule):
-        return _of_schedule(source, threshold=threshold, max_skips=max_skips, retention=retention)
+        return _of_schedule(
+            source,
+            threshold=threshold,
+            max_skips=max_skips,
+            retention=retention,
+            start_step=start_step or None,
+            end_step=end_step,
+            forced=forced,
+            semantics=semantics,
+            expert_step=expert_step,
+        )
     found = preset(source) if isinstance(source, str | Path) else source
     known = found if isinstance(found, Preset) else None
     ratios = found.curve if isinstance(found, Preset) else found

@@ -206,3 +206,14 @@ def test_plot_without_matplotlib_names_the_extra(tmp_path, monkeypatch):
     with pytest.raises(MissingExtraError, match=r"magpolicy\[plot\]"):
         a_schedule().plot(tmp_path / "schedule.png")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("extra", [{"start_step": 1}, {"end_step": -1}, {"forced": [2]}, {"semantics": "diffusers"}])
+def test_a_schedule_is_not_followed_and_changed_at_once(extra):
+    with pytest.raises(ArgumentError, match=next(iter(extra))):
+        Session(Schedule.from_mask([1, 0, 1]), **extra)
+
+
+def test_a_step_a_stream_sat_out_does_not_split_its_run_of_skips():
+    row = [(Decision.SCHEDULED, 0.0), (Decision.REUSED, 0.1), (Decision.ABSENT, 0.0), (Decision.REUSED, 0.3)]
+    assert Schedule.from_decisions({"cond": row}).error == 0.3

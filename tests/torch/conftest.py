@@ -33,9 +33,6 @@ class Case:
         ran, self.ran = self.ran, []
         return list(dict.fromkeys(ran))
 
-    def __call__(self, key=0, *, batch=1, tokens=None, **kwargs):
-        raise NotImplementedError
-
 
 class Flux(Case):
     def __init__(self):

@@ -1,6 +1,6 @@
 """For anyone who writes a policy or an adapter: Hypothesis strategies and the conformance kit.
 
-Needs Hypothesis (the ``dev`` extra) for the strategies and :func:`check_policy`; :func:`check_adapter` needs nothing more than
+Needs Hypothesis (the ``test`` extra) for the strategies and :func:`check_policy`; :func:`check_adapter` needs nothing more than
 the core.
 """
 
@@ -18,12 +18,13 @@ __all__ = ["AdapterRig", "RigStop", "check_adapter", "check_policy", "strategies
 
 
 def __getattr__(name: str) -> Any:
+    if name not in ("strategies", "check_policy"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
     from magpolicy._errors import require
 
+    require("hypothesis", "test")
     if name == "strategies":
-        require("hypothesis", "dev")
-        return __import__("importlib").import_module("magpolicy.testing.strategies")
-    if name == "check_policy":
-        require("hypothesis", "dev")
-        return __import__("importlib").import_module("magpolicy.testing._policy_kit").check_policy
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return importlib.import_module("magpolicy.testing.strategies")
+    return importlib.import_module("magpolicy.testing._policy_kit").check_policy
