@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from magpolicy_torch._call import Run, evaluate
-    from magpolicy_torch._handle import Handle, Report
+    from magpolicy_torch._handle import Handle
     from magpolicy_torch._layout import Layout
+    from magpolicy_torch._report import Report
     from magpolicy_torch._stack import BlockStack
     from magpolicy_torch._step import run_step
     from magpolicy_torch._store import ResidualStore
@@ -19,7 +20,7 @@ else:
         "BlockStack": "_stack",
         "Handle": "_handle",
         "Layout": "_layout",
-        "Report": "_handle",
+        "Report": "_report",
         "ResidualStore": "_store",
         "Run": "_call",
         "evaluate": "_call",

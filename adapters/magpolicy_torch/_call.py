@@ -14,7 +14,8 @@ from attrs import Factory, define, field
 import torch
 from magpolicy import Decision, Session
 from magpolicy_torch import _residual
-from magpolicy_torch._layout import Form, Learned, flags, places_of
+from magpolicy_torch._layout import Form, Learned, Streams, flags, places_of
+from magpolicy_torch._report import Lap, Record
 from magpolicy_torch._stack import BlockStack, visiting
 from magpolicy_torch._store import ResidualStore
 from torch import Tensor
@@ -36,19 +37,23 @@ class Run:
     channel_dim: int = -1
     """Where the channels of a residual are, for the norms."""
     norms: dict[str, list[NDArray[np.float32]]] = Factory(dict)
-    past_end: list[str] = Factory(list)
-    """Streams of the evaluations after the run's last step."""
+    record: Record = Factory(Record)
+    """What the report is made of."""
+    also: ResidualStore = field(init=False)
+    """Residuals of the second stream of each, where the stack has one (the audio of a video)."""
     learned: Learned = field(init=False)
     unsupported: set[str] = field(init=False, factory=set)
     """Streams whose calls cannot be bypassed."""
 
     def __attrs_post_init__(self) -> None:
         self.learned = Learned.of(self.stack.kinds, self.stack.layouts)
+        self.also = ResidualStore(self.store.offload, self.store.storage_dtype)
         self.session.on_end(self.free)
 
     def free(self) -> None:
         """Let go of every tensor."""
         self.store.clear()
+        self.also.clear()
 
     def hindrance(self, streams: Sequence[str]) -> Decision | None:
         """Why these streams cannot skip, as far as it is known before the model is called."""
@@ -61,14 +66,17 @@ class Run:
         for stream in call.streams:
             # A residual from before this call is as good as stale, even if this call gave none.
             self.store.drop(stream)
+            self.also.drop(stream)
         if not call.sound:
             self.unsupported.update(call.streams)
-        for stream, residual in call.residuals.items():
+        for stream, residuals in call.residuals.items():
             self.learned.seen[stream] = tuple(call.order)
             if self.calibrate:
-                self.norms.setdefault(stream, []).append(_residual.token_norms(residual, channel_dim=self.channel_dim))
-            else:
-                self.store.put(stream, residual)
+                norms = _residual.token_norms(residuals[0], channel_dim=self.channel_dim)
+                self.norms.setdefault(stream, []).append(norms)
+            elif stream not in self.unsupported:
+                for store, residual in zip((self.store, self.also), residuals, strict=False):
+                    store.put(stream, residual)
 
 
 def evaluate(
@@ -93,9 +101,10 @@ def evaluate(
     """
     session = run.session
     if min(map(session.remaining, streams)) <= 0:
-        run.past_end.extend(streams)
+        run.record.past_end.extend(streams)
         return forward()
     decision = session.decide(list(streams), step=step, sigma=sigma)
+    lap = Lap()
     try:
         revised = run.hindrance(streams) if decision.skip else None
         call = Call(run, streams, skip=decision.skip and revised is None)
@@ -104,8 +113,9 @@ def evaluate(
         revised = revised or call.revised
         if call.skipping and not call.sound:
             # The host left blocks out or called them differently: what it returned is void, so once more, computed.
-            run.unsupported.update(streams)
-            revised = Decision.UNSUPPORTED
+            if revised is None:
+                run.unsupported.update(streams)
+                revised = Decision.UNSUPPORTED
             call = Call(run, streams, skip=False)
             with visiting(call):
                 result = forward()
@@ -114,6 +124,8 @@ def evaluate(
     except BaseException:
         session.cancel()
         raise
+    lap.stop()
+    run.record.laps.append((decision.skip and revised is None, lap))
     session.commit(revised)
     return result
 
@@ -129,16 +141,18 @@ class Call:
         """Why a skip was computed after all."""
         self.order: list[int] = []
         """The blocks called so far."""
-        self.residuals: dict[str, Tensor] = {}
-        """Per stream, once a computed call is through."""
-        self._store = run.store
+        self.residuals: dict[str, tuple[Tensor, ...]] = {}
+        """Per stream, once a computed call is through: of the hidden states, and of what goes with them."""
+        self._run = run
         self._learned = run.learned
         self._broken = False
+        self._left_out = False  # a block beside the stack was bypassed
         self._previous: tuple[int, Any] | None = None  # the block before and its result
         self._input: Tensor | None = None  # image tokens of the stack's input, as the model holds them
         self._copy: Tensor | None = None  # the same before the model could write to them
         self._version = -1
-        self._final: Tensor | None = None  # on a skip: image tokens of the stack's output
+        self._also: Tensor | None = None  # a copy of the second stream at the stack's input
+        self._final: tuple[Tensor, Tensor | None] | None = None  # on a skip: image tokens (and the second stream) of the output
 
     @property
     def sound(self) -> bool:
@@ -163,28 +177,43 @@ class Call:
             return original(*args, **kwargs)
         return self._compute(index, original, args, kwargs)
 
+    def beside(self, index: int, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A block that works for the stack alone was called: on a skip, nobody looks at its result."""
+        streams = self.stack.beside_arguments[index].streams(args, kwargs)
+        if self.skipping and not self._broken:
+            form = self._learned.beside.get(index)
+            result = None if form is None or streams.hidden is None else form.like(streams.hidden)
+            if result is not None:
+                self._left_out = True
+                return result
+        result = original(*args, **kwargs)
+        form = Form.of(result, streams, kwargs)
+        if form is not None:
+            self._learned.beside[index] = form
+        return result
+
     def _compute(self, index: int, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        hidden = self.stack.arguments[index].hidden(args, kwargs)
-        text = self.stack.arguments[index].text(args, kwargs)
-        if hidden is None or not self._enter(index, hidden, text):
+        streams = self.stack.arguments[index].streams(args, kwargs)
+        if streams.hidden is None or not self._enter(index, streams):
             self._broken = True
         self._previous = None  # the model is done with that result; holding on to it would cost memory
         result = original(*args, **kwargs)
-        form = None if hidden is None else Form.of(result, hidden, text, kwargs)
-        if form is None or hidden is None:
+        form = None if streams.hidden is None else Form.of(result, streams, kwargs)
+        if form is None:
             self._broken = True
-        if self._broken or form is None or hidden is None:
+        if self._broken or form is None or streams.hidden is None:
             return result
         self._learned.forms[index] = form
         if index == len(self.stack) - 1:
-            self._broken = not self._finish(index, hidden, result)
+            self._broken = not self._finish(index, streams.hidden, result)
         else:
             self._previous = index, result
         return result
 
-    def _enter(self, index: int, hidden: Tensor, text: Tensor | None) -> bool:
+    def _enter(self, index: int, streams: Streams) -> bool:
         """Before block ``index`` computes: note the stack's input, or what the block before returned."""
-        learned = self._learned
+        hidden, learned = streams.hidden, self._learned
+        assert hidden is not None
         if index == 0:
             image = self._image(index, hidden)
             if image is None:
@@ -193,9 +222,10 @@ class Call:
             if learned.in_place is not False:
                 self._copy = self._input.clone()
             self._version = _version(self._input)
+            self._also = None if streams.also is None else streams.also.detach().clone()
             return True
         if self._previous is not None and self._input is not None:
-            learned.link(*self._previous, hidden, text)
+            learned.link(*self._previous, streams)
             more = hidden.ndim == 3 and hidden.shape[1] > self._input.shape[1]
             if more and learned.side is None and self.stack.layouts[index].open:
                 learned.locate_text(*self._previous, hidden)
@@ -207,11 +237,14 @@ class Call:
         before, self._input = self._input, None
         if before is None or not learned.settle(self.order):
             return False
-        after = (places_of(result) or ())[learned.settled[index].hidden or 0]
+        at, places = learned.settled[index], places_of(result) or ()
+        after = places[at.hidden or 0]
         bounds = self._bounds(index, hidden, before.shape)
         if bounds is None or after.shape != hidden.shape:
             return False
         after = _narrow(after, *bounds)
+        if self.stack.layouts[index].swapped:
+            after = _swapped_back(after, before.shape)
         if after.shape != before.shape or after.dtype != before.dtype or after.device != before.device:
             return False
         if self._copy is not None:
@@ -222,9 +255,16 @@ class Call:
         elif _version(before) != self._version:
             learned.in_place = True  # from now on; this call's input is lost
             return True
-        if before.ndim and before.shape[0] % len(self.streams) == 0:
-            parts = zip(self.streams, self._split(after), self._split(before), strict=True)
-            self.residuals = {stream: _residual.difference(a, b) for stream, a, b in parts}
+        pairs = [(after, before)]
+        if at.also is not None and self._also is not None and places[at.also] is not None:
+            pairs.append((places[at.also], self._also))
+            if places[at.also].shape != self._also.shape:
+                return False
+        self._also = None
+        if before.ndim and all(b.shape[self._batch] % len(self.streams) == 0 for _, b in pairs):
+            # Split first: a part of a difference would keep the whole of it alive.
+            differences = [map(_residual.difference, self._split(a), self._split(b)) for a, b in pairs]
+            self.residuals = dict(zip(self.streams, zip(*differences, strict=True), strict=True))
         return True
 
     def _reuse(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -232,45 +272,60 @@ class Call:
 
         At the first block that is no harm yet: with ``revised`` set, the call goes on computing.
         """
-        hidden = self.stack.arguments[index].hidden(args, kwargs)
-        text = self.stack.arguments[index].text(args, kwargs)
+        hidden, text, also = streams = self.stack.arguments[index].streams(args, kwargs)
         form, place = self._learned.forms.get(index), self._learned.settled.get(index)
         known = hidden is not None and form is not None and place is not None and form.flags == flags(kwargs)
         if index == 0:
-            reason = self._prepare(hidden) if known and hidden is not None else Decision.MISMATCH
+            reason = self._prepare(streams) if known else Decision.MISMATCH
             if reason is not None:
-                self.revised, self.skipping = reason, False
+                self.revised = reason
+                self.skipping = self._left_out  # void already: it is called once more
                 return None
         if not known or hidden is None or form is None or place is None or self._final is None:
             return None
+        image, second = self._final
         if index == len(self.stack) - 1:
-            out = self._replaced(index, hidden, self._final)
+            out, also = self._replaced(index, hidden, image), second
         elif index == 0:
             # The host may add to this in place between blocks; what it passed in stays its own.
-            out, text = hidden.clone(), None if text is None else text.clone()
+            out, text, also = (None if t is None else t.clone() for t in streams)
         else:
             out = hidden
-        return None if out is None else form.build(place, out, text)
+        return None if out is None else form.build(place, Streams(out, text, also))
 
-    def _prepare(self, hidden: Tensor) -> Decision | None:
+    def _prepare(self, streams: Streams) -> Decision | None:
         """The stack's output from its input; or the reason why not."""
-        image = self._image(0, hidden)
-        if image is None or not image.ndim or image.shape[0] % len(self.streams):
+        image = None if streams.hidden is None else self._image(0, streams.hidden)
+        if image is None or not image.ndim or image.shape[self._batch] % len(self.streams):
             return Decision.MISMATCH
+        out = self._applied(image, self._run.store)
+        second: Tensor | Decision | None = None
+        if streams.also is not None and self._run.also.streams:
+            second = self._applied(streams.also, self._run.also)
+        for found in (out, second):
+            if isinstance(found, Decision):
+                return found
+        assert isinstance(out, Tensor) and not isinstance(second, Decision)  # noqa: PT018
+        self._final = out, second
+        return None
+
+    def _applied(self, tensor: Tensor, store: ResidualStore) -> Tensor | Decision:
+        """``tensor`` plus each stream's residual; or the reason why not."""
         taken: list[Tensor] = []
-        for stream, part in zip(self.streams, self._split(image), strict=True):
-            residual = self._store.take(stream, part)
+        for stream, part in zip(self.streams, self._split(tensor), strict=True):
+            residual = store.take(stream, part)
             if isinstance(residual, Decision):
                 return residual
             taken.append(residual)
-        self._final = _residual.apply(image, taken[0] if len(taken) == 1 else torch.cat(taken))
-        return None
+        return _residual.apply(tensor, taken[0] if len(taken) == 1 else torch.cat(taken, dim=self._batch))
 
     def _replaced(self, index: int, hidden: Tensor, image: Tensor) -> Tensor | None:
         """``hidden`` with its image tokens replaced."""
         bounds = self._bounds(index, hidden, image.shape)
         if bounds is None:
             return None
+        if self.stack.layouts[index].swapped:
+            image = _swapped(image, hidden.shape)
         front, back = bounds
         if not front and not back:
             return image if image.shape == hidden.shape else None
@@ -285,6 +340,8 @@ class Call:
     def _bounds(self, index: int, hidden: Tensor, image: torch.Size | None) -> tuple[int, int] | None:
         """Text tokens before and after the image tokens; ``image`` is their shape, known after the first block."""
         layout = self.stack.layouts[index]
+        if layout.swapped:
+            return (0, 0) if image is None or hidden.numel() == image.numel() else None
         if image is None or index == 0:
             front, back = (0 if n == "auto" else n for n in (layout.prefix, layout.suffix))
             enough = front + back == 0 or (hidden.ndim == 3 and hidden.shape[1] > front + back)
@@ -295,12 +352,28 @@ class Call:
             return None
         return layout.front_back(hidden.shape[1] - image[1], self._learned.side)
 
+    @property
+    def _batch(self) -> int:
+        return self.stack.layouts[0].batch
+
     def _split(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        return tensor.chunk(len(self.streams)) if len(self.streams) > 1 else (tensor,)
+        return tensor.chunk(len(self.streams), dim=self._batch) if len(self.streams) > 1 else (tensor,)
 
 
 def _narrow(hidden: Tensor, front: int, back: int) -> Tensor:
     return hidden[:, front : hidden.shape[1] - back] if front or back else hidden
+
+
+def _swapped(image: Tensor, shape: Sequence[int]) -> Tensor:
+    """``(batch * frames, places, channels)`` as ``(batch * places, frames, channels)``, the ``shape`` wanted."""
+    frames, places = shape[1], image.shape[1]
+    return image.reshape(-1, frames, places, image.shape[2]).transpose(1, 2).reshape(tuple(shape))
+
+
+def _swapped_back(after: Tensor, shape: Sequence[int]) -> Tensor:
+    """The inverse: ``(batch * places, frames, channels)`` in the ``shape`` the stack was entered with."""
+    frames, places = after.shape[1], shape[1]
+    return after.reshape(-1, places, frames, after.shape[2]).transpose(1, 2).reshape(tuple(shape))
 
 
 def _version(tensor: Tensor) -> int:

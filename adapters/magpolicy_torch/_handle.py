@@ -4,66 +4,134 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from types import TracebackType
-from typing import Any
-
-from attrs import frozen
+from typing import TYPE_CHECKING, Any
 
 import torch
-from magpolicy import AdapterError, ArgumentError, AttachRequest, Curve, Decision, RunError, Schedule, TraceEntry
+from magpolicy import AdapterError, ArgumentError, AttachRequest, Curve, RunError
 from magpolicy_torch._call import Run, evaluate
-from magpolicy_torch._patch import Forward
+from magpolicy_torch._patch import Patch
+from magpolicy_torch._report import Report
 from magpolicy_torch._stack import BlockStack, visited
 from magpolicy_torch._store import ResidualStore
 from torch import nn
 
-
-@frozen
-class Report:
-    """What a run did."""
-
-    trace: tuple[TraceEntry, ...]
-    """Every decision, also those after the run's last step (``Decision.PAST_END``)."""
-    schedule: Schedule | None
-    """The steps of the run; ``None`` if nothing was evaluated."""
-
-    @classmethod
-    def of(cls, run: Run) -> Report:
-        """The report of a run so far."""
-        trace = list(run.session.trace)
-        schedule = Schedule.from_trace(trace) if trace else None
-        beyond: Counter[str] = Counter()
-        for stream in run.past_end:
-            trace.append(TraceEntry(run.session.steps + beyond[stream], stream, None, Decision.PAST_END, 1.0, 0.0, 0))
-            beyond[stream] += 1
-        return cls(tuple(trace), schedule)
-
-    @property
-    def computed(self) -> int:
-        """Number of steps that ran the blocks in any stream."""
-        return len({e.step for e in self.trace if not e.decision.skip})
-
-    @property
-    def skipped(self) -> int:
-        """Number of steps at which every stream reused its residual."""
-        return len({e.step for e in self.trace}) - self.computed
-
-    @property
-    def reasons(self) -> dict[str, int]:
-        """How often each reason decided, all streams counted."""
-        return dict(Counter(e.decision.reason for e in self.trace))
-
-    def __str__(self) -> str:
-        counts = ", ".join(f"{reason} {n}" for reason, n in self.reasons.items())
-        return f"{self.schedule}\n{counts}" if self.schedule else "nothing was evaluated"
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
-class Handle:
+def stack_for(module: nn.Module, request: AttachRequest, find: Callable[[nn.Module], BlockStack] | None = None) -> BlockStack:
+    """What ``request`` bypasses in ``module``, everything checked that can be before anything is patched.
+
+    Args:
+        find: finds the stack where the request does not name it; by default :meth:`BlockStack.find`.
+
+    Raises:
+        AdapterError: attached already, or its blocks cannot be told.
+        ArgumentError: an option that is not known here.
+    """
+    if Patch.on(module):
+        raise AdapterError(f"{type(module).__name__} is attached already; detach() the first handle")
+    if request.scope not in ("stack", "model"):
+        raise ArgumentError(f"scope={request.scope!r} is not known; use 'stack' or 'model'")
+    if request.scope == "model" and request.blocks is not None:
+        raise ArgumentError("blocks is given, but scope='model' skips the whole model; leave one of them out")
+    ResidualStore(request.offload, request.storage_dtype)  # complains now, not at the first run
+    if request.scope == "model":
+        stack = BlockStack.whole(module)
+    elif request.blocks is None and find is not None:
+        stack = find(module)
+    else:
+        stack = BlockStack.of(module, request.blocks)
+    if any(map(Patch.on, stack.blocks)):
+        raise AdapterError("blocks are attached already; detach() the handle that holds them first")
+    return stack
+
+
+def checkpointing(module: nn.Module) -> bool:
+    """Whether the backward pass will run blocks again: those that the forward pass skipped it must not."""
+    return torch.is_grad_enabled() and bool(getattr(module, "gradient_checkpointing", False))
+
+
+class Attached:
+    """What every handle has: named streams, patches that come off again, and care for runs under way."""
+
+    def __init__(self) -> None:
+        # Every set() is undone in the same context, so nothing of a run is left in it.
+        self._streams: ContextVar[tuple[str, ...]] = ContextVar("magpolicy_streams", default=())
+        self._lock = threading.Lock()
+        self._active = 0
+        self._undo = ExitStack()
+        self._attached = False
+        self._warned = False
+
+    def _install(self, *installed: tuple[Callable[[], None], Callable[[], None]]) -> None:
+        """Pairs of what patches and what takes it off again; if one fails, those before it are undone."""
+        with ExitStack() as undo:
+            for put_on, take_off in installed:
+                put_on()
+                undo.callback(take_off)
+            self._undo = undo.pop_all()
+        self._attached = True
+
+    @contextmanager
+    def _under_way(self) -> Iterator[None]:
+        """While a run is under way: the handle cannot be detached."""
+        if not self._attached:
+            raise RunError("run(): this handle is detached; attach again")
+        with self._lock:
+            self._active += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._active -= 1
+
+    @contextmanager
+    def stream(self, *names: str) -> Iterator[Self]:
+        """Names the stream of the calls inside, or the streams batched in each of them, in batch order.
+
+        >>> with handle.stream("cond", "uncond"):  # doctest: +SKIP
+        ...     model(torch.cat([x, x]), ...)
+
+        Raises:
+            ArgumentError: no name, or one twice.
+        """
+        if not names or len(set(names)) < len(names) or not all(isinstance(n, str) for n in names):
+            raise ArgumentError(f"stream{names!r} must name at least one stream, each once; try stream('cond', 'uncond')")
+        token = self._streams.set(names)
+        try:
+            yield self
+        finally:
+            self._streams.reset(token)
+
+    def detach(self) -> None:
+        """Leave everything as it was before; calling it again does nothing.
+
+        Raises:
+            RunError: a run is under way, here or in another thread.
+        """
+        with self._lock:
+            if self._active:
+                raise RunError("detach(): a run is under way; leave its with block first")
+            self._attached = False
+            self._undo.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.detach()
+
+    def _warn(self, what: str) -> None:
+        warnings.warn(what, UserWarning, stacklevel=4)
+
+
+class Handle(Attached):
     """A policy attached to a module whose forward is called in your own loop.
 
     >>> import magpolicy, torch
@@ -88,17 +156,11 @@ class Handle:
     """
 
     def __init__(self, module: nn.Module, stack: BlockStack, request: AttachRequest) -> None:
+        super().__init__()
         self.module = module
         self.stack = stack
         self._request = request
-        self._patch = Forward(module, self._forward)
-        # Every set() is undone in the same context, so nothing of a run is left in it.
-        self._run: ContextVar[Run | None] = ContextVar("magpolicy_torch_run", default=None)
-        self._streams: ContextVar[tuple[str, ...]] = ContextVar("magpolicy_torch_streams", default=("single",))
-        self._lock = threading.Lock()
-        self._active = 0
-        self._attached = False
-        self._warned = False
+        self._run: ContextVar[Run | None] = ContextVar("magpolicy_run", default=None)
         self._last: Run | None = None
 
     @classmethod
@@ -109,18 +171,11 @@ class Handle:
             AdapterError: attached already, or its blocks cannot be told.
             ArgumentError: an option that is not known here.
         """
-        if Forward.on(module):
-            raise AdapterError(f"{type(module).__name__} is attached already; detach() the first handle")
-        if request.scope not in ("stack", "model"):
-            raise ArgumentError(f"scope={request.scope!r} is not known; use 'stack' or 'model'")
-        if request.scope == "model" and request.blocks is not None:
-            raise ArgumentError("blocks is given, but scope='model' skips the whole model; leave one of them out")
-        ResidualStore(request.offload, request.storage_dtype)  # complains now, not at the first run
-        stack = BlockStack.whole(module) if request.scope == "model" else BlockStack.of(module, request.blocks)
-        stack.install()
-        handle = cls(module, stack, request)  # after the stack: its patch goes on top where the module is the stack
-        handle._patch.install()
-        handle._attached = True
+        stack = stack_for(module, request)
+        handle = cls(module, stack, request)
+        patch = Patch(module, handle._forward)
+        # The patch after the stack: it goes on top where the module is the stack.
+        handle._install((stack.install, stack.uninstall), (patch.install, patch.remove))
         return handle
 
     @contextmanager
@@ -136,47 +191,25 @@ class Handle:
             RunError: detached, or a run is under way in this thread.
             ArgumentError: the settings do not fit a run of that length.
         """
-        if not self._attached:
-            raise RunError("run(): this handle is detached; attach again")
         if self._run.get() is not None:
             raise RunError("run(): a run is under way here; leave its with block first")
         request = self._request
-        session = request.session(steps, sigmas)
-        store = ResidualStore(request.offload, request.storage_dtype)
-        run = Run(self.stack, session, store, request.calibrate, channel_dim=1 if request.scope == "model" else -1)
-        token = self._run.set(run)
-        with self._lock:
-            self._active += 1
-        try:
-            session.begin(start)
-            yield self
-        finally:
+        with self._under_way():
+            session = request.session(steps, sigmas)
+            store = ResidualStore(request.offload, request.storage_dtype)
+            run = Run(self.stack, session, store, request.calibrate, channel_dim=1 if self.stack.scope == "model" else -1)
+            token = self._run.set(run)
             try:
-                session.end()
+                session.begin(start)
+                yield self
             finally:
-                run.free()
-                self._run.reset(token)
-                with self._lock:
-                    self._active -= 1
-                    self._last = run
-
-    @contextmanager
-    def stream(self, *names: str) -> Iterator[Handle]:
-        """Names the stream of the calls inside, or the streams batched in each of them, in batch order.
-
-        >>> with handle.stream("cond", "uncond"):  # doctest: +SKIP
-        ...     model(torch.cat([x, x]), ...)
-
-        Raises:
-            ArgumentError: no name, or one twice.
-        """
-        if not names or len(set(names)) < len(names) or not all(isinstance(n, str) for n in names):
-            raise ArgumentError(f"stream{names!r} must name at least one stream, each once; try stream('cond', 'uncond')")
-        token = self._streams.set(names)
-        try:
-            yield self
-        finally:
-            self._streams.reset(token)
+                try:
+                    session.end()
+                finally:
+                    run.free()
+                    self._run.reset(token)
+                    with self._lock:
+                        self._last = run
 
     @property
     def report(self) -> Report:
@@ -185,7 +218,8 @@ class Handle:
         Raises:
             RunError: there was none yet.
         """
-        return Report.of(self._current("report"))
+        run = self._current("report")
+        return Report.of(run.session, run.record, self.stack.scope)
 
     @property
     def curve(self) -> Curve:
@@ -214,25 +248,9 @@ class Handle:
             raise RunError(f"{what}: there was no run yet; call the model inside 'with handle.run(steps=...):'")
         return run
 
-    def detach(self) -> None:
-        """Leave the module as it was before; calling it again does nothing.
-
-        Raises:
-            RunError: a run is under way, here or in another thread.
-        """
-        with self._lock:
-            if self._active:
-                raise RunError("detach(): a run is under way; leave its with block first")
-            if self._attached:
-                self._attached = False
-                self._patch.remove()
-                self.stack.uninstall()
-
-    def __enter__(self) -> Handle:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.detach()
+    @property
+    def _name(self) -> str:
+        return type(self.module).__name__
 
     def __repr__(self) -> str:
         return f"<Handle on {type(self.module).__name__}, {self.stack!r}, {'' if self._attached else 'not '}attached>"
@@ -242,18 +260,15 @@ class Handle:
         if run is None:
             if not self._warned:
                 self._warned = True
-                self._warn("called outside a run, so nothing is skipped; put the loop in 'with handle.run(steps=...):'")
+                self._warn(f"{self._name} was called outside a run, so nothing is skipped; put the loop in 'with handle.run(steps=...):'")
             return original(*args, **kwargs)
         if visited(self.stack):  # the model calls itself: part of the evaluation under way
             return original(*args, **kwargs)
-        streams = self._streams.get()
-        if torch.is_grad_enabled() and getattr(self.module, "gradient_checkpointing", False):
-            run.unsupported.update(streams)  # the backward pass would run blocks that the forward pass skipped
-        before = len(run.past_end)
+        streams = self._streams.get() or ("single",)
+        if checkpointing(self.module):
+            run.unsupported.update(streams)
+        before = len(run.record.past_end)
         result = evaluate(run, streams, partial(original, *args, **kwargs))
-        if run.past_end and not before:
-            self._warn(f"evaluated more often than the run's {run.session.steps} steps; the rest computes. Is steps right?")
+        if run.record.past_end and not before:
+            self._warn(f"{self._name} was evaluated more often than the run's {run.session.steps} steps; the rest computes. Is steps right?")
         return result
-
-    def _warn(self, what: str) -> None:
-        warnings.warn(f"{type(self.module).__name__} was {what}", UserWarning, stacklevel=2)

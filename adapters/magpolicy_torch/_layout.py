@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from attrs import Factory, define, evolve, frozen
+from attrs import Factory, define, frozen
 
 import torch
 from magpolicy import AdapterError
@@ -19,6 +19,7 @@ from torch import Tensor
 HIDDEN_NAMES = (
     "hidden_states", "x", "img", "image", "latent", "latents", "sample", "hidden", "visual_embed", "vis", "h",
 )  # fmt: skip
+ALSO_NAMES = ("audio_hidden_states", "audio", "aud", "audio_embed")
 TEXT_NAMES = ("encoder_hidden_states", "txt", "text", "context", "text_embed", "encoder_hidden", "ctx")
 
 Tokens = int | Literal["auto"]
@@ -45,6 +46,16 @@ class Layout:
     first; where neither ``prefix`` nor ``suffix`` is a number, the first computed call tells which of the two it is."""
     suffix: Tokens = "auto"
     """Text tokens concatenated after the image tokens."""
+    also: str | int | None = None
+    """Argument that holds a second stream which leaves the stack and is used after it (the audio of a video): its residual is
+    kept and reused with that of the hidden states. Names such as ``audio_hidden_states`` tell themselves."""
+    also_result: int | None = None
+    """Index of that second stream in a tuple result; found if left out."""
+    batch: int = 0
+    """Dimension of the hidden states in which samples follow one another."""
+    swapped: bool = False
+    """Frames and places change roles: the stack's input is ``(batch * frames, places, channels)``, this block's argument and
+    result are ``(batch * places, frames, channels)``."""
 
     @classmethod
     def of(cls, forward: Callable[..., Any], name: str, *, first: bool = False) -> Layout:
@@ -64,7 +75,8 @@ class Layout:
                 f"{name}.forward({', '.join(parameters) or '*args'}) does not tell which argument holds the hidden "
                 "states; try blocks=BlockStack([...], layout=Layout(hidden=0))"
             )
-        return cls(hidden, next((p for p in TEXT_NAMES if p in parameters), None))
+        text = next((p for p in TEXT_NAMES if p in parameters), None)
+        return cls(hidden, text, also=next((p for p in ALSO_NAMES if p in parameters and p != hidden), None))
 
     @property
     def open(self) -> bool:
@@ -104,14 +116,24 @@ class Arguments:
         names = list(_parameters(forward))
         self._hidden = _access(layout.hidden, names)
         self._text = None if layout.text is None else _access(layout.text, names)
+        self._also = None if layout.also is None else _access(layout.also, names)
 
-    def hidden(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-        """The hidden states, or ``None`` if there is no such tensor among the arguments."""
-        return _read(self._hidden, args, kwargs)
+    def streams(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Streams:
+        """The hidden states, the text, and what goes with them: those that are tensors among the arguments."""
+        return Streams(*(None if at is None else _read(at, args, kwargs) for at in (self._hidden, self._text, self._also)))
 
-    def text(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-        """The text, or ``None``."""
-        return None if self._text is None else _read(self._text, args, kwargs)
+
+class Streams(NamedTuple):
+    """What a block is given and returns."""
+
+    hidden: Tensor | None
+    text: Tensor | None = None
+    also: Tensor | None = None
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...] | None, ...]:
+        """Their shapes."""
+        return tuple(None if t is None else tuple(t.shape) for t in self)
 
 
 _Access = tuple[int | None, str | None]
@@ -141,25 +163,19 @@ class Form:
     """Shape of the tensor at each place, ``None`` where there was ``None``."""
     fields: tuple[str, ...] = ()
     """For an output object: the names of its places."""
-    hidden_shape: tuple[int, ...] = ()
-    text_shape: tuple[int, ...] | None = None
+    given: tuple[tuple[int, ...] | None, ...] = (None, None, None)
+    """Shapes of the streams the block was given."""
     flags: tuple[tuple[str, Any], ...] = ()
     """Switches among the arguments (``return_dict=False``): another value may mean another form."""
 
     @classmethod
-    def of(cls, result: Any, hidden: Tensor, text: Tensor | None, kwargs: Mapping[str, Any]) -> Form | None:
+    def of(cls, result: Any, streams: Streams, kwargs: Mapping[str, Any]) -> Form | None:
         """The form of ``result``, or ``None`` if it is none we could build."""
         places = places_of(result)
         if places is None or not all(p is None or isinstance(p, Tensor) for p in places):
             return None
-        return cls(
-            type(result),
-            tuple(None if p is None else tuple(p.shape) for p in places),
-            tuple(_fields(result)),
-            tuple(hidden.shape),
-            None if text is None else tuple(text.shape),
-            flags(kwargs),
-        )
+        shapes = tuple(None if p is None else tuple(p.shape) for p in places)
+        return cls(type(result), shapes, tuple(_fields(result)), streams.shapes, flags(kwargs))
 
     @property
     def bare(self) -> bool:
@@ -167,25 +183,31 @@ class Form:
         return issubclass(self.kind, Tensor)
 
     def passes(self, at: Place) -> bool:
-        """Whether the block returned its hidden states (and text) in the shapes it was given, and nothing else."""
+        """Whether the block returned its streams in the shapes it was given, and nothing else."""
         if self.bare:
-            return self.shapes[0] == self.hidden_shape
-        wanted = {at.hidden: self.hidden_shape, at.text: self.text_shape}
+            return self.shapes[0] == self.given[0]
+        wanted = dict(zip(at, self.given, strict=True))
         return all(shape is None or wanted.get(k) == shape for k, shape in enumerate(self.shapes))
 
-    def build(self, at: Place, hidden: Tensor, text: Tensor | None) -> Any:
-        """A result of this form; ``None`` if it has a place that neither ``hidden`` nor ``text`` fills."""
+    def build(self, at: Place, streams: Streams) -> Any:
+        """A result of this form; ``None`` if it has a place that none of ``streams`` fills."""
         if self.bare:
-            return hidden
-        values: list[Tensor | None] = [None] * len(self.shapes)
-        for index, shape in enumerate(self.shapes):
-            if shape is not None:
-                values[index] = hidden if index == at.hidden else text if index == at.text else None
-                if values[index] is None:
-                    return None
+            return streams.hidden
+        filling = {place: tensor for place, tensor in zip(at, streams, strict=True) if place is not None}
+        values = [None if shape is None else filling.get(k) for k, shape in enumerate(self.shapes)]
+        if any(v is None and shape is not None for v, shape in zip(values, self.shapes, strict=True)):
+            return None
         if self.fields:
             return self.kind(**{f: v for f, v in zip(self.fields, values, strict=True) if v is not None})
         return self.kind(values)
+
+
+    def like(self, hidden: Tensor) -> Any:
+        """A result of this form that nobody will look at, made of ``hidden``; ``None`` if the shapes are others."""
+        if tuple(hidden.shape) != self.given[0] or any(s not in (None, self.given[0]) for s in self.shapes):
+            return None
+        filling = [None if shape is None else hidden for shape in self.shapes]
+        return hidden if self.bare else None if self.fields else self.kind(filling)
 
 
 def flags(kwargs: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -210,12 +232,12 @@ def _fields(result: Any) -> tuple[str, ...]:
     return tuple(vars(result)) if hasattr(result, "sample") and hasattr(result, "__dict__") else ()
 
 
-@frozen
-class Place:
-    """Index of hidden states and text in a tuple result."""
+class Place(NamedTuple):
+    """Index of each stream in a tuple result."""
 
     hidden: int | None = None
     text: int | None = None
+    also: int | None = None
 
 
 @define
@@ -229,6 +251,8 @@ class Learned:
     """``"prefix"`` or ``"suffix"``: where the model concatenates text."""
     in_place: bool | None = None
     """Whether the model writes into its stack input; ``None`` until a call has shown it."""
+    beside: dict[int, Form] = Factory(dict)
+    """Forms of the results of the blocks beside the stack."""
     seen: dict[str, tuple[int, ...]] = Factory(dict)
     """Per stream, the blocks that ran in the call whose residual is stored."""
 
@@ -238,7 +262,7 @@ class Learned:
     @classmethod
     def of(cls, kinds: Sequence[type], layouts: Sequence[Layout]) -> Learned:
         """What the layouts tell before any call."""
-        places = {kind: Place(lay.result, lay.text_result) for kind, lay in zip(kinds, layouts, strict=True)}
+        places = {kind: Place(lay.result, lay.text_result, lay.also_result) for kind, lay in zip(kinds, layouts, strict=True)}
         return cls(places, kinds=dict(enumerate(kinds)))
 
     def settle(self, order: Sequence[int]) -> bool:
@@ -250,37 +274,34 @@ class Learned:
             self.settled[index] = place
         return True
 
-    def link(self, index: int, result: Any, hidden: Tensor, text: Tensor | None) -> None:
-        """Block ``index`` returned ``result``, the next block was given ``hidden`` and ``text``: which is which?"""
-        places = places_of(result) or ()
+    def link(self, index: int, result: Any, streams: Streams) -> None:
+        """Block ``index`` returned ``result``, the next block was given ``streams``: which is which?"""
         kind = self.kinds[index]
-        known = self.places[kind]
-        for k, place in enumerate(places):
-            # Once known it stays: a host that swaps the two is caught by the shapes, not by a change of mind here.
-            if place is not None and place is hidden and known.hidden is None:
-                known = evolve(known, hidden=k)
-            elif place is not None and place is text and known.text is None:
-                known = evolve(known, text=k)
-        self.places[kind] = known
+        known = list(self.places[kind])
+        for k, place in enumerate(places_of(result) or ()):
+            # Once known it stays: a host that swaps two is caught by the shapes, not by a change of mind here.
+            found = next((i for i, t in enumerate(streams) if place is not None and place is t), None)
+            if found is not None and known[found] is None:
+                known[found] = k
+        self.places[kind] = Place(*known)
 
     def place(self, index: int) -> Place | None:
-        """Where hidden states (and text) are in the result of block ``index``; ``None`` if it cannot be told."""
+        """Where the streams are in the result of block ``index``; ``None`` if it cannot be told of the hidden states."""
         form = self.forms.get(index)
         if form is None:
             return None
         if form.bare:
             return Place()
         kind = self.kinds[index]
-        known = self.places[kind]
-        hidden, text = known.hidden, known.text
+        known = list(self.places[kind])
         for other in (form, *(f for i, f in self.forms.items() if i != index and self.kinds[i] is kind)):
-            if hidden is None:
-                hidden = _only(other.shapes, text, other.hidden_shape, other.text_shape)
-            if text is None:
-                text = _only(other.shapes, hidden, other.text_shape, other.hidden_shape)
+            for i, at in enumerate(known):
+                if at is None:
+                    known[i] = _only(other, i, {k for k in known if k is not None})
+        hidden = known[0]
         if hidden is None or hidden >= len(form.shapes) or form.shapes[hidden] is None:
             return None
-        return Place(hidden, text)
+        return Place(*known)
 
     def locate_text(self, index: int, result: Any, hidden: Tensor) -> None:
         """Block ``index`` returned ``result``, and the next block got ``hidden`` with text concatenated: on which side?
@@ -301,13 +322,14 @@ class Learned:
             self.side = next(side for side, here in found.items() if here)
 
 
-def _only(shapes: Sequence[Any], taken: int | None, wanted: Any, not_wanted: Any) -> int | None:
-    """The one free place that has the wanted shape, unless two different things have that shape."""
-    free = [k for k, shape in enumerate(shapes) if shape is not None and k != taken]
-    fitting = [k for k in free if shapes[k] == wanted]
-    if taken is None and wanted == not_wanted and len(free) > 1:
+def _only(form: Form, stream: int, taken: set[int]) -> int | None:
+    """The one free place that has the stream's shape, unless two different things have that shape."""
+    wanted = form.given[stream]
+    free = [k for k, shape in enumerate(form.shapes) if shape is not None and k not in taken]
+    fitting = [k for k in free if form.shapes[k] == wanted]
+    if form.given.count(wanted) > 1 and len(free) > 1 and not taken:
         return None
-    return fitting[0] if len(fitting) == 1 else None
+    return fitting[0] if wanted is not None and len(fitting) == 1 else None
 
 
 def _leads(whole: Tensor, part: Tensor | None) -> bool:

@@ -16,20 +16,17 @@ Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 _ABSENT = object()
 
 
-class Forward:
-    """Stands in ``module.__dict__["forward"]`` and hands each call to ``around``.
+class Patch:
+    """Stands in ``module.__dict__[name]``, in front of a method, and hands each call to ``around``.
 
     An object and not a function, so that copying and pickling the module give back a module that is not attached: the
     copy gets the original forward, bound to the copy.
     """
 
-    def __init__(self, module: nn.Module, around: Around) -> None:
+    def __init__(self, module: nn.Module, around: Around, name: str = "forward") -> None:
         self._module = module
+        self._name = name
         self._around: Around | None = around
-        self._before = module.__dict__.get("forward", _ABSENT)  # e.g. accelerate's hooks live there too
-        self._original = module.forward
-        # For inspect.signature(module.forward); `updated` empty: the original may be one of us, with our attributes.
-        functools.update_wrapper(self, self._original, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._around is None:
@@ -37,9 +34,13 @@ class Forward:
         return self._around(self._original, args, kwargs)
 
     def install(self) -> None:
-        """Take the place of the module's forward."""
+        """Take the method's place."""
+        self._before = self._module.__dict__.get(self._name, _ABSENT)  # e.g. accelerate's hooks live there too
+        self._original = getattr(self._module, self._name)
+        # For inspect.signature of it; `updated` empty: the original may be one of us, with our attributes.
+        functools.update_wrapper(self, self._original, updated=())
         # Not setattr: this must not depend on what a module class does on attribute assignment.
-        self._module.__dict__["forward"] = self
+        self._module.__dict__[self._name] = self
 
     def remove(self) -> None:
         """Give the place back exactly as it was.
@@ -47,20 +48,20 @@ class Forward:
         If somebody has wrapped us since, their wrapper stays and we only pass calls on from now.
         """
         self._around = None
-        if self._module.__dict__.get("forward") is self:
+        if self._module.__dict__.get(self._name) is self:
             if self._before is _ABSENT:
-                del self._module.__dict__["forward"]
+                del self._module.__dict__[self._name]
             else:
-                self._module.__dict__["forward"] = self._before
+                self._module.__dict__[self._name] = self._before
 
     @staticmethod
     def on(module: nn.Module) -> bool:
-        """Whether a live wrapper of ours is on ``module``, also under somebody else's."""
+        """Whether a live patch of ours is on ``module``'s forward, also under somebody else's."""
         found = module.__dict__.get("forward")
         if found is None:
             return False
-        found = inspect.unwrap(found, stop=lambda f: isinstance(f, Forward) and f._around is not None)
-        return isinstance(found, Forward) and found._around is not None
+        found = inspect.unwrap(found, stop=lambda f: isinstance(f, Patch) and f._around is not None)
+        return isinstance(found, Patch) and found._around is not None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self._original, memo)

@@ -6,15 +6,16 @@ does in a call is in ``_call``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from magpolicy import AdapterError, ArgumentError
 from magpolicy_torch._layout import Arguments, Layout
-from magpolicy_torch._patch import Forward
+from magpolicy_torch._patch import Patch
 from torch import nn
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _NAMES = (
 STACK_NAMES = frozenset(name for names in _NAMES for name in names)
 _DEPTH = 3  # how deep below wrappers a model's lists are looked for
 
-Layouts = Layout | Mapping[type[nn.Module], Layout] | None
+Layouts = Layout | Mapping[type[nn.Module], Layout] | Sequence[Layout] | None
 
 _current: ContextVar[Call | None] = ContextVar("magpolicy_torch_call", default=None)
 
@@ -62,22 +63,32 @@ class BlockStack:
 
     Args:
         blocks: modules, or one or several ``ModuleList``.
-        layout: where hidden states sit in a block's arguments and result, one for all or by class of block. ``None``: told from
-            argument names; places in a result are found on the first computed call of a run.
+        layout: where hidden states sit in a block's arguments and result, one for all, by class of block, or one each. ``None``:
+            told from argument names; places in a result are found on the first computed call of a run.
+        beside: modules that run before or between the blocks and work for them alone (control branches, adapters): left out on a
+            skip too. The hidden states they are given must be of the shape of all they return.
 
     Raises:
         ArgumentError: no blocks, one twice, or something that is no module.
         AdapterError: a block's arguments do not tell which one holds the hidden states.
     """
 
-    def __init__(self, blocks: Iterable[nn.Module], *, layout: Layouts = None) -> None:
+    def __init__(self, blocks: Iterable[nn.Module], *, layout: Layouts = None, beside: Iterable[nn.Module] = ()) -> None:
         self.blocks = tuple(_flat(blocks))
         if not self.blocks or len(set(map(id, self.blocks))) < len(self.blocks):
             raise ArgumentError(f"blocks holds {len(self.blocks)} blocks; give at least one, each of them once")
         self.kinds = tuple(type(block) for block in self.blocks)
-        self.layouts = tuple(_layout_of(block, layout) for block in self.blocks)
+        if not isinstance(layout, (Layout, Mapping, NoneType)) and len(layout) != len(self.blocks):
+            raise ArgumentError(f"layout holds {len(layout)} layouts for {len(self.blocks)} blocks; give one each, or one for all")
+        self.layouts = tuple(_layout_of(index, block, layout) for index, block in enumerate(self.blocks))
         self.arguments = tuple(Arguments(lay, b.forward) for lay, b in zip(self.layouts, self.blocks, strict=True))
-        self._patches: list[Forward] = []
+        self.beside = tuple(_flat(beside))
+        self.beside_arguments = tuple(
+            Arguments(Layout.of(b.forward, type(b).__name__, first=True), b.forward) for b in self.beside
+        )
+        self.scope = "stack"
+        """What is bypassed: the block ``"stack"``, or the whole ``"model"``."""
+        self._patches: list[Patch] = []
 
     @classmethod
     def find(cls, module: nn.Module) -> BlockStack:
@@ -85,6 +96,15 @@ class BlockStack:
 
         Raises:
             AdapterError: there is none, or it cannot be told which; the message says how to describe it.
+        """
+        return cls(cls.lists(module))
+
+    @staticmethod
+    def lists(module: nn.Module) -> list[nn.ModuleList]:
+        """The lists :meth:`find` makes a stack of, in order of execution.
+
+        Raises:
+            AdapterError: as :meth:`find`.
         """
         level = [("", module)]
         for depth in range(_DEPTH):
@@ -95,7 +115,7 @@ class BlockStack:
                     "or name its lists in order of execution, blocks='name,other_name'"
                 )
             for lists in found.values():
-                return cls(_choose(type(module).__name__, lists))
+                return _choose(type(module).__name__, lists)
             # What stands in a ModuleList is a block, not a model: lists nested in blocks are not looked at.
             level = [
                 (f"{path}.{name}".lstrip("."), child)
@@ -140,7 +160,9 @@ class BlockStack:
         Raises:
             AdapterError: its forward has no argument that could be the sample.
         """
-        return cls([module], layout=Layout.of(module.forward, type(module).__name__, first=True))
+        stack = cls([module], layout=Layout.of(module.forward, type(module).__name__, first=True))
+        stack.scope = "model"
+        return stack
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -164,9 +186,10 @@ class BlockStack:
         Raises:
             AdapterError: a block has one already. Nothing is changed then.
         """
-        if any(map(Forward.on, self.blocks)):
+        if any(map(Patch.on, (*self.blocks, *self.beside))):
             raise AdapterError("blocks are attached already; detach() the handle that holds them first")
-        self._patches = [Forward(block, partial(self._visit, index)) for index, block in enumerate(self.blocks)]
+        self._patches = [Patch(block, partial(self._visit, index)) for index, block in enumerate(self.blocks)]
+        self._patches += [Patch(block, partial(self._pass_by, index)) for index, block in enumerate(self.beside)]
         for patch in self._patches:
             patch.install()
 
@@ -181,6 +204,12 @@ class BlockStack:
         if call is None or call.stack is not self:
             return original(*args, **kwargs)
         return call.block(index, original, args, kwargs)
+
+    def _pass_by(self, index: int, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = _current.get()
+        if call is None or call.stack is not self:
+            return original(*args, **kwargs)
+        return call.beside(index, original, args, kwargs)
 
 
 def _flat(blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
@@ -217,11 +246,14 @@ def _choose(target: str, lists: Mapping[str, nn.ModuleList]) -> list[nn.ModuleLi
     return [lists[name] for name in chosen]
 
 
-def _layout_of(block: nn.Module, layout: Layouts) -> Layout:
+def _layout_of(index: int, block: nn.Module, layout: Layouts) -> Layout:
     if isinstance(layout, Layout):
         return layout
-    if layout is not None and type(block) in layout:
-        return layout[type(block)]
+    if isinstance(layout, Mapping):
+        if type(block) in layout:
+            return layout[type(block)]
+    elif layout is not None:
+        return layout[index]
     return Layout.of(block.forward, type(block).__name__)
 
 

@@ -44,8 +44,15 @@ class AttachRequest:
     calibrate: bool = False
     """Compute every step and measure the curve."""
 
-    def session(self, steps: int | None = None, sigmas: Sequence[float] | None = None) -> Session:
+    def session(
+        self, steps: int | None = None, sigmas: Sequence[float] | None = None, *, expert_step: int | None = None
+    ) -> Session:
         """A session for one run.
+
+        Args:
+            steps: evaluations per stream.
+            sigmas: or their noise levels.
+            expert_step: the run's first step of the second expert, where the model has two and the settings do not say.
 
         Raises:
             ArgumentError: no number of steps is known, or the settings do not fit it.
@@ -54,7 +61,7 @@ class AttachRequest:
             steps = self.steps
         if steps is None and sigmas is None and (self.calibrate or self.setup.preset is not None):
             raise ArgumentError("steps=None: how long is the run? try handle.run(steps=28)")
-        return Session.from_setup(self.setup, steps, sigmas)
+        return Session.from_setup(self.setup.switching(expert_step), steps, sigmas)
 
 
 def attach(
@@ -82,15 +89,16 @@ def attach(
     """Attach a policy to a model, and return a handle.
 
     The installed adapters are asked in turn who can drive ``target``. One of ``preset``, ``ratios``, ``curve``, ``schedule`` or
-    ``calibrate=True`` says what is decided; the other settings are those of :func:`magpolicy.simulate`.
+    ``calibrate=True`` says what is decided; with none of them, the adapters are asked for the preset of a model they know. The
+    other settings are those of :func:`magpolicy.simulate`.
 
     Args:
-        target: a ``torch.nn.Module``, or what an installed adapter knows.
-        preset: a preset or its name, alias or file.
+        target: a diffusers pipeline or model, a ``torch.nn.Module``, or what another installed adapter knows.
+        preset: a preset or its name, alias or file; by default the one that an adapter finds for ``target``.
         ratios: one ratio a step, or a mapping from stream to such.
         curve: a calibrated curve.
         schedule: a schedule to follow, in place of the rule.
-        steps: steps of a run; a handle's ``run(steps=...)`` overrides it.
+        steps: steps of a run, where nothing else tells (a pipeline's scheduler does); ``run(steps=...)`` overrides it.
         blocks: the block stack; by default it is found.
         scope: ``"stack"`` skips the block stack, ``"model"`` the whole model (U-Nets, black boxes).
         offload: ``"cpu"`` keeps residuals in CPU memory between uses.
@@ -107,6 +115,8 @@ def attach(
     sources: dict[str, Any] = {"preset": preset, "ratios": ratios, "curve": curve, "schedule": schedule}
     given = {name: value for name, value in sources.items() if value is not None}
     _checks.one_of("calibrate", calibrate, (False, True))
+    if not given and not calibrate and (known := _plugins.preset_for(target)) is not None:
+        sources["preset"] = given["preset"] = known
     if len(given) + bool(calibrate) != 1:
         names = ", ".join([*given, *(["calibrate"] if calibrate else [])]) or "none"
         raise ArgumentError(f"{names} given: pass one of preset, ratios, curve, schedule or calibrate=True")

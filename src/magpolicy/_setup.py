@@ -37,6 +37,12 @@ class Setup:
         """Streams the source knows."""
         return self.curve.streams if self.schedule is None else self.schedule.streams
 
+    def switching(self, expert_step: int | None) -> Setup:
+        """The same for a run that is known to go on to its second expert at ``expert_step``, unless the settings say where."""
+        if expert_step is None or self.limits.expert_step is not None:
+            return self
+        return evolve(self, limits=evolve(self.limits, expert_step=expert_step), laid={})
+
     def length(self, steps: int | None, sigmas: Sequence[float] | None) -> tuple[int, tuple[float, ...] | None]:
         """Steps and noise levels of a run, checked against each other."""
         known = None if sigmas is None else _checks.levels("sigmas", sigmas)

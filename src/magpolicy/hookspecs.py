@@ -37,6 +37,14 @@ def attach(target: Any, request: AttachRequest) -> Any:
     """
 
 
+@hookspec(firstresult=True)
+def preset_for(target: Any) -> Preset | str | None:  # type: ignore[empty-body]
+    """The preset for ``target``, a model or pipeline that was attached to without ratios; ``None`` if this is not yours.
+
+    Raise :class:`magpolicy.PresetError` for one of yours that no preset fits; say which come close, and how to calibrate.
+    """
+
+
 @hookspec
 def on_run_start(session: Session) -> None:
     """A run begins."""

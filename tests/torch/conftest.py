@@ -2,6 +2,8 @@
 
 import pytest
 
+import magpolicy
+
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 nn = torch.nn
 
@@ -172,6 +174,16 @@ class InPlace(Plain):
 
 
 CASES = {case.__name__: case for case in (Flux, Chroma, SD3, DiT, Plain, InPlace)}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _the_torch_adapter_alone():
+    """Here models of diffusers are modules like any other."""
+    manager = magpolicy.manager()
+    plugin = manager.get_plugin("magpolicy:diffusers")
+    manager.unregister(plugin)
+    yield
+    manager.register(plugin, name="magpolicy:diffusers")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,0 +1,111 @@
+"""What a call of a denoiser says of itself: its timestep, and what it is conditioned on.
+
+Argument names are read off the model's own forward; nothing here knows a model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import weakref
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_TIME = re.compile(r"(.*_)?(timesteps?|time)|t")
+# Arguments in which the branches of guidance differ: text, class, pooled embeddings, and switches such as skip_layers. Not the
+# latents, nor what is computed anew at each step (ControlNet residuals).
+_CONDITION = re.compile(
+    r"(^|_)(encoder|text|txt|prompt|cap|pooled|class|label|labels|input_ids|conditioning|cond|llama3|t5|prior|skip_layers"
+    r"|perturb\w*|isolate\w*|negative|uncondtion|spatio_temporal\w*)(_|$)"
+)
+
+
+class Arguments:
+    """Reads the arguments of a forward, however they are passed."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        parameters = inspect.signature(forward).parameters.values()
+        variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        self._names = [p.name for p in parameters if p.kind not in variable]
+        self._time = next((n for n in self._names if _TIME.fullmatch(n)), None)
+        self._condition = [n for n in self._names if n != self._time and _CONDITION.search(n)]
+
+    def timestep(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float | None:
+        """The timestep as the model is given it, of the noisiest token where tokens have their own; waits for the device."""
+        value = None if self._time is None else self._given(args, kwargs).get(self._time)
+        if isinstance(value, Tensor):
+            return float(value.max()) if value.numel() else None
+        return float(value) if isinstance(value, (int, float)) else None
+
+    def condition(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments that tell branches apart."""
+        given = self._given(args, kwargs)
+        return {name: given[name] for name in self._condition if given.get(name) is not None}
+
+    def fills_cache(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether the call is there to fill a key-value cache for later ones: it must compute, and is no step.
+
+        diffusers says so by ``kv_cache_mode="extract"`` or ``"capture…"``, ``kv_caches.mode == "write"`` (GLM-Image), or
+        ``kv_cache_flag["is_cache_step"]`` (AnyFlow FAR).
+        """
+        given = {n: v for n, v in self._given(args, kwargs).items() if n.startswith("kv_cache")}
+        mode, flag = str(given.get("kv_cache_mode")), given.get("kv_cache_flag")
+        writes = getattr(given.get("kv_caches"), "mode", None) == "write"
+        return writes or "extract" in mode or "capture" in mode or (isinstance(flag, Mapping) and bool(flag.get("is_cache_step")))
+
+    def batch(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+        """Samples in the call: of the first argument, the latents."""
+        given = self._given(args, kwargs)
+        latents = given.get(self._names[0]) if self._names else None
+        if isinstance(latents, Tensor):
+            return latents.shape[0] if latents.ndim else 1
+        return len(latents) if isinstance(latents, (list, tuple)) else 1
+
+    def _given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(zip(self._names, args, strict=False)) | dict(kwargs)
+
+
+class Fingerprints:
+    """Equal for equal contents. A tensor seen before is not read again, so a loop that passes on its prompts costs nothing."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], tuple[weakref.ref[Tensor], int, Hashable]] = {}
+
+    def of(self, value: Any, part: int = 0, parts: int = 1) -> Hashable:
+        """The fingerprint of ``value``, or of one of ``parts`` equal parts of its batch."""
+        if isinstance(value, Tensor):
+            return self._tensor(value, part, parts)
+        if isinstance(value, Mapping):
+            return tuple((key, self.of(item, part, parts)) for key, item in value.items())
+        if isinstance(value, (list, tuple)):
+            if parts > 1 and len(value) % parts == 0 and all(isinstance(item, Tensor) for item in value):
+                size = len(value) // parts
+                value, parts = value[part * size : (part + 1) * size], 1
+            return tuple(self.of(item, part, parts) for item in value)
+        plain: Hashable = value if isinstance(value, (bool, int, float, str)) else type(value)
+        return plain
+
+    def _tensor(self, tensor: Tensor, part: int, parts: int) -> Hashable:
+        whole = not tensor.ndim or tensor.shape[0] % parts
+        version = 0 if tensor.is_inference() else tensor._version
+        key = (id(tensor), 0 if whole else part * parts + parts)
+        found = self._known.get(key)
+        if found is not None and found[0]() is tensor and found[1] == version:
+            return found[2]
+        contents = _digest(tensor if whole else tensor.chunk(parts)[part])
+        self._known[key] = weakref.ref(tensor), version, contents
+        return contents
+
+
+@torch.no_grad()
+def _digest(tensor: Tensor) -> Hashable:
+    flat = tensor.detach().flatten()
+    if not flat.numel():
+        return tuple(tensor.shape)
+    flat = flat.to(torch.float32)
+    places = torch.arange(flat.numel(), device=flat.device, dtype=torch.float32)
+    sums = torch.stack([flat.sum(), flat.square().sum(), (flat * torch.cos(places)).sum(), flat[0], flat[-1]])
+    return tuple(tensor.shape), tuple(sums.tolist())

@@ -1,0 +1,93 @@
+"""One model of a pipeline that is attached to: its stack, its patches, and what its calls say of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from magpolicy import AdapterError, AttachRequest
+from magpolicy_diffusers._arguments import Arguments
+from magpolicy_diffusers._stacks import find
+from magpolicy_torch._handle import checkpointing, stack_for
+from magpolicy_torch._patch import Patch
+from torch import nn
+
+Forward = Callable[..., Any]
+_CACHE_HOOKS = ("mag_cache", "fbc_", "faster_cache", "pyramid_attention_broadcast", "sea_cache", "taylorseer_cache")
+
+
+class Denoiser:
+    """A model and its stack. Making one checks everything and changes nothing.
+
+    Raises:
+        AdapterError: another cache is enabled, it is attached already, or its blocks cannot be told.
+        ArgumentError: an option that is not known here.
+    """
+
+    def __init__(self, module: nn.Module, request: AttachRequest, around: Callable[..., Any]) -> None:
+        if (cache := other_cache(module)) is not None:
+            raise AdapterError(f"{type(module).__name__} has another cache, {cache}; call its disable_cache() first")
+        self.module = module
+        self.stack = stack_for(module, request, find)
+        self.arguments = Arguments(getattr(type(module), "forward").__get__(module))
+        self.scope = self.stack.scope
+        self.channel_dim = 1 if self.scope == "model" else -1
+        self._context: ContextVar[str | None] = ContextVar("magpolicy_cache_context", default=None)
+        self._forward = Patch(module, lambda original, args, kwargs: around(self, original, args, kwargs))
+        named = hasattr(module, "cache_context")
+        self._named = Patch(module, self._cache_context, "cache_context") if named else None
+
+    @property
+    def name(self) -> str:
+        return type(self.module).__name__
+
+    @property
+    def context(self) -> str | None:
+        """The name that ``cache_context`` gave the call under way here."""
+        return self._context.get()
+
+    def must_compute(self) -> bool:
+        """Whether nothing may be skipped for now: another cache was enabled since, or the backward pass runs blocks again."""
+        return checkpointing(self.module) or getattr(self.module, "is_cache_enabled", False)
+
+    def install(self) -> None:
+        """Put the patches on."""
+        self.stack.install()
+        self._forward.install()  # after the stack: it goes on top where the module is the stack
+        if self._named is not None:
+            self._named.install()
+
+    def remove(self) -> None:
+        """Take them off."""
+        if self._named is not None:
+            self._named.remove()
+        self._forward.remove()
+        self.stack.uninstall()
+
+    def _cache_context(self, original: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = args[0] if args else kwargs.get("name")
+        return self._within(original(*args, **kwargs), None if name is None else str(name))
+
+    @contextmanager
+    def _within(self, context: Any, name: str | None) -> Iterator[Any]:
+        token = self._context.set(name)
+        try:
+            with context as value:
+                yield value
+        finally:
+            self._context.reset(token)
+
+
+def other_cache(module: nn.Module) -> str | None:
+    """The cache of diffusers that is enabled on ``module``, if any."""
+    config = getattr(module, "_cache_config", None)
+    if config is not None:
+        return type(config).__name__
+    for child in module.modules():
+        hooks = getattr(getattr(child, "_diffusers_hook", None), "hooks", {})
+        found = next((name for name in hooks if name.startswith(_CACHE_HOOKS)), None)
+        if found is not None:
+            return f"the hook {found!r}"
+    return None

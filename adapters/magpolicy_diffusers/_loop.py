@@ -1,0 +1,229 @@
+"""Runs, and who says where one begins and ends: a pipeline's call, the user's with block, or the timesteps alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from magpolicy import ArgumentError, AttachRequest, Curve, RunError, Session
+from magpolicy_diffusers._branches import Branches
+from magpolicy_diffusers._steps import Levels, SchedulerClock, TimestepClock
+from magpolicy_torch._call import Run, evaluate
+from magpolicy_torch._report import Record, Report
+from magpolicy_torch._store import ResidualStore
+
+if TYPE_CHECKING:
+    from magpolicy_diffusers._denoiser import Denoiser
+
+Timestep = Callable[[], float | None]
+
+
+class Loop:
+    """One run: one session, and one stack's run for each denoiser that takes part (two experts share a session)."""
+
+    def __init__(self, request: AttachRequest, session: Session, start: int = 0, noise: Sequence[float] | None = None) -> None:
+        self.request, self.session, self.noise = request, session, noise
+        self.record = Record()
+        self.branches = Branches()
+        self.step = start
+        self.scope = request.scope
+        self._runs: dict[Denoiser, Run] = {}
+        self._norms: dict[str, list[NDArray[np.float32]]] = {}
+        self._before: frozenset[str] = frozenset()
+        session.begin(start)
+
+    def go_to(self, step: int) -> None:
+        """The calls to come are those of ``step``."""
+        if step != self.step:
+            self.step, self._before = step, self.branches.used
+            self.branches.begin_step()
+
+    def evaluate(self, denoiser: Denoiser, streams: Sequence[str], forward: Callable[[], Any]) -> Any:
+        """One call of ``denoiser``, at the step gone to."""
+        run = self._run_of(denoiser)
+        if self.branches.too_many or denoiser.must_compute():
+            run.unsupported.update(streams)
+        # A named stream that comes again without a step in between is at its next evaluation.
+        step = max(self.step, *map(self.session.step, streams))
+        sigma = None if self.noise is None or step >= len(self.noise) else self.noise[step]
+        return evaluate(run, streams, forward, step=step, sigma=sigma)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every branch of the step before has been evaluated at the last one."""
+        return self.step >= self.session.steps - 1 and bool(self._before) and self.branches.used >= self._before
+
+    def end(self) -> None:
+        """Over, in good order or not: nothing is held any more."""
+        self.session.end()
+
+    @property
+    def residuals_held(self) -> int:
+        return sum(len(run.store.streams) for run in self._runs.values())
+
+    @property
+    def report(self) -> Report:
+        return Report.of(self.session, self.record, self.scope)
+
+    @property
+    def curve(self) -> Curve:
+        """As :attr:`Handle.curve`."""
+        if not self.request.calibrate:
+            raise RunError("curve: this handle does not calibrate; attach with calibrate=True")
+        if not self._norms or any(run.unsupported for run in self._runs.values()):
+            raise RunError("curve: the blocks could not be followed; describe them with blocks=BlockStack(..., layout=...)")
+        first = next(iter(self._norms))
+        levels = [e.sigma for e in self.session.trace if e.stream == first and e.sigma is not None]
+        falling = len(levels) == len(self._norms[first]) and all(a > b for a, b in zip(levels, levels[1:], strict=False))
+        # A branch that guidance left out for some steps has no ratio there; its curve would not be of this run.
+        whole = {name: norms for name, norms in self._norms.items() if len(norms) == len(self._norms[first])}
+        return Curve.from_norms(whole, sigmas=levels if falling else None)
+
+    def _run_of(self, denoiser: Denoiser) -> Run:
+        if denoiser not in self._runs:
+            for other in self._runs.values():
+                other.free()  # the other expert's residuals say nothing here
+            store = ResidualStore(self.request.offload, self.request.storage_dtype)
+            run = Run(denoiser.stack, self.session, store, self.request.calibrate, denoiser.channel_dim, self._norms, self.record)
+            self._runs[denoiser] = run
+            self.scope = denoiser.scope
+        return self._runs[denoiser]
+
+
+class Driver:
+    """Says which loop a call belongs to. One for each pipeline call, with block, or user's own loop."""
+
+    def __init__(self, request: AttachRequest) -> None:
+        self.request = request
+        self.loops: list[Loop] = []
+        self.loop: Loop | None = None
+        self.problem = ""
+        """Why calls here are not part of a run."""
+
+    def enter(self, timestep: Timestep) -> Loop | None:
+        """The loop of the call to come, gone to its step; ``None``: it computes, and is part of no run."""
+        raise NotImplementedError
+
+    def left(self) -> None:
+        """The call is through."""
+
+    def failed(self) -> None:
+        """The call raised."""
+
+    def close(self) -> None:
+        """Nothing more to come."""
+        loop, self.loop = self.loop, None
+        if loop is not None:
+            loop.end()
+
+    def _begin(self, session: Session, start: int = 0, noise: Sequence[float] | None = None) -> Loop:
+        self.close()
+        self.loop = Loop(self.request, session, start, noise)
+        self.loops.append(self.loop)
+        return self.loop
+
+
+class OwnLoop(Driver):
+    """The user's own loop around a model: the timestep tells the step, and where a run ends."""
+
+    def __init__(self, request: AttachRequest) -> None:
+        super().__init__(request)
+        self._clock = TimestepClock()
+        self.problem = "nothing says how long the run is: give attach(..., steps=28), or use 'with handle.run(steps=28):'"
+
+    def enter(self, timestep: Timestep) -> Loop | None:
+        if self.request.steps is None:
+            return None
+        moved = self._clock.tell(timestep())
+        if self.loop is None or moved == "back" or self._clock.count >= self.loop.session.steps:
+            self._clock.count = 0
+            self._clock.rising = None
+            del self.loops[:-1]
+            return self._begin(self.request.session())
+        if moved == "next":
+            self.loop.go_to(self._clock.count)
+        return self.loop
+
+    def left(self) -> None:
+        if self.loop is not None and self.loop.complete:
+            self.close()
+
+    def failed(self) -> None:
+        self.close()
+
+
+class GivenRun(Driver):
+    """A with block of the user's."""
+
+    def __init__(self, request: AttachRequest, steps: int | None, sigmas: Sequence[float] | None, start: int) -> None:
+        super().__init__(request)
+        self._clock = TimestepClock(start)
+        session = request.session(steps, sigmas)
+        self._begin(session, start, session.sigmas)
+
+    def enter(self, timestep: Timestep) -> Loop | None:
+        assert self.loop is not None
+        self._clock.tell(timestep())
+        self.loop.go_to(min(self._clock.count, self.loop.session.steps - 1))
+        return self.loop
+
+
+class PipelineCall(Driver):
+    """One call of a pipeline: its scheduler tells the step. A call may hold several runs (sections, stages)."""
+
+    def __init__(self, request: AttachRequest, pipe: Any, boundary: float | None) -> None:
+        super().__init__(request)
+        self._clock = SchedulerClock(pipe)
+        self._boundary = boundary
+        self._finished = False
+        self._own = OwnLoop(request)
+
+    def enter(self, timestep: Timestep) -> Loop | None:
+        new = self._clock.tell(timestep)
+        if new is None:
+            self.problem = "its scheduler lists no timesteps, and " + self._own.problem
+            loop = self._own.enter(timestep)
+            self.loops += [loop] if loop is not None and loop not in self.loops else []
+            return loop
+        if new or (self.loop is None and not self._finished):
+            assert self._clock.levels is not None
+            self._finished = False
+            session = _session(self.request, self._clock.levels, self._boundary)
+            self._begin(session, self._clock.index, self._clock.levels.noise())
+        elif self.loop is not None:
+            self.loop.go_to(self._clock.index)
+        return self.loop
+
+    def left(self) -> None:
+        self._own.left()
+        if self.loop is not None and self.loop.complete:
+            self.close()
+            self._finished = True
+
+    def close(self) -> None:
+        super().close()
+        self._own.close()
+
+
+def _session(request: AttachRequest, levels: Levels, boundary: float | None) -> Session:
+    """A session for what a scheduler is about to run."""
+    setup, steps = request.setup, len(levels.timesteps)
+    expert_step = None if boundary is None else sum(t >= boundary * levels.full for t in levels.timesteps)
+    by_level = setup.schedule is None and setup.how.interpolation == "noise_level"
+    sigmas = None
+    if by_level:
+        # A curve with assumed levels is read by share of the run: which schedule it was calibrated on is not known.
+        sigmas = levels.shares() if setup.curve.assumed else levels.noise()
+    if setup.schedule is not None and setup.schedule.steps != steps:
+        raise ArgumentError(
+            f"num_inference_steps makes {steps} evaluations, but the schedule has {setup.schedule.steps}; attach with a "
+            f"schedule of {steps} steps"
+        )
+    if sigmas is not None and len(sigmas) == steps:
+        return request.session(sigmas=sigmas, expert_step=expert_step)
+    return request.session(steps, expert_step=expert_step)
+
+

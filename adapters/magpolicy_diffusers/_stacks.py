@@ -1,0 +1,71 @@
+"""Where the block stacks of diffusers' models are. Most are found; the table holds what their code does not tell by names."""
+
+from __future__ import annotations
+
+import diffusers
+from attrs import frozen
+from torch import nn
+
+from magpolicy import AdapterError
+from magpolicy_torch._layout import Layout
+from magpolicy_torch._stack import BlockStack
+
+
+@frozen
+class Told:
+    """What has to be told of one class."""
+
+    blocks: str | None = None
+    """Its lists in order of execution, where they are not found."""
+    interleaved: bool = False
+    """The lists take turns, block by block."""
+    layout: Layout | tuple[Layout, ...] | None = None
+    """Its blocks' arguments and results, where names and the first computed call do not tell; several take turns."""
+    beside: str | None = None
+    """Lists of modules that work for the stack alone: on a skip they are left out too."""
+
+
+TABLE = {
+    # Spatial blocks see frames as samples, temporal ones see places as samples.
+    "LatteTransformer3DModel": Told(
+        blocks="transformer_blocks,temporal_transformer_blocks",
+        interleaved=True,
+        layout=(Layout("hidden_states"), Layout("hidden_states", swapped=True)),
+    ),
+    # Tokens come first, samples second.
+    "ErnieImageTransformer2DModel": Told(layout=Layout("x", batch=1)),
+    # Image blocks are one list of a dictionary of modes; those of text and of the reference run beside them.
+    "Flux3Transformer2DModel": Told(blocks="mode_blocks.image,single_transformer_blocks"),
+    # The generated tokens follow the understood ones, in arguments and result.
+    "Cosmos3OmniTransformer": Told(layout=Layout("gen_seq", text="und_seq", result=1, text_result=0)),
+    "RFD4ProteinaTransformer": Told(layout=Layout("values")),
+    # Control branches: their results are added between the blocks.
+    "WanVACETransformer3DModel": Told(beside="vace_blocks"),
+    "WanAnimateTransformer3DModel": Told(beside="face_adapter"),
+    "ConsisIDTransformer3DModel": Told(beside="perceiver_cross_attention"),
+}
+
+
+def find(module: nn.Module) -> BlockStack:
+    """The stack of ``module``; of a model of diffusers that has none, all of it.
+
+    Raises:
+        AdapterError: it is nobody's known model, and its blocks cannot be told; the message says how to describe them.
+    """
+    told = next((TABLE[k.__name__] for k in type(module).__mro__ if k.__name__ in TABLE), None)
+    try:
+        return BlockStack.find(module) if told is None else _as_told(module, told)
+    except AdapterError:
+        if not type(module).__module__.startswith(diffusers.__name__ + "."):
+            raise
+        return BlockStack.whole(module)
+
+
+def _as_told(module: nn.Module, told: Told) -> BlockStack:
+    lists = BlockStack.lists(module) if told.blocks is None else list(map(module.get_submodule, told.blocks.split(",")))
+    blocks = [block for turn in zip(*lists, strict=True) for block in turn] if told.interleaved else lists
+    layout = told.layout
+    if isinstance(layout, tuple):
+        layout = layout * len(lists[0])
+    beside = [getattr(module, name) for name in told.beside.split(",") if getattr(module, name, None)] if told.beside else []
+    return BlockStack(blocks, layout=layout, beside=beside)

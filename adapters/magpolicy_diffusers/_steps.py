@@ -1,0 +1,137 @@
+"""Where in its run a call stands: told by a pipeline's scheduler, or by the timestep that the model is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from attrs import define, frozen
+
+from torch import Tensor
+
+
+@frozen
+class Levels:
+    """What a scheduler is about to run."""
+
+    timesteps: tuple[float, ...]
+    """The timestep of each evaluation; second-order schedulers list some twice."""
+    full: float
+    """The timestep of pure noise."""
+    sigmas: tuple[float, ...]
+    """The scheduler's own noise levels, where it has them."""
+
+    @classmethod
+    def of(cls, scheduler: Any) -> Levels | None:
+        """Those of ``scheduler``; ``None`` if it lists none."""
+        timesteps = getattr(scheduler, "timesteps", None)
+        if not isinstance(timesteps, Tensor) or timesteps.ndim != 1 or not timesteps.numel():
+            return None
+        sigmas = getattr(scheduler, "sigmas", None)
+        full = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None) or 1000
+        listed = sigmas.tolist() if isinstance(sigmas, Tensor) and sigmas.ndim == 1 else ()
+        return cls(tuple(map(float, timesteps.tolist())), float(full), tuple(map(float, listed)))
+
+    def noise(self) -> tuple[float, ...] | None:
+        """Noise level of each evaluation, 1 to 0: the sigmas of flow matching, else the timestep over that of pure noise.
+
+        Where a scheduler counts from the other end (Mochi's ``invert_sigmas``), so is the level. ``None`` if neither serves.
+        """
+        count = len(self.timesteps)
+        levels: Sequence[float] = self.sigmas[:count]
+        if len(levels) < count or max(levels) > 1.001:
+            levels = [t / self.full for t in self.timesteps]
+        if not all(0 <= level <= 1.001 for level in levels):
+            return None
+        if levels[0] < levels[-1]:
+            levels = [1 - level for level in levels]
+        return tuple(max(level, 1e-6) for level in levels)  # an evaluation at 0 is an evaluation, not the end
+
+    def shares(self) -> tuple[float, ...] | None:
+        """The assumed flow level of each evaluation, 1-i/n for the i-th of n distinct timesteps; ``None`` if none repeats."""
+        distinct = list(dict.fromkeys(self.timesteps))
+        if len(distinct) == len(self.timesteps):
+            return None
+        place = {timestep: index for index, timestep in enumerate(distinct)}
+        return tuple(1 - place[timestep] / len(distinct) for timestep in self.timesteps)
+
+    def find(self, timestep: float, near: int) -> int | None:
+        """The evaluation at ``timestep`` as the model was given it, the first from ``near`` on; ``None`` if there is none.
+
+        Models take timesteps as they are, as a share of pure noise, or counted from the other end; nothing says which, so the
+        reading that leads to the nearest place is taken.
+        """
+        readings = (timestep, timestep * self.full, self.full - timestep, (1 - timestep) * self.full)
+        found = [index for reading in readings if (index := self._index(reading, near)) is not None]
+        return min(found, key=lambda index: (index < near, abs(index - near)), default=None)
+
+    def _index(self, timestep: float, near: int) -> int | None:
+        order = [*range(near, len(self.timesteps)), *reversed(range(near))]
+        best = min(order, key=lambda i: abs(self.timesteps[i] - timestep))
+        distance = abs(self.timesteps[best] - timestep)
+        gaps = [abs(self.timesteps[best] - t) for t in self.timesteps if t != self.timesteps[best]]
+        return best if distance <= min(min(gaps, default=self.full) / 2, 0.01 * self.full) else None
+
+
+class SchedulerClock:
+    """Reads the step off a pipeline's scheduler."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = pipe
+        self._timesteps: Tensor | None = None  # held, so that another list cannot have its identity
+        self.levels: Levels | None = None
+        self.index = 0
+
+    def tell(self, timestep: Any) -> bool | None:
+        """Look again. True: a new run began. None: the scheduler cannot tell. ``timestep()``: as the model is given it."""
+        scheduler = getattr(self._pipe, "scheduler", None)
+        timesteps = getattr(scheduler, "timesteps", None)
+        if timesteps is None:
+            return None
+        new = timesteps is not self._timesteps
+        if new:
+            self.levels, self._timesteps = Levels.of(scheduler), timesteps
+        if self.levels is None:
+            return None
+        index = self._find(scheduler, timestep, 0 if new else self.index)
+        back = index < self.index
+        self.index = index
+        return new or back
+
+    def _find(self, scheduler: Any, timestep: Any, near: int) -> int:
+        assert self.levels is not None
+        last = len(self.levels.timesteps) - 1
+        index = getattr(scheduler, "step_index", None)
+        if index is None:
+            # Before its first step a scheduler does not know where it is; and some pipelines step copies of it.
+            begin = getattr(scheduler, "begin_index", None)
+            if begin is not None and near == 0:
+                near = int(begin)
+            now = getattr(self._pipe, "_current_timestep", None)
+            if isinstance(now, Tensor):
+                now = float(now.max())
+            value = now if isinstance(now, (int, float)) else timestep()
+            index = None if value is None else self.levels.find(float(value), min(near, last))
+            index = near if index is None else index
+        return min(int(index), last)
+
+
+@define
+class TimestepClock:
+    """Counts steps by the change of the timestep; a run is over when it turns back."""
+
+    count: int = 0
+    value: float | None = None
+    rising: bool | None = None
+
+    def tell(self, timestep: float | None) -> str:
+        """``"same"`` step, ``"next"``, or ``"back"``: the beginning of another run."""
+        before, self.value = self.value, timestep
+        if timestep is None or before is None or timestep == before:
+            return "same"
+        rising = timestep > before
+        if self.rising not in (None, rising):
+            return "back"
+        self.rising = rising
+        self.count += 1
+        return "next"

@@ -1,0 +1,136 @@
+"""What a run did, and how long it took."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterable
+
+from attrs import Factory, define, field, frozen
+
+import torch
+from magpolicy import Decision, Schedule, Session, TraceEntry
+
+
+class Lap:
+    """How long one evaluation took on its device; reading it waits for the device, taking it does not."""
+
+    def __init__(self) -> None:
+        self._events = [_mark()] if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+        self._start = time.perf_counter()
+        self._end = self._start
+
+    def stop(self) -> None:
+        """The evaluation is through (or, on an accelerator, all of it is queued)."""
+        self._end = time.perf_counter()
+        if self._events is not None:
+            self._events.append(_mark())
+
+    @property
+    def seconds(self) -> float:
+        """Time between the two."""
+        if self._events is None:
+            return self._end - self._start
+        first, last = self._events
+        last.synchronize()
+        return float(first.elapsed_time(last)) / 1000
+
+
+def _mark() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+@define(eq=False)
+class Record:
+    """What is noted while a run is under way, beside the session's trace."""
+
+    past_end: list[str] = Factory(list)
+    """Streams of the evaluations after the run's last step."""
+    laps: list[tuple[bool, Lap]] = Factory(list)
+    """Per evaluation, whether it skipped, and how long it took."""
+
+
+@frozen
+class Report:
+    """What a run did."""
+
+    trace: tuple[TraceEntry, ...]
+    """Every decision, also those after the run's last step (``Decision.PAST_END``)."""
+    schedule: Schedule | None
+    """The steps of the run; ``None`` if nothing was evaluated."""
+    scope: str = "stack"
+    """What a skip left out: the block ``"stack"``, or the whole ``"model"``."""
+    _laps: tuple[tuple[bool, Lap], ...] = field(default=(), repr=False, eq=False)
+
+    @classmethod
+    def of(cls, session: Session, record: Record, scope: str = "stack") -> Report:
+        """The report of a run so far."""
+        trace = list(session.trace)
+        schedule = Schedule.from_trace(trace) if trace else None
+        beyond: Counter[str] = Counter()
+        for stream in record.past_end:
+            trace.append(TraceEntry(session.steps + beyond[stream], stream, None, Decision.PAST_END, 1.0, 0.0, 0))
+            beyond[stream] += 1
+        return cls(tuple(trace), schedule, scope, tuple(record.laps))
+
+    @property
+    def computed(self) -> int:
+        """Number of steps that ran the blocks in any stream."""
+        return len({e.step for e in self.trace if not e.decision.skip})
+
+    @property
+    def skipped(self) -> int:
+        """Number of steps at which every stream reused its residual."""
+        return len({e.step for e in self.trace}) - self.computed
+
+    @property
+    def strip(self) -> str:
+        """One character a step: a block computes, a dot skips."""
+        return "" if self.schedule is None else self.schedule.strip
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How often each reason decided, all streams counted."""
+        return dict(Counter(e.decision.reason for e in self.trace))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Median seconds of an evaluation of the model: ``"computed"`` and ``"skipped"``, those that occurred."""
+        kinds = {"computed": self._seconds(False), "skipped": self._seconds(True)}
+        return {kind: statistics.median(seconds) for kind, seconds in kinds.items() if seconds}
+
+    @property
+    def estimated_speedup(self) -> float | None:
+        """Evaluations over computed evaluations: what skipping could gain if a skip took no time."""
+        return None if self.schedule is None else self.schedule.speedup
+
+    @property
+    def measured_speedup(self) -> float | None:
+        """Time of the run's evaluations, had all of them computed, over the time they took. The model's time only."""
+        computed, skipped = self._seconds(False), self._seconds(True)
+        if not computed:
+            return None
+        total = sum(computed) + sum(skipped)
+        full = sum(computed) + len(skipped) * statistics.median(computed)
+        return full / total if total > 0 else None
+
+    def _seconds(self, skip: bool) -> list[float]:
+        return [lap.seconds for skipped, lap in self._laps if skipped is skip]
+
+    def __str__(self) -> str:
+        if self.schedule is None:
+            return "nothing was evaluated"
+        lines = [str(self.schedule), _listed((f"{reason} {n}" for reason, n in self.reasons.items()))]
+        times = [f"{kind} {1000 * seconds:.3g} ms" for kind, seconds in self.seconds.items()]
+        if times and self.measured_speedup is not None:
+            lines.append(_listed([*times, f"{self.measured_speedup:.2f}x measured in the model"]))
+        if self.scope == "model":
+            lines.append("scope: the whole model")
+        return "\n".join(lines)
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(words)
