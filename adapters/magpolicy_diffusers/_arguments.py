@@ -56,13 +56,9 @@ class Arguments:
         writes = getattr(given.get("kv_caches"), "mode", None) == "write"
         return writes or "extract" in mode or "capture" in mode or (isinstance(flag, Mapping) and bool(flag.get("is_cache_step")))
 
-    def batch(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-        """Samples in the call: of the first argument, the latents."""
-        given = self._given(args, kwargs)
-        latents = given.get(self._names[0]) if self._names else None
-        if isinstance(latents, Tensor):
-            return latents.shape[0] if latents.ndim else 1
-        return len(latents) if isinstance(latents, (list, tuple)) else 1
+    def latents(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What is denoised: the first argument."""
+        return self._given(args, kwargs).get(self._names[0]) if self._names else None
 
     def _given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         return dict(zip(self._names, args, strict=False)) | dict(kwargs)
@@ -83,7 +79,7 @@ class Fingerprints:
         if isinstance(value, (list, tuple)):
             if parts > 1 and len(value) % parts == 0 and all(isinstance(item, Tensor) for item in value):
                 size = len(value) // parts
-                value, parts = value[part * size : (part + 1) * size], 1
+                value, part, parts = value[part * size : (part + 1) * size], 0, 1
             return tuple(self.of(item, part, parts) for item in value)
         plain: Hashable = value if isinstance(value, (bool, int, float, str)) else type(value)
         return plain

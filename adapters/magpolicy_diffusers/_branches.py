@@ -5,10 +5,32 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import torch
 from magpolicy_diffusers._arguments import Fingerprints
+from torch import Tensor
 
 _NAMES = ("cond", "uncond")  # the order in which diffusers' pipelines evaluate separate branches
 MANY = 12
+
+
+def copies(latents: Any) -> int:
+    """How often a batch holds the same samples: 1, or the number of conditions they are evaluated under."""
+    size = len(latents) if isinstance(latents, (list, tuple)) or (isinstance(latents, Tensor) and latents.ndim) else 0
+    for count in (4, 3, 2):
+        if size and size % count == 0:
+            each = size // count
+            parts = [latents[i * each : (i + 1) * each] for i in range(count)]
+            if all(_same(parts[0], part) for part in parts[1:]):
+                return count
+    return 1
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return all(map(_same, one, other))
+    return one is other
 
 
 class Branches:
@@ -17,6 +39,7 @@ class Branches:
     def __init__(self) -> None:
         self._fingerprints = Fingerprints()
         self._names: dict[Hashable, str] = {}
+        self._calls: dict[Hashable, tuple[str, ...]] = {}
         self._used: dict[str, int] = {}  # names used at the step under way, and how often
 
     def begin_step(self) -> None:
@@ -34,12 +57,26 @@ class Branches:
         steps that could not be told apart."""
         return len(self._names) > MANY or len(self._used) > MANY
 
-    def name(self, condition: Mapping[str, Any], batched: Sequence[str] = ()) -> tuple[str, ...]:
-        """The branches of a call that nobody named; ``batched``: those it holds, if its parts turn out to differ."""
-        keys = [self._key(condition, part, len(batched)) for part in range(len(batched))]
-        if len(set(keys)) == len(batched) > 1:
-            return self.given([self._known(key, first) for key, first in zip(keys, batched, strict=True)])
-        return self.given([self._known(self._key(condition, 0, 1))])
+    def name(self, condition: Mapping[str, Any], latents: Any, order: Sequence[str] = ("uncond", "cond")) -> tuple[str, ...]:
+        """The branches of a call that nobody named.
+
+        Args:
+            condition: the arguments that tell branches apart.
+            latents: what is denoised. Parts of the batch that are equal are one sample under several conditions.
+            order: the order in which two branches are batched.
+        """
+        key = self._key(condition, 0, 1)
+        if key not in self._calls:  # looking at the latents waits for the device: once for each condition, not at each step
+            self._calls[key] = self._parts(condition, key, latents, order)
+        return self.given(self._calls[key])
+
+    def _parts(self, condition: Mapping[str, Any], key: Hashable, latents: Any, order: Sequence[str]) -> tuple[str, ...]:
+        count = copies(latents)
+        keys = [self._key(condition, part, count) for part in range(count)]
+        if count == 1 or len(set(keys)) < count:
+            return (self._known(key),)
+        firsts = order if count == len(order) else (None,) * count
+        return tuple(self._known(part, first) for part, first in zip(keys, firsts, strict=True))
 
     def given(self, names: Sequence[str]) -> tuple[str, ...]:
         """The streams of a call with these names: one that was used at this step is another stream than the one before."""

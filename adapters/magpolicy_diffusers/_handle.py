@@ -21,8 +21,8 @@ from magpolicy_torch._stack import BlockStack, visited
 if TYPE_CHECKING:
     from torch import nn
 
-# Where a pipeline names a call that holds several branches, or gives them names of its own.
-_BATCHED = {"cond_uncond": ("uncond", "cond")}
+_BATCHED = ("cond_uncond",)
+"""Names that pipelines give to a call whether it holds one branch or two."""
 _COND_FIRST = ("DiTPipeline", "ZImage", "AceStep")
 """Pipelines (or families) that put the conditional half of a batch first; the others put it last."""
 
@@ -208,14 +208,12 @@ class Handle(Attached):
         named, context = self._streams.get(), denoiser.context
         if named:
             return named
-        guided = bool(getattr(self._pipe, "do_classifier_free_guidance", False))
-        if context is not None and context not in _BATCHED:
-            name = context.removeprefix("pred_")
+        if context not in (None, *_BATCHED):
+            name = str(context).removeprefix("pred_")
             return loop.branches.given([name]) if isinstance(self._driver.get(), PipelineCall) else (name,)
-        halves: tuple[str, ...] = ()
-        if guided and denoiser.arguments.batch(args, kwargs) % 2 == 0:
-            halves = ("cond", "uncond") if type(self._pipe).__name__.startswith(_COND_FIRST) else ("uncond", "cond")
-        return loop.branches.name(denoiser.arguments.condition(args, kwargs), halves)
+        order = ("cond", "uncond") if type(self._pipe).__name__.startswith(_COND_FIRST) else ("uncond", "cond")
+        says = denoiser.arguments
+        return loop.branches.name(says.condition(args, kwargs), says.latents(args, kwargs), order)
 
     def _once(self, message: str, problem: str) -> None:
         if problem and not self._warned:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import diffusers
 from attrs import frozen
 from torch import nn
@@ -21,8 +24,8 @@ class Told:
     """The lists take turns, block by block."""
     layout: Layout | tuple[Layout, ...] | None = None
     """Its blocks' arguments and results, where names and the first computed call do not tell; several take turns."""
-    beside: str | None = None
-    """Lists of modules that work for the stack alone: on a skip they are left out too."""
+    beside: Callable[[Any], Iterable[nn.Module]] | None = None
+    """Modules that work for the stack alone: on a skip they are left out too."""
 
 
 TABLE = {
@@ -39,10 +42,17 @@ TABLE = {
     # The generated tokens follow the understood ones, in arguments and result.
     "Cosmos3OmniTransformer": Told(layout=Layout("gen_seq", text="und_seq", result=1, text_result=0)),
     "RFD4ProteinaTransformer": Told(layout=Layout("values")),
-    # Control branches: their results are added between the blocks.
-    "WanVACETransformer3DModel": Told(beside="vace_blocks"),
-    "WanAnimateTransformer3DModel": Told(beside="face_adapter"),
-    "ConsisIDTransformer3DModel": Told(beside="perceiver_cross_attention"),
+    # Control branches and adapters: their results are added between the blocks. If something is added after the last block, it is
+    # outside the stack, and needed.
+    "WanVACETransformer3DModel": Told(
+        beside=lambda m: () if len(m.blocks) - 1 in m.config.vace_layers else m.vace_blocks,
+    ),
+    "WanAnimateTransformer3DModel": Told(
+        beside=lambda m: () if (len(m.blocks) - 1) % m.config.inject_face_latents_blocks == 0 else m.face_adapter,
+    ),
+    "ConsisIDTransformer3DModel": Told(
+        beside=lambda m: () if (len(m.transformer_blocks) - 1) % m.cross_attn_interval == 0 else m.perceiver_cross_attention,
+    ),
 }
 
 
@@ -67,5 +77,4 @@ def _as_told(module: nn.Module, told: Told) -> BlockStack:
     layout = told.layout
     if isinstance(layout, tuple):
         layout = layout * len(lists[0])
-    beside = [getattr(module, name) for name in told.beside.split(",") if getattr(module, name, None)] if told.beside else []
-    return BlockStack(blocks, layout=layout, beside=beside)
+    return BlockStack(blocks, layout=layout, beside=() if told.beside is None else told.beside(module))

@@ -203,7 +203,7 @@ class Call:
             self._broken = True
         if self._broken or form is None or streams.hidden is None:
             return result
-        self._learned.forms[index] = form
+        self._learned.forms[index] = self._learned.variants[index, form.flags] = form
         if index == len(self.stack) - 1:
             self._broken = not self._finish(index, streams.hidden, result)
         else:
@@ -273,8 +273,8 @@ class Call:
         At the first block that is no harm yet: with ``revised`` set, the call goes on computing.
         """
         hidden, text, also = streams = self.stack.arguments[index].streams(args, kwargs)
-        form, place = self._learned.forms.get(index), self._learned.settled.get(index)
-        known = hidden is not None and form is not None and place is not None and form.flags == flags(kwargs)
+        form, place = self._learned.variants.get((index, flags(kwargs))), self._learned.settled.get(index)
+        known = hidden is not None and form is not None and place is not None
         if index == 0:
             reason = self._prepare(streams) if known else Decision.MISMATCH
             if reason is not None:

@@ -23,6 +23,7 @@ ALSO_NAMES = ("audio_hidden_states", "audio", "aud", "audio_embed")
 TEXT_NAMES = ("encoder_hidden_states", "txt", "text", "context", "text_embed", "encoder_hidden", "ctx")
 
 Tokens = int | Literal["auto"]
+Flags = tuple[tuple[str, Any], ...]
 
 
 @frozen
@@ -165,7 +166,7 @@ class Form:
     """For an output object: the names of its places."""
     given: tuple[tuple[int, ...] | None, ...] = (None, None, None)
     """Shapes of the streams the block was given."""
-    flags: tuple[tuple[str, Any], ...] = ()
+    flags: Flags = ()
     """Switches among the arguments (``return_dict=False``): another value may mean another form."""
 
     @classmethod
@@ -210,7 +211,7 @@ class Form:
         return hidden if self.bare else None if self.fields else self.kind(filling)
 
 
-def flags(kwargs: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+def flags(kwargs: Mapping[str, Any]) -> Flags:
     """The arguments that are plain switches, in a fixed order."""
     return tuple(sorted((k, v) for k, v in kwargs.items() if isinstance(v, (bool, str))))
 
@@ -251,6 +252,8 @@ class Learned:
     """``"prefix"`` or ``"suffix"``: where the model concatenates text."""
     in_place: bool | None = None
     """Whether the model writes into its stack input; ``None`` until a call has shown it."""
+    variants: dict[tuple[int, Flags], Form] = Factory(dict)
+    """Per block and switches, the form of its result: branches of guidance may set switches of their own."""
     beside: dict[int, Form] = Factory(dict)
     """Forms of the results of the blocks beside the stack."""
     seen: dict[str, tuple[int, ...]] = Factory(dict)

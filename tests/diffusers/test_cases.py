@@ -23,9 +23,9 @@ def test_every_input_matters(case):
     assert all(t.isfinite().all() for t in plain)
     assert not differ(plain, case.call(model, Draw()))
     assert differ(plain, case.call(model, Draw((Row(noise=1),))))
-    assert differ(plain, case.call(model, Draw((Row(text=1),))))
-    assert differ(plain, case.call(model, Draw(level=0.3)))
-    assert plain[0].shape != case.call(model, Draw(size=12))[0].shape
+    assert differ(plain, case.call(model, Draw((Row(text=1),)))) == case.conditioned
+    assert differ(plain, case.call(model, Draw(level=0.3))) == case.conditioned
+    assert (plain[0].shape != case.call(model, Draw(size=12))[0].shape) == case.sized
     for extra in case.extras:
         assert differ(plain, case.call(model, Draw(), extra)), extra
 

@@ -25,9 +25,23 @@ class Way:
     named: bool = False
     """Whether the pipeline itself tells the branches apart by ``cache_context``."""
 
+    loops: int = 1
+    """Whole denoising loops that the call runs one after the other; ``calls`` then has a step's calls in all of them, those of
+    the first loop first."""
+
     def at(self, step: int, steps: int) -> tuple[Branches, ...]:
-        """The calls of ``step`` of a run of ``steps``."""
+        """The calls of ``step`` of a run of ``steps``, in all loops."""
         return self.calls(step, steps) if callable(self.calls) else self.calls
+
+    def sequence(self, steps: int) -> list[tuple[int, int, Branches]]:
+        """Every call in order: its loop, its step there, and the branches it holds."""
+        found = []
+        for loop in range(self.loops):
+            for step in range(steps):
+                calls = self.at(step, steps)
+                each = len(calls) // self.loops
+                found += [(loop, step, branches) for branches in calls[loop * each : (loop + 1) * each]]
+        return found
 
 
 @frozen(kw_only=True)
@@ -54,6 +68,7 @@ class Pipe:
         arguments = self.ways[way].arguments(pipe) | {self.steps_argument: steps} | more
         arguments.setdefault("generator", torch.Generator().manual_seed(seed))
         arguments.setdefault("output_type", "latent")
+        torch.manual_seed(seed)  # some pipelines draw without their generator
         with torch.no_grad():
             result = pipe(**arguments, return_dict=False)
         while isinstance(result, (tuple, list)):

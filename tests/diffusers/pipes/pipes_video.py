@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from attrs import frozen
 
 import diffusers
 import torch
@@ -18,14 +17,6 @@ from ._case import Pipe, Way, dense, random
 COND = (("cond",),)
 CFG = (("cond",), ("uncond",))
 BATCHED = (("uncond", "cond"),)
-
-
-@frozen(kw_only=True)
-class Loops(Way):
-    """A call that runs ``loops`` whole denoising loops, one after the other; ``calls`` has a step's calls in all of them,
-    those of the first loop first."""
-
-    loops: int
 
 
 def build(cls: str, **components: Any) -> Any:
@@ -462,7 +453,7 @@ def framepack_prompt(pipe, sections=1, **more):
 
 def framepack_loops(calls, **arguments):
     arguments = functools.partial(framepack_prompt, sections=2, **arguments)
-    return Loops(arguments=arguments, calls=calls * 2, loops=2)
+    return Way(arguments=arguments, calls=calls * 2, loops=2)
 
 
 def hunyuan15():
@@ -710,7 +701,7 @@ def forcing(calls=CFG, loops=1, **arguments):
     """Every way says its size of causal blocks: the transformer keeps that of the last call in its config."""
     arguments = functools.partial(wan_prompt, **{"prompt": None, "causal_block_size": 1} | arguments)
     if loops > 1:
-        return Loops(arguments=arguments, calls=calls * loops, named=True, loops=loops)
+        return Way(arguments=arguments, calls=calls * loops, named=True, loops=loops)
     return Way(arguments=arguments, calls=calls, named=True)
 
 

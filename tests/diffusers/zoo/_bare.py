@@ -48,14 +48,26 @@ class Watch:
         self.entered = [given[name].clone() for name in (self.case.hidden, *self.case.also)]
 
     def _leave(self, block, args, result):
+        if not self.entered:
+            return None  # the first block was left out
         places = [self.case.result, *self.case.also.values()]
         whole = [result if place is None else result[place] for place in places]
         bounds = [_bounds(self.case.text if i == 0 else "", t, e) for i, (t, e) in enumerate(zip(whole, self.entered, strict=True))]
+        if self.case.interleaved:
+            (batch_frames, patches, width), frames = self.entered[0].shape, whole[0].shape[1]
+            regrouped = whole[0].view(batch_frames // frames, patches, frames, width).permute(0, 2, 1, 3)
+            whole[0] = regrouped.reshape(self.entered[0].shape)
         self.left = [t[:, a:b].clone() if (a, b) != (0, None) else t.clone() for t, (a, b) in zip(whole, bounds, strict=True)]
         if self.replace is None:
             return None
         built = list(result) if isinstance(result, (tuple, list)) else [result]
         for place, tensor, (a, b), new in zip(places, whole, bounds, self.replace, strict=True):
+            new = new.clone()  # what comes after the stack may write into it
+            if self.case.interleaved:
+                batch_frames, patches, width = new.shape
+                frames = result.shape[1]
+                regrouped = new.view(batch_frames // frames, frames, patches, width).permute(0, 2, 1, 3)
+                new = regrouped.reshape(result.shape)
             if (a, b) != (0, None):
                 new = torch.cat([tensor[:, :a], new, tensor[:, tensor.shape[1] if b is None else b :]], dim=1)
             built[place or 0] = new

@@ -86,6 +86,13 @@ class Case:
     """Where the last block's result holds text tokens that the first block's ``hidden`` has not."""
     also: Mapping[str, int] = field(factory=dict)
     """Further streams that leave the stack and are used after it (audio): the first block's argument to the last one's place."""
+    interleaved: bool = False
+    """The lists take turns; what the first block takes as ``(batch * frames, places, channels)`` the last one returns as
+    ``(batch * places, frames, channels)``."""
+    conditioned: bool = True
+    """Whether it takes a timestep and a condition."""
+    sized: bool = True
+    """Whether its output grows with the size."""
     batches: bool = True
     """Whether several samples go in one call as rows of a batch."""
     extras: Mapping[str, Extra] = field(factory=dict)
@@ -118,7 +125,8 @@ class Case:
 
     def stack(self, model: torch.nn.Module) -> list[torch.nn.Module]:
         """The blocks, in order of execution."""
-        return [block for path in self.blocks for block in model.get_submodule(path)]
+        lists = [model.get_submodule(path) for path in self.blocks]
+        return [block for part in (zip(*lists, strict=True) if self.interleaved else lists) for block in part]
 
 
 @functools.cache

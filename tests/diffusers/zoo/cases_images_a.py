@@ -1,4 +1,3 @@
-# ruff: noqa: C408
 """Text-to-image transformers, one half of them: two-stream ones like Flux, and those with one joint stream."""
 
 import torch

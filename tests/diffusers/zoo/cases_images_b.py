@@ -224,6 +224,7 @@ CASES = [
         cls="PriorTransformer",
         config={"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 3, "embedding_dim": 8, "num_embeddings": 5},
         inputs=_prior,
+        sized=False,
         blocks=("transformer_blocks",),
         notes="Denoises one embedding: text, pooled text, timestep, noise and a learned token are one causal sequence, "
         "and only the last token is read after the stack. Its length is fixed by the config.",

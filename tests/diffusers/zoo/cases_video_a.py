@@ -1,4 +1,3 @@
-# ruff: noqa: C408
 """Wan and its kin, and the other video transformers of one image stream or two."""
 
 import torch
@@ -326,11 +325,10 @@ CASES = [
             norm_type="ada_norm_single", norm_elementwise_affine=False, norm_eps=1e-6, video_length=FRAMES,
         ),
         inputs=_wan,
-        blocks=("transformer_blocks",),
-        extras={"spatial only": lambda d, m: {"enable_temporal_attentions": False}},
-        notes="After each spatial block a temporal one (temporal_transformer_blocks) runs on tokens turned from (batch * "
-        "frames, patches) to (batch * patches, frames) and back. The stack told here ends before the last temporal block, "
-        "whose output is shaped otherwise than what enters the first spatial one.",
+        blocks=("transformer_blocks", "temporal_transformer_blocks"),
+        interleaved=True,
+        notes="After each spatial block a temporal one runs on tokens turned from (batch * frames, patches) to (batch * patches, "
+        "frames). Without temporal attention the last block of the stack does not run, and every step computes.",
     ),
     Case(
         cls="MochiTransformer3DModel",
@@ -362,7 +360,9 @@ CASES = [
         cls="TransformerTemporalModel",
         config=dict(num_attention_heads=2, attention_head_dim=8, in_channels=16, num_layers=2, norm_num_groups=4),
         inputs=lambda d: {"hidden_states": d.noise(16, d.size, d.size)},
-        why_not="A temporal layer of a UNet, no denoiser: several of them run in a step, on noise without text or timestep.",
+        blocks=("transformer_blocks",),
+        conditioned=False,
+        notes="A temporal layer of a UNet: several of them run in a step, on noise without text or timestep.",
     ),
     Case(
         cls="SanaVideoTransformer3DModel",

@@ -1,6 +1,5 @@
 """Hunyuan Video, LTX, Cosmos, Kandinsky, Motif, MiniMax, and the audio transformers."""
 
-# ruff: noqa: C408
 
 import torch
 
