@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Times = tuple[float, float]
+"""The highest and the lowest timestep in a call: where tokens have their own, a clean one is lowest, or highest where 1 is clean."""
+
 _TIME = re.compile(r"(.*_)?(timesteps?|time)|t")
 # Arguments in which the branches of guidance differ: text, class, pooled embeddings, and switches such as skip_layers. Not the
 # latents, nor what is computed anew at each step (ControlNet residuals).
@@ -33,12 +36,12 @@ class Arguments:
         self._time = next((n for n in self._names if _TIME.fullmatch(n)), None)
         self._condition = [n for n in self._names if n != self._time and _CONDITION.search(n)]
 
-    def timestep(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float | None:
-        """The timestep as the model is given it, of the noisiest token where tokens have their own; waits for the device."""
+    def timestep(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Times | None:
+        """The timestep as the model is given it; waits for the device."""
         value = None if self._time is None else self._given(args, kwargs).get(self._time)
-        if isinstance(value, Tensor):
-            return float(value.max()) if value.numel() else None
-        return float(value) if isinstance(value, (int, float)) else None
+        if isinstance(value, Tensor) and value.numel():
+            return tuple(torch.stack(value.detach().aminmax()[::-1]).tolist())
+        return (float(value),) * 2 if isinstance(value, (int, float)) else None
 
     def condition(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments that tell branches apart."""

@@ -52,6 +52,12 @@ class Branches:
         return frozenset(self._used)
 
     @property
+    def repeated(self) -> list[str]:
+        """Those of them that had the name of another."""
+        again = {name for name, count in self._used.items() if count > 1}
+        return [stream for stream in self._used if any(stream == name or stream.startswith(f"{name} ") for name in again)]
+
+    @property
     def too_many(self) -> bool:
         """Whether there are so many that they cannot be branches of guidance: conditions that change at every step, or
         steps that could not be told apart."""

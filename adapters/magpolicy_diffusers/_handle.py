@@ -99,8 +99,7 @@ class Handle(Attached):
     @property
     def reports(self) -> tuple[Report, ...]:
         """One report for each run of the last call: pipelines that work in sections or stages make several."""
-        driver = self._driver.get() or self._last
-        return () if driver is None else tuple(loop.report for loop in driver.loops)
+        return tuple(loop.report for loop in self._loops())
 
     @property
     def curve(self) -> Curve:
@@ -141,13 +140,22 @@ class Handle(Attached):
     detach.__doc__ = Attached.detach.__doc__
 
     def _current(self, what: str) -> Loop:
-        for driver in (self._driver.get(), self._last):
-            if driver is not None and driver.loops:
-                return driver.loops[-1]
-        raise RunError(f"{what}: there was no run yet; call the pipeline, or the model in your loop")
+        loops = self._loops()
+        if not loops:
+            raise RunError(f"{what}: there was no run yet; call the pipeline, or the model in your loop")
+        return loops[-1]
+
+    def _loops(self) -> list[Loop]:
+        """Those of the call under way here, or else of the last one."""
+        driver = self._driver.get()
+        if driver is None or driver.loop is None:
+            driver = self._last
+        return [] if driver is None else driver.loops
 
     @contextmanager
     def _driven_by(self, driver: Driver) -> Iterator[None]:
+        if isinstance(own := self._driver.get(), OwnLoop):
+            own.close()  # a loop without end: what comes now is another one
         token = self._driver.set(driver)
         try:
             yield

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magpolicy import ArgumentError, AttachRequest, Curve, RunError, Session
+from magpolicy_diffusers._arguments import Times
 from magpolicy_diffusers._branches import Branches
 from magpolicy_diffusers._steps import Levels, SchedulerClock, TimestepClock
 from magpolicy_torch._call import Run, evaluate
@@ -18,7 +19,7 @@ from magpolicy_torch._store import ResidualStore
 if TYPE_CHECKING:
     from magpolicy_diffusers._denoiser import Denoiser
 
-Timestep = Callable[[], float | None]
+Timestep = Callable[[], Times | None]
 
 
 class Loop:
@@ -50,6 +51,12 @@ class Loop:
         step = max(self.step, *map(self.session.step, streams))
         sigma = None if self.noise is None or step >= len(self.noise) else self.noise[step]
         return evaluate(run, streams, forward, step=step, sigma=sigma)
+
+    def forget(self, streams: Sequence[str]) -> None:
+        """Reuse nothing that these streams have computed so far."""
+        for run in self._runs.values():
+            for stream in streams:
+                run.store.drop(stream)
 
     @property
     def complete(self) -> bool:
@@ -138,6 +145,9 @@ class OwnLoop(Driver):
         if self.request.steps is None:
             return None
         moved = self._clock.tell(timestep())
+        if moved == "untold":
+            self.problem = "it is given no timestep, so nothing tells the step; use 'with handle.run(steps=28):'"
+            return None
         if self.loop is None or moved == "back" or self._clock.count >= self.loop.session.steps:
             self._clock.count = 0
             self._clock.rising = None
@@ -148,7 +158,14 @@ class OwnLoop(Driver):
         return self.loop
 
     def left(self) -> None:
-        if self.loop is not None and self.loop.complete:
+        loop = self.loop
+        if loop is None:
+            return
+        if self._clock.count == 0 and (again := loop.branches.repeated):
+            # Two streams that nothing tells apart; or a run was broken off at its first step, and this one is another. Which of
+            # them, the next step will show: until then there is nothing to reuse.
+            loop.forget(again)
+        if loop.complete:
             self.close()
 
     def failed(self) -> None:
@@ -166,7 +183,8 @@ class GivenRun(Driver):
 
     def enter(self, timestep: Timestep) -> Loop | None:
         assert self.loop is not None
-        self._clock.tell(timestep())
+        if self._clock.tell(timestep()) == "untold":
+            self.loop.branches.begin_step()  # each call is its stream's next
         self.loop.go_to(min(self._clock.count, self.loop.session.steps - 1))
         return self.loop
 

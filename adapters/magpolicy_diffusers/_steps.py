@@ -7,6 +7,7 @@ from typing import Any
 
 from attrs import define, frozen
 
+from magpolicy_diffusers._arguments import Times
 from torch import Tensor
 
 
@@ -108,11 +109,9 @@ class SchedulerClock:
             if begin is not None and near == 0:
                 near = int(begin)
             now = getattr(self._pipe, "_current_timestep", None)
-            if isinstance(now, Tensor):
-                now = float(now.max())
-            value = now if isinstance(now, (int, float)) else timestep()
-            index = None if value is None else self.levels.find(float(value), min(near, last))
-            index = near if index is None else index
+            values = (float(now.max()),) if isinstance(now, Tensor) else (float(now),) if now is not None else timestep() or ()
+            places = (self.levels.find(value, min(near, last)) for value in values)
+            index = next((place for place in places if place is not None), near)
         return min(int(index), last)
 
 
@@ -121,15 +120,17 @@ class TimestepClock:
     """Counts steps by the change of the timestep; a run is over when it turns back."""
 
     count: int = 0
-    value: float | None = None
+    value: Times | None = None
     rising: bool | None = None
 
-    def tell(self, timestep: float | None) -> str:
-        """``"same"`` step, ``"next"``, or ``"back"``: the beginning of another run."""
+    def tell(self, timestep: Times | None) -> str:
+        """``"same"`` step, ``"next"``, ``"back"``: the beginning of another run, or ``"untold"``."""
+        if timestep is None:
+            return "untold"
         before, self.value = self.value, timestep
-        if timestep is None or before is None or timestep == before:
+        if before is None or timestep == before:
             return "same"
-        rising = timestep > before
+        rising = timestep > before  # the highest decides; the lowest where that one stays
         if self.rising not in (None, rising):
             return "back"
         self.rising = rising

@@ -1,0 +1,197 @@
+"""A model in the user's own loop: the timestep tells the step, contexts or conditions tell the branches."""
+
+import warnings
+
+import pytest
+
+import magpolicy
+from magpolicy import Curve, Decision, RunError, Schedule, simulate
+
+torch = pytest.importorskip("torch", reason="the torch extra is not installed")
+pytest.importorskip("diffusers", reason="the diffusers extra is not installed")
+
+from zoo import CASES  # noqa: E402
+from zoo._bare import skipped, watch  # noqa: E402
+from zoo._case import Draw, Row  # noqa: E402
+
+WAN, FLUX = CASES["WanTransformer3DModel"], CASES["FluxTransformer2DModel"]
+REVERSED = CASES["Lumina2Transformer2DModel"]  # its timestep rises: 1 - noise level
+RATIOS = {"cond": [1.0, 0.99, 0.97, 0.99, 0.98, 0.96], "uncond": [1.0, 1.02, 0.99, 1.05, 0.99, 1.01]}
+RULE = {"threshold": 0.06, "max_skips": 2, "retention": 0.2}
+
+
+@pytest.fixture
+def model():
+    return WAN.make()
+
+
+def draw(step, steps=6, text="a cat", noise=0):
+    return Draw((Row((noise, step), text),), level=1 - step / steps)
+
+
+def loop(model, steps=6, texts=("a cat", ""), case=WAN, noise=0, start=0):
+    return [case.call(model, draw(s, steps, text, noise)) for s in range(start, steps) for text in texts]
+
+
+def test_a_run_begins_and_ends_by_itself(model):
+    expected = simulate(RATIOS, **RULE)
+    with magpolicy.attach(model, ratios=RATIOS, **RULE) as handle:
+        first = loop(model)
+        assert handle.report.schedule == expected
+        assert handle.residuals_held == 0
+        second = loop(model)
+        assert handle.report.schedule == expected
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one[0], other[0])
+
+
+def test_unnamed_calls_at_one_timestep_are_streams_in_call_order(model):
+    with magpolicy.attach(model, ratios=RATIOS, **RULE) as handle:
+        loop(model, texts=("same", "same", "same"))  # the conditions tell nothing
+        streams = [e.stream for e in handle.report.trace][:3]
+        assert len(set(streams)) == 3
+        assert [e.stream for e in handle.report.trace] == streams * 6
+
+
+@pytest.mark.parametrize("case", [WAN, REVERSED], ids=lambda c: c.cls)
+@pytest.mark.parametrize("until", range(1, 6))
+def test_a_loop_broken_off_leaves_nothing_to_the_next(case, until):
+    mask = Schedule.from_mask([1, 0, 0, 1, 0, 0])
+    with magpolicy.attach(case.make(), schedule=mask) as handle:
+        expected = loop(handle.module, case=case)
+        trace = handle.report.trace
+        for step in range(until):
+            case.call(handle.module, draw(step, noise="other"))
+        for found, wanted in zip(loop(handle.module, case=case), expected, strict=True):
+            if until > 1:
+                assert torch.equal(found[0], wanted[0])
+        if until > 1:
+            assert handle.report.trace == trace
+
+
+def test_a_loop_broken_off_at_its_first_step_is_not_reused_from():
+    """The next run's first call looks like another stream at the same step; nothing of the first may be taken for it."""
+    model = WAN.make()
+    with magpolicy.attach(model, schedule=Schedule.from_mask([1, 0, 0, 0])) as handle:
+        WAN.call(model, draw(0, 4, noise="broken off"))
+        outputs = loop(model, 4, texts=("a cat",))
+        assert [e.decision.skip for e in handle.report.trace] == [False, False, False, True, True]
+    _, seen = watch(WAN, model, draw(1, 4))
+    for step, found in enumerate(outputs):
+        plain, own = WAN.call(model, draw(step, 4)), skipped(WAN, model, draw(step, 4), residuals=seen.residuals)
+        assert torch.equal(found[0], (plain if step < 2 else own)[0])
+
+
+def test_an_exception_within_the_model_ends_the_run(model):
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    with magpolicy.attach(model, ratios=RATIOS, **RULE) as handle:
+        expected = loop(model)
+        trace = handle.report.trace
+        WAN.call(model, draw(0, noise="other"))
+        hook = model.blocks[1].register_forward_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            WAN.call(model, draw(1, noise="other"))
+        hook.remove()
+        assert handle.residuals_held == 0
+        for found, wanted in zip(loop(model), expected, strict=True):
+            assert torch.equal(found[0], wanted[0])
+        assert handle.report.trace == trace
+
+
+def test_contexts_name_streams(model):
+    with magpolicy.attach(model, ratios=RATIOS, **RULE) as handle:
+        for step in range(6):
+            for name in ("uncond", "cond"):  # the other way round: names count, not the order
+                with model.cache_context(name):
+                    WAN.call(model, draw(step, text=name))
+        assert handle.report.schedule == simulate({name: RATIOS[name] for name in ("uncond", "cond")}, **RULE)
+    assert "cache_context" not in vars(model)
+
+
+def test_a_batch_of_equal_latents_holds_branches(model):
+    with magpolicy.attach(model, ratios=RATIOS, **RULE) as handle:
+        for step in range(6):
+            WAN.call(model, Draw((Row(step, ""), Row(step, "a cat")), level=1 - step / 6))
+        assert handle.report.schedule == simulate({n: RATIOS[n] for n in ("uncond", "cond")}, batched=True, **RULE)
+        for step in range(6):  # two images of one condition each are one stream
+            WAN.call(model, Draw((Row((step, 1), "a dog"), Row((step, 2), "a cat")), level=1 - step / 6))
+        assert handle.report.schedule.streams == ("cond",)
+
+
+def test_guidance_that_switches_off_midway_keeps_each_branch_its_own(model):
+    mask = Schedule.from_mask([1, 1, 0, 1, 0, 0])
+    with magpolicy.attach(model, schedule=mask) as handle:
+        for step in range(6):
+            found = {text: WAN.call(model, draw(step, text=text))[0] for text in (("", "a cat") if step < 4 else ("a cat",))}
+    _, seen = watch(WAN, model, draw(3))
+    assert torch.equal(found["a cat"], skipped(WAN, model, draw(5), residuals=seen.residuals)[0])
+    assert handle.report.trace[-1].stream == handle.report.trace[1].stream
+
+
+def test_a_given_run(model):
+    curve = Curve(RATIOS)
+    with magpolicy.attach(model, curve=curve, **RULE) as handle:
+        for steps in (4, 9):
+            with handle.run(steps=steps):
+                loop(model, steps)
+            assert handle.report.schedule == simulate(curve, steps=steps, **RULE)
+        with handle.run(steps=10, start=4):
+            loop(model, 10, start=4)
+        assert handle.report.schedule == simulate(curve, steps=10, part=(4, 10), **RULE)
+        with handle.run(steps=3), pytest.raises(RunError, match="under way"), handle.run(steps=3):
+            pass
+
+
+def test_a_named_stream_that_comes_again_is_at_its_next_evaluation(model):
+    """Second-order samplers evaluate twice at one timestep."""
+    with magpolicy.attach(model, ratios=RATIOS, **RULE) as handle, handle.run():
+        for level in (1.0, 0.8, 0.8, 0.6, 0.6, 0.4):
+            for name in ("cond", "uncond"):
+                with handle.stream(name):
+                    WAN.call(model, Draw((Row(level, name),), level=level))
+        assert handle.report.schedule == simulate(RATIOS, **RULE)
+
+
+def test_without_a_length_nothing_is_skipped_and_that_is_said(model):
+    with magpolicy.attach(model, preset="wan2.1-t2v-1.3b") as handle:
+        with pytest.warns(UserWarning, match="steps=28"):
+            loop(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loop(model)  # once is enough
+        with pytest.raises(RunError, match="no run"):
+            handle.report  # noqa: B018
+
+
+def test_more_calls_than_steps_begin_another_run(model):
+    with magpolicy.attach(model, ratios=[1.0] * 3, threshold=1.0, max_skips=2, retention=0.0) as handle:
+        loop(model, 5, texts=("a cat",))
+        assert handle.report.schedule.steps == 2
+        with handle.run(), pytest.warns(UserWarning, match="more often"):
+            for step in range(5):
+                with handle.stream("cond"):
+                    WAN.call(model, draw(step))
+        assert [e.decision for e in handle.report.trace][3:] == [Decision.PAST_END] * 2
+
+
+def test_conditions_that_change_at_every_step_are_never_reused(model):
+    with magpolicy.attach(model, ratios=[1.0] * 30, threshold=9.0, max_skips=30, retention=0.0) as handle:
+        held = []
+        for step in range(30):
+            WAN.call(model, draw(step, 30, text=f"scene {step}"))
+            held.append(handle.residuals_held)
+        assert handle.report.skipped == 0
+        assert max(held) <= 13, "residuals that nobody will use pile up"
+
+
+def test_calibrating_gives_the_curve_at_its_noise_levels():
+    model = FLUX.make()
+    with magpolicy.attach(model, calibrate=True, steps=5) as handle:
+        outputs = loop(model, 5, texts=("a cat",), case=FLUX)
+        curve = handle.curve
+    norms = [watch(FLUX, model, draw(s, 5))[1].residuals[0].norm(dim=-1) for s in range(5)]
+    for step in range(1, 5):
+        assert curve.of("cond")[step] == pytest.approx(float((norms[step] / norms[step - 1]).mean()), rel=1e-4)
+    assert torch.equal(outputs[2][0], FLUX.call(model, draw(2, 5))[0])
