@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 Times = tuple[float, float]
-"""The highest and the lowest timestep in a call: where tokens have their own, a clean one is lowest, or highest where 1 is clean."""
+"""The highest and the lowest timestep in a call: where tokens have their own, a clean one has the lowest, or the highest where
+1 is clean."""
 
 _TIME = re.compile(r"(.*_)?(timesteps?|time)|t")
 # Arguments in which the branches of guidance differ: text, class, pooled embeddings, and switches such as skip_layers. Not the
@@ -57,7 +58,8 @@ class Arguments:
         given = {n: v for n, v in self._given(args, kwargs).items() if n.startswith("kv_cache")}
         mode, flag = str(given.get("kv_cache_mode")), given.get("kv_cache_flag")
         writes = getattr(given.get("kv_caches"), "mode", None) == "write"
-        return writes or "extract" in mode or "capture" in mode or (isinstance(flag, Mapping) and bool(flag.get("is_cache_step")))
+        flagged = isinstance(flag, Mapping) and bool(flag.get("is_cache_step"))
+        return writes or flagged or "extract" in mode or "capture" in mode
 
     def latents(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """What is denoised: the first argument."""
@@ -84,8 +86,9 @@ class Fingerprints:
                 size = len(value) // parts
                 value, part, parts = value[part * size : (part + 1) * size], 0, 1
             return tuple(self.of(item, part, parts) for item in value)
-        plain: Hashable = value if isinstance(value, (bool, int, float, str)) else type(value)
-        return plain
+        if isinstance(value, (bool, int, float, str)):
+            return value
+        return type(value).__name__
 
     def _tensor(self, tensor: Tensor, part: int, parts: int) -> Hashable:
         whole = not tensor.ndim or tensor.shape[0] % parts

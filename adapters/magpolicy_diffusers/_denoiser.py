@@ -31,7 +31,7 @@ class Denoiser:
             raise AdapterError(f"{type(module).__name__} has another cache, {cache}; call its disable_cache() first")
         self.module = module
         self.stack = stack_for(module, request, find)
-        self.arguments = Arguments(getattr(type(module), "forward").__get__(module))
+        self.arguments = Arguments(type(module).forward.__get__(module))
         self.scope = self.stack.scope
         self.channel_dim = 1 if self.scope == "model" else -1
         self._context: ContextVar[str | None] = ContextVar("magpolicy_cache_context", default=None)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
 import diffusers
@@ -30,9 +30,9 @@ _COND_FIRST = ("DiTPipeline", "ZImage", "AceStep")
 class Handle(Attached):
     """A policy attached to a diffusers pipeline, or to a model that is called in your own loop.
 
-    A pipeline is called as ever: its scheduler tells the step, and each of its calls is a run (or several, where it makes a video
-    in sections). A model by itself goes by its timestep: a run begins with the first call, and ends after the last of ``steps``
-    steps, or when the timestep turns back; :meth:`run` delimits it explicitly. Branches of guidance are named by diffusers'
+    A pipeline is called as ever: its scheduler tells the step, and each of its calls is a run (or several, where it makes a
+    video in sections). A model by itself goes by its timestep: a run begins with the first call, and ends after the last of
+    ``steps`` steps, or when the timestep turns back; :meth:`run` delimits it explicitly. Branches of guidance are named by diffusers'
     ``cache_context`` or by :meth:`stream`; others are told apart by what they are conditioned on, and by call order.
 
     Threads (contexts) don't see each other's runs.
@@ -59,7 +59,7 @@ class Handle(Attached):
         """
         model = model_of(target)
         if isinstance(model, diffusers.ModelMixin):
-            handle = cls(model, {"model": model}, request)
+            handle = cls(model, {"model": cast("nn.Module", model)}, request)
         else:
             modules = denoisers_of(target)
             if not modules:

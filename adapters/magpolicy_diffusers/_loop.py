@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,7 @@ class Loop:
             raise RunError("curve: the blocks could not be followed; describe them with blocks=BlockStack(..., layout=...)")
         first = next(iter(self._norms))
         levels = [e.sigma for e in self.session.trace if e.stream == first and e.sigma is not None]
-        falling = len(levels) == len(self._norms[first]) and all(a > b for a, b in zip(levels, levels[1:], strict=False))
+        falling = len(levels) == len(self._norms[first]) and all(a > b for a, b in itertools.pairwise(levels))
         # A branch that guidance left out for some steps has no ratio there; its curve would not be of this run.
         whole = {name: norms for name, norms in self._norms.items() if len(norms) == len(self._norms[first])}
         return Curve.from_norms(whole, sigmas=levels if falling else None)
@@ -93,8 +94,8 @@ class Loop:
         if denoiser not in self._runs:
             for other in self._runs.values():
                 other.free()  # the other expert's residuals say nothing here
-            store = ResidualStore(self.request.offload, self.request.storage_dtype)
-            run = Run(denoiser.stack, self.session, store, self.request.calibrate, denoiser.channel_dim, self._norms, self.record)
+            request, store = self.request, ResidualStore(self.request.offload, self.request.storage_dtype)
+            run = Run(denoiser.stack, self.session, store, request.calibrate, denoiser.channel_dim, self._norms, self.record)
             self._runs[denoiser] = run
             self.scope = denoiser.scope
         return self._runs[denoiser]
@@ -243,5 +244,3 @@ def _session(request: AttachRequest, levels: Levels, boundary: float | None) -> 
     if sigmas is not None and len(sigmas) == steps:
         return request.session(sigmas=sigmas, expert_step=expert_step)
     return request.session(steps, expert_step=expert_step)
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import diffusers
@@ -31,7 +31,7 @@ def model_of(value: Any) -> Any:
 def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
     """The pipeline's models that denoise, by component name: those of the names diffusers gives them."""
     found = {name: model_of(getattr(pipe, name, None)) for name in _NAMES}
-    return {name: module for name, module in found.items() if isinstance(module, diffusers.ModelMixin)}
+    return {name: cast("nn.Module", module) for name, module in found.items() if isinstance(module, diffusers.ModelMixin)}
 
 
 def watch(pipe: Any, around: Callable[[Callable[[], Any]], Any]) -> None:
@@ -55,13 +55,13 @@ def unwatch(pipe: Any) -> None:
         if _around.pop(pipe, None) is None:
             return
         _counts[kind] -= 1
-        ours = kind.__dict__.get("__call__")
-        if not _counts[kind] and getattr(ours, "_magpolicy_original", None) is not None:
-            inherited, original = ours._magpolicy_original
-            if inherited:
-                del kind.__call__
-            else:
-                kind.__call__ = original
+        inherited, original = getattr(kind.__dict__.get("__call__"), "_magpolicy_original", (False, None))
+        if _counts[kind] or original is None:  # somebody has wrapped it since: theirs stays, and ours only passes calls on
+            return
+        if inherited:
+            del kind.__call__
+        else:
+            kind.__call__ = original
 
 
 def _watching(kind: type) -> Callable[..., Any]:

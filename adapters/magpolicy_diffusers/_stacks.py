@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import diffusers
 from attrs import frozen
-from torch import nn
 
+import diffusers
 from magpolicy import AdapterError
 from magpolicy_torch._layout import Layout
 from magpolicy_torch._stack import BlockStack
+from torch import nn
 
 
 @frozen
@@ -42,8 +42,8 @@ TABLE = {
     # The generated tokens follow the understood ones, in arguments and result.
     "Cosmos3OmniTransformer": Told(layout=Layout("gen_seq", text="und_seq", result=1, text_result=0)),
     "RFD4ProteinaTransformer": Told(layout=Layout("values")),
-    # Control branches and adapters: their results are added between the blocks. If something is added after the last block, it is
-    # outside the stack, and needed.
+    # Control branches and adapters: their results are added between the blocks. What is added after the last block is outside
+    # the stack, and needed.
     "WanVACETransformer3DModel": Told(
         beside=lambda m: () if len(m.blocks) - 1 in m.config.vace_layers else m.vace_blocks,
     ),
@@ -76,5 +76,5 @@ def _as_told(module: nn.Module, told: Told) -> BlockStack:
     blocks = [block for turn in zip(*lists, strict=True) for block in turn] if told.interleaved else lists
     layout = told.layout
     if isinstance(layout, tuple):
-        layout = layout * len(lists[0])
+        layout = layout * (len(blocks) // len(layout))
     return BlockStack(blocks, layout=layout, beside=() if told.beside is None else told.beside(module))

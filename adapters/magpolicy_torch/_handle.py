@@ -260,7 +260,10 @@ class Handle(Attached):
         if run is None:
             if not self._warned:
                 self._warned = True
-                self._warn(f"{self._name} was called outside a run, so nothing is skipped; put the loop in 'with handle.run(steps=...):'")
+                self._warn(
+                    f"{self._name} was called outside a run, so nothing is skipped; put the loop in "
+                    "'with handle.run(steps=...):'"
+                )
             return original(*args, **kwargs)
         if visited(self.stack):  # the model calls itself: part of the evaluation under way
             return original(*args, **kwargs)
@@ -270,5 +273,8 @@ class Handle(Attached):
         before = len(run.record.past_end)
         result = evaluate(run, streams, partial(original, *args, **kwargs))
         if run.record.past_end and not before:
-            self._warn(f"{self._name} was evaluated more often than the run's {run.session.steps} steps; the rest computes. Is steps right?")
+            self._warn(
+                f"{self._name} was evaluated more often than the run's {run.session.steps} steps; the rest computes. "
+                "Is steps right?"
+            )
         return result

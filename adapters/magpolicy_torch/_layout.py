@@ -202,7 +202,6 @@ class Form:
             return self.kind(**{f: v for f, v in zip(self.fields, values, strict=True) if v is not None})
         return self.kind(values)
 
-
     def like(self, hidden: Tensor) -> Any:
         """A result of this form that nobody will look at, made of ``hidden``; ``None`` if the shapes are others."""
         if tuple(hidden.shape) != self.given[0] or any(s not in (None, self.given[0]) for s in self.shapes):

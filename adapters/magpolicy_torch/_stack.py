@@ -63,10 +63,10 @@ class BlockStack:
 
     Args:
         blocks: modules, or one or several ``ModuleList``.
-        layout: where hidden states sit in a block's arguments and result, one for all, by class of block, or one each. ``None``:
-            told from argument names; places in a result are found on the first computed call of a run.
-        beside: modules that run before or between the blocks and work for them alone (control branches, adapters): left out on a
-            skip too. The hidden states they are given must be of the shape of all they return.
+        layout: where hidden states sit in a block's arguments and result, one for all, by class of block, or one each.
+            ``None``: told from argument names; places in a result are found on the first computed call of a run.
+        beside: modules that run before or between the blocks and work for them alone (control branches, adapters): left out on
+            a skip too. The hidden states they are given must be of the shape of all they return.
 
     Raises:
         ArgumentError: no blocks, one twice, or something that is no module.
@@ -79,7 +79,7 @@ class BlockStack:
             raise ArgumentError(f"blocks holds {len(self.blocks)} blocks; give at least one, each of them once")
         self.kinds = tuple(type(block) for block in self.blocks)
         if not isinstance(layout, (Layout, Mapping, NoneType)) and len(layout) != len(self.blocks):
-            raise ArgumentError(f"layout holds {len(layout)} layouts for {len(self.blocks)} blocks; give one each, or one for all")
+            raise ArgumentError(f"layout holds {len(layout)} layouts for {len(self.blocks)} blocks; give one each, or one")
         self.layouts = tuple(_layout_of(index, block, layout) for index, block in enumerate(self.blocks))
         self.arguments = tuple(Arguments(lay, b.forward) for lay, b in zip(self.layouts, self.blocks, strict=True))
         self.beside = tuple(_flat(beside))

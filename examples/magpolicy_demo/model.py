@@ -11,9 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffusers import FluxTransformer2DModel
-
 import torch
+from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 WEIGHTS = Path(__file__).parent / "weights"

@@ -38,7 +38,7 @@ def attach(target: Any, request: AttachRequest) -> Any:
 
 
 @hookspec(firstresult=True)
-def preset_for(target: Any) -> Preset | str | None:  # type: ignore[empty-body]
+def preset_for(target: Any) -> Preset | str | None:
     """The preset for ``target``, a model or pipeline that was attached to without ratios; ``None`` if this is not yours.
 
     Raise :class:`magpolicy.PresetError` for one of yours that no preset fits; say which come close, and how to calibrate.

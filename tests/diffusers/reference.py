@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from zoo import CASES
 from zoo._bare import Watch
+
+import torch
 
 
 class ByHand:

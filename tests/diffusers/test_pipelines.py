@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 pytest.importorskip("diffusers", reason="the diffusers extra is not installed")
 
 from pipes import PIPES  # noqa: E402
+
 from reference import ByHand  # noqa: E402
 
 STEPS, MASK = 6, (1, 1, 0, 1, 0, 0)

@@ -1,5 +1,6 @@
 """The step and its noise level are read off the scheduler, never counted: any run length, scheduler, strength or interruption."""
 
+import functools
 import gc
 import weakref
 from collections import Counter
@@ -12,9 +13,11 @@ from magpolicy import Curve, Decision, Schedule, simulate
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 diffusers = pytest.importorskip("diffusers", reason="the diffusers extra is not installed")
 
-from magpolicy_torch._store import ResidualStore  # noqa: E402
 from pipes import PIPES  # noqa: E402
+
 from reference import ByHand  # noqa: E402
+
+from magpolicy_torch._store import ResidualStore  # noqa: E402
 
 COND = (1.0, 1.02, 0.99, 1.01, 0.985, 0.98, 0.97, 0.95, 0.93, 0.9)
 UNCOND = (1.0, 1.0, 0.96, 1.03, 1.0, 0.99, 0.95, 0.96, 0.9, 0.92)
@@ -38,9 +41,14 @@ def _masked(reference, calls, masks):
         yield loop, step, branches
 
 
-def of_streams(schedule):
+def masks_of(schedule):
     """Stream to mask, whatever the order."""
     return dict(zip(schedule.streams, schedule.masks, strict=True))
+
+
+def decided(schedule):
+    """Stream to decisions, whatever the order."""
+    return dict(zip(schedule.streams, schedule.decisions, strict=True))
 
 
 def positions(report):
@@ -71,9 +79,9 @@ def test_one_handle_serves_any_number_of_steps(name, way):
         for steps in LENGTHS:
             found = case.run(pipe, way, steps)
             expected = simulate(TWO, steps=steps, batched=batched, **RULE)
-            assert of_streams(handle.report.schedule) == of_streams(expected), steps
+            assert decided(handle.report.schedule) == decided(expected), steps
             if steps in (4, 7):
-                assert torch.equal(found, by_hand(case.make(), case, way, steps, of_streams(expected))), steps
+                assert torch.equal(found, by_hand(case.make(), case, way, steps, masks_of(expected))), steps
 
 
 @pytest.mark.parametrize(("name", "way"), [("FluxPipeline", "distilled"), ("StableDiffusion3Pipeline", "no guidance")])
@@ -165,8 +173,8 @@ def test_a_scheduler_put_in_after_attaching(name, scheduler, config, places):
             assert len(set(at)) < len(at) or expected == simulate(CURVE, steps=len(at), **RULE)
             streams = sorted(set(sum(case.ways[way].at(0, steps), ())))
             assert positions(handle.report) == dict.fromkeys(streams, list(range(len(at)))), steps
-            assert of_streams(handle.report.schedule) == dict.fromkeys(streams, expected.mask), steps
-            assert 0 < expected.skipped
+            assert masks_of(handle.report.schedule) == dict.fromkeys(streams, expected.mask), steps
+            assert expected.skipped > 0
             bare = case.make()
             bare.scheduler = getattr(diffusers, scheduler)(**config)
             assert torch.equal(found, by_hand(bare, case, way, steps, expected.mask, len(at))), steps
@@ -189,7 +197,7 @@ def test_less_than_full_strength_is_the_end_of_the_whole_run(case, way, strength
     expected = simulate(CURVE, steps=steps, part=(start, steps), **RULE)
     streams = sorted(set(sum(case.ways[way].at(0, steps), ())))
     assert positions(handle.report) == dict.fromkeys(streams, list(range(start, steps)))
-    assert of_streams(handle.report.schedule) == dict.fromkeys(streams, expected.mask)
+    assert masks_of(handle.report.schedule) == dict.fromkeys(streams, expected.mask)
     assert handle.report.schedule.first_step == expected.first_step == start
     mask = (True,) * start + expected.mask
     assert torch.equal(found, by_hand(case.make(), case, way, steps, mask, start=start, strength=strength))
@@ -207,7 +215,7 @@ def test_less_than_full_strength_under_another_scheduler(scheduler):
         found = case.run(pipe, "cfg", 10, strength=0.3)
     levels = [1 - place / 10 for place in places]
     expected = simulate(CURVE, sigmas=levels, part=(start, len(levels)), **RULE)
-    assert of_streams(handle.report.schedule) == dict.fromkeys(("cond", "uncond"), expected.mask)
+    assert masks_of(handle.report.schedule) == dict.fromkeys(("cond", "uncond"), expected.mask)
     assert handle.report.schedule.first_step == start
     bare.scheduler = swapped[0](**swapped[1])
     mask = (True,) * start + expected.mask
@@ -247,7 +255,7 @@ def test_a_measured_curve_is_read_by_the_levels_of_custom_sigmas(name, way, shif
     assert levels_of(report) == pytest.approx(levels, abs=1e-6)
     expected = simulate(MEASURED, sigmas=levels, **RULE)
     assert expected != simulate(MEASURED, steps=9, **RULE)
-    assert set(of_streams(report.schedule).values()) == {expected.mask}
+    assert set(masks_of(report.schedule).values()) == {expected.mask}
     assert report.schedule.reasons("cond") == expected.reasons()
     assert levels_of(handle.report) != pytest.approx(levels, abs=1e-3), "the next call has its own"
 
@@ -283,7 +291,7 @@ def test_the_level_is_that_of_flow_or_the_share_of_pure_noise(name, way, schedul
         case.run(pipe, way, 8)
     levels = FLOW_LEVELS if levels is None else levels
     assert levels_of(handle.report) == pytest.approx(levels, abs=2e-3)
-    assert set(of_streams(handle.report.schedule).values()) == {simulate(MEASURED, sigmas=levels, **RULE).mask}
+    assert set(masks_of(handle.report.schedule).values()) == {simulate(MEASURED, sigmas=levels, **RULE).mask}
 
 
 def test_levels_that_the_scheduler_counts_from_the_other_end():
@@ -296,7 +304,7 @@ def test_levels_that_the_scheduler_counts_from_the_other_end():
     assert signal == sorted(signal)
     levels = [1 - share for share in signal]
     assert levels_of(handle.report) == pytest.approx(levels, abs=1e-6)
-    assert set(of_streams(handle.report.schedule).values()) == {simulate(MEASURED, sigmas=levels, **RULE).mask}
+    assert set(masks_of(handle.report.schedule).values()) == {simulate(MEASURED, sigmas=levels, **RULE).mask}
 
 
 def test_a_second_order_scheduler_reads_a_measured_curve_by_the_level_of_each_evaluation():
@@ -308,7 +316,7 @@ def test_a_second_order_scheduler_reads_a_measured_curve_by_the_level_of_each_ev
     ends = torch.linspace(1.0, 0.001, 8).tolist()
     levels = [ends[place] for place in twice_but_the_first(8)]
     assert levels_of(handle.report) == pytest.approx(levels, abs=1e-5)
-    assert set(of_streams(handle.report.schedule).values()) == {simulate(MEASURED, sigmas=levels, **RULE).mask}
+    assert set(masks_of(handle.report.schedule).values()) == {simulate(MEASURED, sigmas=levels, **RULE).mask}
 
 
 # Runs that end early --------------------------------------------------------------------------------------------------------
@@ -351,12 +359,18 @@ class Residuals:
         return not any(store._entries for store in self._stores()) and not any(residual() is not None for residual in self.seen)
 
 
-@pytest.fixture
-def held():
+@pytest.fixture(scope="module")
+def frozen():
+    """What is there already is not looked at again and again."""
     gc.collect()
-    gc.freeze()  # what is there already is not looked at again and again
-    yield Residuals()
+    gc.freeze()
+    yield
     gc.unfreeze()
+
+
+@pytest.fixture
+def held(frozen):
+    return Residuals()
 
 
 def interrupted(pipe, held, step):
@@ -382,15 +396,15 @@ def callback_raises(pipe, held, step):
 
 def model_raises(pipe, held, step):
     """Within the first call after ``step``, in its last block: also where that is skipped."""
-    done = []
+    due = []
 
     def fail(*_):
-        if done and done[-1] == step:
-            raise Stop
+        if due:
+            raise due.pop()
 
     def callback(pipe, at, timestep, tensors):
         held.look()
-        done.append(at)
+        due.extend([Stop()] * (at == step))
         return tensors
 
     for model in filter(None, (pipe.transformer, getattr(pipe, "transformer_2", None))):
@@ -399,19 +413,22 @@ def model_raises(pipe, held, step):
     return {"callback_on_step_end": callback}
 
 
-@pytest.mark.parametrize("step", [0, 1, 2, 4])  # followed by a computed step, a skip, a skip after a skip, a skip
+@functools.cache
+def in_a_fresh_process(name, way):
+    """What a whole run returns and decides."""
+    case = PIPES[name]
+    pipe = case.make()
+    with magpolicy.attach(pipe, schedule=Schedule.from_mask(OFTEN)) as handle:
+        return case.run(pipe, way, LONG, seed=1), handle.report.trace
+
+
+@pytest.mark.parametrize("step", [0, 1, 2])  # followed by a computed step, a skip, a skip after a skip
 @pytest.mark.parametrize("how", [interrupted, callback_raises, model_raises], ids=lambda f: f.__name__)
 @pytest.mark.parametrize(("name", "way"), STOPPED, ids=lambda v: v)
 def test_a_run_that_ends_early_leaves_nothing(name, way, how, step, held):
     case = PIPES[name]
-    fresh = case.make()
-    schedule = Schedule.from_mask(OFTEN)
-    with magpolicy.attach(fresh, schedule=schedule) as handle:
-        expected = case.run(fresh, way, LONG, seed=1)
-        decided = handle.report.trace
-
-    pipe = case.make()
-    with magpolicy.attach(pipe, schedule=schedule) as handle:
+    pipe, (expected, decided) = case.make(), in_a_fresh_process(name, way)
+    with magpolicy.attach(pipe, schedule=Schedule.from_mask(OFTEN)) as handle:
         arguments = how(pipe, held, step)
         if how is interrupted:
             case.run(pipe, way, LONG, **arguments)
@@ -450,3 +467,226 @@ def test_residuals_are_held_while_the_run_lasts_and_freed_at_its_last_evaluation
         case.run(pipe, "true cfg", LONG, callback_on_step_end=callback)
     assert counts == [(2, 2)] * (LONG - 1) + [(0, 0)]
     assert held.all_freed()
+
+
+# Another size, another batch ------------------------------------------------------------------------------------------------
+
+
+def doubled(arguments):
+    """The same call for two prompts."""
+    two = {name: torch.cat([value, value.roll(1, -1)]) for name, value in arguments.items() if isinstance(value, torch.Tensor)}
+    return two | ({"class_labels": [7, 3]} if "class_labels" in arguments else {})
+
+
+SIZES = [
+    ("FluxPipeline", "true cfg", {"height": 32}, {"num_images_per_prompt": 2}),
+    ("StableDiffusion3Pipeline", "cfg", {"width": 16}, {}),
+    ("WanPipeline", "cfg", {"height": 64, "num_frames": 9}, {}),
+    ("PixArtSigmaPipeline", "cfg", {"height": 128}, {"num_images_per_prompt": 3}),
+    ("CogVideoXPipeline", "cfg", {"width": 64}, {}),
+    ("LattePipeline", "cfg", {"height": 64}, {"num_images_per_prompt": 2}),
+    ("DiTPipeline", "cfg", {}, {}),
+]
+
+
+@pytest.mark.parametrize(("name", "way", "size", "samples"), SIZES, ids=lambda v: v if isinstance(v, str) else "")
+def test_another_size_or_batch_at_each_call(name, way, size, samples):
+    case = PIPES[name]
+    pipe, shapes = case.make(), set()
+    prompts = doubled(case.ways[way].arguments(pipe))
+    with magpolicy.attach(pipe, curve=CURVE, **RULE) as handle:
+        for more in ({}, size, prompts, samples, size | prompts | samples, {}):
+            found = case.run(pipe, way, 6, **more)
+            expected = simulate(CURVE, steps=6, **RULE)
+            assert masks_of(handle.report.schedule) == dict.fromkeys(("cond", "uncond"), expected.mask), more.keys()
+            assert torch.equal(found, by_hand(case.make(), case, way, 6, expected.mask, **more)), more.keys()
+            shapes.add(found.shape)
+    assert len(shapes) > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "way", "streams"),
+    [
+        ("StableDiffusion3Pipeline", "cfg", {"cond", "uncond"}),
+        ("StableDiffusion3Pipeline", "no guidance", {"cond"}),
+        ("FluxPipeline", "true cfg", {"cond", "uncond"}),
+        ("PixArtSigmaPipeline", "no guidance", {"cond"}),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_two_prompts_from_the_same_noise_are_samples_not_branches(name, way, streams):
+    case = PIPES[name]
+    pipe, bare = case.make(), case.make()
+
+    def more():
+        same_seed = {"generator": [torch.Generator().manual_seed(5) for _ in range(2)]}
+        return doubled(case.ways[way].arguments(bare)) | same_seed
+
+    with magpolicy.attach(pipe, curve=CURVE, **RULE) as handle:
+        found = case.run(pipe, way, 6, **more())
+    expected = simulate(CURVE, steps=6, **RULE)
+    assert torch.equal(found, by_hand(bare, case, way, 6, expected.mask, **more()))
+    assert masks_of(handle.report.schedule) == dict.fromkeys(streams, expected.mask)
+
+
+def cut(*latents):
+    """Crop the latents."""
+    return lambda name, tensor: tensor[latents] if name == "latents" else tensor
+
+
+def copied(name, tensor):
+    """Two samples of each row."""
+    return tensor.repeat_interleave(2, dim=0)
+
+
+def first_of_two(name, tensor):
+    """The first sample of each branch."""
+    return tensor[::2]
+
+
+def changing(step, change):
+    """A callback that changes what is denoised, from the end of ``step`` on."""
+
+    def callback(pipe, at, timestep, tensors):
+        return {name: change(name, tensor) for name, tensor in tensors.items()} if at == step else tensors
+
+    return callback
+
+
+ROWS, COLUMNS = (..., slice(None, 2), slice(None)), (..., slice(None, 2))
+SD3_TENSORS = ["latents", "prompt_embeds", "pooled_prompt_embeds"]
+WAN_TENSORS = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+CHANGES = [
+    pytest.param(name, way, change, tensors, two, id=f"{name}-{way}-{note}")
+    for name, way, change, tensors, two, note in [
+        ("StableDiffusion3Pipeline", "cfg", cut(*ROWS), ["latents"], False, "cropped"),
+        ("StableDiffusion3Pipeline", "no guidance", cut(*COLUMNS), ["latents"], False, "cropped"),
+        ("StableDiffusion3Pipeline", "cfg", copied, SD3_TENSORS, False, "two from one"),
+        ("StableDiffusion3Pipeline", "cfg", first_of_two, SD3_TENSORS, True, "one from two"),
+        ("WanPipeline", "cfg", cut(*COLUMNS), ["latents"], False, "cropped"),
+        ("WanPipeline", "cfg", copied, WAN_TENSORS, False, "two from one"),
+        ("WanPipeline", "cfg", first_of_two, WAN_TENSORS, True, "one from two"),
+        ("FluxPipeline", "distilled", copied, ["latents", "prompt_embeds"], False, "two from one"),
+        ("CogVideoXPipeline", "cfg", cut(*ROWS), ["latents"], False, "cropped"),
+    ]
+]
+
+
+@pytest.mark.parametrize("policy", ["schedule", "rule"])
+@pytest.mark.parametrize("step", [2, 3])
+@pytest.mark.parametrize(("name", "way", "change", "tensors", "two"), CHANGES)
+def test_what_changes_shape_within_a_run_is_computed_once_more(name, way, change, tensors, two, step, policy):
+    case = PIPES[name]
+    pipe, bare = case.make(), case.make()
+    for each in (pipe, bare):
+        if name == "WanPipeline":
+            each.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()  # keeps nothing of the steps before
+    more = doubled(case.ways[way].arguments(bare)) if two else {}
+    more |= {"callback_on_step_end": changing(step, change), "callback_on_step_end_tensor_inputs": tensors}
+    if policy == "schedule":
+        planned = Schedule.from_mask(OFTEN)
+        source, after = {"schedule": planned}, Schedule.from_mask([*OFTEN[: step + 1], 1, *OFTEN[step + 2 :]])
+    else:
+        source = {"curve": CURVE} | RULE
+        planned = simulate(CURVE, steps=LONG, **RULE)
+        after = simulate(CURVE, steps=LONG, **RULE, forced=[step + 1])
+    mismatch = not planned.mask[step + 1]
+    with magpolicy.attach(pipe, **source) as handle:
+        found = case.run(pipe, way, LONG, **more)
+    assert set(masks_of(handle.report.schedule).values()) == {after.mask}
+    assert {e.decision is Decision.MISMATCH for e in handle.report.trace if e.step == step + 1} == {mismatch}
+    assert handle.report.reasons.get("mismatch", 0) == mismatch * len(handle.report.schedule.streams)
+    assert torch.equal(found, by_hand(bare, case, way, LONG, after.mask, **more))
+
+
+# Two experts ----------------------------------------------------------------------------------------------------------------
+
+EXPERTS = PIPES["WanPipeline two experts"]
+
+
+@functools.cache
+def switch_of(steps, boundary=0.8):
+    """The first step of the second expert: as often as the bare pipeline calls the first one, without guidance."""
+    pipe, calls = EXPERTS.make(), Counter()
+    pipe.register_to_config(boundary_ratio=boundary)
+    pipe.transformer.register_forward_pre_hook(lambda *_: calls.update(["first"]))
+    pipe.transformer_2.register_forward_pre_hook(lambda *_: calls.update(["second"]))
+    EXPERTS.run(pipe, "no guidance", steps)
+    assert calls.total() == steps
+    return calls["first"]
+
+
+def test_each_expert_has_its_own_retention_and_residuals():
+    settings = {"threshold": 0.5, "max_skips": 3, "retention": 0.3}
+    pipe = EXPERTS.make()
+    with magpolicy.attach(pipe, curve=TWO, **settings) as handle:
+        for steps in (1, 2, 4, 7, 12, 25):
+            found = EXPERTS.run(pipe, "cfg", steps)
+            expected = simulate(TWO, steps=steps, expert_step=switch_of(steps), **settings)
+            assert decided(handle.report.schedule) == decided(expected), steps
+            if steps in (4, 7, 12):
+                assert 0 < switch_of(steps) < steps
+                assert expected != simulate(TWO, steps=steps, **settings)
+                assert torch.equal(found, by_hand(EXPERTS.make(), EXPERTS, "cfg", steps, masks_of(expected))), steps
+
+
+@pytest.mark.parametrize("boundary", [0.875, 0.8, 0.5])
+@pytest.mark.parametrize("steps", [8, 20, 40])
+def test_a_preset_of_two_experts_switches_where_the_pipeline_does(steps, boundary):
+    pipe = EXPERTS.make()
+    pipe.register_to_config(boundary_ratio=boundary)
+    with magpolicy.attach(pipe, preset="wan2.2-t2v-a14b") as handle:
+        EXPERTS.run(pipe, "cfg", steps)
+    expected = simulate("wan2.2-t2v-a14b", steps=steps, expert_step=switch_of(steps, boundary))
+    assert decided(handle.report.schedule) == decided(expected)
+    assert expected.skipped
+
+
+@pytest.mark.parametrize(
+    ("preset", "semantics"),
+    [
+        ("wan2.2-t2v-a14b", "official/wan2.2"),
+        ("wan2.2-t2v-a14b", "official/wan2.2-t2v"),
+        ("wan2.2-i2v-a14b", "official/wan2.2"),
+        ("wan2.2-i2v-a14b", "official/wan2.2-i2v"),
+    ],
+)
+@pytest.mark.parametrize("steps", [12, 20, 40])
+def test_published_rules_for_two_experts(preset, semantics, steps):
+    pipe = EXPERTS.make()
+    with magpolicy.attach(pipe, preset=preset, semantics=semantics) as handle:
+        EXPERTS.run(pipe, "cfg", steps)
+    expected = simulate(preset, steps=steps, semantics=semantics, expert_step=switch_of(steps))
+    assert decided(handle.report.schedule) == decided(expected)
+    assert expected.skipped
+
+
+@pytest.mark.parametrize("steps", [12, 20, 50])
+def test_the_published_rule_for_one_expert_of_the_same_family(steps):
+    case, source = PIPES["WanPipeline expanded timesteps"], ("wan2.2-ti2v-5b-t2v", "official/wan2.2-ti2v")
+    pipe = case.make()
+    with magpolicy.attach(pipe, preset=source[0], semantics=source[1]) as handle:
+        case.run(pipe, "cfg", steps)
+    expected = simulate(source[0], steps=steps, semantics=source[1])
+    assert decided(handle.report.schedule) == decided(expected)
+    assert expected.skipped
+
+
+def test_the_first_experts_residuals_are_freed_at_the_switch(held):
+    pipe, counts, first = EXPERTS.make(), [], []
+
+    def callback(pipe, step, timestep, tensors):
+        counts.append(held.look())
+        if step == switch_of(LONG) - 1:
+            first.extend(held.seen)
+        elif step == switch_of(LONG):
+            assert not any(residual() is not None for residual in first)
+        return tensors
+
+    with magpolicy.attach(pipe, schedule=Schedule.from_mask([1] + [0] * (LONG - 1))) as handle:
+        EXPERTS.run(pipe, "cfg", LONG, callback_on_step_end=callback)
+    assert counts == [2] * (LONG - 1) + [0]
+    assert first
+    computed = [entry.step for entry in handle.report.trace if not entry.decision.skip and entry.stream == "cond"]
+    assert computed == [0, switch_of(LONG)]
+    assert handle.report.reasons["no_residual"] == 2

@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("torch", reason="the torch extra is not installed")
 pytest.importorskip("diffusers", reason="the diffusers extra is not installed")
 
-import support_page  # noqa: E402
+import support_page
 
 
 def test_the_page_is_what_is_measured():

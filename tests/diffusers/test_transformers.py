@@ -1,4 +1,4 @@
-"""Every transformer class of diffusers: found, computed steps untouched, skipped steps exact, no block run, the kit's contracts."""
+"""Every transformer class of diffusers: computed steps untouched, skipped ones exact, no block run, the kit's contracts."""
 
 from contextlib import contextmanager, nullcontext
 
@@ -86,7 +86,6 @@ class Rig:
     """The conformance kit's verbs on one class."""
 
     tolerance = 1e-5
-    places = {"cond": 0, "uncond": 1}
 
     def __init__(self, case):
         self.case, self.model = case, case.make()
@@ -119,7 +118,7 @@ class Rig:
                 if size_from is not None and step >= size_from[0]:
                     size = size_from[1]
                 key = 0 if same_input else step
-                rows = [Row((seed, key, self.places[s]), (seed, self.places[s])) for s in streams]
+                rows = [Row((seed, key, ("cond", "uncond").index(s)), (seed, ("cond", "uncond").index(s))) for s in streams]
                 level = 1 - key / 20
                 stop = self._stop_within() if step == stop_at else nullcontext()
                 if batched and self.case.batches:
@@ -131,7 +130,6 @@ class Rig:
                         with named(stream), stop:
                             outputs.append(self.case.call(self.model, Draw((row,), level, size))[0])
         return [np.asarray(output) for output in outputs]
-
 
     @contextmanager
     def _stop_within(self):

@@ -84,8 +84,8 @@ def check_adapter(make: Callable[[], AdapterRig]) -> tuple[str, ...]:
         AssertionError: the adapter breaks a contract; the message names it.
     """
     rig = make()
-    needs = {_batched_streams_apart: "batches", _other_shape_computes: "resizes"}
-    checks = {name: check for name, check in CHECKS.items() if getattr(rig, needs.get(check, ""), True)}
+    needs = {"batched streams apart": "batches", "another shape computes": "resizes"}
+    checks = {name: check for name, check in CHECKS.items() if getattr(rig, needs.get(name, ""), True)}
     for name, check in checks.items():
         try:
             check(make())

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from attrs import frozen
+
 import torch
-from attrs import field, frozen
 
 Branches = tuple[str, ...]
 
@@ -51,7 +52,7 @@ class Pipe:
     cls: str
     """Name of the class in ``diffusers``."""
     make: Callable[[], Any]
-    """A fresh pipeline with tiny random weights, on the CPU, its progress bar disabled, no weight zero; same weights each time."""
+    """A fresh pipeline with tiny random weights, on the CPU, no progress bar, no weight zero; always the same weights."""
     denoisers: Mapping[str, str]
     """Component name to transformer class (a name in the zoo), those that denoise."""
     ways: Mapping[str, Way]

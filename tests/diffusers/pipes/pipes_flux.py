@@ -1,9 +1,9 @@
 """Flux pipelines."""
 
+from zoo import CASES
+
 import diffusers
 import torch
-
-from zoo import CASES
 
 from ._case import Pipe, Way, dense, random
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-
 import diffusers
 import torch
 

@@ -52,7 +52,8 @@ class Watch:
             return None  # the first block was left out
         places = [self.case.result, *self.case.also.values()]
         whole = [result if place is None else result[place] for place in places]
-        bounds = [_bounds(self.case.text if i == 0 else "", t, e) for i, (t, e) in enumerate(zip(whole, self.entered, strict=True))]
+        texts = [self.case.text, *("" for _ in self.case.also)]
+        bounds = [_bounds(*given) for given in zip(texts, whole, self.entered, strict=True)]
         if self.case.interleaved:
             (batch_frames, patches, width), frames = self.entered[0].shape, whole[0].shape[1]
             regrouped = whole[0].view(batch_frames // frames, patches, frames, width).permute(0, 2, 1, 3)
@@ -79,7 +80,9 @@ def _bounds(text: str, whole: torch.Tensor, image: torch.Tensor) -> tuple[int, A
     return (more, None) if text == "prefix" else (0, whole.shape[1] - more if more else None)
 
 
-def watch(case: Case, model: torch.nn.Module, draw: Any, *extras: str, replace: list[torch.Tensor] | None = None) -> tuple[list[torch.Tensor], Watch]:
+def watch(
+    case: Case, model: torch.nn.Module, draw: Any, *extras: str, replace: list[torch.Tensor] | None = None
+) -> tuple[list[torch.Tensor], Watch]:
     """The outputs of one call of the bare model, and what its stack did."""
     seen = Watch(case, model, replace)
     with seen.watching():

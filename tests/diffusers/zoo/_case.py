@@ -10,8 +10,9 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from attrs import field, frozen
+
+import torch
 
 Kwargs = dict[str, Any]
 
@@ -85,7 +86,7 @@ class Case:
     text: Literal["", "prefix", "suffix"] = ""
     """Where the last block's result holds text tokens that the first block's ``hidden`` has not."""
     also: Mapping[str, int] = field(factory=dict)
-    """Further streams that leave the stack and are used after it (audio): the first block's argument to the last one's place."""
+    """Further streams that leave the stack and are used after it (audio): the first block's argument, the last one's place."""
     interleaved: bool = False
     """The lists take turns; what the first block takes as ``(batch * frames, places, channels)`` the last one returns as
     ``(batch * places, frames, channels)``."""
@@ -133,14 +134,14 @@ class Case:
 def transformer_classes() -> dict[str, type[torch.nn.Module]]:
     """Every model class defined below ``diffusers.models.transformers``, by name."""
     import diffusers.models.transformers as home
+
     from diffusers import ModelMixin
 
     found = {}
     for info in pkgutil.walk_packages(home.__path__, home.__name__ + "."):
         module = importlib.import_module(info.name)
-        for name, kind in vars(module).items():
-            if inspect.isclass(kind) and issubclass(kind, ModelMixin) and kind.__module__ == module.__name__:
-                found[name] = kind
+        kinds = [k for k in vars(module).values() if inspect.isclass(k) and issubclass(k, ModelMixin)]
+        found |= {kind.__name__: kind for kind in kinds if kind.__module__ == module.__name__}
     return found
 
 

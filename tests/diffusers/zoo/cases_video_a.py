@@ -102,9 +102,7 @@ class _Animate2(Case):
                 reference = (query >= hw) & (key >= start) & (key < start + hw)
                 return (query < generated) & ((key < generated) | reference)
 
-            model.block_masks[1, hw] = create_block_mask(
-                allowed, None, None, start, start + -(-hw // 128) * 128, device="cpu"
-            )
+            model.block_masks[1, hw] = create_block_mask(allowed, None, None, start, start + -(-hw // 128) * 128, device="cpu")
         return model
 
 
@@ -327,8 +325,8 @@ CASES = [
         inputs=_wan,
         blocks=("transformer_blocks", "temporal_transformer_blocks"),
         interleaved=True,
-        notes="After each spatial block a temporal one runs on tokens turned from (batch * frames, patches) to (batch * patches, "
-        "frames). Without temporal attention the last block of the stack does not run, and every step computes.",
+        notes="After each spatial block a temporal one runs on tokens turned from (batch * frames, patches) to (batch * "
+        "patches, frames). Without temporal attention the last block of the stack does not run, and every step computes.",
     ),
     Case(
         cls="MochiTransformer3DModel",

@@ -1,6 +1,5 @@
 """Hunyuan Video, LTX, Cosmos, Kandinsky, Motif, MiniMax, and the audio transformers."""
 
-
 import torch
 
 from ._case import Case, Draw
