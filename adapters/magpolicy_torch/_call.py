@@ -14,7 +14,7 @@ from attrs import Factory, define, field
 import torch
 from magpolicy import Decision, Session
 from magpolicy_torch import _residual
-from magpolicy_torch._layout import Form, Learned, Streams, flags, places_of
+from magpolicy_torch._layout import Echo, Form, Learned, Streams, flags, places_of
 from magpolicy_torch._report import Lap, Record
 from magpolicy_torch._stack import BlockStack, visiting
 from magpolicy_torch._store import ResidualStore
@@ -143,8 +143,13 @@ class Call:
         """The blocks called so far."""
         self.residuals: dict[str, tuple[Tensor, ...]] = {}
         """Per stream, once a computed call is through: of the hidden states, and of what goes with them."""
+        self.echoes: dict[int, Echo] | None = None
+        """Blocks that need no further look, while they are called in the expected order."""
+        self.expected: tuple[int, ...] = ()
+        """The blocks that ran when these streams were last computed, and an end that no block has."""
         self._run = run
         self._learned = run.learned
+        self._sources: dict[int, tuple[tuple[str | int | None, ...], int]] = {}
         self._broken = False
         self._left_out = False  # a block beside the stack was bypassed
         self._previous: tuple[int, Any] | None = None  # the block before and its result
@@ -177,6 +182,17 @@ class Call:
             return original(*args, **kwargs)
         return self._compute(index, original, args, kwargs)
 
+    def lost(self) -> None:
+        """A block did otherwise than it was known to."""
+        self._broken = True
+
+    def _expect(self) -> None:
+        """From the second block on: what is known of these streams' last computed call."""
+        orders = {self._learned.seen.get(stream) for stream in self.streams}
+        order = orders.pop() if len(orders) == 1 else None
+        if order is not None:
+            self.expected, self.echoes = (*order, -1), self._learned.echoes
+
     def beside(self, index: int, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A block that works for the stack alone was called: on a skip, nobody looks at its result."""
         streams = self.stack.beside_arguments[index].streams(args, kwargs)
@@ -204,6 +220,7 @@ class Call:
         if self._broken or form is None or streams.hidden is None:
             return result
         self._learned.forms[index] = self._learned.variants[index, form.flags] = form
+        self._sources[index] = self.stack.arguments[index].sources(args, kwargs), len(kwargs)
         if index == len(self.stack) - 1:
             self._broken = not self._finish(index, streams.hidden, result)
         else:
@@ -223,6 +240,7 @@ class Call:
                 self._copy = self._input.clone()
             self._version = _version(self._input)
             self._also = None if streams.also is None else streams.also.detach().clone()
+            self._expect()
             return True
         if self._previous is not None and self._input is not None:
             learned.link(*self._previous, streams)
@@ -235,8 +253,9 @@ class Call:
         """After the last block: the residual of each stream. False if the stack's structure is not understood."""
         learned = self._learned
         before, self._input = self._input, None
-        if before is None or not learned.settle(self.order):
+        if before is None or not learned.settle(self._sources):
             return False
+        self._understand()
         at, places = learned.settled[index], places_of(result) or ()
         after = places[at.hidden or 0]
         bounds = self._bounds(index, hidden, before.shape)
@@ -266,6 +285,16 @@ class Call:
             differences = [map(_residual.difference, self._split(a), self._split(b)) for a, b in pairs]
             self.residuals = dict(zip(self.streams, zip(*differences, strict=True), strict=True))
         return True
+
+    def _understand(self) -> None:
+        """The structure is settled: the blocks in between that were looked at in this call need no further look."""
+        learned = self._learned
+        for index, (sources, count) in self._sources.items():
+            echo = Echo.of(learned.forms[index], learned.settled[index], sources, count)
+            if echo is None or index in (0, len(self.stack) - 1):
+                learned.echoes.pop(index, None)
+            else:
+                learned.echoes[index] = echo
 
     def _reuse(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of block ``index`` without running it, or ``None`` if there is none.
@@ -307,6 +336,7 @@ class Call:
                 return found
         assert isinstance(out, Tensor) and not isinstance(second, Decision)  # noqa: PT018
         self._final = out, second
+        self._expect()
         return None
 
     def _applied(self, tensor: Tensor, store: ResidualStore) -> Tensor | Decision:

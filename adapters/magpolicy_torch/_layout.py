@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from attrs import Factory, define, frozen
@@ -123,6 +123,14 @@ class Arguments:
         """The hidden states, the text, and what goes with them: those that are tensors among the arguments."""
         return Streams(*(None if at is None else _read(at, args, kwargs) for at in (self._hidden, self._text, self._also)))
 
+    def sources(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str | int | None, ...]:
+        """Where the host passes each of them: by which name, or at which position."""
+        found: list[str | int | None] = []
+        for position, name in (at or (None, None) for at in (self._hidden, self._text, self._also)):
+            by_name = name is not None and kwargs.get(name) is not None
+            found.append(name if by_name else position if position is not None and position < len(args) else None)
+        return tuple(found)
+
 
 class Streams(NamedTuple):
     """What a block is given and returns."""
@@ -232,6 +240,49 @@ def _fields(result: Any) -> tuple[str, ...]:
     return tuple(vars(result)) if hasattr(result, "sample") and hasattr(result, "__dict__") else ()
 
 
+@frozen(eq=False)
+class Echo:
+    """A block between the first and the last, once it is understood: on a skip it returns what it was given, and on a computed
+    call it need not be looked at again while it is called in the same way."""
+
+    kind: type
+    """Type of its result."""
+    arguments: int
+    """Number of its keyword arguments."""
+    flags: Flags
+    result: Callable[[Sequence[Any], Mapping[str, Any]], Any]
+    """What it returns on a skip, of its arguments. Raises LookupError if they are passed otherwise."""
+
+    @classmethod
+    def of(cls, form: Form, at: Place, sources: Sequence[str | int | None], arguments: int) -> Echo | None:
+        """Of a block whose result has ``form``; ``None`` if its result is more than what it was given."""
+        if form.bare:
+            wanted = [sources[0]]
+        else:
+            by_place = {place: source for place, source in zip(at, sources, strict=True) if place is not None}
+            if form.fields or any(shape is None for shape in form.shapes):
+                return None
+            wanted = [by_place.get(k) for k in range(len(form.shapes))]
+        if any(source is None for source in wanted):
+            return None
+        return cls(form.kind, arguments, form.flags, _echo([s for s in wanted if s is not None], form.bare, form.kind))
+
+
+def _echo(sources: Sequence[str | int], bare: bool, kind: type) -> Callable[[Sequence[Any], Mapping[str, Any]], Any]:
+    names = [s for s in sources if isinstance(s, str)]
+    places = [s for s in sources if isinstance(s, int)]
+    if bare:
+        only = sources[0]
+        return (lambda args, kwargs: kwargs[only]) if isinstance(only, str) else (lambda args, kwargs: args[only])
+    if kind is tuple and len(sources) == 2 and not places:
+        one, two = names
+        return lambda args, kwargs: (kwargs[one], kwargs[two])
+    if kind is tuple and len(sources) == 2 and not names:
+        first, second = places
+        return lambda args, kwargs: (args[first], args[second])
+    return lambda args, kwargs: kind([kwargs[s] if isinstance(s, str) else args[s] for s in sources])
+
+
 class Place(NamedTuple):
     """Index of each stream in a tuple result."""
 
@@ -255,6 +306,8 @@ class Learned:
     """Per block and switches, the form of its result: branches of guidance may set switches of their own."""
     beside: dict[int, Form] = Factory(dict)
     """Forms of the results of the blocks beside the stack."""
+    echoes: dict[int, Echo] = Factory(dict)
+    """Per block between the first and the last, what a call that is like the one understood needs to know."""
     seen: dict[str, tuple[int, ...]] = Factory(dict)
     """Per stream, the blocks that ran in the call whose residual is stored."""
 
@@ -267,8 +320,8 @@ class Learned:
         places = {kind: Place(lay.result, lay.text_result, lay.also_result) for kind, lay in zip(kinds, layouts, strict=True)}
         return cls(places, kinds=dict(enumerate(kinds)))
 
-    def settle(self, order: Sequence[int]) -> bool:
-        """Fix the places of the blocks called, in ``order``; False if one of them returned what a skip cannot build."""
+    def settle(self, order: Iterable[int]) -> bool:
+        """Fix the places of the blocks looked at; False if one of them returned what a skip cannot build."""
         for index in order:
             place, form = self.place(index), self.forms[index]
             if place is None or not form.passes(place):

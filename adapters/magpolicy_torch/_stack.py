@@ -14,7 +14,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from magpolicy import AdapterError, ArgumentError
-from magpolicy_torch._layout import Arguments, Layout
+from magpolicy_torch._layout import Arguments, Layout, flags
 from magpolicy_torch._patch import Patch
 from torch import nn
 
@@ -56,6 +56,40 @@ def visited(stack: BlockStack) -> bool:
     """Whether a call through ``stack`` is under way here."""
     call = _current.get()
     return call is not None and call.stack is stack
+
+
+class _BlockPatch(Patch):
+    """In front of one block. On a skip this is all that runs, once a block, so it is short."""
+
+    def __init__(self, stack: BlockStack, index: int, block: nn.Module) -> None:
+        super().__init__(block, lambda original, args, kwargs: original(*args, **kwargs))
+        self._stack, self._index = stack, index
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = _current.get()
+        if call is None or call.stack is not self._stack or self._around is None:
+            return self._original(*args, **kwargs)
+        index = self._index
+        echo = None if call.echoes is None else call.echoes.get(index)
+        if (
+            echo is None
+            or call.expected[len(call.order)] != index
+            or len(kwargs) != echo.arguments
+            or (echo.flags and flags(kwargs) != echo.flags)
+        ):
+            return call.block(index, self._original, args, kwargs)
+        if call.skipping:
+            try:
+                result = echo.result(args, kwargs)
+            except LookupError:
+                return call.block(index, self._original, args, kwargs)
+            call.order.append(index)
+            return result
+        call.order.append(index)
+        result = self._original(*args, **kwargs)
+        if type(result) is not echo.kind:
+            call.lost()
+        return result
 
 
 class BlockStack:
@@ -188,7 +222,7 @@ class BlockStack:
         """
         if any(map(Patch.on, (*self.blocks, *self.beside))):
             raise AdapterError("blocks are attached already; detach() the handle that holds them first")
-        self._patches = [Patch(block, partial(self._visit, index)) for index, block in enumerate(self.blocks)]
+        self._patches = [_BlockPatch(self, index, block) for index, block in enumerate(self.blocks)]
         self._patches += [Patch(block, partial(self._pass_by, index)) for index, block in enumerate(self.beside)]
         for patch in self._patches:
             patch.install()
@@ -198,12 +232,6 @@ class BlockStack:
         patches, self._patches = self._patches, []
         for patch in patches:
             patch.remove()
-
-    def _visit(self, index: int, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = _current.get()
-        if call is None or call.stack is not self:
-            return original(*args, **kwargs)
-        return call.block(index, original, args, kwargs)
 
     def _pass_by(self, index: int, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = _current.get()

@@ -1,4 +1,4 @@
-"""The step and its noise level are read off the scheduler, never counted: any run length, scheduler, strength or interruption."""
+"""The step and its noise level are read off the scheduler, never counted: any length, scheduler, strength, interruption."""
 
 import functools
 import gc
@@ -172,7 +172,7 @@ def test_a_scheduler_put_in_after_attaching(name, scheduler, config, places):
             expected = simulate(CURVE, sigmas=levels, **RULE)
             assert len(set(at)) < len(at) or expected == simulate(CURVE, steps=len(at), **RULE)
             streams = sorted(set(sum(case.ways[way].at(0, steps), ())))
-            assert positions(handle.report) == dict.fromkeys(streams, list(range(len(at)))), steps
+            assert positions(handle.report) == {stream: once(len(at)) for stream in streams}, steps
             assert masks_of(handle.report.schedule) == dict.fromkeys(streams, expected.mask), steps
             assert expected.skipped > 0
             bare = case.make()
@@ -183,7 +183,7 @@ def test_a_scheduler_put_in_after_attaching(name, scheduler, config, places):
 # Part of a run --------------------------------------------------------------------------------------------------------------
 
 PARTS = [pytest.param(case, way, id=f"{case.cls}-{way}") for case in PIPES.values() if case.strength for way in case.ways]
-CONSTANT = [p for p in PARTS if not callable(p.values[0].ways[p.values[1]].calls)]
+CONSTANT = [p for p in PARTS if not callable(p.values[0].ways[p.values[1]].calls)]  # the same calls at every step
 
 
 @pytest.mark.parametrize("strength", [0.3, 0.5, 1.0])
@@ -196,7 +196,7 @@ def test_less_than_full_strength_is_the_end_of_the_whole_run(case, way, strength
             found = case.run(pipe, way, length, strength=strength)
     expected = simulate(CURVE, steps=steps, part=(start, steps), **RULE)
     streams = sorted(set(sum(case.ways[way].at(0, steps), ())))
-    assert positions(handle.report) == dict.fromkeys(streams, list(range(start, steps)))
+    assert positions(handle.report) == {stream: list(range(start, steps)) for stream in streams}
     assert masks_of(handle.report.schedule) == dict.fromkeys(streams, expected.mask)
     assert handle.report.schedule.first_step == expected.first_step == start
     mask = (True,) * start + expected.mask
@@ -269,6 +269,8 @@ def test_an_assumed_curve_is_read_by_share_of_the_run_whatever_the_sigmas():
 
 
 FLOW_LEVELS = [shifted(1 - i / 8, 3.0) for i in range(8)]
+TRAILING = {"timestep_spacing": "trailing"}
+TRAILING_LEVELS = [t / 1000 for t in range(999, 0, -125)]
 
 
 @pytest.mark.parametrize(
@@ -278,9 +280,9 @@ FLOW_LEVELS = [shifted(1 - i / 8, 3.0) for i in range(8)]
         ("WanPipeline", "cfg", "DPMSolverMultistepScheduler", FLOW, None),
         ("SanaPipeline", "cfg", "DPMSolverMultistepScheduler", FLOW, None),
         ("DiTPipeline", "cfg", "DDIMScheduler", {}, [*(t / 1000 for t in range(875, 0, -125)), 1e-6]),
-        ("LattePipeline", "cfg", "DDIMScheduler", {"timestep_spacing": "trailing"}, [t / 1000 for t in range(999, 0, -125)]),
-        ("PixArtSigmaPipeline", "cfg", "EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, [t / 1000 for t in range(999, 0, -125)]),
-        ("CogVideoXPipeline", "cfg", "CogVideoXDDIMScheduler", {"timestep_spacing": "trailing"}, [t / 1000 for t in range(999, 0, -125)]),
+        ("LattePipeline", "cfg", "DDIMScheduler", TRAILING, TRAILING_LEVELS),
+        ("PixArtSigmaPipeline", "cfg", "EulerDiscreteScheduler", TRAILING, TRAILING_LEVELS),
+        ("CogVideoXPipeline", "cfg", "CogVideoXDDIMScheduler", TRAILING, TRAILING_LEVELS),
     ],
 )  # fmt: skip
 def test_the_level_is_that_of_flow_or_the_share_of_pure_noise(name, way, scheduler, config, levels):
