@@ -1,5 +1,132 @@
-"""Which preset belongs to a model: by its repo id, by the pipeline's class, and by the model's class and config."""
+"""Which preset belongs to a model: by its repo id, else by the classes of pipeline and transformer and the config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import PurePath
+from typing import Any
+
+from attrs import field, frozen
+
+import magpolicy
+from magpolicy import PresetError
+from magpolicy_diffusers._pipeline import denoisers_of, model_of
 
 
-def preset_of(target):
+@frozen
+class Known:
+    """A published checkpoint as its config tells it, and the presets calibrated on it."""
+
+    transformer: str
+    presets: tuple[str, ...]
+    """More than one: the config does not tell which."""
+    config: Mapping[str, Any] = field(factory=dict)
+    """Figures of the transformer's published config.json; a model with others is another model."""
+    pipelines: tuple[str, ...] = ()
+    """Classes of pipelines; none given: any, and a transformer by itself."""
+    experts: int | None = None
+    """Number of transformers; ``None``: any."""
+
+
+_FLUX = {"in_channels": 64, "num_layers": 19, "num_single_layers": 38, "guidance_embeds": True}
+_HUNYUAN = {"num_layers": 20, "num_single_layers": 40, "num_attention_heads": 24}
+_WAN_14B = {"num_layers": 40, "num_attention_heads": 40}
+_QWEN = {"num_layers": 60, "num_attention_heads": 24}
+
+TABLE = (
+    Known("FluxTransformer2DModel", ("flux.1-kontext-dev",), _FLUX, ("FluxKontextPipeline", "FluxKontextInpaintPipeline")),
+    Known("FluxTransformer2DModel", ("flux.1-dev",), _FLUX),
+    Known("FluxTransformer2DModel", ("flux.1-schnell-4-doc-example",), _FLUX | {"guidance_embeds": False}),
+    Known(
+        "Flux2Transformer2DModel", ("flux.2-vllm-omni",), {"num_layers": 8, "num_single_layers": 48, "num_attention_heads": 48}
+    ),
+    Known("ChromaTransformer2DModel", ("chroma",), {"in_channels": 64, "num_layers": 19, "num_single_layers": 38}),
+    Known("QwenImageTransformer2DModel", ("qwen-image",), _QWEN, ("QwenImagePipeline",)),
+    Known("QwenImageTransformer2DModel", ("qwen-image-edit",), _QWEN, ("QwenImageEditPipeline", "QwenImageEditPlusPipeline")),
+    Known(
+        "HunyuanVideoTransformer3DModel", ("hunyuanvideo-t2v-720p",), _HUNYUAN | {"in_channels": 16}, ("HunyuanVideoPipeline",)
+    ),
+    Known("HunyuanVideoFramepackTransformer3DModel", ("framepack", "framepack-f1"), _HUNYUAN),
+    Known("WanTransformer3DModel", ("wan2.1-t2v-1.3b",), {"num_layers": 30, "num_attention_heads": 12, "in_channels": 16}),
+    Known("WanTransformer3DModel", ("wan2.1-t2v-14b",), _WAN_14B | {"in_channels": 16}, experts=1),
+    Known("WanTransformer3DModel", ("wan2.2-t2v-a14b",), _WAN_14B | {"in_channels": 16}, experts=2),
+    Known("WanTransformer3DModel", ("wan2.1-i2v-14b-480p", "wan2.1-i2v-14b-720p"), _WAN_14B | {"in_channels": 36}, experts=1),
+    Known("WanTransformer3DModel", ("wan2.2-i2v-a14b",), _WAN_14B | {"in_channels": 36}, experts=2),
+    Known(
+        "WanTransformer3DModel",
+        ("wan2.2-ti2v-5b-i2v",),
+        {"num_layers": 30, "num_attention_heads": 24, "in_channels": 48},
+        ("WanImageToVideoPipeline",),
+    ),
+    Known("WanTransformer3DModel", ("wan2.2-ti2v-5b-t2v",), {"num_layers": 30, "num_attention_heads": 24, "in_channels": 48}),
+    Known("WanVACETransformer3DModel", ("wan2.1-vace-1.3b",), {"num_layers": 30, "num_attention_heads": 12}),
+    Known("WanVACETransformer3DModel", ("wan2.1-vace-14b",), _WAN_14B),
+)
+# Families whose checkpoints share class and config: the repo id has to tell.
+FAMILIES = {
+    "Kandinsky5Transformer3DModel": "kandinsky5-",
+    "HunyuanVideo15Transformer3DModel": "hunyuanvideo-1.5-",
+    "HunyuanVideoTransformer3DModel": "hunyuanvideo-t2v-",
+}
+
+
+def preset_of(target: Any) -> str | None:
+    """The name of the preset of a pipeline or model.
+
+    Raises:
+        PresetError: none fits, or several do; the message says what to pass.
+    """
+    model = model_of(target)
+    modules = list(denoisers_of(target).values()) or [model]
+    for repo in _repos(target, *modules):
+        if (name := _by_repo(repo)) is not None:
+            return name
+    kind = type(modules[0]).__name__
+    row = next((row for row in TABLE if _fits(row, target, modules)), None)
+    if row is not None and len(row.presets) == 1:
+        return row.presets[0]
+    what = f"target={type(target).__name__}" + ("" if type(target).__name__ == kind else f" with {kind}")
+    if row is not None:
+        names = " or ".join(f"preset={name!r}" for name in row.presets)
+        raise PresetError(f"{what} fits several presets, and nothing tells which; pass {names}")
+    near = _near(kind)
+    close = f"close, of the same class: {', '.join(near)}; " if near else ""
+    raise PresetError(
+        f"{what} has no known preset; {close}pass preset=... or ratios=..., or calibrate: attach(..., calibrate=True), one run, then "
+        "attach(..., curve=handle.curve, threshold=..., max_skips=..., retention=...)"
+    )
+
+
+def _repos(*objects: Any) -> Iterator[str]:
+    for thing in objects:
+        config = getattr(thing, "config", None) or {}
+        name = getattr(thing, "name_or_path", None) or dict(config).get("_name_or_path")
+        if name:
+            yield str(name)
+
+
+def _by_repo(repo: str) -> str | None:
+    """By the whole id, or by the last part of a local path."""
+    last = PurePath(repo.replace("\\", "/")).name.lower()
+    for name, known in magpolicy.presets().items():
+        aliases = [alias for alias in known.aliases if "/" in alias]
+        if repo.lower() in map(str.lower, aliases) or last in (alias.lower().rsplit("/", 1)[1] for alias in aliases):
+            return name
     return None
+
+
+def _fits(row: Known, target: Any, modules: list[Any]) -> bool:
+    config = dict(getattr(modules[0], "config", {}))
+    return (
+        row.transformer == type(modules[0]).__name__
+        and (not row.pipelines or type(target).__name__ in row.pipelines)
+        and row.experts in (None, len(modules))
+        and all(config.get(key) == value for key, value in row.config.items())
+    )
+
+
+def _near(kind: str) -> list[str]:
+    same = [name for row in TABLE if row.transformer == kind for name in row.presets]
+    prefix = FAMILIES.get(kind)
+    same += [] if prefix is None else [name for name in magpolicy.presets() if name.startswith(prefix)]
+    return list(dict.fromkeys(same))[:4]

@@ -1,0 +1,65 @@
+"""The preset of a model: by repo id, by class and config, or a message that says what to pass."""
+
+import pytest
+
+import magpolicy
+from magpolicy import PresetError
+
+torch = pytest.importorskip("torch", reason="the torch extra is not installed")
+diffusers = pytest.importorskip("diffusers", reason="the diffusers extra is not installed")
+
+from magpolicy_diffusers._known import TABLE, preset_of  # noqa: E402
+from pipes import PIPES  # noqa: E402
+from zoo import CASES  # noqa: E402
+
+
+@pytest.mark.parametrize("row", [r for r in TABLE if not r.pipelines and r.experts != 2], ids=lambda r: "-".join(r.presets))
+def test_by_class_and_config(row):
+    with torch.device("meta"):
+        model = getattr(diffusers, row.transformer)(**row.config)
+    if len(row.presets) == 1:
+        assert preset_of(model) == row.presets[0]
+    else:
+        with pytest.raises(PresetError, match=f"preset='{row.presets[1]}'"):
+            preset_of(model)
+
+
+def test_every_row_names_presets_and_classes_that_exist():
+    for row in TABLE:
+        assert all(name in magpolicy.presets() for name in row.presets)
+        assert row.transformer in CASES
+        assert all(hasattr(diffusers, name) for name in row.pipelines)
+
+
+def test_by_repo_id_or_the_last_part_of_a_path():
+    for repo in ("black-forest-labs/FLUX.1-Kontext-dev", "/models/FLUX.1-Kontext-dev"):
+        pipe = PIPES["FluxPipeline"].make()
+        pipe.transformer.register_to_config(_name_or_path=repo)
+        with magpolicy.attach(pipe) as handle:
+            PIPES["FluxPipeline"].run(pipe, "distilled", 9)
+        assert handle.report.schedule == magpolicy.simulate("flux.1-kontext-dev", steps=9)
+
+
+def test_every_alias_that_is_a_repo_id_is_found():
+    model = CASES["FluxTransformer2DModel"].make()
+    for name, known in magpolicy.presets().items():
+        for alias in known.aliases:
+            if "/" in alias:
+                model.register_to_config(_name_or_path=alias)
+                assert preset_of(model) == name
+
+
+@pytest.mark.parametrize("cls", ["FluxTransformer2DModel", "WanTransformer3DModel", "DiTTransformer2DModel"])
+def test_an_unknown_model_says_what_is_close_and_how_to_calibrate(cls):
+    model = CASES[cls].make()
+    with pytest.raises(PresetError, match="calibrate=True") as raised:
+        magpolicy.attach(model)
+    assert ("close" in str(raised.value)) == (not cls.startswith("DiT"))
+    assert "forward" not in vars(model)
+
+
+def test_what_is_given_wins():
+    model = CASES["FluxTransformer2DModel"].make()
+    model.register_to_config(_name_or_path="black-forest-labs/FLUX.1-dev")
+    with magpolicy.attach(model, ratios=[1.0] * 3, threshold=1.0, max_skips=1, retention=0.0) as handle, handle.run():
+        pass
