@@ -75,29 +75,25 @@ class Fingerprints:
     def __init__(self) -> None:
         self._known: dict[tuple[int, int], tuple[weakref.ref[Tensor], int, Hashable]] = {}
 
-    def of(self, value: Any, part: int = 0, parts: int = 1) -> Hashable:
-        """The fingerprint of ``value``, or of one of ``parts`` equal parts of its batch."""
+    def of(self, value: Any, row: int | None = None, rows: int = 1) -> Hashable:
+        """The fingerprint of ``value``; of one of its ``rows`` samples, if ``row`` says which and it holds that many."""
         if isinstance(value, Tensor):
-            return self._tensor(value, part, parts)
+            return self._tensor(value, row if value.ndim and value.shape[0] == rows else None)
         if isinstance(value, Mapping):
-            return tuple((key, self.of(item, part, parts)) for key, item in value.items())
+            return tuple((key, self.of(item, row, rows)) for key, item in value.items())
         if isinstance(value, (list, tuple)):
-            if parts > 1 and len(value) % parts == 0 and all(isinstance(item, Tensor) for item in value):
-                size = len(value) // parts
-                value, part, parts = value[part * size : (part + 1) * size], 0, 1
-            return tuple(self.of(item, part, parts) for item in value)
-        if isinstance(value, (bool, int, float, str)):
-            return value
-        return type(value).__name__
+            if row is not None and len(value) == rows and all(isinstance(item, Tensor) for item in value):
+                return self.of(value[row])
+            return tuple(self.of(item, row, rows) for item in value)
+        return value if isinstance(value, (bool, int, float, str)) else type(value).__name__
 
-    def _tensor(self, tensor: Tensor, part: int, parts: int) -> Hashable:
-        whole = not tensor.ndim or tensor.shape[0] % parts
+    def _tensor(self, tensor: Tensor, row: int | None) -> Hashable:
         version = 0 if tensor.is_inference() else tensor._version
-        key = (id(tensor), 0 if whole else part * parts + parts)
+        key = id(tensor), -1 if row is None else row
         found = self._known.get(key)
         if found is not None and found[0]() is tensor and found[1] == version:
             return found[2]
-        contents = _digest(tensor if whole else tensor.chunk(parts)[part])
+        contents = _digest(tensor if row is None else tensor[row])
         self._known[key] = weakref.ref(tensor), version, contents
         return contents
 

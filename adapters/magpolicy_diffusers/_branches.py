@@ -13,11 +13,21 @@ _NAMES = ("cond", "uncond")  # the order in which diffusers' pipelines evaluate 
 MANY = 12
 
 
-def copies(latents: Any) -> int:
-    """How often a batch holds the same samples: 1, or the number of conditions they are evaluated under."""
-    size = len(latents) if isinstance(latents, (list, tuple)) or (isinstance(latents, Tensor) and latents.ndim) else 0
-    for count in (4, 3, 2):
-        if size and size % count == 0:
+def samples(latents: Any) -> int:
+    """Samples in a batch: rows of a tensor, items of a list."""
+    if isinstance(latents, Tensor):
+        return latents.shape[0] if latents.ndim else 1
+    return len(latents) if isinstance(latents, (list, tuple)) else 1
+
+
+def copies(latents: Any, guided: bool | None) -> int:
+    """How often a batch holds the same samples: 1, or the number of conditions they are evaluated under.
+
+    ``guided``: whether there is guidance at all, where that is known; then equal samples of several prompts are not taken for it.
+    """
+    size = samples(latents)
+    for count in {None: (4, 3, 2), True: (2, 3, 4), False: ()}[guided]:
+        if size % count == 0:
             each = size // count
             parts = [latents[i * each : (i + 1) * each] for i in range(count)]
             if all(_same(parts[0], part) for part in parts[1:]):
@@ -63,24 +73,26 @@ class Branches:
         steps that could not be told apart."""
         return len(self._names) > MANY or len(self._used) > MANY
 
-    def name(self, condition: Mapping[str, Any], latents: Any, order: Sequence[str] = ("uncond", "cond")) -> tuple[str, ...]:
+    def name(self, condition: Mapping[str, Any], latents: Any, order: Sequence[str], guided: bool | None) -> tuple[str, ...]:
         """The branches of a call that nobody named.
 
         Args:
             condition: the arguments that tell branches apart.
             latents: what is denoised. Parts of the batch that are equal are one sample under several conditions.
             order: the order in which two branches are batched.
+            guided: whether there is guidance, where that is known.
         """
-        key = self._key(condition, 0, 1)
+        rows = samples(latents)
+        key = rows, self._key(condition, 0, rows)
         if key not in self._calls:  # looking at the latents waits for the device: once for each condition, not at each step
-            self._calls[key] = self._parts(condition, key, latents, order)
+            self._calls[key] = self._parts(condition, rows, copies(latents, guided), order)
         return self.given(self._calls[key])
 
-    def _parts(self, condition: Mapping[str, Any], key: Hashable, latents: Any, order: Sequence[str]) -> tuple[str, ...]:
-        count = copies(latents)
-        keys = [self._key(condition, part, count) for part in range(count)]
+    def _parts(self, condition: Mapping[str, Any], rows: int, count: int, order: Sequence[str]) -> tuple[str, ...]:
+        # The first sample of a part stands for it: a branch stays itself when samples are added or left out.
+        keys = [self._key(condition, part * rows // count, rows) for part in range(count)]
         if count == 1 or len(set(keys)) < count:
-            return (self._known(key),)
+            return (self._known(keys[0]),)
         firsts = order if count == len(order) else (None,) * count
         return tuple(self._known(part, first) for part, first in zip(keys, firsts, strict=True))
 
@@ -94,8 +106,8 @@ class Branches:
             self._used.setdefault(stream, 1)
         return tuple(streams)
 
-    def _key(self, condition: Mapping[str, Any], part: int, parts: int) -> Hashable:
-        return tuple((name, self._fingerprints.of(value, part, parts)) for name, value in condition.items())
+    def _key(self, condition: Mapping[str, Any], row: int, rows: int) -> Hashable:
+        return tuple((name, self._fingerprints.of(value, row, rows)) for name, value in condition.items())
 
     def _known(self, key: Hashable, first: str | None = None) -> str:
         if key not in self._names:

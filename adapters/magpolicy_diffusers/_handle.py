@@ -32,8 +32,8 @@ class Handle(Attached):
 
     A pipeline is called as ever: its scheduler tells the step, and each of its calls is a run (or several, where it makes a
     video in sections). A model by itself goes by its timestep: a run begins with the first call, and ends after the last of
-    ``steps`` steps, or when the timestep turns back; :meth:`run` delimits it explicitly. Branches of guidance are named by diffusers'
-    ``cache_context`` or by :meth:`stream`; others are told apart by what they are conditioned on, and by call order.
+    ``steps`` steps, or when the timestep turns back; :meth:`run` delimits it explicitly. Branches of guidance are named by
+    diffusers' ``cache_context`` or by :meth:`stream`; others are told apart by what they are conditioned on, and by call order.
 
     Threads (contexts) don't see each other's runs.
     """
@@ -221,7 +221,8 @@ class Handle(Attached):
             return loop.branches.given([name]) if isinstance(self._driver.get(), PipelineCall) else (name,)
         order = ("cond", "uncond") if type(self._pipe).__name__.startswith(_COND_FIRST) else ("uncond", "cond")
         says = denoiser.arguments
-        return loop.branches.name(says.condition(args, kwargs), says.latents(args, kwargs), order)
+        guided = getattr(self._pipe, "do_classifier_free_guidance", None)
+        return loop.branches.name(says.condition(args, kwargs), says.latents(args, kwargs), order, guided)
 
     def _once(self, message: str, problem: str) -> None:
         if problem and not self._warned:

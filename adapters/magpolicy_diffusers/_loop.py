@@ -74,6 +74,7 @@ class Loop:
 
     @property
     def report(self) -> Report:
+        """As :attr:`Handle.report`."""
         return Report.of(self.session, self.record, self.scope)
 
     @property

@@ -56,22 +56,29 @@ class Levels:
         place = {timestep: index for index, timestep in enumerate(distinct)}
         return tuple(1 - place[timestep] / len(distinct) for timestep in self.timesteps)
 
-    def find(self, timestep: float, near: int) -> int | None:
-        """The evaluation at ``timestep`` as the model was given it, the first from ``near`` on; ``None`` if there is none.
+    def find(self, timestep: float, near: int, reading: int | None = None) -> tuple[int, int] | None:
+        """The evaluation at ``timestep`` as the model was given it, and how that is read; ``None`` if there is none.
 
-        Models take timesteps as they are, as a share of pure noise, or counted from the other end; nothing says which, so the
-        reading that leads to the nearest place is taken.
+        Models take timesteps as they are, as a share of pure noise, or counted from the other end. Nothing says which, so a
+        run's first call decides: the reading that hits a timestep, of several the one that hits ``near``, else the first. Of
+        equal timesteps, the first from ``near`` on.
         """
-        readings = (timestep, timestep * self.full, self.full - timestep, (1 - timestep) * self.full)
-        found = [index for reading in readings if (index := self._index(reading, near)) is not None]
-        return min(found, key=lambda index: (index < near, abs(index - near)), default=None)
-
-    def _index(self, timestep: float, near: int) -> int | None:
-        order = [*range(near, len(self.timesteps)), *reversed(range(near))]
-        best = min(order, key=lambda i: abs(self.timesteps[i] - timestep))
-        distance = abs(self.timesteps[best] - timestep)
-        gaps = [abs(self.timesteps[best] - t) for t in self.timesteps if t != self.timesteps[best]]
-        return best if distance <= min(min(gaps, default=self.full) / 2, 0.01 * self.full) else None
+        values = (timestep, timestep * self.full, self.full - timestep, (1 - timestep) * self.full)
+        found = []
+        for number, value in enumerate(values):
+            if reading not in (None, number):
+                continue
+            index = min(
+                [*range(near, len(self.timesteps)), *reversed(range(near))], key=lambda i: abs(self.timesteps[i] - value)
+            )
+            distance = abs(self.timesteps[index] - value)
+            if distance <= 0.01 * self.full:
+                # Up to 1: whole-numbered timesteps are cut off.
+                found.append((max(distance, 1.0), index != near, number, index))
+        if not found:
+            return None
+        *_, number, index = min(found)
+        return index, number
 
 
 class SchedulerClock:
@@ -82,6 +89,8 @@ class SchedulerClock:
         self._timesteps: Tensor | None = None  # held, so that another list cannot have its identity
         self.levels: Levels | None = None
         self.index = 0
+        self._reading: int | None = None
+        self._start: int | None = None
 
     def tell(self, timestep: Any) -> bool | None:
         """Look again. True: a new run began. None: the scheduler cannot tell. ``timestep()``: as the model is given it."""
@@ -91,7 +100,8 @@ class SchedulerClock:
             return None
         new = timesteps is not self._timesteps
         if new:
-            self.levels, self._timesteps = Levels.of(scheduler), timesteps
+            self.levels, self._timesteps, self._reading = Levels.of(scheduler), timesteps, None
+            self._start = None
         if self.levels is None:
             return None
         index = self._find(scheduler, timestep, 0 if new else self.index)
@@ -102,7 +112,9 @@ class SchedulerClock:
     def _find(self, scheduler: Any, timestep: Any, near: int) -> int:
         assert self.levels is not None
         last = len(self.levels.timesteps) - 1
-        index = getattr(scheduler, "step_index", None)
+        index, counted = getattr(scheduler, "step_index", None), getattr(scheduler, "counter", None)
+        if isinstance(counted, int) and counted and self._start is not None:
+            index = self._start + counted  # PNDM, which lists timesteps twice, has no step_index
         if index is None:
             # Before its first step a scheduler does not know where it is; and some pipelines step copies of it.
             begin = getattr(scheduler, "begin_index", None)
@@ -110,8 +122,10 @@ class SchedulerClock:
                 near = int(begin)
             now = getattr(self._pipe, "_current_timestep", None)
             values = (float(now.max()),) if isinstance(now, Tensor) else (float(now),) if now is not None else timestep() or ()
-            places = (self.levels.find(value, min(near, last)) for value in values)
-            index = next((place for place in places if place is not None), near)
+            places = (self.levels.find(value, min(near, last), self._reading) for value in values)
+            index, self._reading = next((place for place in places if place is not None), (near, self._reading))
+            if not counted:
+                self._start = int(index)
         return min(int(index), last)
 
 

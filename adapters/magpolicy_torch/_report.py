@@ -72,7 +72,8 @@ class Report:
         schedule = Schedule.from_trace(trace) if trace else None
         beyond: Counter[str] = Counter()
         for stream in record.past_end:
-            trace.append(TraceEntry(session.steps + beyond[stream], stream, None, Decision.PAST_END, 1.0, 0.0, 0))
+            step = session.steps + beyond[stream]
+            trace.append(TraceEntry(step, stream, None, Decision.PAST_END, 1.0, 0.0, 0))
             beyond[stream] += 1
         return cls(tuple(trace), schedule, scope, tuple(record.laps))
 

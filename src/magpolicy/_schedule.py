@@ -22,23 +22,35 @@ if TYPE_CHECKING:
 COMPUTE, SKIP = "█", "·"
 
 
-@frozen
+@frozen(eq=False)
 class Schedule:
     """A run's decisions per stream. Made by :func:`magpolicy.simulate`, from a trace, or from a mask.
 
-    Two schedules are equal when the same steps of the same streams compute.
+    Two schedules are equal when the same steps of the same streams compute, in whatever order the streams are listed. What an
+    only stream is called does not matter.
     """
 
     streams: tuple[str, ...]
     """Stream names."""
     masks: tuple[tuple[bool, ...], ...]
     """Per stream, True where the step computes."""
-    decisions: tuple[tuple[Decision, ...], ...] = field(eq=False, repr=False)
+    decisions: tuple[tuple[Decision, ...], ...] = field(repr=False)
     """Per stream, why."""
-    modelled: tuple[tuple[float, ...], ...] = field(eq=False, repr=False)
+    modelled: tuple[tuple[float, ...], ...] = field(repr=False)
     """Per stream, the accumulated error abs(1-P) summed over the current run of skips; 0 where computed."""
-    first_step: int = field(default=0, eq=False)
+    first_step: int = 0
     """Position in the full run of the first step here (img2img, later stages)."""
+
+    @property
+    def _key(self) -> frozenset[tuple[str, tuple[bool, ...]]]:
+        names = self.streams if len(self.streams) > 1 else ("",)
+        return frozenset(zip(names, self.masks, strict=True))
+
+    def __eq__(self, other: object) -> bool:
+        return self._key == other._key if isinstance(other, Schedule) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key)
 
     @property
     def steps(self) -> int:

@@ -8,15 +8,18 @@ from magpolicy import PresetError
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 diffusers = pytest.importorskip("diffusers", reason="the diffusers extra is not installed")
 
-from magpolicy_diffusers._known import TABLE, preset_of  # noqa: E402
 from pipes import PIPES  # noqa: E402
+
 from zoo import CASES  # noqa: E402
+
+from magpolicy_diffusers._known import TABLE, preset_of  # noqa: E402
 
 
 @pytest.mark.parametrize("row", [r for r in TABLE if not r.pipelines and r.experts != 2], ids=lambda r: "-".join(r.presets))
 def test_by_class_and_config(row):
     with torch.device("meta"):
-        model = getattr(diffusers, row.transformer)(**row.config)
+        more = {"vace_layers": [0]} if "VACE" in row.transformer else {}
+        model = getattr(diffusers, row.transformer)(**row.config, **more)
     if len(row.presets) == 1:
         assert preset_of(model) == row.presets[0]
     else:
