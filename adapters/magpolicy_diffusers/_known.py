@@ -92,8 +92,8 @@ def preset_of(target: Any) -> str | None:
     near = _near(kind)
     close = f"close, of the same class: {', '.join(near)}; " if near else ""
     raise PresetError(
-        f"{what} has no known preset; {close}pass preset=... or ratios=..., or calibrate: attach(..., calibrate=True), one run, "
-        "then attach(..., curve=handle.curve, threshold=..., max_skips=..., retention=...)"
+        f"{what} has no known preset; {close}pass preset=... or ratios=..., or calibrate: attach(..., calibrate=True), "
+        "one run, then attach(..., curve=handle.curve, threshold=..., max_skips=..., retention=...)"
     )
 
 

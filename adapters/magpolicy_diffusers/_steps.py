@@ -68,10 +68,9 @@ class Levels:
         for number, value in enumerate(values):
             if reading not in (None, number):
                 continue
-            index = min(
-                [*range(near, len(self.timesteps)), *reversed(range(near))], key=lambda i: abs(self.timesteps[i] - value)
-            )
-            distance = abs(self.timesteps[index] - value)
+            distances = [abs(t - value) for t in self.timesteps]
+            index = min((*range(near, len(distances)), *reversed(range(near))), key=distances.__getitem__)
+            distance = distances[index]
             if distance <= 0.01 * self.full:
                 # Up to 1: whole-numbered timesteps are cut off.
                 found.append((max(distance, 1.0), index != near, number, index))

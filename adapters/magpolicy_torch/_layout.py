@@ -196,13 +196,18 @@ class Form:
         if self.bare:
             return self.shapes[0] == self.given[0]
         wanted = dict(zip(at, self.given, strict=True))
-        return all(shape is None or wanted.get(k) == shape for k, shape in enumerate(self.shapes))
+        return all(
+            shape is None or wanted.get(k) == shape or (k == at.text and _spreads(wanted.get(k), shape))
+            for k, shape in enumerate(self.shapes)
+        )
 
     def build(self, at: Place, streams: Streams) -> Any:
         """A result of this form; ``None`` if it has a place that none of ``streams`` fills."""
         if self.bare:
             return streams.hidden
-        filling = {place: tensor for place, tensor in zip(at, streams, strict=True) if place is not None}
+        filling = {place: tensor for place, tensor in zip(at, streams, strict=True) if None not in (place, tensor)}
+        if at.text in filling and _spreads(filling[at.text].shape, shape := self.shapes[at.text or 0]):
+            filling[at.text] = filling[at.text].expand(shape or ())
         values = [None if shape is None else filling.get(k) for k, shape in enumerate(self.shapes)]
         if any(v is None and shape is not None for v, shape in zip(values, self.shapes, strict=True)):
             return None
@@ -216,6 +221,13 @@ class Form:
             return None
         filling = [None if shape is None else hidden for shape in self.shapes]
         return hidden if self.bare else None if self.fields else self.kind(filling)
+
+
+def _spreads(given: Sequence[int] | None, returned: Sequence[int] | None) -> bool:
+    """Whether one prompt was given for a batch of images, and the block returned it once an image."""
+    return (
+        given is not None and returned is not None and given[0] == 1 < returned[0] and tuple(given[1:]) == tuple(returned[1:])
+    )
 
 
 def flags(kwargs: Mapping[str, Any]) -> Flags:

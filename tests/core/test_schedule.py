@@ -121,7 +121,12 @@ def test_equal_when_the_same_steps_compute(a, b):
 def test_the_reasons_and_the_name_of_the_semantics_do_not_matter_for_equality_the_streams_do():
     schedule = a_schedule()
     assert Schedule.from_mask(schedule.mask) == schedule
-    assert Schedule.from_mask({"cond": schedule.mask}) != schedule
+    assert Schedule.from_mask({"cond": schedule.mask}) == schedule, "an only stream may be called anything"
+    other = tuple(not m or not i for i, m in enumerate(schedule.mask))
+    two = Schedule.from_mask({"cond": schedule.mask, "uncond": other})
+    assert two == Schedule.from_mask({"uncond": other, "cond": schedule.mask})
+    assert two != Schedule.from_mask({"cond": other, "uncond": schedule.mask})
+    assert len({two, schedule, Schedule.from_mask({"uncond": other, "cond": schedule.mask})}) == 2
 
 
 @pytest.mark.parametrize(
