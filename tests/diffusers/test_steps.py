@@ -693,3 +693,11 @@ def test_the_first_experts_residuals_are_freed_at_the_switch(held):
     computed = [entry.step for entry in handle.report.trace if not entry.decision.skip and entry.stream == "cond"]
     assert computed == [0, switch_of(LONG)]
     assert handle.report.reasons["no_residual"] == 2
+
+
+def test_one_prompt_for_two_images_reuses_like_any_other():
+    """Flux is given the text once for both images, and its first block returns it once an image."""
+    pipe = PIPES["FluxPipeline"].make()
+    with magpolicy.attach(pipe, curve=CURVE, **RULE) as handle:
+        PIPES["FluxPipeline"].run(pipe, "true cfg", 6, num_images_per_prompt=2)
+        assert masks_of(handle.report.schedule)["cond"] == simulate(CURVE, steps=6, **RULE).mask
