@@ -1,6 +1,7 @@
 """What a skip costs, and what attaching costs where nothing is skipped, on a narrow Flux of 19 + 38 blocks.
 
-Ratios, measured alternately in one run on one thread: ``python benchmarks/diffusers_cost.py``. The peer is diffusers' own MagCache.
+Ratios, measured alternately in one run on one thread: ``python benchmarks/diffusers_cost.py``. The peer is
+diffusers' own MagCache.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def main() -> None:
     ).eval().requires_grad_(False)  # fmt: skip
     fixed = dict(
         hidden_states=torch.randn(1, given.tokens, 16), encoder_hidden_states=torch.randn(1, 16, 32),
-        pooled_projections=torch.randn(1, 32), img_ids=torch.zeros(given.tokens, 3), txt_ids=torch.zeros(16, 3), return_dict=False,
+        pooled_projections=torch.randn(1, 32), img_ids=torch.zeros(given.tokens, 3), txt_ids=torch.zeros(16, 3),
+        return_dict=False,
     )  # fmt: skip
     empty, ours, never, peer, peer_never = (copy.deepcopy(model) for _ in range(5))
     empty.transformer_blocks = empty.single_transformer_blocks = torch.nn.ModuleList()

@@ -1,6 +1,7 @@
 """Text to image with diffusers' FluxPipeline: in full, and with steps skipped.
 
-By default with the demo's small trained weights: the "prompt" is a digit. ``--repo black-forest-labs/FLUX.1-dev`` is the real thing.
+By default with the demo's small trained weights: the "prompt" is a digit. ``--repo black-forest-labs/FLUX.1-dev`` is the
+real thing.
 """
 
 from __future__ import annotations

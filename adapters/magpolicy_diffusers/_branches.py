@@ -23,7 +23,7 @@ def samples(latents: Any) -> int:
 def copies(latents: Any, guided: bool | None) -> int:
     """How often a batch holds the same samples: 1, or the number of conditions they are evaluated under.
 
-    ``guided``: whether there is guidance at all, where that is known; then equal samples of several prompts are not taken for it.
+    ``guided``: whether there is guidance, where that is known: without it, equal samples of several prompts stay one branch.
     """
     size = samples(latents)
     for count in {None: (4, 3, 2), True: (2, 3, 4), False: ()}[guided]:

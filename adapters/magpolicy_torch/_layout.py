@@ -205,9 +205,10 @@ class Form:
         """A result of this form; ``None`` if it has a place that none of ``streams`` fills."""
         if self.bare:
             return streams.hidden
-        filling = {place: tensor for place, tensor in zip(at, streams, strict=True) if None not in (place, tensor)}
-        if at.text in filling and _spreads(filling[at.text].shape, shape := self.shapes[at.text or 0]):
-            filling[at.text] = filling[at.text].expand(shape or ())
+        filling = {place: tensor for place, tensor in zip(at, streams, strict=True) if place is not None and tensor is not None}
+        text = None if at.text is None else filling.get(at.text)
+        if text is not None and _spreads(text.shape, self.shapes[at.text or 0]):
+            filling[at.text] = text.expand(self.shapes[at.text or 0] or ())
         values = [None if shape is None else filling.get(k) for k, shape in enumerate(self.shapes)]
         if any(v is None and shape is not None for v, shape in zip(values, self.shapes, strict=True)):
             return None
@@ -225,9 +226,9 @@ class Form:
 
 def _spreads(given: Sequence[int] | None, returned: Sequence[int] | None) -> bool:
     """Whether one prompt was given for a batch of images, and the block returned it once an image."""
-    return (
-        given is not None and returned is not None and given[0] == 1 < returned[0] and tuple(given[1:]) == tuple(returned[1:])
-    )
+    if given is None or returned is None or given[0] != 1:
+        return False
+    return returned[0] > 1 and tuple(given[1:]) == tuple(returned[1:])
 
 
 def flags(kwargs: Mapping[str, Any]) -> Flags:

@@ -481,7 +481,7 @@ def doubled(arguments):
 
 
 SIZES = [
-    ("FluxPipeline", "true cfg", {"height": 32}, {"num_images_per_prompt": 2}),
+    ("FluxPipeline", "true cfg", {"height": 32}, {}),
     ("StableDiffusion3Pipeline", "cfg", {"width": 16}, {}),
     ("WanPipeline", "cfg", {"height": 64, "num_frames": 9}, {}),
     ("PixArtSigmaPipeline", "cfg", {"height": 128}, {"num_images_per_prompt": 3}),
