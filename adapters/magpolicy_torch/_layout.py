@@ -205,10 +205,11 @@ class Form:
         """A result of this form; ``None`` if it has a place that none of ``streams`` fills."""
         if self.bare:
             return streams.hidden
-        filling = {place: tensor for place, tensor in zip(at, streams, strict=True) if place is not None and tensor is not None}
-        text = None if at.text is None else filling.get(at.text)
-        if text is not None and _spreads(text.shape, self.shapes[at.text or 0]):
-            filling[at.text] = text.expand(self.shapes[at.text or 0] or ())
+        filling: dict[int, Tensor] = {}
+        for place, tensor in zip(at, streams, strict=True):
+            if place is not None and tensor is not None:
+                spread = place == at.text and _spreads(tensor.shape, self.shapes[place])
+                filling[place] = tensor.expand(self.shapes[place] or ()) if spread else tensor
         values = [None if shape is None else filling.get(k) for k, shape in enumerate(self.shapes)]
         if any(v is None and shape is not None for v, shape in zip(values, self.shapes, strict=True)):
             return None
