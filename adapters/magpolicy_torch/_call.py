@@ -61,6 +61,17 @@ class Run:
             return Decision.UNSUPPORTED
         return next(filter(None, map(self.store.missing, streams)), None)
 
+    def applied(self, streams: Sequence[str], tensor: Tensor, store: ResidualStore, batch: int) -> Tensor | Decision:
+        """``tensor``, in which the samples of ``streams`` follow one another along dimension ``batch``, plus the residual of
+        each; or the reason why not."""
+        taken: list[Tensor] = []
+        for stream, part in zip(streams, split(tensor, len(streams), batch), strict=True):
+            residual = store.take(stream, part)
+            if isinstance(residual, Decision):
+                return residual
+            taken.append(residual)
+        return _residual.apply(tensor, taken[0] if len(taken) == 1 else torch.cat(taken, dim=batch))
+
     def keep(self, call: Call) -> None:
         """Store what a computed call gave."""
         for stream in call.streams:
@@ -327,10 +338,10 @@ class Call:
         image = None if streams.hidden is None else self._image(0, streams.hidden)
         if image is None or not image.ndim or image.shape[self._batch] % len(self.streams):
             return Decision.MISMATCH
-        out = self._applied(image, self._run.store)
+        out = self._run.applied(self.streams, image, self._run.store, self._batch)
         second: Tensor | Decision | None = None
         if streams.also is not None and self._run.also.streams:
-            second = self._applied(streams.also, self._run.also)
+            second = self._run.applied(self.streams, streams.also, self._run.also, self._batch)
         for found in (out, second):
             if isinstance(found, Decision):
                 return found
@@ -338,16 +349,6 @@ class Call:
         self._final = out, second
         self._expect()
         return None
-
-    def _applied(self, tensor: Tensor, store: ResidualStore) -> Tensor | Decision:
-        """``tensor`` plus each stream's residual; or the reason why not."""
-        taken: list[Tensor] = []
-        for stream, part in zip(self.streams, self._split(tensor), strict=True):
-            residual = store.take(stream, part)
-            if isinstance(residual, Decision):
-                return residual
-            taken.append(residual)
-        return _residual.apply(tensor, taken[0] if len(taken) == 1 else torch.cat(taken, dim=self._batch))
 
     def _replaced(self, index: int, hidden: Tensor, image: Tensor) -> Tensor | None:
         """``hidden`` with its image tokens replaced."""
@@ -387,7 +388,12 @@ class Call:
         return self.stack.layouts[0].batch
 
     def _split(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        return tensor.chunk(len(self.streams), dim=self._batch) if len(self.streams) > 1 else (tensor,)
+        return split(tensor, len(self.streams), self._batch)
+
+
+def split(tensor: Tensor, count: int, dim: int) -> tuple[Tensor, ...]:
+    """``count`` equal parts of ``tensor`` along ``dim``."""
+    return tensor.chunk(count, dim=dim) if count > 1 else (tensor,)
 
 
 def _narrow(hidden: Tensor, front: int, back: int) -> Tensor:

@@ -17,9 +17,23 @@ from diffusers import MagCacheConfig  # noqa: E402
 
 STEPS = 14
 RATIOS = [1.0, 0.98, 1.01, 0.97, 0.99, 1.02, 0.96, 0.99, 0.98, 1.0, 0.95, 0.97, 0.99, 0.94]
-NAMES = (
-    "Flux Flux2 SD3 Wan QwenImage CogVideoX CogView4 HunyuanVideo HunyuanImage LTXVideo Mochi MotifVideo Kandinsky5 DiT PixArt"
-).split()
+NAMES = [
+    "Flux",
+    "Flux2",
+    "SD3",
+    "Wan",
+    "QwenImage",
+    "CogVideoX",
+    "CogView4",
+    "HunyuanVideo",
+    "HunyuanImage",
+    "LTXVideo",
+    "Mochi",
+    "MotifVideo",
+    "Kandinsky5",
+    "DiT",
+    "PixArt",
+]
 RIGHT = [case for case in CASES.values() if any(case.cls.startswith(f"{n}Transformer") for n in NAMES)]
 
 

@@ -1,10 +1,10 @@
-"""Beside what else people do to pipelines: adapters, offloading, casting, copies, threads, other caches, other kinds of pipelines.
+"""Beside what else people do to pipelines: adapters, offloading, casting, copies, threads, other caches, other kinds.
 
 Each is compared with the same thing done without magpolicy: bit for bit where nothing is skipped, and where something is, with
 the same steps skipped by hand.
 """
 
-import functools
+import itertools
 
 import pytest
 
@@ -17,9 +17,10 @@ accelerate = pytest.importorskip("accelerate", reason="accelerate is not install
 peft = pytest.importorskip("peft", reason="peft is not installed")
 
 from pipes import PIPES  # noqa: E402
+
 from reference import ByHand  # noqa: E402
 
-STEPS, MASK = 6, (1, 1, 0, 1, 0, 0)
+STEPS, MASK = 6, (True, True, False, True, False, False)
 SCHEDULE = Schedule.from_mask(MASK)
 NEVER = {"ratios": [1.0] * STEPS, "threshold": 0.0, "max_skips": 0, "retention": 0.0}
 FLUX, WAN, SD3 = PIPES["FluxPipeline"], PIPES["WanPipeline"], PIPES["StableDiffusion3Pipeline"]
@@ -95,6 +96,55 @@ DONE = [
 ]  # fmt: skip
 
 
-def mask_of(handle):
-    """Computed or not, step by step, in every stream."""
-    return {tuple(d.computes for d in row) for row in handle.report.schedule.decisions.values()}
+def masks(handle):
+    """Where each stream computed."""
+    return set(handle.report.schedule.masks)
+
+
+def plainly(case, way, folder, *done):
+    pipe = case.make()
+    for do in done:
+        do(pipe, folder)
+    return case.run(pipe, way, STEPS)
+
+
+def by_hand(case, way, folder, *done):
+    pipe = case.make()
+    for do in done:
+        do(pipe, folder)
+    with ByHand(case, pipe, way, STEPS, MASK):
+        return case.run(pipe, way, STEPS)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A new folder at each call: offloading to disk does not share one."""
+
+    counted = itertools.count()
+
+    def new():
+        folder = tmp_path / str(next(counted))
+        folder.mkdir()
+        return folder
+
+    return new
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("do", DONE, ids=lambda do: do.__name__)
+@pytest.mark.parametrize(("case", "way"), CASES)
+def test_what_is_done_to_a_pipeline_does_not_matter(case, way, do, when, folders):
+    """Also at the second call: pipelines take offloading off and put it on again after each."""
+    plain, expected = plainly(case, way, folders(), do), by_hand(case, way, folders(), do)
+    assert not torch.equal(plain, expected), "nothing is shown"
+    for settings, result in ((NEVER, plain), ({"schedule": SCHEDULE}, expected)):
+        pipe = case.make()
+        if when == "before":
+            do(pipe, folders())
+        with magpolicy.attach(pipe, **settings) as handle:
+            if when == "after":
+                do(pipe, folders())
+            for _ in range(2):
+                assert torch.equal(case.run(pipe, way, STEPS), result)
+                assert masks(handle) == {MASK if "schedule" in settings else (True,) * STEPS}
+        assert torch.equal(case.run(pipe, way, STEPS), plain)
