@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import diffusers
@@ -14,6 +14,7 @@ from magpolicy import AdapterError, AttachRequest, Curve, RunError
 from magpolicy_diffusers._denoiser import Denoiser
 from magpolicy_diffusers._loop import Driver, GivenRun, Loop, OwnLoop, PipelineCall
 from magpolicy_diffusers._pipeline import denoisers_of, model_of, unwatch, watch
+from magpolicy_torch._front import Original
 from magpolicy_torch._handle import Attached
 from magpolicy_torch._report import Report
 from magpolicy_torch._stack import BlockStack, visited
@@ -42,7 +43,7 @@ class Handle(Attached):
         super().__init__()
         self.target = target
         self.denoisers = tuple(Denoiser(module, request, self._forward) for module in modules.values())
-        self._pipe = None if isinstance(target, diffusers.ModelMixin) else target
+        self._pipe = None if isinstance(model_of(target), diffusers.ModelMixin) else target
         self._names = tuple(modules)
         self._request = request
         self._driver: ContextVar[Driver | None] = ContextVar("magpolicy_driver", default=None)
@@ -59,12 +60,12 @@ class Handle(Attached):
         """
         model = model_of(target)
         if isinstance(model, diffusers.ModelMixin):
-            handle = cls(model, {"model": cast("nn.Module", model)}, request)
+            handle = cls(target, {"model": target}, request)
         else:
             modules = denoisers_of(target)
             if not modules:
                 raise AdapterError(f"target={type(target).__name__} has no denoiser that is known; attach to its model instead")
-            handle = cls(target, modules, request)
+            handle = cls(target, {name: getattr(target, name) for name in modules}, request)
         watched = [] if handle._pipe is None else [(partial(watch, target, handle._call), partial(unwatch, target))]
         handle._install(*((d.install, d.remove) for d in handle.denoisers), *watched)
         return handle
@@ -183,11 +184,10 @@ class Handle(Attached):
         share = getattr(getattr(self._pipe, "config", None), "boundary_ratio", None)
         return float(share) if share is not None and len(self.denoisers) > 1 else None
 
-    def _forward(self, denoiser: Denoiser, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _forward(self, denoiser: Denoiser, original: Original, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """In place of each call of a denoiser."""
-        forward = partial(original, *args, **kwargs)
         if visited(denoiser.stack) or denoiser.arguments.fills_cache(args, kwargs):  # it calls itself, or is no step
-            return forward()
+            return original(*args, **kwargs)
         driver = self._driver.get()
         if driver is None:
             driver = OwnLoop(self._request)
@@ -198,11 +198,11 @@ class Handle(Attached):
             self._last = driver
         if loop is None:
             self._once(f"{denoiser.name} was called outside a run, so nothing is skipped: {driver.problem}", driver.problem)
-            return forward()
+            return original(*args, **kwargs)
         streams = self._streams_of(loop, denoiser, args, kwargs)
         before = len(loop.record.past_end)
         try:
-            result = loop.evaluate(denoiser, streams, forward)
+            result = loop.evaluate(denoiser, streams, original, args, kwargs)
         except BaseException:
             driver.failed()
             raise

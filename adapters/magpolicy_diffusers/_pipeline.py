@@ -9,6 +9,7 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import diffusers
+from magpolicy_torch._front import unwrapped as model_of
 from torch import nn
 
 _NAMES = ("transformer", "transformer_2", "transformer_3", "unconditional_transformer", "prior", "dit", "unet", "model")
@@ -21,11 +22,6 @@ def pipeline_kinds() -> tuple[type, ...]:
     """The classes whose instances are pipelines."""
     kinds = [diffusers.DiffusionPipeline, getattr(diffusers, "ModularPipeline", None)]
     return tuple(kind for kind in kinds if isinstance(kind, type))
-
-
-def model_of(value: Any) -> Any:
-    """``value``, or the model that ``torch.compile`` wrapped in it."""
-    return getattr(value, "_orig_mod", value)
 
 
 def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
