@@ -13,8 +13,8 @@ import diffusers
 from magpolicy import AdapterError, AttachRequest, Curve, RunError
 from magpolicy_diffusers._denoiser import Denoiser
 from magpolicy_diffusers._loop import Driver, GivenRun, Loop, OwnLoop, PipelineCall
-from magpolicy_diffusers._pipeline import denoisers_of, model_of, unwatch, watch
-from magpolicy_torch._front import Original
+from magpolicy_diffusers._pipeline import denoisers_of, unwatch, watch
+from magpolicy_torch._front import Original, unwrapped
 from magpolicy_torch._handle import Attached
 from magpolicy_torch._report import Report
 from magpolicy_torch._stack import BlockStack, visited
@@ -43,7 +43,7 @@ class Handle(Attached):
         super().__init__()
         self.target = target
         self.denoisers = tuple(Denoiser(module, request, self._forward) for module in modules.values())
-        self._pipe = None if isinstance(model_of(target), diffusers.ModelMixin) else target
+        self._pipe = None if isinstance(unwrapped(target), diffusers.ModelMixin) else target
         self._names = tuple(modules)
         self._request = request
         self._driver: ContextVar[Driver | None] = ContextVar("magpolicy_driver", default=None)
@@ -58,7 +58,7 @@ class Handle(Attached):
             AdapterError: it has no denoiser, is attached already, has another cache, or its blocks cannot be told.
             ArgumentError: an option that is not known here.
         """
-        model = model_of(target)
+        model = unwrapped(target)
         if isinstance(model, diffusers.ModelMixin):
             handle = cls(target, {"model": target}, request)
         else:
@@ -115,7 +115,8 @@ class Handle(Attached):
     @property
     def module(self) -> nn.Module:
         """The model attached to, of a pipeline its first denoiser."""
-        return self.denoisers[0].module
+        module: nn.Module = self.denoisers[0].module
+        return module
 
     @property
     def stack(self) -> BlockStack:

@@ -10,7 +10,8 @@ from attrs import field, frozen
 
 import magpolicy
 from magpolicy import PresetError
-from magpolicy_diffusers._pipeline import denoisers_of, model_of
+from magpolicy_diffusers._pipeline import denoisers_of
+from magpolicy_torch._front import unwrapped
 
 
 @frozen
@@ -76,7 +77,7 @@ def preset_of(target: Any) -> str | None:
     Raises:
         PresetError: none fits, or several do; the message says what to pass.
     """
-    model = model_of(target)
+    model = unwrapped(target)
     modules = list(denoisers_of(target).values()) or [model]
     for repo in _repos(target, *modules):
         if (name := _by_repo(repo)) is not None:

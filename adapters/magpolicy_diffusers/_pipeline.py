@@ -9,7 +9,7 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import diffusers
-from magpolicy_torch._front import unwrapped as model_of
+from magpolicy_torch._front import unwrapped
 from torch import nn
 
 _NAMES = ("transformer", "transformer_2", "transformer_3", "unconditional_transformer", "prior", "dit", "unet", "model")
@@ -26,7 +26,7 @@ def pipeline_kinds() -> tuple[type, ...]:
 
 def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
     """The pipeline's models that denoise, by component name: those of the names diffusers gives them."""
-    found = {name: model_of(getattr(pipe, name, None)) for name in _NAMES}
+    found = {name: unwrapped(getattr(pipe, name, None)) for name in _NAMES}
     return {name: cast("nn.Module", module) for name, module in found.items() if isinstance(module, diffusers.ModelMixin)}
 
 

@@ -35,6 +35,7 @@ def _ours(target: Any) -> bool:
     diffusers = sys.modules.get("diffusers")  # whoever made the object has imported it
     if diffusers is None:
         return False
-    from magpolicy_diffusers._pipeline import model_of, pipeline_kinds
+    from magpolicy_diffusers._pipeline import pipeline_kinds
+    from magpolicy_torch._front import unwrapped
 
-    return isinstance(target, (diffusers.ModelMixin, *pipeline_kinds())) or isinstance(model_of(target), diffusers.ModelMixin)
+    return isinstance(target, (diffusers.ModelMixin, *pipeline_kinds())) or isinstance(unwrapped(target), diffusers.ModelMixin)

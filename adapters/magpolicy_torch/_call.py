@@ -418,8 +418,8 @@ class Call:
 
 
 def image_of(stack: BlockStack, side: str | None, hidden: Tensor, after: Tensor, shape: torch.Size) -> Tensor | None:
-    """Of what the last block returned, ``after``, when it was given ``hidden``: the image tokens, in the ``shape`` they had when
-    they entered the stack. ``None`` if it cannot be told which they are."""
+    """Of what the last block returned, ``after``, when it was given ``hidden``: the image tokens, in the ``shape`` they entered
+    the stack with. ``None`` if it cannot be told which they are."""
     layout = stack.layouts[-1]
     if after.shape != hidden.shape:
         return None

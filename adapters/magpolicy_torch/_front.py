@@ -7,9 +7,10 @@ from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
-from torch import nn
 from torch._C._dynamo import eval_frame
 from torch._C._dynamo.eval_frame import set_eval_frame
+
+from torch import nn
 
 
 def _skip_code(code: CodeType) -> None:
@@ -20,18 +21,33 @@ def _skip_code(code: CodeType) -> None:
 # "Do not compile this frame, only those below", without importing torch._dynamo, which takes seconds.
 skip_code: Callable[[CodeType], None] = getattr(eval_frame, "skip_code", _skip_code)
 # Not in every torch: there, nobody counts.
-_count_frames: Callable[[int], int] = getattr(eval_frame, "set_fullgraph_compiled_frame_count", lambda count: count)
+_count_frames: Callable[[int], int] = getattr(eval_frame, "set_fullgraph_compiled_frame_count", lambda count: -1)
 
-Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+class Original:
+    """The call that was to be made."""
+
+    def __init__(self, kind: type, module: nn.Module, compiling: Any) -> None:
+        self.kind: Any = kind
+        """The module's class as found."""
+        self.compiling = compiling
+        """What ``torch.compile`` left here for the frames to come, or ``None``."""
+        self._module = module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return compiled(self.compiling, lambda: self.kind.__call__(self._module, *args, **kwargs))
+
+
+Around = Callable[[Original, tuple[Any, ...], dict[str, Any]], Any]
 """``(original call, args, kwargs) -> result``"""
 
 
 class Front:
     """Hands each call of ``module`` to ``around``.
 
-    Calling an object looks at its class, so the module gets a class of its own: its class, and a ``__call__``. That is further out
-    than anything that may stand around ``forward`` (hooks, offloading), and outside of what ``torch.compile`` compiles. A copy,
-    also a pickled one, is of the class as found.
+    Calling an object looks at its class, so the module gets a class of its own: its class, and a ``__call__``. That is further
+    out than anything that may stand around ``forward`` (hooks, offloading), and outside of what ``torch.compile`` compiles. A
+    copy, also a pickled one, is of the class as found.
     """
 
     def __init__(self, module: nn.Module, around: Around, wrapper: nn.Module | None = None) -> None:
@@ -45,7 +61,7 @@ class Front:
         found = self._found = type(self._module)
 
         def __call__(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
-            # torch.compile comes here when it has wrapped the module. What follows decides; it is for Python, not to be compiled.
+            # torch.compile comes here when it has wrapped the module. What follows decides, and is not to be compiled.
             compiling = set_eval_frame(None)
             try:
                 if self._around is None or module is not self._module:
@@ -83,20 +99,6 @@ def unwrapped(value: Any) -> Any:
     return getattr(value, "_orig_mod", value)
 
 
-class Original:
-    """The call that was to be made."""
-
-    def __init__(self, kind: type, module: nn.Module, compiling: Any) -> None:
-        self.kind = kind
-        """The module's class as found."""
-        self.compiling = compiling
-        """What ``torch.compile`` left here for the frames to come, or ``None``."""
-        self._module = module
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return compiled(self.compiling, lambda: self.kind.__call__(self._module, *args, **kwargs))
-
-
 def compiled(callback: Any, call: Callable[[], Any]) -> Any:
     """``call()``, its frames compiled as ``callback`` does it; ``None`` compiles nothing."""
     if callback is None:
@@ -114,15 +116,15 @@ def uncompiled(callback: Any, call: Callable[[], Any]) -> Any:
     result = call()
     if callback is not None:
         # fullgraph=True asks for at least one compiled frame, or it takes this for a mistake.
-        before = _count_frames(1)
-        if before < 0:  # not asked for
-            _count_frames(before)
+        counted = _count_frames(-1)
+        if counted >= 0:  # a count under way is not set but begun
+            _count_frames(counted + 1)
     return result
 
 
-def _reduced_as(kind: type) -> Callable[[Any, Any], Any]:
+def _reduced_as(kind: Any) -> Callable[[Any, Any], Any]:
     def __reduce_ex__(self: Any, protocol: Any) -> Any:  # noqa: N807
-        reduced = kind.__reduce_ex__(self, protocol)
+        reduced: Any = kind.__reduce_ex__(self, protocol)
         if not isinstance(reduced, tuple) or reduced[1][:1] != (type(self),):
             return reduced
         # Not copyreg's __newobj__, which insists on the object's present class.

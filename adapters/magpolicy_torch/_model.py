@@ -1,8 +1,8 @@
 """A module that is attached to, called in the quickest way that is known to be right.
 
-The first computed call of a kind is watched, block by block (``_call``). What it showed serves every call that looks like it: its
-computed calls only note what goes into the stack and what comes out, its skips leave out the blocks, also the loop over them
-where nothing happens in between. The first such skip is made in both ways and compared.
+The first computed call of a kind is watched, block by block (``_call``). What it showed serves every call that looks like it:
+computed calls only note what goes into the stack and what comes out, skips leave out the blocks, also the loop over them where
+nothing happens in between. The first such skip is made in both ways and compared.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -22,11 +21,18 @@ from magpolicy_torch._call import Call, Run, differences, evaluate, image_of, wa
 from magpolicy_torch._front import Original, uncompiled
 from magpolicy_torch._layout import Learned
 from magpolicy_torch._parts import Build, Probe, Read, Skipped, Tap, Tapped, narrow, version
-from magpolicy_torch._stack import BlockStack, Unwatched, current, visiting
+from magpolicy_torch._stack import BlockStack, Unwatched, current, enter, leave
 from magpolicy_torch._twin import Home, NoTwinError, Twin, homes_of
 from torch import Tensor, nn
 
 _KINDS_KEPT = 64  # kinds of calls that are remembered: shapes, switches, optional arguments
+
+WAYS = {
+    "last": "only the last list holds a block, which is first and last",
+    "short": "every list holds one block",
+    "full": "every block is called, and returns what it is given",
+}
+"""How a skip can be made, quickest first."""
 
 Contents = dict[str, dict[str, nn.Module]]
 
@@ -62,8 +68,20 @@ class Understood:
     also: Like | None
     touched: frozenset[int]
     """Blocks before which something happens."""
+    _shares: list[Like] | None = None
     skipping: str | None = None
-    """``"short"``: without the loop over the blocks; ``"full"``: with it; ``"watched"``; ``None``: not tried out yet."""
+    """One of the :data:`WAYS`, or ``"watched"``; ``None``: not tried out yet."""
+
+    def entered(self, image: Tensor) -> None:
+        """``image`` went into the stack just now: autocast or another device may make another tensor of the same arguments."""
+        if image.dtype != self.image.dtype or image.device != self.image.device or image.shape != self.image.shape:
+            self.image, self._shares = Like.of(image), None
+
+    def shares(self, count: int, batch: int) -> list[Like]:
+        """What each of ``count`` streams has in it."""
+        if self._shares is None:
+            self._shares = self.image.shared(count, batch)
+        return self._shares
 
     @classmethod
     def of(cls, call: Call) -> Understood | None:
@@ -94,6 +112,24 @@ class _Twins:
         return self.made[name]
 
 
+class _Lent:
+    """Twins out of those that are idle. No generator: this is on the way of every call. A list's pop and append are atomic."""
+
+    def __init__(self, idle: list[_Twins]) -> None:
+        self._idle = idle
+
+    def __enter__(self) -> _Twins:
+        try:
+            self._twins = self._idle.pop()
+        except IndexError:
+            self._twins = _Twins()
+        return self._twins
+
+    def __exit__(self, *_: object) -> None:
+        self._twins.tap.clear()
+        self._idle.append(self._twins)
+
+
 class Model:
     """A module and its stack.
 
@@ -108,6 +144,8 @@ class Model:
         self._known: dict[Any, Understood] = {}
         self._idle: dict[Any, list[_Twins]] = {}
         self._lock = threading.Lock()
+        self.unwatched = Unwatched(stack)
+        self.everything = tuple(range(len(stack)))
 
     def evaluate(
         self,
@@ -137,18 +175,12 @@ class Model:
                 self._idle.pop(oldest, None)
             self._known[kind] = understood
 
-    @contextmanager
-    def twins(self, kind: Any) -> Iterator[_Twins]:
-        """Twins for one call of this kind. They are kept: a compiled twin is to be the same one again."""
-        with self._lock:
+    def twins(self, kind: Any) -> _Lent:
+        """Twins for one call of this kind, in a with block. They are kept: a compiled twin is to be the same one again."""
+        idle = self._idle.get(kind)
+        if idle is None:
             idle = self._idle.setdefault(kind, [])
-            twins = idle.pop() if idle else _Twins()
-        try:
-            yield twins
-        finally:
-            twins.tap.clear()
-            with self._lock:
-                idle.append(twins)
+        return _Lent(idle)
 
     def probing(self, original: Original) -> Twin | None:
         """A twin whose blocks report to the call under way."""
@@ -171,29 +203,36 @@ class Model:
             parts[self._homes[index]] = part
         return Twin(self.module, original.kind, self._contents(parts))
 
-    def skipping(self, original: Original, understood: Understood, tap: Tap, *, short: bool) -> Twin | None:
-        """A twin that skips; ``short``: its lists hold no more blocks than need to be called. ``None`` if that cannot be."""
+    def skipping(self, original: Original, understood: Understood, tap: Tap, way: str) -> Twin | None:
+        """A twin that skips in one of the :data:`WAYS`; ``None`` if it cannot."""
         assert self._homes is not None
-        runs = list(_runs(self._homes[: len(self.stack)])) if short else [list(range(len(self.stack)))]
-        if self.stack.beside or (short and not self._may_be_short(runs, understood)):
+        count = len(self.stack)
+        runs = [list(range(count))] if way == "full" else list(_runs(self._homes[:count]))
+        if self.stack.beside or (way != "full" and not self._clear(runs, understood)):
             return None
-        last = len(self.stack) - 1
-        kept = {index for run in runs for index in (run[0], *({last} & set(run)))} if short else set(runs[0])
+        if way == "last":
+            kept = [count - 1]
+        elif way == "short":
+            kept = sorted({run[0] for run in runs} | {count - 1})
+        else:
+            kept = runs[0]
         parts: dict[Home, nn.Module] = {}
-        for index in sorted(kept):
+        for index in kept:
             part = Skipped(
                 self.stack.blocks[index], tap, understood.reads[index], understood.builds[index],
                 self.stack.layouts[index], understood.learned.side,
             )  # fmt: skip
-            part.first, part.last = index == 0, index == last
+            part.first, part.last = index == kept[0], index == kept[-1]
             parts[self._homes[index]] = part
-        contents = self._contents(parts)
-        if short:
-            contents = {path: {home.name: part for home, part in parts.items() if home.path == path} for path in contents}
-            contents = {path: {str(n): part for n, part in enumerate(held.values())} for path, held in contents.items()}
+        if way == "full":
+            return Twin(self.module, original.kind, self._contents(parts))
+        contents = {}
+        for path in (self._homes[run[0]].path for run in runs):
+            held = [part for home, part in parts.items() if home.path == path]
+            contents[path] = {str(place): part for place, part in enumerate(held)}
         return Twin(self.module, original.kind, contents)
 
-    def _may_be_short(self, runs: Sequence[Sequence[int]], understood: Understood) -> bool:
+    def _clear(self, runs: Sequence[Sequence[int]], understood: Understood) -> bool:
         """Whether every list of blocks is run from end to end with nothing in between."""
         assert self._homes is not None
         paths = [self._homes[run[0]].path for run in runs]
@@ -279,11 +318,14 @@ class _Calling:
         understood = self.model.known(self.kind)
         if understood is None or not self.run.unsupported.isdisjoint(self.streams):
             return None
-        with self.model.twins(self.kind) as twins, visiting(Unwatched(self.model.stack)):
-            try:
+        visit = enter(self.model.unwatched)
+        try:
+            with self.model.twins(self.kind) as twins:
                 return self._skip(understood, twins) if skip else (self._compute(understood, twins), None)
-            except NoTwinError:
-                return None
+        except NoTwinError:
+            return None
+        finally:
+            leave(visit)
 
     def _compute(self, understood: Understood, twins: _Twins) -> Any:
         copied = understood.learned.in_place is not False
@@ -294,7 +336,7 @@ class _Calling:
         residuals = self._residuals(understood, twins.tap, copied=copied)
         if residuals is None:
             self.run.unsupported.update(self.streams)
-        self.run.keep(self.streams, residuals or {}, range(len(self.model.stack)))
+        self.run.keep(self.streams, residuals or {}, self.model.everything)
         return result
 
     def _residuals(self, understood: Understood, tap: Tap, *, copied: bool) -> dict[str, tuple[Tensor, ...]] | None:
@@ -314,20 +356,18 @@ class _Calling:
         pairs = [(after, before)]
         if tap.also_before is not None and tap.also_after is not None:
             pairs.append((tap.also_after, tap.also_before))
-        understood.image = Like.of(before)
+        understood.entered(before)
         return differences(self.streams, pairs, layout.batch)
 
     def _skip(self, understood: Understood, twins: _Twins) -> tuple[Any, Decision | None] | None:
-        run, streams, stack = self.run, self.streams, self.model.stack
-        everything = tuple(range(len(stack)))
-        if understood.skipping == "watched" or any(run.seen.get(stream) != everything for stream in streams):
+        seen, everything = self.run.seen, self.model.everything
+        if understood.skipping == "watched" or any(seen.get(stream) != everything for stream in self.streams):
             return None
         if understood.skipping is None:
             return self._try_out(understood, twins)
         reason = self._load(understood, twins.tap)
         if reason is None:
-            short = understood.skipping == "short"
-            make = partial(self.model.skipping, self.original, understood, twins.tap, short=short)
+            make = partial(self.model.skipping, self.original, understood, twins.tap, understood.skipping)
             twin = twins.get(understood.skipping, make)
             assert twin is not None
             result = twin(self.original.compiling, self.args, self.kwargs)
@@ -340,7 +380,7 @@ class _Calling:
     def _load(self, understood: Understood, tap: Tap) -> Decision | None:
         """Have the residuals ready; or the reason why not."""
         run, streams, batch = self.run, self.streams, self.model.stack.layouts[0].batch
-        taken = run.taken(streams, understood.image.shared(len(streams), batch), run.store, batch)
+        taken = run.taken(streams, understood.shares(len(streams), batch), run.store, batch)
         if isinstance(taken, Decision):
             return taken
         tap.residual = taken
@@ -352,15 +392,15 @@ class _Calling:
         return None
 
     def _try_out(self, understood: Understood, twins: _Twins) -> tuple[Any, Decision | None]:
-        """The first skip of its kind: watched, and then in the quicker ways, the first of which to give just the same is taken."""
+        """The first skip of its kind: watched, and then in the quicker ways; the first that gives just the same is taken."""
         model, tap, callback = self.model, twins.tap, self.original.compiling
         result, revised = watched(self.run, self.streams, self.watched, self, skip=True)
         understood.skipping = "watched"
         if revised is not None or self._load(understood, tap) is not None:
             return result, revised
         devices = [tensor.device for tensor in (tap.residual,) if tensor is not None and tensor.is_cuda]
-        for name in ("short", "full"):
-            twin = model.skipping(self.original, understood, tap, short=name == "short")
+        for name in WAYS:
+            twin = model.skipping(self.original, understood, tap, name)
             if twin is None:
                 continue
             with torch.random.fork_rng(devices), contextlib.suppress(Exception):

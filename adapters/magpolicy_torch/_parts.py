@@ -77,6 +77,8 @@ class Build:
     fields: tuple[str, ...]
     spread: bool
     """One prompt goes in for a batch of images, and comes out once an image."""
+    plain: bool | None = None
+    """For the common case, a tuple of hidden states and text: whether the text comes first."""
 
     @classmethod
     def of(cls, form: Form, at: Place) -> Build | None:
@@ -88,12 +90,16 @@ class Build:
         if -1 in order:
             return None
         text = None if at.text is None or at.text >= len(form.shapes) else form.shapes[at.text]
-        return cls(form.kind, False, order, form.fields, text is not None and text != form.given[1])
+        spread = text is not None and text != form.given[1]
+        plain = order[0] == 1 if form.kind is tuple and sorted(order, key=str) == [0, 1] and not spread else None
+        return cls(form.kind, False, order, form.fields, spread, plain)
 
     def __call__(self, hidden: Tensor, text: Tensor | None, also: Tensor | None) -> Any:
         """A result of these streams."""
         if self.bare:
             return hidden
+        if self.plain is not None:
+            return (text, hidden) if self.plain else (hidden, text)
         if self.spread and text is not None:
             text = text.expand(hidden.shape[0], *text.shape[1:])
         streams = (hidden, text, also)
@@ -168,8 +174,8 @@ class Tapped(Part):
 
 
 class Skipped(Part):
-    """A block of a skip. The first one makes the stack's output of its input, which goes on as it is; the last one returns the
-    output, text in its place."""
+    """A block of a skip: the first one makes the stack's output of its input, which goes on as it is; the last one returns the
+    output, text in its place. One block can be both, where nothing happens to the hidden states in between."""
 
     def __init__(self, block: nn.Module, tap: Tap, read: Read, build: Build, layout: Layout, side: str | None) -> None:
         super().__init__(block)
@@ -181,30 +187,41 @@ class Skipped(Part):
         tap = self.tap
         hidden, text, also = self.read(args, kwargs)
         if self.first:
-            front, back = (0 if n == "auto" else n for n in (self.layout.prefix, self.layout.suffix))
-            tap.image = _added(tap, narrow(hidden, front, back), tap.residual)
-            tap.also = None if also is None or tap.also_residual is None else _added(tap, also, tap.also_residual)
-        if self.last:
-            out = None if tap.image is None else replaced(hidden, tap.image, self.layout, self.side)
-            if out is None:
-                tap.void = True
-                out = hidden
-            return self.build(out, text, also if tap.also is None else tap.also)
-        if self.first:
+            tap.image = self._output(hidden, tap)
+            if also is not None and tap.also_residual is not None:
+                tap.also = _added(tap, also, tap.also_residual)
             # The host may add to these in place between blocks; what it passed in stays its own.
-            hidden, text, also = (None if t is None else t.clone() for t in (hidden, text, also))
-        return self.build(hidden, text, also)
+            text = None if text is None else text.clone()
+        if not self.last:
+            if self.first:
+                hidden, also = hidden.clone(), None if also is None else also.clone()
+            return self.build(hidden, text, also)
+        out = None if tap.image is None else replaced(hidden, tap.image, self.layout, self.side)
+        if out is None:
+            tap.void = True
+            out = hidden
+        return self.build(out, text, also if tap.also is None else tap.also)
+
+    def _output(self, hidden: Tensor, tap: Tap) -> Tensor | None:
+        """What the stack gives for ``hidden``, its image tokens only."""
+        residual = tap.residual
+        if residual is None:
+            return None
+        if hidden.shape != residual.shape:
+            found = bounds(self.layout, self.side, hidden, residual.shape)
+            hidden = hidden if found is None else narrow(hidden, *found)
+        return _added(tap, hidden, residual)
 
 
-def _added(tap: Tap, tensor: Tensor, residual: Tensor | None) -> Tensor:
-    if residual is None or (residual.shape, residual.dtype, residual.device) != (tensor.shape, tensor.dtype, tensor.device):
+def _added(tap: Tap, tensor: Tensor, residual: Tensor) -> Tensor:
+    if residual.shape != tensor.shape or residual.dtype != tensor.dtype or residual.device != tensor.device:
         tap.void = True
         return tensor
     return _residual.apply(tensor, residual)
 
 
 def bounds(layout: Layout, side: str | None, hidden: Tensor, image: torch.Size) -> tuple[int, int] | None:
-    """Text tokens before and after the image tokens of ``hidden``, given the shape of those; ``None`` if that cannot be told."""
+    """Text tokens before and after the image tokens of ``hidden``, whose shape is given; ``None`` if that cannot be told."""
     if hidden.shape == image and layout.open:
         return 0, 0
     if hidden.ndim != 3 or len(image) != 3:

@@ -48,8 +48,6 @@ _claimed: WeakSet[nn.Module] = WeakSet()
 class Unwatched:
     """A call of ``stack`` in which the blocks are on their own."""
 
-    echoes = None
-
     def __init__(self, stack: BlockStack) -> None:
         self.stack = stack
 
@@ -60,8 +58,12 @@ class Unwatched:
     beside = block
 
 
+# A with block of its own would be a tenth of what a skip may cost.
+enter, leave = _current.set, _current.reset
+
+
 @contextmanager
-def visiting(call: Call | Unwatched) -> Iterator[None]:
+def visiting(call: Call) -> Iterator[None]:
     """Blocks of ``call.stack`` that run inside ask ``call`` what to do."""
     token = _current.set(call)
     try:
@@ -90,7 +92,7 @@ class _BlockPatch(Patch):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = _current.get()
-        if call is None or call.stack is not self._stack or self._around is None:
+        if call is None or call.stack is not self._stack or self._around is None or isinstance(call, Unwatched):
             return self._original(*args, **kwargs)
         index = self._index
         echo = None if call.echoes is None else call.echoes.get(index)

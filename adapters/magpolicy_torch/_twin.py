@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from operator import is_
 from types import MethodType
 from typing import Any
 
@@ -45,20 +46,22 @@ def homes_of(root: nn.Module, blocks: Sequence[nn.Module]) -> tuple[Home, ...] |
 class Twin:
     """``root``, in which the modules at the paths of ``contents`` hold what is said there; at the path ``""``, hold it too.
 
-    Everything but that is shared: parameters, buffers, submodules. What the forward sets on the twin is carried over to ``root``.
+    Everything but that is shared: parameters, buffers, submodules. What the forward sets on it is carried over to ``root``.
     """
 
     def __init__(self, root: nn.Module, kind: type, contents: Mapping[str, Mapping[str, nn.Module]]) -> None:
         self._root, self._kind = root, kind
         self._overlay = dict(contents.get("", {}))
         made: dict[str, nn.Module] = {}
-        for path in sorted({p for path in contents for p in _prefixes(path)}, key=len, reverse=True):
+        for path in sorted({p for held in contents for p in _prefixes(held)}, key=len, reverse=True):
             source = root.get_submodule(path)
             below = {name: made[f"{path}.{name}"] for name in source._modules if f"{path}.{name}" in made}
             made[path] = _like(source, type(source), {**contents.get(path, source._modules), **below})
         self._overlay |= {path: module for path, module in made.items() if "." not in path}
         self.module = _like(root, kind, {})
         self._compiled: tuple[Any, Any] | None = None
+        self._seen: dict[str, Any] = {}
+        self._left: dict[str, Any] = {}
 
     def __call__(self, callback: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call it; frames are compiled as ``callback`` does it.
@@ -66,23 +69,25 @@ class Twin:
         Raises:
             NoTwinError: somebody stands around the forward who would call ``root``'s.
         """
-        before = self._refresh()
+        if not _same(self._root.__dict__, self._seen):
+            self._follow()
         module = self.module
         try:
-            return compiled(callback, lambda: module(*args, **kwargs))
+            return module(*args, **kwargs) if callback is None else compiled(callback, lambda: module(*args, **kwargs))
         finally:
-            self._carry_over(before)
+            if not _same(module.__dict__, self._left):
+                self._carry_over()
 
     def watched(self, callback: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The same with nothing compiled but what the blocks compile themselves."""
-        before = self._refresh()
+        self._follow()
         self.module.__dict__.pop("_compiled_call_impl", None)
         try:
             return uncompiled(callback, lambda: self.module(*args, **kwargs))
         finally:
-            self._carry_over(before)
+            self._carry_over()
 
-    def _refresh(self) -> dict[str, Any]:
+    def _follow(self) -> None:
         """Be as ``root`` is now: its attributes and hooks change over time."""
         root, attributes = self._root.__dict__, self.module.__dict__
         forward = root.get("forward")
@@ -96,7 +101,7 @@ class Twin:
         own = root.get("_compiled_call_impl")
         if own is not None:
             attributes["_compiled_call_impl"] = self._compile_as(own)
-        return dict(attributes)
+        self._seen, self._left = dict(root), dict(attributes)
 
     def _rebound(self, forward: Any) -> Any:
         """An instance's own ``forward``, for the twin."""
@@ -118,11 +123,18 @@ class Twin:
             self._compiled = own, cells["self"].cell_contents(self.module._call_impl)
         return self._compiled[1]
 
-    def _carry_over(self, before: Mapping[str, Any]) -> None:
+    def _carry_over(self) -> None:
+        """What the forward has set is the module's."""
         root = self._root.__dict__
         for name, value in self.module.__dict__.items():
-            if value is not before.get(name, self):
+            if value is not self._left.get(name, self) and name != "_compiled_call_impl":
                 root[name] = value
+        self._seen = {}  # to follow it next time
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether both hold the same objects; compares no contents."""
+    return len(one) == len(other) and all(map(is_, one.values(), other.values()))
 
 
 def _like(source: nn.Module, kind: type, modules: Mapping[str, Any]) -> nn.Module:
