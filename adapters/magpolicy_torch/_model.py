@@ -315,6 +315,9 @@ class _Calling:
         return uncompiled(original.compiling, lambda: original.kind.__call__(model.module, *self.args, **self.kwargs))
 
     def quick(self, *, skip: bool) -> tuple[Any, Decision | None] | None:
+        if not skip and self.run.unsupported.issuperset(self.streams):
+            self.run.keep(self.streams, {}, ())
+            return self.original(*self.args, **self.kwargs), None  # nothing to be learnt from watching
         understood = self.model.known(self.kind)
         if understood is None or not self.run.unsupported.isdisjoint(self.streams):
             return None
