@@ -107,6 +107,9 @@ class Way(Protocol):
     def quick(self, *, skip: bool) -> tuple[Any, Decision | None] | None:
         """The result, and why a skip was computed after all; ``None``: watch this call."""
 
+    def plain(self) -> Any:
+        """The result of the call as it is, nothing noted."""
+
     def learn(self, call: Call) -> None:
         """A computed call was watched, and understood."""
 
@@ -141,7 +144,7 @@ def evaluate(
     session = run.session
     if min(map(session.remaining, streams)) <= 0:
         run.record.past_end.extend(streams)
-        return forward()
+        return forward() if way is None else way.plain()
     decision = session.decide(list(streams), step=step, sigma=sigma)
     lap = Lap()
     try:

@@ -295,6 +295,13 @@ class _Calling:
             if understood is not None:
                 self.model.remember(self.kind, understood)
 
+    def plain(self) -> Any:
+        visit = enter(self.model.unwatched)
+        try:
+            return self.original(*self.args, **self.kwargs)
+        finally:
+            leave(visit)
+
     def watched(self) -> Any:
         """The call, its blocks reporting to the call under way."""
         model, original = self.model, self.original
@@ -317,7 +324,7 @@ class _Calling:
     def quick(self, *, skip: bool) -> tuple[Any, Decision | None] | None:
         if not skip and self.run.unsupported.issuperset(self.streams):
             self.run.keep(self.streams, {}, ())
-            return self.original(*self.args, **self.kwargs), None  # nothing to be learnt from watching
+            return self.plain(), None  # there is nothing to be learnt from watching
         understood = self.model.known(self.kind)
         if understood is None or not self.run.unsupported.isdisjoint(self.streams):
             return None
