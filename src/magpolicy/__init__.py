@@ -28,6 +28,7 @@ from magpolicy._simulate import Sweep, SweepRow, simulate, sweep
 
 if TYPE_CHECKING:
     from magpolicy._attach import AttachRequest, attach
+    from magpolicy._compile import CompileRequest, compile
     from magpolicy._plugins import PluginInfo, manager, plugins
     from magpolicy._preset_file import load_preset, save_preset
     from magpolicy.hookspecs import hookimpl
@@ -37,8 +38,10 @@ __version__ = "0.1.0"
 # Imported when first used: pluggy's search for plugins would double what the import costs beyond numpy.
 _LATE = {
     "AttachRequest": "_attach",
+    "CompileRequest": "_compile",
     "PluginInfo": "_plugins",
     "attach": "_attach",
+    "compile": "_compile",
     "hookimpl": "hookspecs",
     "load_preset": "_preset_file",
     "manager": "_plugins",
@@ -64,6 +67,7 @@ __all__ = [
     "AdapterError",
     "ArgumentError",
     "AttachRequest",
+    "CompileRequest",
     "Curve",
     "Decision",
     "MagPolicy",
@@ -83,6 +87,7 @@ __all__ = [
     "TraceEntry",
     "__version__",
     "attach",
+    "compile",
     "hookimpl",
     "load_preset",
     "manager",

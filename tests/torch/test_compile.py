@@ -245,3 +245,40 @@ def test_threads_share_a_compiled_model():
         for output, wanted in zip(outputs, expected, strict=True):
             torch.testing.assert_close(output, wanted, rtol=1e-5, atol=1e-6)
     assert len(found) == 3
+
+
+@pytest.mark.parametrize("region", ["blocks", "model"])
+@pytest.mark.parametrize("make", [own, flux], ids=lambda f: f.__name__)
+def test_compile_compiles_as_the_host_does(make, region):
+    model, counter = made(make), CompileCounterWithBackend("eager")
+    bare = copy.deepcopy(model)
+    with magpolicy.attach(bare, schedule=Schedule.from_mask(MASKS[0])) as handle:
+        expected = run(handle, bare, bare)
+    with magpolicy.attach(model, schedule=Schedule.from_mask(MASKS[0])) as handle:
+        assert magpolicy.compile(model, region=region, backend=counter, fullgraph=True) is model
+        for found, wanted in zip(run(handle, model, model), expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert 0 < counter.frame_count <= (2 if region == "model" else 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"region": "layers"}, "region='layers' is not known; use one of 'blocks', 'model'"),
+        ({"backend": "inducter"}, "backend='inducter' is none of torch.compile's; try 'inductor'"),
+        ({"mode": "max-autotuned"}, "mode='max-autotuned' is none of inductor's; try 'max-autotune'"),
+        ({"mode": "reduce-overhead", "options": {}}, "leave one of them out"),
+        ({"mode": "reduce-overhead", "backend": "eager"}, "mode='reduce-overhead' is for backend='inductor', not 'eager'"),
+    ],
+)
+def test_what_cannot_be_compiled_so_is_said_and_nothing_is(settings, message):
+    model = own()
+    with pytest.raises(magpolicy.ArgumentError) as error:
+        magpolicy.compile(model, **settings)
+    assert message in str(error.value)
+    assert all(module._compiled_call_impl is None for module in model.modules())
+
+
+def test_only_models_are_compiled():
+    with pytest.raises(magpolicy.AdapterError, match="target="):
+        magpolicy.compile("a model")
