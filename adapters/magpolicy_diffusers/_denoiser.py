@@ -55,7 +55,7 @@ class Denoiser:
 
     def must_compute(self) -> bool:
         """Whether nothing may be skipped for now: another cache was enabled since, or the backward pass runs blocks again."""
-        return checkpointing(self.module) or getattr(self.module, "is_cache_enabled", False)
+        return checkpointing(self.module) or (self._named is not None and self.module.is_cache_enabled)
 
     def install(self) -> None:
         """Put the patches on."""

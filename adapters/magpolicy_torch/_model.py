@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from attrs import Factory, define, field, frozen
+from attrs import Factory, define, frozen
 
 import torch
 from magpolicy import Decision
@@ -102,6 +102,8 @@ class Understood:
 class _Twins:
     """The twins of one kind of call, for one call at a time."""
 
+    idle: list[_Twins]
+    """Where they go after it."""
     tap: Tap = Factory(Tap)
     made: dict[str, Twin | None] = Factory(dict)
 
@@ -111,23 +113,10 @@ class _Twins:
             self.made[name] = make()
         return self.made[name]
 
-
-class _Lent:
-    """Twins out of those that are idle. No generator: this is on the way of every call. A list's pop and append are atomic."""
-
-    def __init__(self, idle: list[_Twins]) -> None:
-        self._idle = idle
-
-    def __enter__(self) -> _Twins:
-        try:
-            self._twins = self._idle.pop()
-        except IndexError:
-            self._twins = _Twins()
-        return self._twins
-
-    def __exit__(self, *_: object) -> None:
-        self._twins.tap.clear()
-        self._idle.append(self._twins)
+    def give_back(self) -> None:
+        """The call is over."""
+        self.tap.clear()
+        self.idle.append(self)
 
 
 class Model:
@@ -175,12 +164,15 @@ class Model:
                 self._idle.pop(oldest, None)
             self._known[kind] = understood
 
-    def twins(self, kind: Any) -> _Lent:
-        """Twins for one call of this kind, in a with block. They are kept: a compiled twin is to be the same one again."""
+    def lend(self, kind: Any) -> _Twins:
+        """Twins for one call of this kind, to be given back. They are kept: a compiled twin is to be the same one again."""
         idle = self._idle.get(kind)
         if idle is None:
             idle = self._idle.setdefault(kind, [])
-        return _Lent(idle)
+        try:
+            return idle.pop()  # atomic, as append is
+        except IndexError:
+            return _Twins(idle)
 
     def probing(self, original: Original) -> Twin | None:
         """A twin whose blocks report to the call under way."""
@@ -269,20 +261,27 @@ def _runs(homes: Sequence[Home]) -> Iterator[list[int]]:
     yield run
 
 
-@define(eq=False)
 class _Calling:
     """One call of a model."""
 
-    model: Model
-    run: Run
-    streams: Sequence[str]
-    original: Original
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    kind: Any = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.kind = (len(self.streams), torch.is_inference_mode_enabled(), _shown(self.args), _shown(self.kwargs))
+    def __init__(
+        self,
+        model: Model,
+        run: Run,
+        streams: Sequence[str],
+        original: Original,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.model, self.run, self.streams = model, run, streams
+        self.original, self.args, self.kwargs = original, args, kwargs
+        # What makes a call one of its kind: shapes, switches, and which of the optional arguments are given; no contents.
+        self.kind = (
+            len(streams),
+            torch.is_inference_mode_enabled(),
+            _shown(args) if args else (),
+            *[(n, v.shape, v.dtype, v.device) if isinstance(v, Tensor) else (n, _shown(v)) for n, v in kwargs.items()],
+        )
 
     @property
     def learned(self) -> Learned | None:
@@ -310,13 +309,14 @@ class _Calling:
             if call is None:
                 return original(*self.args, **self.kwargs)
             return call.block(0, original, self.args, self.kwargs)
-        with model.twins(None) as twins:
+        twins = model.lend(None)
+        try:
             probing = twins.get("probing", lambda: model.probing(original))
             if probing is not None:
-                try:
+                with contextlib.suppress(NoTwinError):
                     return probing.watched(original.compiling, self.args, self.kwargs)
-                except NoTwinError:
-                    pass
+        finally:
+            twins.give_back()
         # Somebody calls the module's own forward from within: its blocks have to be patched.
         model.stack.install_once()
         return uncompiled(original.compiling, lambda: original.kind.__call__(model.module, *self.args, **self.kwargs))
@@ -328,13 +328,13 @@ class _Calling:
         understood = self.model.known(self.kind)
         if understood is None or not self.run.unsupported.isdisjoint(self.streams):
             return None
-        visit = enter(self.model.unwatched)
+        visit, twins = enter(self.model.unwatched), self.model.lend(self.kind)
         try:
-            with self.model.twins(self.kind) as twins:
-                return self._skip(understood, twins) if skip else (self._compute(understood, twins), None)
+            return self._skip(understood, twins) if skip else (self._compute(understood, twins), None)
         except NoTwinError:
             return None
         finally:
+            twins.give_back()
             leave(visit)
 
     def _compute(self, understood: Understood, twins: _Twins) -> Any:
@@ -371,15 +371,20 @@ class _Calling:
 
     def _skip(self, understood: Understood, twins: _Twins) -> tuple[Any, Decision | None] | None:
         seen, everything = self.run.seen, self.model.everything
-        if understood.skipping == "watched" or any(seen.get(stream) != everything for stream in self.streams):
+        if understood.skipping == "watched":
             return None
+        for stream in self.streams:
+            if seen.get(stream) != everything:
+                return None
         if understood.skipping is None:
             return self._try_out(understood, twins)
         reason = self._load(understood, twins.tap)
         if reason is None:
-            make = partial(self.model.skipping, self.original, understood, twins.tap, understood.skipping)
-            twin = twins.get(understood.skipping, make)
-            assert twin is not None
+            twin = twins.made.get(understood.skipping)
+            if twin is None:
+                twin = self.model.skipping(self.original, understood, twins.tap, understood.skipping)
+                assert twin is not None
+                twins.made[understood.skipping] = twin
             result = twin(self.original.compiling, self.args, self.kwargs)
             if not twins.tap.void:
                 return result, None
@@ -434,7 +439,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _shown(value: Any) -> Any:
-    """What makes a call one of its kind: shapes, switches, and which of the optional arguments are given; no contents."""
+    """What of an argument makes the call one of its kind."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype, value.device
     if isinstance(value, Mapping):

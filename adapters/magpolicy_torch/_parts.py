@@ -57,13 +57,11 @@ class Read:
     def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any, Any]:
         """Hidden states, text, and the second stream; ``None`` for what is not passed."""
         hidden, text, also = self.sources
-        return _at(hidden, args, kwargs), _at(text, args, kwargs), _at(also, args, kwargs)
-
-
-def _at(source: Source, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    if source is None:
-        return None
-    return kwargs[source] if isinstance(source, str) else args[source]
+        return (
+            None if hidden is None else kwargs[hidden] if isinstance(hidden, str) else args[hidden],
+            None if text is None else kwargs[text] if isinstance(text, str) else args[text],
+            None if also is None else kwargs[also] if isinstance(also, str) else args[also],
+        )
 
 
 @frozen
@@ -184,37 +182,34 @@ class Skipped(Part):
         self.first = self.last = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        tap = self.tap
+        tap, residual = self.tap, self.tap.residual
         hidden, text, also = self.read(args, kwargs)
         if self.first:
-            tap.image = self._output(hidden, tap)
+            # The host may write to these between blocks; what it passed in stays its own.
+            text = None if text is None else text.clone()
+            image = hidden
+            if residual is not None and hidden.shape != residual.shape:
+                found = bounds(self.layout, self.side, hidden, residual.shape)
+                image = hidden if found is None else narrow(hidden, *found)
+            tap.image = _added(tap, image, residual)
             if also is not None and tap.also_residual is not None:
                 tap.also = _added(tap, also, tap.also_residual)
-            # The host may add to these in place between blocks; what it passed in stays its own.
-            text = None if text is None else text.clone()
         if not self.last:
             if self.first:
                 hidden, also = hidden.clone(), None if also is None else also.clone()
             return self.build(hidden, text, also)
-        out = None if tap.image is None else replaced(hidden, tap.image, self.layout, self.side)
-        if out is None:
-            tap.void = True
-            out = hidden
+        out = tap.image
+        if out is None or out.shape != hidden.shape:
+            out = None if out is None else replaced(hidden, out, self.layout, self.side)
+            if out is None:
+                tap.void = True
+                out = hidden
         return self.build(out, text, also if tap.also is None else tap.also)
 
-    def _output(self, hidden: Tensor, tap: Tap) -> Tensor | None:
-        """What the stack gives for ``hidden``, its image tokens only."""
-        residual = tap.residual
-        if residual is None:
-            return None
-        if hidden.shape != residual.shape:
-            found = bounds(self.layout, self.side, hidden, residual.shape)
-            hidden = hidden if found is None else narrow(hidden, *found)
-        return _added(tap, hidden, residual)
 
-
-def _added(tap: Tap, tensor: Tensor, residual: Tensor) -> Tensor:
-    if residual.shape != tensor.shape or residual.dtype != tensor.dtype or residual.device != tensor.device:
+def _added(tap: Tap, tensor: Tensor, residual: Tensor | None) -> Tensor:
+    fits = residual is not None and residual.shape == tensor.shape and residual.dtype == tensor.dtype
+    if residual is None or not fits or residual.device != tensor.device:
         tap.void = True
         return tensor
     return _residual.apply(tensor, residual)
