@@ -1,19 +1,21 @@
 """What a calibration run measures: inner products of residuals, summed on their device while the model runs.
 
-Hold errors, forecast coefficients and forecast errors all follow from these (:class:`magpolicy.Calibration`), so the residuals of
-the last few evaluations are all that is held, and one batched product a stream is all that is computed.
+Hold errors, forecast coefficients and forecast errors all follow from these (:class:`magpolicy.Calibration`), so the residuals
+of the last few evaluations are all that is held, and one batched product a stream is all that is computed.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from attrs import Factory, define
 
 import torch
-from magpolicy import ArgumentError, Calibration, Curve, StreamMoments
+from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, RunError, Session, StreamMoments
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -89,6 +91,10 @@ class Moments:
         self.window, self.tokens, self.offload, self.reduce = window, tokens, offload, reduce
         self.problem = ""
         """Why what was measured is of no use; empty when it is."""
+        self.stopped = False
+        """Whether the run ended by an exception."""
+        self.about: dict[str, Any] = {}
+        """What the residuals themselves say of where they come from."""
         self._streams: dict[str, _Stream] = {}
         self._pairs: dict[tuple[str, str], _Pair] = {}
         self._chosen: dict[tuple[int, torch.device], Tensor] = {}
@@ -111,12 +117,18 @@ class Moments:
             if entry is None:
                 window = new.new_zeros(len(new), self.window + 1, new.shape[1])
                 entry = self._streams[stream] = _Stream(window, [-1] * (self.window + 1), residual.shape)
+                self.note(residual=residual)
+                self.about["dtype"] = str(residual.dtype).removeprefix("torch.")
             step = (entry.steps[-1] + 1 if entry.steps else 0) if step is None else step
             if residual.shape != entry.shape:
                 was, now = tuple(entry.shape), tuple(residual.shape)
                 self.problem = f"the residual of {stream!r} has shape {now} at step {step}, {was} before; keep the resolution"
                 return
             self._compare(stream, entry, new, step)
+
+    def note(self, **tensors: Any) -> None:
+        """Have the shape of each of ``tensors`` stand in the calibration's provenance."""
+        self.about.update({name: list(tensor.shape) for name, tensor in tensors.items() if isinstance(tensor, Tensor)})
 
     def _tokens_of(self, residual: Tensor, channel_dim: int) -> Tensor:
         """``(tokens, channels)``, of those that are looked at."""
@@ -200,9 +212,12 @@ class Moments:
         streams = {name: self._measured(name) for name in self.whole}
         cross = {pair: self._crossed(pair) for pair in self._pairs if set(pair) <= set(streams)}
         looked_at, total = self._looked_at
-        seen = {"samples": 1, "tokens": looked_at, "tokens_of": total}
+        seen = {"samples": 1, "tokens": looked_at, "tokens_of": total, **self.about}
+        missed = [name for name in self._streams if name not in streams]
+        if missed:
+            seen["streams_left_out"] = missed
         return Calibration(
-            sigmas=tuple(map(float, sigmas)), streams=streams, cross=cross, provenance={**seen, **(provenance or {})}
+            sigmas=tuple(map(float, sigmas)), streams=streams, cross=cross, provenance={**(provenance or {}), **seen}
         )
 
     def _check(self) -> None:
@@ -224,7 +239,9 @@ class Moments:
         bad = ~np.isfinite(rows).all(axis=1)
         if bad.any():
             step = entry.steps[int(bad.argmax())]
-            raise ArgumentError(f"calibrate=True: the residual of {name!r} is not finite at step {step}; check the model's dtype")
+            raise ArgumentError(
+                f"calibrate=True: the residual of {name!r} is not finite at step {step}; check the model's dtype"
+            )
         ratio, squared, distance, ratios, distances = rows[1:, slots:].T
         if (ratios == 0).any():
             step = entry.steps[int((ratios == 0).argmax())]
@@ -259,12 +276,65 @@ class Moments:
         return values[:-1].reshape(table.shape), float(values[-1])
 
 
+def moments_for(request: AttachRequest) -> Moments | None:
+    """What measures a run asked for by ``request``; ``None`` if it is no calibration."""
+    if not request.calibrate:
+        return None
+    return Moments(window=request.window, tokens=request.tokens, offload=request.offload, reduce=request.reduce)
+
+
+def measured(what: str, moments: Moments | None, unsupported: bool) -> Moments:
+    """What a run has measured.
+
+    Raises:
+        RunError: nothing, and why; the message begins with ``what``.
+    """
+    if moments is None:
+        raise RunError(f"{what}: this handle does not calibrate; attach with calibrate=True")
+    if unsupported or not (moments.steps or moments.problem):
+        raise RunError(f"{what}: the blocks could not be followed; describe them with blocks=BlockStack(..., layout=...)")
+    return moments
+
+
+def calibrated(moments: Moments, session: Session, provenance: Mapping[str, Any]) -> Calibration:
+    """The calibration of a run that is through.
+
+    Raises:
+        RunError: it was stopped, is not over, or its noise levels do not fall.
+        ArgumentError: its residuals make no calibration.
+    """
+    steps, count = moments.steps, session.steps
+    done = steps[-1] + 1 if steps else 0
+    short = [name for name, number in moments.evaluations.items() if number < len(steps)] if moments.stopped else []
+    if not moments.problem and (done < count or short):
+        which = f" ({', '.join(short)}: fewer)" if short else ""
+        raise RunError(
+            f"calibration: the run got to step {done} of {count}{which} and was not finished; let a run go to its end, or "
+            "give the number of steps it really has"
+        )
+    levels = {entry.step: entry.sigma for entry in session.trace if entry.stream == moments.whole[0]} if steps else {}
+    known = [sigma for step in steps if (sigma := levels.get(step)) is not None]
+    if len(known) < len(steps):
+        return moments.calibration([1 - step / count for step in steps], {**provenance, "sigmas": "assumed"})
+    if any(after >= before for before, after in itertools.pairwise(known)):
+        raise RunError(
+            "calibration: the noise levels do not fall at every evaluation, as with second-order samplers; calibrate with a "
+            "scheduler of first order: the calibration then serves both"
+        )
+    return moments.calibration(known, provenance)
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The installed versions of magpolicy, torch and ``packages``, for a calibration's provenance."""
+    return {name: metadata.version(name) for name in ("magpolicy", "torch", *packages)}
+
+
 def _inner(window: Tensor, new: Tensor) -> Tensor:
-    """Inner products over channels: ``(tokens, slots, channels)`` by ``(tokens, channels)`` to ``(tokens, slots)``, in float32."""
+    """Inner products over channels in float32: ``(tokens, slots, channels)`` by ``(tokens, channels)``."""
     if window.dtype in (torch.float32, torch.float64):
         return torch.matmul(window, new.unsqueeze(-1)).squeeze(-1)
     size = max(1, _CHUNK // (window.shape[1] * window.shape[2]))
-    parts = zip(window.split(size), new.split(size), strict=True)
+    parts = [(window[i : i + size], new[i : i + size]) for i in range(0, len(new), size)]
     return torch.cat([torch.matmul(w.float(), n.float().unsqueeze(-1)).squeeze(-1) for w, n in parts])
 
 

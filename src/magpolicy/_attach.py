@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -44,7 +44,13 @@ class AttachRequest:
     storage_dtype: Any = None
     """The dtype residuals are stored in; ``None``: as they come."""
     calibrate: bool = False
-    """Compute every step and measure the curve."""
+    """Compute every step and measure the residuals."""
+    window: int = 12
+    """Calibrating: evaluations back that residuals are compared over."""
+    tokens: int | None = 4096
+    """Calibrating: tokens that are looked at, at most; ``None``: all."""
+    reduce: Callable[[Any], Any] | None = None
+    """Calibrating: adds up a tensor of sums over ranks that share the tokens."""
 
     def session(
         self, steps: int | None = None, sigmas: Sequence[float] | None = None, *, expert_step: int | None = None
@@ -90,6 +96,9 @@ def attach(
     offload: str | None = None,
     storage_dtype: Any = None,
     calibrate: bool = False,
+    window: int = 12,
+    tokens: int | None = 4096,
+    reduce: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Attach a policy to a model, and return a handle.
 
@@ -111,7 +120,11 @@ def attach(
         scope: ``"stack"`` skips the block stack, ``"model"`` the whole model (U-Nets, black boxes).
         offload: ``"cpu"`` keeps residuals in CPU memory between uses.
         storage_dtype: dtype to store residuals in.
-        calibrate: compute every step and measure the curve, ``handle.curve``.
+        calibrate: compute every step and measure the residuals: ``handle.calibration``, and ``handle.curve`` of it.
+        window: calibrating, compare residuals over this many evaluations back; that many are held per stream.
+        tokens: calibrating, look at no more than this many tokens, chosen at random once; ``None`` looks at all.
+        reduce: calibrating where ranks share the tokens (sequence parallelism), what adds up a tensor over ranks, in place or
+            as its result, such as ``torch.distributed.all_reduce``. Every rank then has to read ``handle.calibration``.
 
     Returns:
         The adapter's handle: ``.run(steps=...)``, ``.stream(name)``, ``.report``, ``.detach()``, and a context manager.
@@ -170,5 +183,8 @@ def attach(
         offload=offload,
         storage_dtype=storage_dtype,
         calibrate=calibrate,
+        window=window,
+        tokens=tokens,
+        reduce=reduce,
     )
     return _plugins.attach(target, request)
