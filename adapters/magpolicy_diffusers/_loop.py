@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, Session
 from magpolicy_diffusers._arguments import Times
 from magpolicy_diffusers._branches import Branches
 from magpolicy_diffusers._steps import Levels, SchedulerClock, TimestepClock
-from magpolicy_torch._calibrating import Moments, calibrated, measured, moments_for
+from magpolicy_torch._calibrating import Moments, calibrated, curve_of, measured, moments_for
 from magpolicy_torch._call import Run, evaluate
 from magpolicy_torch._report import Record, Report
 from magpolicy_torch._store import ResidualStore
@@ -78,10 +77,7 @@ class Loop:
     @property
     def curve(self) -> Curve:
         """As :attr:`Handle.curve`."""
-        moments = self._measured("curve")
-        levels = [e.sigma for e in self.session.trace if e.stream == moments.whole[0] and e.sigma is not None]
-        falling = len(levels) == len(moments.steps) and all(a > b for a, b in itertools.pairwise(levels))
-        return moments.curve(levels if falling else None)
+        return curve_of(self._measured("curve"), self.session)
 
     def calibration(self, provenance: Mapping[str, Any]) -> Calibration:
         """As :attr:`Handle.calibration`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from magpolicy_torch._calibrating import versions
@@ -16,7 +17,7 @@ def provenance(pipe: Any, model: Any) -> dict[str, Any]:
     found = {
         "model": type(model).__name__,
         "pipeline": None if pipe is None else type(pipe).__name__,
-        "repo": next(repos(pipe, model), None),
+        "repo": next(map(_shown, repos(pipe, model)), None),
         "scheduler": None if scheduler is None else type(scheduler).__name__,
         "shift": shift(scheduler),
         "guidance": guidance(pipe),
@@ -31,6 +32,12 @@ def repos(*objects: Any) -> Iterator[str]:
         name = getattr(thing, "name_or_path", None) or config_of(thing).get("_name_or_path")
         if name:
             yield str(name)
+
+
+def _shown(repo: str) -> str:
+    """A repo id as it is, of a local path its last part: the rest is nobody else's business."""
+    path = Path(repo)
+    return path.name if path.is_absolute() or path.exists() or repo.count("/") != 1 else repo
 
 
 def config_of(thing: Any) -> Mapping[str, Any]:

@@ -312,16 +312,38 @@ def calibrated(moments: Moments, session: Session, provenance: Mapping[str, Any]
             f"calibration: the run got to step {done} of {count}{which} and was not finished; let a run go to its end, or "
             "give the number of steps it really has"
         )
-    levels = {entry.step: entry.sigma for entry in session.trace if entry.stream == moments.whole[0]} if steps else {}
-    known = [sigma for step in steps if (sigma := levels.get(step)) is not None]
-    if len(known) < len(steps):
+    known = _levels(moments, session)
+    if known is None:
         return moments.calibration([1 - step / count for step in steps], {**provenance, "sigmas": "assumed"})
-    if any(after >= before for before, after in itertools.pairwise(known)):
+    if not _falling(known):
         raise RunError(
             "calibration: the noise levels do not fall at every evaluation, as with second-order samplers; calibrate with a "
             "scheduler of first order: the calibration then serves both"
         )
     return moments.calibration(known, provenance)
+
+
+def curve_of(moments: Moments, session: Session) -> Curve:
+    """The curve of a run, with its noise levels where they are known and fall.
+
+    Raises:
+        ArgumentError: its residuals make none.
+    """
+    known = _levels(moments, session)
+    return moments.curve(known if known is not None and _falling(known) else None)
+
+
+def _levels(moments: Moments, session: Session) -> list[float] | None:
+    """The noise level of each evaluation, if all are known."""
+    if not moments.steps:
+        return None
+    levels = {entry.step: entry.sigma for entry in session.trace if entry.stream == moments.whole[0]}
+    known = [sigma for step in moments.steps if (sigma := levels.get(step)) is not None]
+    return known if len(known) == len(moments.steps) else None
+
+
+def _falling(levels: Sequence[float]) -> bool:
+    return all(after < before for before, after in itertools.pairwise(levels))
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, Curve, RunError
-from magpolicy_torch._calibrating import calibrated, measured, moments_for, versions
+from magpolicy_torch._calibrating import calibrated, curve_of, measured, moments_for, versions
 from magpolicy_torch._call import Run, evaluate
 from magpolicy_torch._patch import Patch
 from magpolicy_torch._report import Report
@@ -237,7 +237,7 @@ class Handle(Attached):
             ArgumentError: the residuals make no curve (another resolution midway, NaN).
         """
         run = self._current("curve")
-        return measured("curve", run.moments, bool(run.unsupported)).curve(run.session.sigmas)
+        return curve_of(measured("curve", run.moments, bool(run.unsupported)), run.session)
 
     @property
     def calibration(self) -> Calibration:
