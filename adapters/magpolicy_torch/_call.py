@@ -62,11 +62,21 @@ class Run:
         forecast for each; or the reason why not."""
         taken: list[Tensor] = []
         for stream, part in zip(streams, split(tensor, len(streams), batch), strict=True):
-            residual = store.take(stream, part, self.session.coefficient(stream))
+            coefficient = self.session.coefficient(stream)
+            residual = store.take(stream, part, coefficient)
             if isinstance(residual, Decision):
                 return residual
+            if coefficient:
+                self.record.forecast(self.session.step(stream), stream, store.held(stream))
             taken.append(residual)
         return _residual.apply(tensor, taken[0] if len(taken) == 1 else torch.cat(taken, dim=batch))
+
+    def make_room(self, streams: Sequence[str]) -> None:
+        """Before these streams compute: let go of what no step after this one can use."""
+        for stream in streams:
+            older = max(self.session.keeps(stream) - 1, 0)
+            self.store.trim(stream, older)
+            self.also.trim(stream, older)
 
     def keep(self, call: Call) -> None:
         """Store what a computed call gave, and what it leaves of use from before."""
@@ -115,6 +125,8 @@ def evaluate(
     try:
         revised = run.hindrance(streams) if decision.skip else None
         call = Call(run, streams, skip=decision.skip and revised is None)
+        if not call.skipping:
+            run.make_room(streams)
         with visiting(call):
             result = forward()
         revised = revised or call.revised
