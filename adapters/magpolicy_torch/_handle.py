@@ -197,7 +197,7 @@ class Handle(Attached):
             raise RunError("run(): a run is under way here; leave its with block first")
         request = self._request
         with self._under_way():
-            session = request.session(steps, sigmas)
+            session = request.session(steps, sigmas, start=start)
             store = ResidualStore(request.offload, request.storage_dtype)
             moments = moments_for(request)
             run = Run(self.stack, session, store, moments, channel_dim=1 if self.stack.scope == "model" else -1)

@@ -13,6 +13,7 @@ from magpolicy import _checks, _plugins
 from magpolicy._calibration import Calibration
 from magpolicy._curve import Curve
 from magpolicy._errors import ArgumentError
+from magpolicy._planner import Planner
 from magpolicy._presets import Preset
 from magpolicy._schedule import Schedule
 from magpolicy._semantics import Semantics
@@ -52,8 +53,17 @@ class AttachRequest:
     reduce: Callable[[Any], Any] | None = None
     """Calibrating: adds up a tensor of sums over ranks that share the tokens."""
 
+    planner: Planner | None = None
+    """Makes each run's schedule when it begins, in place of the rule."""
+
     def session(
-        self, steps: int | None = None, sigmas: Sequence[float] | None = None, *, expert_step: int | None = None
+        self,
+        steps: int | None = None,
+        sigmas: Sequence[float] | None = None,
+        *,
+        expert_step: int | None = None,
+        start: int = 0,
+        guidance: float | None = None,
     ) -> Session:
         """A session for one run.
 
@@ -61,6 +71,8 @@ class AttachRequest:
             steps: evaluations per stream.
             sigmas: or their noise levels.
             expert_step: the run's first step of the second expert, where the model has two and the settings do not say.
+            start: position in the run of the first evaluation, for a plan.
+            guidance: the run's guidance scale, for a plan, where the host knows it.
 
         Raises:
             ArgumentError: no number of steps is known, or the settings do not fit it.
@@ -69,7 +81,13 @@ class AttachRequest:
             steps = self.steps
         if steps is None and sigmas is None and (self.calibrate or self.setup.preset is not None):
             raise ArgumentError("steps=None: how long is the run? try handle.run(steps=28)")
-        return Session.from_setup(self.setup.switching(expert_step), steps, sigmas)
+        if self.planner is None:
+            return Session.from_setup(self.setup.switching(expert_step), steps, sigmas)
+        steps, known = self.setup.length(steps, sigmas)
+        if not 0 <= start < steps:
+            raise ArgumentError(f"start={start} lies outside this run of {steps} steps; use 0 to {steps - 1}")
+        schedule = self.planner.schedule(steps, known, start=start, expert_step=expert_step, guidance=guidance)
+        return Session.from_setup(set_up(schedule), steps, known)
 
 
 def attach(
@@ -91,6 +109,9 @@ def attach(
     expert_step: int | None = None,
     forecast: str | None = None,
     damping: float | None = None,
+    speedup: float | None = None,
+    computed: int | None = None,
+    error: float | None = None,
     blocks: Any = None,
     scope: str = "stack",
     offload: str | None = None,
@@ -104,7 +125,9 @@ def attach(
 
     The installed adapters are asked in turn who can drive ``target``. One of ``preset``, ``ratios``, ``curve``,
     ``calibration``, ``schedule`` or ``calibrate=True`` says what is decided; with none of them, the adapters are asked for the
-    preset of a model they know. The other settings are those of :func:`magpolicy.simulate`.
+    preset of a model they know. With a target (``speedup``, ``computed`` or ``error``) each run follows a plan made for its
+    noise levels when it begins, see :func:`magpolicy.plan`; without one the published rule decides, and the other settings are
+    those of :func:`magpolicy.simulate`.
 
     Args:
         target: a diffusers pipeline or model, a ``torch.nn.Module``, or what another installed adapter knows.
@@ -116,6 +139,9 @@ def attach(
         steps: steps of a run, where nothing else tells (a pipeline's scheduler does); ``run(steps=...)`` overrides it.
         forecast: ``"hold"``, ``"linear"`` or ``"calibrated"``; a planned schedule's own by default, else hold.
         damping: factor on the linear forecast, 0 to 1.
+        speedup: plan for at least this many evaluations per computed one; >= 1.
+        computed: or for this number of computed evaluations.
+        error: or for a bound on the expected relative error of every skip.
         blocks: the block stack; by default it is found.
         scope: ``"stack"`` skips the block stack, ``"model"`` the whole model (U-Nets, black boxes).
         offload: ``"cpu"`` keeps residuals in CPU memory between uses.
@@ -154,24 +180,23 @@ def attach(
         raise ArgumentError(f"ratios={ratios!r} must be numbers; try preset={str(ratios)!r}")
     _checks.one_of("scope", scope, SCOPES)
     _checks.one_of("offload", offload, (None, "cpu"))
-    setup = (
-        always_compute()
-        if calibrate
-        else set_up(
-            next(iter(given.values())),
-            threshold=threshold,
-            max_skips=max_skips,
-            retention=retention,
-            start_step=start_step,
-            end_step=end_step,
-            forced=forced,
-            semantics=semantics,
-            expert_step=expert_step,
-            forecast=forecast,
-            damping=damping,
-        )
-    )
-    if steps is not None:
+    source = next(iter(given.values()), None)
+    rule = {"threshold": threshold, "start_step": start_step or None, "end_step": end_step, "semantics": semantics}
+    shared = {"max_skips": max_skips, "retention": retention, "forced": forced, "expert_step": expert_step}
+    shared |= {"forecast": forecast, "damping": damping}
+    planner = Planner.of(source, rule, speedup=speedup, computed=computed, error=error, **shared)
+    if planner is not None and (schedule is not None or calibrate):
+        which = "schedule" if schedule is not None else "calibrate=True"
+        raise ArgumentError(f"{which} given: it leaves nothing to plan; leave speedup, computed and error out")
+    if calibrate:
+        setup = always_compute()
+    elif planner is not None:  # the ratios alone are read, by those who read noise levels off a scheduler
+        setup = set_up(source, threshold=0.0, max_skips=0, retention=0.0)
+    else:
+        setup = set_up(source, threshold=threshold, start_step=start_step, end_step=end_step, semantics=semantics, **shared)
+    if steps is not None and planner is not None:
+        planner.schedule(_checks.steps(steps, example="28"), None)
+    elif steps is not None:
         setup.policies(*setup.length(_checks.steps(steps, example="28"), None))
     elif ratios is not None or schedule is not None:
         steps = setup.length(None, None)[0]
@@ -186,5 +211,6 @@ def attach(
         window=window,
         tokens=tokens,
         reduce=reduce,
+        planner=planner,
     )
     return _plugins.attach(target, request)
