@@ -31,7 +31,7 @@ class Loop:
         self.step = start
         self.scope = request.scope
         self._runs: dict[Denoiser, Run] = {}
-        self.moments = moments_for(request)
+        self.moments = moments_for(request, session.steps)
         self._before: frozenset[str] = frozenset()
         session.begin(start)
 

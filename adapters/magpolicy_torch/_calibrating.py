@@ -7,6 +7,7 @@ of the last few evaluations are all that is held, and one batched product a stre
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
 Reduce = Callable[[Tensor], Any]
 """Adds up a tensor of float64 sums over ranks, in place or as its result: ``torch.distributed.all_reduce``."""
 
-WINDOW = 12
-"""Evaluations back that residuals are compared over, unless it is said otherwise."""
-TOKENS = 4096
+WINDOW, SHARE = 12, 0.45
+"""Evaluations back that residuals are compared over, unless it is said otherwise: at least so many, and that share of a run. A
+calibration of many steps serves runs of few, whose steps are further apart."""
+TOKENS = 2048
 """Tokens that are looked at, unless it is said otherwise."""
 _CHUNK = 2**22  # elements that are widened at a time
 _EXTRA = ("ratio", "ratio squared", "distance", "ratios", "distances")  # sums beside the inner products
@@ -276,11 +278,12 @@ class Moments:
         return values[:-1].reshape(table.shape), float(values[-1])
 
 
-def moments_for(request: AttachRequest) -> Moments | None:
-    """What measures a run asked for by ``request``; ``None`` if it is no calibration."""
+def moments_for(request: AttachRequest, steps: int = 1) -> Moments | None:
+    """What measures a run of so many steps asked for by ``request``; ``None`` if it is no calibration."""
     if not request.calibrate:
         return None
-    return Moments(window=request.window, tokens=request.tokens, offload=request.offload, reduce=request.reduce)
+    window = min(max(WINDOW, math.ceil(SHARE * steps)), max(steps - 1, 1)) if request.window is None else request.window
+    return Moments(window=window, tokens=request.tokens, offload=request.offload, reduce=request.reduce)
 
 
 def measured(what: str, moments: Moments | None, unsupported: bool) -> Moments:

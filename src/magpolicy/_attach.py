@@ -46,9 +46,9 @@ class AttachRequest:
     """The dtype residuals are stored in; ``None``: as they come."""
     calibrate: bool = False
     """Compute every step and measure the residuals."""
-    window: int = 12
-    """Calibrating: evaluations back that residuals are compared over."""
-    tokens: int | None = 4096
+    window: int | None = None
+    """Calibrating: evaluations back that residuals are compared over; ``None``: the adapter's choice."""
+    tokens: int | None = 2048
     """Calibrating: tokens that are looked at, at most; ``None``: all."""
     reduce: Callable[[Any], Any] | None = None
     """Calibrating: adds up a tensor of sums over ranks that share the tokens."""
@@ -117,8 +117,8 @@ def attach(
     offload: str | None = None,
     storage_dtype: Any = None,
     calibrate: bool = False,
-    window: int = 12,
-    tokens: int | None = 4096,
+    window: int | None = None,
+    tokens: int | None = 2048,
     reduce: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Attach a policy to a model, and return a handle.
@@ -147,7 +147,8 @@ def attach(
         offload: ``"cpu"`` keeps residuals in CPU memory between uses.
         storage_dtype: dtype to store residuals in.
         calibrate: compute every step and measure the residuals: ``handle.calibration``, and ``handle.curve`` of it.
-        window: calibrating, compare residuals over this many evaluations back; that many are held per stream.
+        window: calibrating, compare residuals over this many evaluations back, and hold that many per stream; by default 45 %
+            of the run, at least 12.
         tokens: calibrating, look at no more than this many tokens, chosen at random once; ``None`` looks at all.
         reduce: calibrating where ranks share the tokens (sequence parallelism), what adds up a tensor over ranks, in place or
             as its result, such as ``torch.distributed.all_reduce``. Every rank then has to read ``handle.calibration``.
@@ -182,7 +183,7 @@ def attach(
     _checks.one_of("offload", offload, (None, "cpu"))
     source = next(iter(given.values()), None)
     rule = {"threshold": threshold, "start_step": start_step or None, "end_step": end_step, "semantics": semantics}
-    shared = {"max_skips": max_skips, "retention": retention, "forced": forced, "expert_step": expert_step}
+    shared: dict[str, Any] = {"max_skips": max_skips, "retention": retention, "forced": forced, "expert_step": expert_step}
     shared |= {"forecast": forecast, "damping": damping}
     planner = Planner.of(source, rule, speedup=speedup, computed=computed, error=error, **shared)
     if planner is not None and (schedule is not None or calibrate):

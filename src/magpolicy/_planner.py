@@ -82,8 +82,6 @@ def whole(part: Schedule) -> Schedule:
     before = part.first_step
     rows = dict(zip(part.streams, part.masks, strict=True))
     masks = {name: (True,) * before + mask for name, mask in rows.items()}
-    coefficients = {
-        name: (0.0,) * before + row for name, row in zip(part.streams, part.coefficients, strict=True)
-    }
+    coefficients = {name: (0.0,) * before + row for name, row in zip(part.streams, part.coefficients, strict=True)}
     errors = {name: (0.0,) * before + row for name, row in zip(part.streams, part.modelled, strict=True)}
     return Schedule.from_mask(masks, coefficients=coefficients, errors=errors)

@@ -1,4 +1,4 @@
-"""Forecasts through real pipelines: what they return is what the same pipeline returns with forecast residuals put in by hand."""
+"""Forecasts through real pipelines: they return what the same pipeline returns with forecast residuals put in by hand."""
 
 import pytest
 

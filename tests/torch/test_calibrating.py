@@ -270,7 +270,17 @@ def test_settings(wrong, plain):
 
 def test_defaults_are_those_of_attach():
     request = {field.name: field.default for field in magpolicy.AttachRequest.__attrs_attrs__}
-    assert (Moments().window, Moments().tokens) == (request["window"], request["tokens"])
+    assert Moments().tokens == request["tokens"]
+    assert request["window"] is None
+
+
+@pytest.mark.parametrize(("steps", "window"), [(2, 1), (9, 8), (20, 12), (28, 13), (50, 23)])
+def test_the_window_spans_a_share_of_the_run(plain, steps, window):
+    with magpolicy.attach(plain.module, calibrate=True) as handle:
+        with handle.run(steps=steps):
+            for _ in range(steps):
+                plain()
+        assert handle.calibration.window == window
 
 
 # Through a handle

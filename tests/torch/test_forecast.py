@@ -328,9 +328,8 @@ def test_a_rule_with_forecasts(plain, forecast):
 def test_gradient_modes(plain, mode):
     context = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode}[mode]
     plain.module.requires_grad_(True)
-    with magpolicy.attach(plain.module, schedule=schedule()) as handle:
-        with handle.run(), context():
-            found = [plain(key) for key in range(6)]
+    with magpolicy.attach(plain.module, schedule=schedule()) as handle, handle.run(), context():
+        found = [plain(key) for key in range(6)]
     plain.module.requires_grad_(False)
     with magpolicy.attach(plain.module, schedule=schedule()) as handle, handle.run():
         for key in range(6):
