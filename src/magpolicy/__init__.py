@@ -18,6 +18,7 @@ from magpolicy._errors import (
     MissingExtraError,
     PluginWarning,
     PresetError,
+    PresetWarning,
     RunError,
 )
 from magpolicy._policy import MagPolicy
@@ -29,7 +30,9 @@ from magpolicy._simulate import Sweep, SweepRow, simulate, sweep
 
 if TYPE_CHECKING:
     from magpolicy._attach import AttachRequest, attach
-    from magpolicy._plan import plan
+    from magpolicy._calibration_file import load_calibration
+    from magpolicy._library import keep, library
+    from magpolicy._plan import plan, trade_off
     from magpolicy._plugins import PluginInfo, manager, plugins
     from magpolicy._preset_file import load_preset, save_preset
     from magpolicy.hookspecs import hookimpl
@@ -42,11 +45,15 @@ _LATE = {
     "PluginInfo": "_plugins",
     "attach": "_attach",
     "hookimpl": "hookspecs",
+    "keep": "_library",
+    "library": "_library",
+    "load_calibration": "_calibration_file",
     "load_preset": "_preset_file",
     "plan": "_plan",
     "manager": "_plugins",
     "plugins": "_plugins",
     "save_preset": "_preset_file",
+    "trade_off": "_plan",
 }
 
 
@@ -77,6 +84,7 @@ __all__ = [
     "PluginWarning",
     "Preset",
     "PresetError",
+    "PresetWarning",
     "RunError",
     "Schedule",
     "Semantics",
@@ -89,6 +97,9 @@ __all__ = [
     "__version__",
     "attach",
     "hookimpl",
+    "keep",
+    "library",
+    "load_calibration",
     "load_preset",
     "manager",
     "plan",
@@ -100,4 +111,5 @@ __all__ = [
     "semantics_names",
     "simulate",
     "sweep",
+    "trade_off",
 ]

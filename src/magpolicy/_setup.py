@@ -12,7 +12,7 @@ from magpolicy import _checks
 from magpolicy._calibration import Calibration
 from magpolicy._curve import Curve
 from magpolicy._errors import ArgumentError
-from magpolicy._forecast import FORECASTS, Forecast, Hold, Linear, Measured, Planned
+from magpolicy._forecast import Forecast, Hold, Linear, Measured, Planned, check_forecast
 from magpolicy._policy import MagPolicy, Policy, ScheduledPolicy, check_rule
 from magpolicy._presets import Preset, preset
 from magpolicy._schedule import Schedule
@@ -180,17 +180,6 @@ def _setting(name: str, value: Any, known: Preset | None, example: str) -> Any:
         whose = f"preset {known.name!r} has no published {name}" if known else "ratios alone carry no settings"
         raise ArgumentError(f"{name}=None: {whose}; try {name}={example}")
     return published
-
-
-def check_forecast(forecast: Any, damping: Any) -> tuple[str | None, float]:
-    """The two settings of forecasts, checked; ``None``: as the source says."""
-    if forecast is not None:
-        _checks.one_of("forecast", forecast, FORECASTS)
-    if damping is None:
-        return forecast, 1.0
-    if forecast != "linear":
-        raise ArgumentError(f"damping={_checks._short(damping)} is for forecast='linear'; leave damping out")
-    return forecast, _checks.number("damping", damping, 0, 1, example="0.5")
 
 
 def _of_schedule(schedule: Schedule, forecast: str | None, damping: float, **settings: Any) -> Setup:
