@@ -201,7 +201,7 @@ class Moments:
         """What was measured. Under sequence parallelism every rank has to call it.
 
         Args:
-            sigmas: noise level of each evaluation, strictly decreasing.
+            sigmas: noise level of each evaluation.
             provenance: where it comes from; what was looked at is added.
 
         Raises:
@@ -303,7 +303,7 @@ def calibrated(moments: Moments, session: Session, provenance: Mapping[str, Any]
     """The calibration of a run that is through.
 
     Raises:
-        RunError: it was stopped, is not over, or its noise levels do not fall.
+        RunError: it was stopped, or is not over.
         ArgumentError: its residuals make no calibration.
     """
     steps, count = moments.steps, session.steps
@@ -318,11 +318,6 @@ def calibrated(moments: Moments, session: Session, provenance: Mapping[str, Any]
     known = _levels(moments, session)
     if known is None:
         return moments.calibration([1 - step / count for step in steps], {**provenance, "sigmas": "assumed"})
-    if not _falling(known):
-        raise RunError(
-            "calibration: the noise levels do not fall at every evaluation, as with second-order samplers; calibrate with a "
-            "scheduler of first order: the calibration then serves both"
-        )
     return moments.calibration(known, provenance)
 
 
@@ -333,7 +328,8 @@ def curve_of(moments: Moments, session: Session) -> Curve:
         ArgumentError: its residuals make none.
     """
     known = _levels(moments, session)
-    return moments.curve(known if known is not None and _falling(known) else None)
+    falling = known is not None and all(after < before for before, after in itertools.pairwise(known))
+    return moments.curve(known if falling else None)
 
 
 def _levels(moments: Moments, session: Session) -> list[float] | None:
@@ -343,10 +339,6 @@ def _levels(moments: Moments, session: Session) -> list[float] | None:
     levels = {entry.step: entry.sigma for entry in session.trace if entry.stream == moments.whole[0]}
     known = [sigma for step in moments.steps if (sigma := levels.get(step)) is not None]
     return known if len(known) == len(moments.steps) else None
-
-
-def _falling(levels: Sequence[float]) -> bool:
-    return all(after < before for before, after in itertools.pairwise(levels))
 
 
 def versions(*packages: str) -> dict[str, str]:

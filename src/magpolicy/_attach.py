@@ -181,7 +181,7 @@ def attach(
         raise ArgumentError(f"ratios={ratios!r} must be numbers; try preset={str(ratios)!r}")
     _checks.one_of("scope", scope, SCOPES)
     _checks.one_of("offload", offload, (None, "cpu"))
-    source = next(iter(given.values()), None)
+    source: Any = next(iter(given.values()), None)
     rule = {"threshold": threshold, "start_step": start_step or None, "end_step": end_step, "semantics": semantics}
     shared: dict[str, Any] = {"max_skips": max_skips, "retention": retention, "forced": forced, "expert_step": expert_step}
     shared |= {"forecast": forecast, "damping": damping}

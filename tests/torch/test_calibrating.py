@@ -377,12 +377,13 @@ def test_a_run_that_failed_between_two_streams_of_its_last_step_yields_none(plai
             _ = handle.calibration
 
 
-def test_levels_that_rise_make_no_calibration_but_a_curve(plain):
+def test_a_second_order_sampler_that_evaluates_a_level_twice(plain):
     with magpolicy.attach(plain.module, calibrate=True) as handle, handle.run(sigmas=[1.0, 0.5, 0.5, 0.2]):
         for key in range(4):
             plain(key)
-    with pytest.raises(RunError, match="second-order"):
-        _ = handle.calibration
+    assert handle.calibration.sigmas == (1.0, 0.5, 0.5, 0.2)
+    assert handle.calibration.curve.sigmas == (1.0, 0.5, 0.2)
+    assert handle.curve.assumed, "the ratios are those of evaluations, not of levels"
 
 
 def test_a_calibration_that_is_not_there(plain):
