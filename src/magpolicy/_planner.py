@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from attrs import field, frozen
 
+from magpolicy._calibration import Calibration
 from magpolicy._errors import ArgumentError
+from magpolicy._goal import Goal
 from magpolicy._plan import plan
+from magpolicy._presets import preset
 from magpolicy._schedule import Schedule
 
 TARGETS = ("speedup", "computed", "error")
@@ -34,18 +38,22 @@ class Planner:
             settings: arguments of :func:`magpolicy.plan`; those that are ``None`` were not given.
 
         Raises:
-            ArgumentError: more than one target, or a setting of the rule beside one.
+            ArgumentError: more than one target, a setting of the rule beside one, or one that is out of range.
         """
         given = {name: value for name, value in settings.items() if value is not None}
         targets = [name for name in TARGETS if name in given]
         if not targets:
             return None
-        if len(targets) > 1:
-            raise ArgumentError(f"{', '.join(targets)} given: pass one of {', '.join(TARGETS)}")
         for name, value in rule.items():
             if value is not None:
                 raise ArgumentError(f"{name}={value!r} is for the rule, and {targets[0]} asks for a plan; leave {name} out")
-        return cls(source, given)
+        goal = Goal(**given)
+        goal.check_target()
+        found = preset(source) if isinstance(source, str | Path) else source
+        measured = isinstance(found, Calibration) or getattr(found, "calibration", None) is not None
+        if given.get("forecast") == "calibrated" and not measured:
+            raise ArgumentError("forecast='calibrated' needs a Calibration, ratios alone do not say; try forecast='hold'")
+        return cls(found, {name: getattr(goal, name) for name in given})  # checked, and iterators read out
 
     def schedule(
         self,
