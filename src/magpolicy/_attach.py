@@ -14,6 +14,7 @@ from magpolicy._calibration import Calibration
 from magpolicy._curve import Curve
 from magpolicy._errors import ArgumentError
 from magpolicy._presets import Preset
+from magpolicy._safeguard import Safeguard
 from magpolicy._schedule import Schedule
 from magpolicy._semantics import Semantics
 from magpolicy._session import Session
@@ -45,6 +46,8 @@ class AttachRequest:
     """The dtype residuals are stored in; ``None``: as they come."""
     calibrate: bool = False
     """Compute every step and measure the curve."""
+    safeguard: float | bool | Safeguard | None = None
+    """Whether a planned run is compared with its plan: see :class:`magpolicy.Safeguard`."""
 
     def session(
         self, steps: int | None = None, sigmas: Sequence[float] | None = None, *, expert_step: int | None = None
@@ -63,7 +66,7 @@ class AttachRequest:
             steps = self.steps
         if steps is None and sigmas is None and (self.calibrate or self.setup.preset is not None):
             raise ArgumentError("steps=None: how long is the run? try handle.run(steps=28)")
-        return Session.from_setup(self.setup.switching(expert_step), steps, sigmas)
+        return Session.from_setup(self.setup.switching(expert_step), steps, sigmas, self.safeguard)
 
 
 def attach(
@@ -85,6 +88,12 @@ def attach(
     expert_step: int | None = None,
     forecast: str | None = None,
     damping: float | None = None,
+    speedup: float | None = None,
+    computed: int | None = None,
+    error: float | None = None,
+    objective: str | None = None,
+    guidance: float | Mapping[str, float] | None = None,
+    safeguard: float | bool | Safeguard | None = None,
     blocks: Any = None,
     scope: str = "stack",
     offload: str | None = None,
@@ -107,6 +116,14 @@ def attach(
         steps: steps of a run, where nothing else tells (a pipeline's scheduler does); ``run(steps=...)`` overrides it.
         forecast: ``"hold"``, ``"linear"`` or ``"calibrated"``; a planned schedule's own by default, else hold.
         damping: factor on the linear forecast, 0 to 1.
+        speedup: plan each run to be this many times as fast, in evaluations over computed ones, instead of applying the rule.
+            ``attach(pipe, speedup=2.0)`` is all it takes; see :func:`magpolicy.plan`, also for the next four.
+        computed: or to compute so many steps.
+        error: or to keep the expected relative error of every skipped step below this.
+        objective: what the plan makes least.
+        guidance: the guidance scale, where the calibration does not say.
+        safeguard: ``True``, or a margin: compare the run with its plan at computed steps, and plan the rest again when it is
+            off by more (twice the expected error by default). Takes memory for two residuals a stream.
         blocks: the block stack; by default it is found.
         scope: ``"stack"`` skips the block stack, ``"model"`` the whole model (U-Nets, black boxes).
         offload: ``"cpu"`` keeps residuals in CPU memory between uses.
@@ -156,8 +173,15 @@ def attach(
             expert_step=expert_step,
             forecast=forecast,
             damping=damping,
+            speedup=speedup,
+            computed=computed,
+            error=error,
+            objective=objective,
+            guidance=guidance,
         )
     )
+    if safeguard and setup.goal is None and setup.schedule is None:
+        raise ArgumentError(f"safeguard={_checks._short(safeguard)} compares a run with its plan; try speedup=2.0 with it")
     if steps is not None:
         setup.policies(*setup.length(_checks.steps(steps, example="28"), None))
     elif ratios is not None or schedule is not None:
@@ -170,5 +194,6 @@ def attach(
         offload=offload,
         storage_dtype=storage_dtype,
         calibrate=calibrate,
+        safeguard=safeguard,
     )
     return _plugins.attach(target, request)
