@@ -179,7 +179,7 @@ class GivenRun(Driver):
     def __init__(self, request: AttachRequest, steps: int | None, sigmas: Sequence[float] | None, start: int) -> None:
         super().__init__(request)
         self._clock = TimestepClock(start)
-        session = request.session(steps, sigmas, start=start)
+        session = request.session(steps, sigmas)
         self._begin(session, start, session.sigmas)
 
     def enter(self, timestep: Timestep) -> Loop | None:
@@ -211,7 +211,7 @@ class PipelineCall(Driver):
         if new or (self.loop is None and not self._finished):
             assert self._clock.levels is not None
             self._finished = False
-            session = _session(self.request, self._clock.levels, self._boundary, self._clock.index, guidance(self._pipe))
+            session = _session(self.request, self._clock.levels, self._boundary, guidance(self._pipe))
             self._begin(session, self._clock.index, self._clock.levels.noise())
         elif self.loop is not None:
             self.loop.go_to(self._clock.index)
@@ -232,7 +232,7 @@ class PipelineCall(Driver):
         self._own.close()
 
 
-def _session(request: AttachRequest, levels: Levels, boundary: float | None, start: int, scale: float | None) -> Session:
+def _session(request: AttachRequest, levels: Levels, boundary: float | None, scale: float | None) -> Session:
     """A session for what a scheduler is about to run."""
     setup, steps = request.setup, len(levels.timesteps)
     expert_step = None if boundary is None else sum(t >= boundary * levels.full for t in levels.timesteps)
@@ -247,5 +247,5 @@ def _session(request: AttachRequest, levels: Levels, boundary: float | None, sta
             f"schedule of {steps} steps"
         )
     if sigmas is not None and len(sigmas) == steps:
-        return request.session(sigmas=sigmas, expert_step=expert_step, start=start, guidance=scale)
-    return request.session(steps, expert_step=expert_step, start=start, guidance=scale)
+        return request.session(sigmas=sigmas, expert_step=expert_step, guidance=scale)
+    return request.session(steps, expert_step=expert_step, guidance=scale)

@@ -197,7 +197,7 @@ class Handle(Attached):
             raise RunError("run(): a run is under way here; leave its with block first")
         request = self._request
         with self._under_way():
-            session = request.session(steps, sigmas, start=start)
+            session = request.session(steps, sigmas)
             store = ResidualStore(request.offload, request.storage_dtype)
             moments = moments_for(request, session.steps)
             run = Run(self.stack, session, store, moments, channel_dim=1 if self.stack.scope == "model" else -1)

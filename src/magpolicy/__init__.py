@@ -23,6 +23,7 @@ from magpolicy._errors import (
 )
 from magpolicy._policy import MagPolicy
 from magpolicy._presets import Preset, Setting, preset, presets
+from magpolicy._safeguard import Replan, Safeguard
 from magpolicy._schedule import Schedule
 from magpolicy._semantics import Semantics, semantics, semantics_names
 from magpolicy._session import Session, TraceEntry
@@ -85,7 +86,9 @@ __all__ = [
     "Preset",
     "PresetError",
     "PresetWarning",
+    "Replan",
     "RunError",
+    "Safeguard",
     "Schedule",
     "Semantics",
     "Session",

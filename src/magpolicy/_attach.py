@@ -7,14 +7,14 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from magpolicy import _checks, _plugins
 from magpolicy._calibration import Calibration
 from magpolicy._curve import Curve
 from magpolicy._errors import ArgumentError
-from magpolicy._planner import Planner
 from magpolicy._presets import Preset
+from magpolicy._safeguard import Safeguard
 from magpolicy._schedule import Schedule
 from magpolicy._semantics import Semantics
 from magpolicy._session import Session
@@ -52,9 +52,8 @@ class AttachRequest:
     """Calibrating: tokens that are looked at, at most; ``None``: all."""
     reduce: Callable[[Any], Any] | None = None
     """Calibrating: adds up a tensor of sums over ranks that share the tokens."""
-
-    planner: Planner | None = None
-    """Makes each run's schedule when it begins, in place of the rule."""
+    safeguard: float | bool | Safeguard | None = None
+    """Whether a planned run is compared with its plan: see :class:`magpolicy.Safeguard`."""
 
     def session(
         self,
@@ -62,7 +61,6 @@ class AttachRequest:
         sigmas: Sequence[float] | None = None,
         *,
         expert_step: int | None = None,
-        start: int = 0,
         guidance: float | None = None,
     ) -> Session:
         """A session for one run.
@@ -71,8 +69,7 @@ class AttachRequest:
             steps: evaluations per stream.
             sigmas: or their noise levels.
             expert_step: the run's first step of the second expert, where the model has two and the settings do not say.
-            start: position in the run of the first evaluation, for a plan.
-            guidance: the run's guidance scale, for a plan, where the host knows it.
+            guidance: the run's guidance scale, for a plan, where the host knows it and the settings do not say.
 
         Raises:
             ArgumentError: no number of steps is known, or the settings do not fit it.
@@ -81,13 +78,11 @@ class AttachRequest:
             steps = self.steps
         if steps is None and sigmas is None and (self.calibrate or self.setup.preset is not None):
             raise ArgumentError("steps=None: how long is the run? try handle.run(steps=28)")
-        if self.planner is None:
-            return Session.from_setup(self.setup.switching(expert_step), steps, sigmas)
-        steps, known = self.setup.length(steps, sigmas)
-        if not 0 <= start < steps:
-            raise ArgumentError(f"start={start} lies outside this run of {steps} steps; use 0 to {steps - 1}")
-        schedule = self.planner.schedule(steps, known, start=start, expert_step=expert_step, guidance=guidance)
-        return Session.from_setup(set_up(schedule), steps, known)
+        setup = self.setup.switching(expert_step)
+        two = len(setup.curve.streams) == 2  # a scale says nothing of how three branches are combined
+        if guidance is not None and two and setup.goal is not None and setup.goal.guidance is None:
+            setup = evolve(setup, goal=evolve(setup.goal, guidance=guidance), laid={})
+        return Session.from_setup(setup, steps, sigmas, self.safeguard)
 
 
 def attach(
@@ -112,6 +107,9 @@ def attach(
     speedup: float | None = None,
     computed: int | None = None,
     error: float | None = None,
+    objective: str | None = None,
+    guidance: float | Mapping[str, float] | None = None,
+    safeguard: float | bool | Safeguard | None = None,
     blocks: Any = None,
     scope: str = "stack",
     offload: str | None = None,
@@ -125,9 +123,7 @@ def attach(
 
     The installed adapters are asked in turn who can drive ``target``. One of ``preset``, ``ratios``, ``curve``,
     ``calibration``, ``schedule`` or ``calibrate=True`` says what is decided; with none of them, the adapters are asked for the
-    preset of a model they know. With a target (``speedup``, ``computed`` or ``error``) each run follows a plan made for its
-    noise levels when it begins, see :func:`magpolicy.plan`; without one the published rule decides, and the other settings are
-    those of :func:`magpolicy.simulate`.
+    preset of a model they know. The other settings are those of :func:`magpolicy.simulate`.
 
     Args:
         target: a diffusers pipeline or model, a ``torch.nn.Module``, or what another installed adapter knows.
@@ -139,9 +135,14 @@ def attach(
         steps: steps of a run, where nothing else tells (a pipeline's scheduler does); ``run(steps=...)`` overrides it.
         forecast: ``"hold"``, ``"linear"`` or ``"calibrated"``; a planned schedule's own by default, else hold.
         damping: factor on the linear forecast, 0 to 1.
-        speedup: plan for at least this many evaluations per computed one; >= 1.
-        computed: or for this number of computed evaluations.
-        error: or for a bound on the expected relative error of every skip.
+        speedup: plan each run to be this many times as fast, in evaluations over computed ones, instead of applying the rule.
+            ``attach(pipe, speedup=2.0)`` is all it takes; see :func:`magpolicy.plan`, also for the next four.
+        computed: or to compute so many steps.
+        error: or to keep the expected relative error of every skipped step below this.
+        objective: what the plan makes least.
+        guidance: the guidance scale, where the calibration does not say.
+        safeguard: ``True``, or a margin: compare the run with its plan at computed steps, and plan the rest again when it is
+            off by more (twice the expected error by default). Takes memory for two residuals a stream.
         blocks: the block stack; by default it is found.
         scope: ``"stack"`` skips the block stack, ``"model"`` the whole model (U-Nets, black boxes).
         offload: ``"cpu"`` keeps residuals in CPU memory between uses.
@@ -179,25 +180,36 @@ def attach(
             raise ArgumentError(f"{name}={_checks._short(given[name])} must be {meant}")
     if isinstance(ratios, str | Path):
         raise ArgumentError(f"ratios={ratios!r} must be numbers; try preset={str(ratios)!r}")
+    targets = {"speedup": speedup, "computed": computed, "error": error}
+    if calibrate and (aims := [name for name, value in targets.items() if value is not None]):
+        raise ArgumentError(f"{aims[0]} given: calibrate=True computes every step; leave {aims[0]} out")
     _checks.one_of("scope", scope, SCOPES)
     _checks.one_of("offload", offload, (None, "cpu"))
-    source: Any = next(iter(given.values()), None)
-    rule = {"threshold": threshold, "start_step": start_step or None, "end_step": end_step, "semantics": semantics}
-    shared: dict[str, Any] = {"max_skips": max_skips, "retention": retention, "forced": forced, "expert_step": expert_step}
-    shared |= {"forecast": forecast, "damping": damping}
-    planner = Planner.of(source, rule, speedup=speedup, computed=computed, error=error, **shared)
-    if planner is not None and (schedule is not None or calibrate):
-        which = "schedule" if schedule is not None else "calibrate=True"
-        raise ArgumentError(f"{which} given: it leaves nothing to plan; leave speedup, computed and error out")
-    if calibrate:
-        setup = always_compute()
-    elif planner is not None:  # the ratios alone are read, by those who read noise levels off a scheduler
-        setup = set_up(source, threshold=0.0, max_skips=0, retention=0.0)
-    else:
-        setup = set_up(source, threshold=threshold, start_step=start_step, end_step=end_step, semantics=semantics, **shared)
-    if steps is not None and planner is not None:
-        planner.schedule(_checks.steps(steps, example="28"), None)
-    elif steps is not None:
+    setup = (
+        always_compute()
+        if calibrate
+        else set_up(
+            next(iter(given.values())),
+            threshold=threshold,
+            max_skips=max_skips,
+            retention=retention,
+            start_step=start_step,
+            end_step=end_step,
+            forced=forced,
+            semantics=semantics,
+            expert_step=expert_step,
+            forecast=forecast,
+            damping=damping,
+            speedup=speedup,
+            computed=computed,
+            error=error,
+            objective=objective,
+            guidance=guidance,
+        )
+    )
+    if safeguard and setup.goal is None and setup.schedule is None:
+        raise ArgumentError(f"safeguard={_checks._short(safeguard)} compares a run with its plan; try speedup=2.0 with it")
+    if steps is not None:
         setup.policies(*setup.length(_checks.steps(steps, example="28"), None))
     elif ratios is not None or schedule is not None:
         steps = setup.length(None, None)[0]
@@ -212,6 +224,6 @@ def attach(
         window=window,
         tokens=tokens,
         reduce=reduce,
-        planner=planner,
+        safeguard=safeguard,
     )
     return _plugins.attach(target, request)

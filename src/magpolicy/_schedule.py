@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import os
 
     from magpolicy._session import TraceEntry
+    from magpolicy._terrain import Terrain
 
 COMPUTE, SKIP = "█", "·"
 
@@ -50,6 +51,9 @@ class Schedule:
     checks: tuple[tuple[Check | None, ...], ...] = field(default=(), repr=False)
     """Per stream and computed step, what a skip there would have been and cost: its coefficient and expected relative error.
     Compared with the residual that was computed, it tells at run time whether the plan holds. ``None`` where not known."""
+
+    terrain: Terrain | None = field(default=None, repr=False)
+    """What a plan was made from, to plan the rest of a run again (:class:`magpolicy.Safeguard`); not in :meth:`to_dict`."""
 
     def __attrs_post_init__(self) -> None:
         if not self.checks:

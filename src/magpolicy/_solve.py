@@ -44,6 +44,36 @@ def solve_all(run: Terrain, goal: Goal) -> tuple[Schedule, ...]:
     return tuple(schedule_of(run, dict.fromkeys(run.ledger.tables, found[n].computed)) for n in sorted(found))
 
 
+def replan(plan: Schedule, at: int, factor: float, extra: int | None) -> Schedule | None:
+    """The rest of a joint plan after the computed evaluation ``at``, errors being ``factor`` times what was expected.
+
+    As few evaluations compute as keep every error within the largest the plan accepted, but no fewer than it had left; with
+    ``extra``, at most so many more, and the errors as small as these allow. ``None``: not to be had.
+    """
+    run = plan.terrain
+    if run is None or len(set(plan.masks)) > 1:
+        return None
+    before = [i for i in range(at + 1) if plan.mask[i]]
+    left = plan.computed - len(before) + 1
+    most = run.count - at if extra is None else min(left + extra, run.count - at)
+    start = (before[-1] - before[-2] if len(before) > 1 else 0, at)
+    if start[0] > run.reach:
+        return None
+    shut = closed(run, max(plan.worst, 1e-12) / factor)
+    how = OBJECTIVES["latent"]
+    paths = shortest_paths(gap_costs(_weighted(run, how, shut), how), most, start)
+    enough = [n for n in paths if n >= min(left, most)]
+    if enough:
+        path = paths[min(enough)]
+    else:
+        paths = shortest_paths(gap_costs(_weighted(run, how, closed(run, None)), how), most, start)
+        if not paths:
+            return None
+        path = paths[max(paths)]
+    rows = dict.fromkeys(run.ledger.tables, (*before[:-1], *path.computed))
+    return schedule_of(run, rows)
+
+
 def closed(run: Terrain, bound: float | None) -> Any:
     """True at each ``[a, j, k]`` that may not be skipped: not known, made to compute, or with an error above ``bound``."""
     shut: Any = False
@@ -163,4 +193,5 @@ def schedule_of(run: Terrain, computed: Rows) -> Schedule:
             elif pair is not None:
                 c[i], e[i] = pair
         masks[name], coefficients[name], errors[name], checks[name] = mask, c, e, trial
-    return Schedule.from_mask(masks, coefficients=coefficients, errors=errors, checks=checks, first_step=run.first_step)
+    schedule = Schedule.from_mask(masks, coefficients=coefficients, errors=errors, checks=checks, first_step=run.first_step)
+    return evolve(schedule, terrain=run)

@@ -120,7 +120,7 @@ def test_what_makes_no_sense_fails_before_anything_is_patched(drifting, settings
 
 @pytest.mark.parametrize("other", [{"schedule": Schedule.from_mask([1, 0])}, {"calibrate": True}], ids=str)
 def test_where_there_is_nothing_to_plan(plain, other):
-    with pytest.raises(ArgumentError, match="leaves nothing to plan"):
+    with pytest.raises(ArgumentError, match="leave speedup out"):
         magpolicy.attach(plain.module, speedup=2.0, **other)
 
 
