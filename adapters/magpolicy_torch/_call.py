@@ -13,7 +13,7 @@ from attrs import Factory, define, field
 
 import torch
 from magpolicy import Decision, Session
-from magpolicy_torch import _residual
+from magpolicy_torch import _guard, _residual
 from magpolicy_torch._calibrating import Moments
 from magpolicy_torch._layout import Echo, Form, Learned, Streams, flags, places_of
 from magpolicy_torch._report import Lap, Record
@@ -74,9 +74,8 @@ class Run:
     def make_room(self, streams: Sequence[str]) -> None:
         """Before these streams compute: let go of what no step after this one can use."""
         for stream in streams:
-            older = max(self.session.keeps(stream) - 1, 0)
-            self.store.trim(stream, older)
-            self.also.trim(stream, older)
+            for store in (self.store, self.also):
+                _guard.make_room(self.session, store, stream)
 
     def keep(self, call: Call) -> None:
         """Store what a computed call gave, and what it leaves of use from before."""
@@ -88,6 +87,7 @@ class Run:
                 self.learned.seen[stream] = tuple(call.order)
                 if self.moments is not None:
                     self.moments.add(stream, residuals[0], self.channel_dim, step=self.session.step(stream))
+                _guard.compare(self.session, self.store, stream, residuals[0], self.channel_dim)
             keep = 0 if self.moments is not None or stream in self.unsupported else self.session.keeps(stream)
             for place, store in enumerate((self.store, self.also)):
                 if place < len(residuals):

@@ -10,7 +10,9 @@ from collections.abc import Iterable, Mapping
 from attrs import Factory, define, field, frozen
 
 import torch
-from magpolicy import Decision, Schedule, Session, TraceEntry
+from magpolicy import Decision, Replan, Schedule, Session, TraceEntry
+
+_REST = {"replanned": "was planned again", "computes": "computes"}
 
 
 class Lap:
@@ -73,6 +75,8 @@ class Report:
     """Skipped evaluations whose residual was forecast from the last two computed ones."""
     held: Mapping[str, int] = Factory(dict)
     """Skipped evaluations whose residual was to be forecast but was held, by reason."""
+    replans: tuple[Replan, ...] = ()
+    """Where the run left its plan, with ``attach(..., safeguard=True)``."""
     _laps: tuple[tuple[bool, Lap], ...] = field(default=(), repr=False, eq=False)
 
     @classmethod
@@ -88,7 +92,7 @@ class Report:
         skips = [(e.step, e.stream) for e in trace if e.decision.skip]
         forecasts = [record.forecasts[key] for key in skips if key in record.forecasts]
         held = Counter(why.reason for why in forecasts if why is not None)
-        return cls(tuple(trace), schedule, scope, forecasts.count(None), dict(held), tuple(record.laps))
+        return cls(tuple(trace), schedule, scope, forecasts.count(None), dict(held), session.replans, tuple(record.laps))
 
     @property
     def computed(self) -> int:
@@ -141,6 +145,9 @@ class Report:
         if self.forecasts or self.held:
             why = f", held {sum(self.held.values())} ({_listed(self.held)})" if self.held else ""
             lines.append(f"forecast {self.forecasts} of {self.reasons.get('reused', 0)} reused{why}")
+        for replan in self.replans:
+            off = f"{replan.measured:.3f} measured, {replan.expected:.3f} expected"
+            lines.append(f"left its plan at step {replan.step} ({replan.stream}: {off}), the rest {_REST[replan.outcome]}")
         times = [f"{kind} {1000 * seconds:.3g} ms" for kind, seconds in self.seconds.items()]
         if times and self.measured_speedup is not None:
             lines.append(_listed([*times, f"{self.measured_speedup:.2f}x measured in the model"]))

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from magpolicy import ArgumentError, Decision, Session
-from magpolicy_torch import _residual
+from magpolicy_torch import _guard, _residual
 from magpolicy_torch._store import ResidualStore
 from torch import Tensor
 
@@ -65,14 +65,16 @@ def run_step(
                 session.commit()
                 return _residual.apply(x, taken)
             revised = taken
-        for name in streams:  # what no step after this one can use
-            store.trim(name, max(session.keeps(name) - 1, 0))
+        for name in streams:
+            _guard.make_room(session, store, name)
         before = x.detach().clone()  # fn may write into its argument
         result = fn(x)
         if result.shape != before.shape:
             raise ArgumentError(f"fn returned shape {tuple(result.shape)} for {tuple(before.shape)}; both must be equal")
         for name, a, b in zip(streams, _parts(result, streams), _parts(before, streams), strict=True):
-            store.put(name, _residual.difference(a, b), keep=session.keeps(name))
+            residual = _residual.difference(a, b)
+            _guard.compare(session, store, name, residual)
+            store.put(name, residual, keep=session.keeps(name))
     except BaseException:
         session.cancel()
         raise

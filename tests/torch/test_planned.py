@@ -145,3 +145,106 @@ def test_a_plan_from_a_file(drifting, tmp_path):
     with magpolicy.attach(drifting.module, calibration=file, speedup=2.0) as handle:
         drifting.run(handle, SIGMAS)
         assert handle.report.schedule == plan(drifting.calibration, sigmas=SIGMAS, speedup=2.0)
+
+
+# The safeguard
+
+
+class Jump:
+    """A model whose residual turns elsewhere than when it was calibrated, from one step on."""
+
+    def __init__(self, kit, drifting, at):
+        self.drifting, self.at, self.other = drifting, at, kit.noise(9, (1, 9, 8))
+
+    def run(self, handle, streams=("single",)):
+        drifting = self.drifting
+        with handle.run(sigmas=SIGMAS):
+            for step, sigma in enumerate(SIGMAS):
+                x = sigma * drifting.start + (1 - sigma) * drifting.end + (3 * self.other if step >= self.at else 0)
+                if len(streams) == 1:
+                    drifting.module(x)
+                else:
+                    with handle.stream(*streams):
+                        drifting.module(torch.cat([x] * len(streams)))
+
+
+def test_a_run_as_calibrated_is_left_alone(drifting):
+    report = drifting.planned(SIGMAS, speedup=2.0, safeguard=True)
+    assert report.replans == ()
+    assert report.schedule == plan(drifting.calibration, sigmas=SIGMAS, speedup=2.0)
+
+
+@pytest.mark.parametrize("streams", [("single",), ("cond", "uncond")], ids=len)
+def test_a_run_that_goes_elsewhere_is_planned_anew(drifting, kit, streams):
+    planned = plan(drifting.calibration, sigmas=SIGMAS, speedup=3.0)
+    at = 6
+    with magpolicy.attach(drifting.module, calibration=drifting.calibration, speedup=3.0, safeguard=True) as handle:
+        Jump(kit, drifting, at).run(handle, streams)
+        report = handle.report
+        assert handle.residuals_held == 0
+    first = report.replans[0]
+    computed = [i for i, computes in enumerate(planned.mask) if computes]
+    assert first.step == next(i for i in computed if i >= at), "it shows at the first computed step"
+    assert first.measured > 2 * first.expected
+    assert report.computed > planned.computed
+    assert report.schedule.mask[: first.step + 1] == planned.mask[: first.step + 1]
+    assert f"left its plan at step {first.step}" in str(report)
+    with magpolicy.attach(drifting.module, calibration=drifting.calibration, speedup=3.0) as handle:
+        Jump(kit, drifting, at).run(handle, streams)
+        assert handle.report.schedule.mask == planned.mask, "without the safeguard, it isn't looked at"
+
+
+def test_the_next_run_begins_with_the_plan_again(drifting, kit):
+    with magpolicy.attach(drifting.module, calibration=drifting.calibration, speedup=3.0, safeguard=True) as handle:
+        Jump(kit, drifting, 6).run(handle)
+        assert handle.report.replans
+        drifting.run(handle, SIGMAS)
+        assert handle.report.schedule == plan(drifting.calibration, sigmas=SIGMAS, speedup=3.0)
+        assert handle.report.replans == ()
+
+
+def test_what_is_measured_is_the_error_of_the_forecast(drifting, kit, monkeypatch):
+    told = []
+    measured = magpolicy.Session.measured
+    monkeypatch.setattr(magpolicy.Session, "measured", lambda s, n, e: told.append((s.step(n), e)) or measured(s, n, e))
+    residuals = []
+    for sigma in SIGMAS:
+        x = sigma * drifting.start + (1 - sigma) * drifting.end
+        residuals.append(drifting.module(x) / 2 - x)
+    report = drifting.planned(SIGMAS, speedup=2.0, safeguard=True)
+    schedule = plan(drifting.calibration, sigmas=SIGMAS, speedup=2.0)
+    computed = [i for i, computes in enumerate(schedule.mask) if computes]
+    assert [step for step, _ in told] == [i for i in computed if schedule.checks[0][i] is not None] != []
+    for step, error in told:
+        p, j = ([0, *[i for i in computed if i < step]])[-2:]
+        c = schedule.checks[0][step][0]
+        forecast = residuals[j] + c * (residuals[j] - residuals[p])
+        assert error == pytest.approx(float((residuals[step] - forecast).norm() / residuals[step].norm()), rel=1e-2, abs=1e-5)
+    assert report.replans == ()
+
+
+def test_run_step_is_guarded_too(drifting, kit):
+    from magpolicy_torch import run_step
+
+    other = kit.noise(9, (1, 9, 8))
+    with magpolicy.Session(drifting.calibration, sigmas=SIGMAS, speedup=3.0, safeguard=True) as session:
+        for step, sigma in enumerate(SIGMAS):
+            x = sigma * drifting.start + (1 - sigma) * drifting.end + (3 * other if step >= 6 else 0)
+            run_step(session, x, drifting.module)
+        assert session.replans
+
+
+@pytest.mark.parametrize(("shape", "channel_dim"), [((1, 5000, 8), -1), ((1, 8, 4, 3000), 1), ((7,), -1), ((3, 4), -1)])
+def test_the_error_is_measured_on_a_part_of_the_tokens(shape, channel_dim):
+    from magpolicy_torch import ResidualStore
+
+    generator = torch.Generator().manual_seed(0)
+    before, last, new = (torch.randn(shape, generator=generator) for _ in range(3))
+    store = ResidualStore()
+    store.put("a", before)
+    store.put("a", last, keep=2)
+    true = (new - last - 0.5 * (last - before)).norm() / new.norm()
+    assert float(store.error("a", new, 0.5, channel_dim)) == pytest.approx(float(true), rel=0.03)
+    assert float(store.error("a", new, 0.0, channel_dim)) == pytest.approx(float((new - last).norm() / new.norm()), rel=0.03)
+    assert store.error("a", new.double(), 0.5, channel_dim) is None
+    assert store.error("b", new, 0.0, channel_dim) is None
