@@ -11,29 +11,37 @@ from attrs import evolve
 
 import diffusers
 import torch
+import transformers
 from magpolicy import AdapterError, ArgumentError, Calibration, MagPolicyError, RunError, attach
 from magpolicy_diffusers._handle import Handle
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load(source: str, *, dtype: str | None = None, device: str | None = None, offload: bool = False) -> Any:
+def load(
+    source: str, *, dtype: str | None = None, device: str | None = None, offload: bool = False, progress: bool = True
+) -> Any:
     """The pipeline of a repo id or path, in inference mode, where it is to run.
 
     Args:
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default float32 on the CPU, else bfloat16.
         device: a torch device; by default CUDA where there is one.
         offload: keep the parts that are not running in main memory.
+        progress: show bars while it loads and runs.
 
     Raises:
         AdapterError: it cannot be loaded.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     wanted = DTYPES[dtype or ("float32" if device == "cpu" else "bfloat16")]
+    if not progress:
+        diffusers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        transformers.utils.logging.disable_progress_bar()
     try:
         pipe: Any = diffusers.DiffusionPipeline.from_pretrained(source, torch_dtype=wanted)  # type: ignore[no-untyped-call]
     except Exception as error:  # whatever a hub, a file or a class may say
         raise AdapterError(f"source={source} cannot be loaded by diffusers: {type(error).__name__}: {error}") from error
+    pipe.set_progress_bar_config(disable=not progress)
     if offload:
         pipe.enable_model_cpu_offload(device=device)
     else:

@@ -78,9 +78,7 @@ def calibrate(
     loading = {key: settings.pop(key) for key in ("dtype", "device", "offload")}
     attaching = {key: settings.pop(key) for key in ("window", "tokens")}
     seed = settings.pop("seed")
-    pipe = measure.load(source, **loading)
-    if not _output.on_terminal():
-        pipe.set_progress_bar_config(disable=True)
+    pipe = measure.load(source, **loading, progress=_output.on_terminal())
     calls = measure.calls(pipe, prompts, steps, seed=seed, options=settings | more)
 
     def on_call(place: int) -> None:
