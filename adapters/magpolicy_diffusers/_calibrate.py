@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import transformers
 from attrs import evolve
 
 import diffusers
 import torch
-import transformers
 from magpolicy import AdapterError, ArgumentError, Calibration, MagPolicyError, RunError, attach
 from magpolicy_diffusers._handle import Handle
 
