@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import diffusers
-from magpolicy import AdapterError, AttachRequest, Curve, RunError
+from magpolicy import AdapterError, AttachRequest, Calibration, Curve, RunError
 from magpolicy_diffusers._denoiser import Denoiser
 from magpolicy_diffusers._loop import Driver, GivenRun, Loop, OwnLoop, PipelineCall
 from magpolicy_diffusers._pipeline import denoisers_of, unwatch, watch
+from magpolicy_diffusers._provenance import provenance
 from magpolicy_torch._front import Original, unwrapped
 from magpolicy_torch._handle import Attached
 from magpolicy_torch._report import Report
@@ -113,6 +114,16 @@ class Handle(Attached):
         return self._current("curve").curve
 
     @property
+    def calibration(self) -> Calibration:
+        """What the last run measured; attach with ``calibrate=True``, and let the run go to its end.
+
+        Raises:
+            RunError: not calibrating, no run yet, a run that was stopped, or a model whose blocks could not be followed.
+            ArgumentError: the residuals make no calibration (another resolution midway, NaN).
+        """
+        return self._current("calibration").calibration(provenance(self._pipe, self.module))
+
+    @property
     def module(self) -> nn.Module:
         """The model attached to, of a pipeline its first denoiser."""
         module: nn.Module = self.denoisers[0].module
@@ -130,7 +141,7 @@ class Handle(Attached):
 
     @property
     def residuals_held(self) -> int:
-        """Residuals held for the run under way here: one per stream, none after it."""
+        """Residuals held for the run under way here: one per stream, two where a forecast needs them, none after it."""
         driver = self._driver.get()
         return 0 if driver is None or driver.loop is None else driver.loop.residuals_held
 
@@ -161,6 +172,9 @@ class Handle(Attached):
         token = self._driver.set(driver)
         try:
             yield
+        except BaseException:
+            driver.failed()
+            raise
         finally:
             try:
                 driver.close()
@@ -201,6 +215,8 @@ class Handle(Attached):
             self._once(f"{denoiser.name} was called outside a run, so nothing is skipped: {driver.problem}", driver.problem)
             return original(*args, **kwargs)
         streams = self._streams_of(loop, denoiser, args, kwargs)
+        if loop.moments is not None:
+            loop.moments.note(latents=denoiser.arguments.latents(args, kwargs))
         before = len(loop.record.past_end)
         try:
             result = loop.evaluate(denoiser, streams, original, args, kwargs)

@@ -7,23 +7,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from attrs import Factory, define, field
 
 import torch
 from magpolicy import Decision, Session
-from magpolicy_torch import _residual
+from magpolicy_torch import _guard, _residual
+from magpolicy_torch._calibrating import Moments
 from magpolicy_torch._layout import Echo, Form, Learned, Streams, flags, places_of
 from magpolicy_torch._parts import bounds, narrow, replaced, swapped_back, version
 from magpolicy_torch._report import Lap, Record
 from magpolicy_torch._stack import BlockStack, visiting
 from magpolicy_torch._store import ResidualStore
 from torch import Tensor
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 @define(eq=False)
@@ -33,11 +30,10 @@ class Run:
     stack: BlockStack
     session: Session
     store: ResidualStore
-    calibrate: bool = False
-    """Keep the token norms of every residual, and no residual."""
+    moments: Moments | None = None
+    """Measures every residual, and none is kept, where this is a calibration run."""
     channel_dim: int = -1
-    """Where the channels of a residual are, for the norms."""
-    norms: dict[str, list[NDArray[np.float32]]] = Factory(dict)
+    """Where the channels of a residual are, for the moments."""
     record: Record = Factory(Record)
     """What the report is made of."""
     also: ResidualStore = field(init=False)
@@ -66,39 +62,56 @@ class Run:
         return next(filter(None, map(self.store.missing, streams)), None)
 
     def taken(self, streams: Sequence[str], likes: Sequence[Any], store: ResidualStore, batch: int) -> Tensor | Decision:
-        """The residuals of ``streams`` in one tensor, one after another along dimension ``batch``; or the reason why not.
+        """The residuals forecast for ``streams`` in one tensor, one after another along dimension ``batch``; or the reason why
+        not.
 
         Args:
             likes: per stream a tensor, or what has the ``shape``, ``dtype`` and ``device`` of one, that it is to be added to.
         """
         taken: list[Tensor] = []
         for stream, like in zip(streams, likes, strict=True):
-            residual = store.take(stream, like)
+            coefficient = self.session.coefficient(stream)
+            residual = store.take(stream, like, coefficient)
             if isinstance(residual, Decision):
                 return residual
+            if coefficient:
+                self.record.forecast(self.session.step(stream), stream, store.held(stream))
             taken.append(residual)
         return taken[0] if len(taken) == 1 else torch.cat(taken, dim=batch)
 
     def applied(self, streams: Sequence[str], tensor: Tensor, store: ResidualStore, batch: int) -> Tensor | Decision:
-        """``tensor``, in which the samples of ``streams`` follow one another along dimension ``batch``, plus the residual of
-        each; or the reason why not."""
+        """``tensor``, in which the samples of ``streams`` follow one another along dimension ``batch``, plus the residual
+        forecast for each; or the reason why not."""
         taken = self.taken(streams, split(tensor, len(streams), batch), store, batch)
         return taken if isinstance(taken, Decision) else _residual.apply(tensor, taken)
 
-    def keep(self, streams: Sequence[str], residuals: Mapping[str, tuple[Tensor, ...]], order: Sequence[int]) -> None:
-        """Store what a computed call gave: per stream its residuals (none if it gave none), and the blocks that ran."""
+    def wants(self, streams: Sequence[str]) -> bool:
+        """Whether anything comes of what these streams compute now: a later skip, a calibration, or a comparison."""
+        session = self.session
+        return self.moments is not None or any(session.keeps(s) > 0 or session.check(s) is not None for s in streams)
+
+    def make_room(self, streams: Sequence[str]) -> None:
+        """Before these streams compute: let go of what no step after this one can use."""
         for stream in streams:
-            # A residual from before this call is as good as stale, even if this call gave none.
-            self.store.drop(stream)
-            self.also.drop(stream)
-        for stream, found in residuals.items():
-            self.seen[stream] = tuple(order)
-            if self.calibrate:
-                norms = _residual.token_norms(found[0], channel_dim=self.channel_dim)
-                self.norms.setdefault(stream, []).append(norms)
-            elif stream not in self.unsupported:
-                for store, residual in zip((self.store, self.also), found, strict=False):
-                    store.put(stream, residual)
+            for store in (self.store, self.also):
+                _guard.make_room(self.session, store, stream)
+
+    def keep(self, streams: Sequence[str], given: Mapping[str, tuple[Tensor, ...]], order: Sequence[int]) -> None:
+        """Store what a computed call gave: per stream its residuals, if it gave any, and the blocks that ran. Forget what is of
+        no use after it."""
+        for stream in streams:
+            residuals = given.get(stream, ())
+            if residuals:
+                self.seen[stream] = tuple(order)
+                if self.moments is not None:
+                    self.moments.add(stream, residuals[0], self.channel_dim, step=self.session.step(stream))
+                _guard.compare(self.session, self.store, stream, residuals[0], self.channel_dim)
+            keep = 0 if self.moments is not None or stream in self.unsupported else self.session.keeps(stream)
+            for place, store in enumerate((self.store, self.also)):
+                if place < len(residuals):
+                    store.put(stream, residuals[place], keep=keep)
+                else:  # what is from before this call is stale, even if this call gave nothing
+                    store.drop(stream)
 
 
 class Way(Protocol):
@@ -150,6 +163,8 @@ def evaluate(
     try:
         revised = run.hindrance(streams) if decision.skip else None
         skip = decision.skip and revised is None
+        if not skip:
+            run.make_room(streams)
         done = None if way is None else way.quick(skip=skip)
         result, late = watched(run, streams, forward, way, skip=skip) if done is None else done
     except BaseException:

@@ -322,9 +322,10 @@ class _Calling:
         return uncompiled(original.compiling, lambda: original.kind.__call__(model.module, *self.args, **self.kwargs))
 
     def quick(self, *, skip: bool) -> tuple[Any, Decision | None] | None:
-        if not skip and self.run.unsupported.issuperset(self.streams):
+        if not skip and (self.run.unsupported.issuperset(self.streams) or not (self._compiled or self._wanted)):
+            result = self.plain()
             self.run.keep(self.streams, {}, ())
-            return self.plain(), None  # there is nothing to be learnt from watching
+            return result, None
         understood = self.model.known(self.kind)
         if understood is None or not self.run.unsupported.isdisjoint(self.streams):
             return None
@@ -337,13 +338,22 @@ class _Calling:
             twins.give_back()
             leave(visit)
 
+    @property
+    def _wanted(self) -> bool:
+        return self.run.wants(self.streams)
+
+    @property
+    def _compiled(self) -> bool:
+        """As a whole: then every computed call goes through one graph, also where nothing comes of it."""
+        return self.original.compiling is not None or self.model.module._compiled_call_impl is not None
+
     def _compute(self, understood: Understood, twins: _Twins) -> Any:
         copied = understood.learned.in_place is not False
         name = "computing, input copied" if copied else "computing"
         twin = twins.get(name, lambda: self.model.computing(self.original, understood, twins.tap))
         assert twin is not None
         result = twin(self.original.compiling, self.args, self.kwargs)
-        residuals = self._residuals(understood, twins.tap, copied=copied)
+        residuals = self._residuals(understood, twins.tap, copied=copied) if self._wanted else {}
         if residuals is None:
             self.run.unsupported.update(self.streams)
         self.run.keep(self.streams, residuals or {}, self.model.everything)
