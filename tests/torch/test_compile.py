@@ -163,8 +163,11 @@ def test_a_compiled_model_gives_what_the_model_gives_in_few_graphs(make, way, wh
 def test_two_streams_and_forecasts_share_the_graphs(way):
     model, counter = made(flux), CompileCounterWithBackend("eager")
     compiled = way(model, backend=counter)
-    with magpolicy.attach(compiled, schedule=Schedule.from_mask(MASKS[0])) as handle:
-        run(handle, compiled, model, streams=("cond", "uncond"))
+    for scale in (0.0, 0.5, 0.7):
+        forecasting = Schedule.from_mask(MASKS[0], coefficients=[0, 0, scale, 0, scale, 2 * scale])
+        with magpolicy.attach(compiled, schedule=forecasting) as handle:
+            run(handle, compiled, model, streams=("cond", "uncond"))
+            assert handle.report.forecasts == (6 if scale else 0)
     assert counter.frame_count == 2
 
 
