@@ -1,0 +1,14 @@
+"""Resizing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+
+def resize(image: Tensor, size: Sequence[int], interpolation: Any = None, antialias: Any = None) -> Tensor:
+    """``image`` (batch, channels, height, width) at ``size``."""
+    return interpolate(image, size=list(size), mode="nearest")
