@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from attrs import frozen
+
 from host.fetch import DEFAULT, obtain
 from host.load import ARGUMENTS, STAND_INS
 

@@ -1,7 +1,7 @@
 """One worker process per ComfyUI version, whose test reports are replayed here.
 
-ComfyUI's modules have names such as ``nodes`` and ``utils`` and exist once a process, so its tests run in processes of their own,
-yet are collected, selected and reported like any other test.
+ComfyUI's modules have names such as ``nodes`` and ``utils`` and exist once a process, so its tests run in processes of their
+own, yet are collected, selected and reported like any other test.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+
 from host.fetch import RELEASES, Unavailable, obtain
 
 WORKER = "MAGPOLICY_COMFYUI_WORKER"
@@ -114,7 +115,8 @@ class _Worker:
         if self._process is None:
             return
         try:
-            self._process.terminate() if self._process.poll() is None else None
+            if self._process.poll() is None:
+                self._process.terminate()
             self._process.wait(20)
         except subprocess.TimeoutExpired:
             self._process.kill()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
 from torch.nn.functional import interpolate
+
+from torch import Tensor
 
 
 def resize(image: Tensor, size: Sequence[int], interpolation: Any = None, antialias: Any = None) -> Tensor:
