@@ -11,18 +11,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from magpolicy_comfyui._stacks import block_names
+from magpolicy_comfyui._stacks import block_names, plain
 from torch import nn
 
 # Per compiled model, its compiled blocks: compiling takes long and is done once.
 _blocks: WeakKeyDictionary[nn.Module, dict[str, nn.Module]] = WeakKeyDictionary()
-
-
-def plain(module: nn.Module) -> nn.Module:
-    """``module``, or what it was compiled from."""
-    original = getattr(module, "_orig_mod", module)
-    assert isinstance(original, nn.Module)
-    return original
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 from attrs import frozen
 
 from magpolicy import AdapterError
-from magpolicy_torch._layout import Layout
+from magpolicy_torch._layout import Arguments, Layout
 from magpolicy_torch._patch import Patch
 from magpolicy_torch._stack import BlockStack
 from torch import Tensor, nn
@@ -139,6 +139,7 @@ def stack_of(module: nn.Module) -> BlockStack | None:
     Raises:
         AdapterError: it is no class of ComfyUI, and its blocks cannot be told.
     """
+    module = plain(module)
     told = told_of(module) or Told()
     try:
         return None if told.whole else _as_told(module, told)
@@ -154,7 +155,11 @@ def _as_told(module: nn.Module, told: Told) -> BlockStack:
     given = told.layouts or (told.layout,) * len(lists)
     layouts = [lay or _layout(block) for lay, blocks in zip(given, lists, strict=True) for block in blocks]
     beside = () if told.beside is None else told.beside(module)
-    return BlockStack([block for blocks in lists for block in blocks], layout=layouts, beside=beside)
+    stack = BlockStack([block for blocks in lists for block in blocks], layout=layouts, beside=beside)
+    # A compiled block hides the names of its arguments.
+    stack.arguments = tuple(Arguments(lay, plain(b).forward) for lay, b in zip(layouts, stack.blocks, strict=True))
+    stack.kinds = tuple(type(plain(block)) for block in stack.blocks)
+    return stack
 
 
 def _items(blocks: nn.Module) -> Iterable[nn.Module]:
@@ -162,5 +167,12 @@ def _items(blocks: nn.Module) -> Iterable[nn.Module]:
 
 
 def _layout(block: nn.Module) -> Layout:
-    plain = getattr(block, "_orig_mod", block)  # a compiled block hides its arguments' names
-    return Layout.of(plain.forward, type(plain).__name__)
+    original = plain(block)
+    return Layout.of(original.forward, type(original).__name__)
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """``module``, or what it was compiled from."""
+    original = getattr(module, "_orig_mod", module)
+    assert isinstance(original, nn.Module)
+    return original
