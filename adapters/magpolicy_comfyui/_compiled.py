@@ -27,14 +27,17 @@ def by_blocks(model: Any) -> Iterator[None]:
     """
     compiled = model.diffusion_model
     original = plain(compiled)
-    names = block_names(original) if original is not compiled else []
-    if not names:
+    if original is compiled:
         yield
         return
     blocks = _blocks.get(compiled)
     if blocks is None:
+        names = block_names(original)
         blocks = _blocks[compiled] = {name: _like(compiled, original.get_submodule(name)) for name in names}
-    before = {name: original.get_submodule(name) for name in names}
+    if not blocks:  # all of it is skipped, from outside as it is
+        yield
+        return
+    before = {name: original.get_submodule(name) for name in blocks}
     try:
         model.diffusion_model = original
         for name, block in blocks.items():

@@ -45,7 +45,7 @@ class Outcome:
 
     def _measure(self, sampling: Sampling) -> None:
         norms = sampling._norms
-        if not norms or any(run.unsupported for _, run in sampling._runs.values()):
+        if not norms or any(run.unsupported for _, run in sampling._runs):
             self.problem = "the model's blocks could not be followed"
             return
         most = max(map(len, norms.values()))

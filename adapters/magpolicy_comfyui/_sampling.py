@@ -88,7 +88,7 @@ class Sampling:
     _first: int = 0
     _next: int = 0
     _position: int | None = None
-    _runs: dict[tuple[int, ...], tuple[Bypass, Run]] = field(factory=dict)
+    _runs: list[tuple[Bypass, Run]] = field(factory=list)
     _norms: dict[str, list[Any]] = field(factory=dict)
     _unplanned: int = 0
     _source: Any = None
@@ -185,26 +185,26 @@ class Sampling:
     def _run_on(self, model: Any) -> tuple[Bypass, Run] | None:
         """What is skipped of the model as it stands now; ``None`` if it cannot be told."""
         module = model.diffusion_model
+        for bypass, run in self._runs:
+            if bypass.module is module and bypass.current:
+                return bypass, run
         try:
             bypass = Bypass(module, model.latent_format.latent_channels)
         except AdapterError as error:
             self._say(f"every step computes: {error}")
             self.session = None
             return None
-        # Of a whole model the block is ours, made anew each time.
-        key = (id(module), *map(id, bypass.stack.blocks)) if bypass.stack.scope == "stack" else (id(module),)
-        if key not in self._runs:
-            assert self.session is not None
-            settings = self.settings
-            store = ResidualStore(settings.offload, settings.storage_dtype)
-            run = Run(bypass.stack, self.session, store, settings.calibrate, bypass.channel_dim, self._norms, self.record)
-            self._runs[key] = bypass, run
-            self._scope = bypass.stack.scope
-        return self._runs[key]
+        assert self.session is not None
+        settings = self.settings
+        store = ResidualStore(settings.offload, settings.storage_dtype)
+        run = Run(bypass.stack, self.session, store, settings.calibrate, bypass.channel_dim, self._norms, self.record)
+        self._runs.append((bypass, run))
+        self._scope = bypass.stack.scope
+        return bypass, run
 
     def end(self) -> None:
         """Over, in good order or not: nothing is held any more."""
-        for _, run in self._runs.values():
+        for _, run in self._runs:
             run.free()
         if self.session is not None:
             self.session.end()

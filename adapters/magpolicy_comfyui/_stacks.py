@@ -63,7 +63,7 @@ class Bypass:
 
     Args:
         module: the diffusion model as it stands now; compiled blocks are taken as they are.
-        channels: latent channels: of a model that is skipped as a whole, those of its input that its output corresponds to.
+        channels: latent channels: of a model that is skipped as a whole, those of its output.
 
     Raises:
         AdapterError: its blocks cannot be told.
@@ -76,6 +76,12 @@ class Bypass:
         self.channel_dim = -1 if found is not None else 1
         if found is None:
             self.stack.scope = "model"
+        self._parents = _parents(module, self.stack)
+
+    @property
+    def current(self) -> bool:
+        """Whether the model still holds the blocks it held; compiling and other nodes put others in their place."""
+        return all(parent._modules.get(name) is block for parent, name, block in self._parents)
 
     @contextmanager
     def bound(self) -> Iterator[None]:
@@ -160,6 +166,12 @@ def _as_told(module: nn.Module, told: Told) -> BlockStack:
     stack.arguments = tuple(Arguments(lay, plain(b).forward) for lay, b in zip(layouts, stack.blocks, strict=True))
     stack.kinds = tuple(type(plain(block)) for block in stack.blocks)
     return stack
+
+
+def _parents(module: nn.Module, stack: BlockStack) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Per block, where in ``module`` it is held."""
+    held = {id(m): (parent, name, m) for parent in module.modules() for name, m in parent.named_children()}
+    return [held[id(block)] for block in stack.blocks if id(block) in held]
 
 
 def _items(blocks: nn.Module) -> Iterable[nn.Module]:

@@ -12,7 +12,7 @@ from host.running import PRESETS, RULE
 import magpolicy
 import torch
 
-FEW = ("Flux", "WAN21_T2V", "Chroma", "HunyuanVideo", "QwenImage")
+FEW = ("Flux", "WAN21_T2V", "QwenImage")
 
 
 @pytest.fixture(autouse=True)
