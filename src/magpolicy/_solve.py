@@ -124,6 +124,25 @@ def _weighted(run: Terrain, how: Objective, shut: Any) -> Floats:
     return found
 
 
+class Costs:
+    """The expected cost of any joint schedule of a run, by one additive objective; infinite where it is not allowed."""
+
+    def __init__(self, run: Terrain, name: str = "latent") -> None:
+        how = OBJECTIVES[name]
+        self._gaps = gap_costs(_weighted(run, how, closed(run, None)), how)
+        self._count, self._reach = run.count, run.ledger.reach
+
+    def __call__(self, computed: Sequence[int]) -> float:
+        total, a = 0.0, 0
+        for j, following in zip(computed, (*computed[1:], self._count), strict=True):
+            gap = following - j
+            if gap > self._reach:
+                return np.inf
+            total += float(self._gaps[a, j, gap])
+            a = gap
+        return total
+
+
 def _separate(run: Terrain, goal: Goal) -> Rows:
     """One plan for each stream; the budget goes where it saves most."""
     names = list(run.ledger.tables)
