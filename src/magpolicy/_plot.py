@@ -72,7 +72,7 @@ def _draw_trade(axes: Any, schedule: Schedule, others: Sequence[Schedule]) -> No
     shown = [other for other in others if other.computed < other.steps]
     axes.plot([other.speedup for other in shown], [other.rms_error for other in shown], marker=".", linewidth=1)
     axes.plot([schedule.speedup], [schedule.rms_error], marker="o", markersize=9, color="C3")
-    axes.set_xlabel("speedup (evaluations over computed)")
+    axes.set_xlabel("speedup")
     axes.set_ylabel("expected error, rms")
     axes.set_yscale("log" if all(other.rms_error > 0 for other in shown) and shown else "linear")
     axes.set_title("what speed costs", fontsize=10)

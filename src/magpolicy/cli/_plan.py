@@ -79,7 +79,8 @@ def summary(schedule: magpolicy.Schedule) -> str:
     worst = max(range(len(errors)), key=errors.__getitem__)
     step = schedule.first_step + worst
     forecast = "forecast" if any(map(any, schedule.coefficients)) else "held"
-    return f"expected relative error {schedule.rms_error:.3g} rms, {schedule.worst:.3g} at most (step {step}); residuals {forecast}"
+    most = f"{schedule.worst:.3g} at most (step {step})"
+    return f"expected relative error {schedule.rms_error:.3g} rms, {most}; residuals {forecast}"
 
 
 def _write(path: Path, schedule: magpolicy.Schedule) -> None:
@@ -158,23 +159,13 @@ def _value(text: str) -> Any:
 @GUIDANCE
 @JSON
 @click.option("--plot", type=FILE, metavar="FILE", help="Draw both error curves over their strips.")
-def compare(
-    source: Any,
-    first: Any,
-    second: Any,
-    steps: int | None,
-    sigmas: Any,
-    guidance: float | None,
-    as_json: bool,
-    plot: Path | None,
-) -> None:
+def compare(source: Any, first: Any, second: Any, guidance: float | None, as_json: bool, plot: Path | None, **run: Any) -> None:
     """Set two schedules side by side: what each computes, and what it is expected to cost.
 
     FIRST and SECOND are schedules in JSON (`magpolicy plan --output`), or settings: speedup=3 or computed=10 for a plan,
     threshold=0.1,max_skips=3,retention=0.2 for the rule, each with forecast=hold or another. SOURCE, best a calibration,
     says what their errors are.
     """
-    run = {"steps": steps, "sigmas": sigmas}
     both = [_schedule(source, spec, run, guidance) for spec in (first, second)]
     errors = [magpolicy.expected_errors(source, schedule, **run) for schedule in both]
     curves = [tuple(map(max, zip(*of_streams.values(), strict=True))) for of_streams in errors]
