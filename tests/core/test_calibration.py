@@ -187,7 +187,7 @@ def test_a_calibration_checks_that_its_parts_fit():
     whole = smooth(5)
     with pytest.raises(ArgumentError, match="5 evaluations, sigmas has 4"):
         attrs.evolve(whole, sigmas=(1, 0.8, 0.6, 0.4))
-    with pytest.raises(ArgumentError, match="streams=.* must map"):
+    with pytest.raises(ArgumentError, match=r"streams=.* must map"):
         attrs.evolve(whole, streams={})
     with pytest.raises(ArgumentError, match=r"cross\['a', 'b'\]"):
         attrs.evolve(whole, cross={("a", "b"): np.ones((5, 3))})

@@ -106,7 +106,7 @@ def test_a_smooth_model_is_read_at_other_levels_as_if_calibrated_there(have, wan
         for j, i in itertools.combinations(range(len(sigmas)), 2):
             if i - j <= 6:
                 assert run.hold_error(name, j, i) == pytest.approx(native.hold_error(name, j, i), rel=0.01)
-            if 0 < j and i - j <= 3:
+            if j > 0 and i - j <= 3:
                 c, true = run.coefficient(name, j - 1, j, i), native.coefficient(name, j - 1, j, i)
                 assert c == pytest.approx(true, rel=0.02, abs=0.01)
         # Tokens differ, so that the mean of ratios is not the ratio of means: close, not equal.
@@ -129,7 +129,7 @@ def test_a_window_is_as_wide_in_noise_level_as_it_was():
 def test_second_order_samplers_and_restarts_are_planned_by_their_levels():
     found = smooth(levels(30))
     heun = [s for level in np.linspace(1, 0.1, 10) for s in (level, level - 0.05)]
-    heun[1::2] = heun[2::2] + [0.1]
+    heun[1::2] = [*heun[2::2], 0.1]
     assert plan(found, sigmas=heun, computed=10).errors == pytest.approx([0] * 20, abs=1e-6)
     restart = [*np.linspace(1, 0.2, 9), *np.linspace(0.6, 0.1, 6)]
     assert plan(found, sigmas=restart, computed=8).computed == 8
