@@ -380,7 +380,7 @@ RATIOS = [1.0, 1.1, 1.05, 1.0, 0.99, 0.98, 0.97, 0.95, 0.9, 0.8]
 
 @LAWS
 @given(strategies.curves(max_size=12), st.integers(1, 12), st.sampled_from(["hold", "linear"]))
-def test_ratios_alone_are_planned_by_the_modelled_error(curve, wanted, forecast):
+def test_ratios_alone_are_planned_by_growth_and_an_even_turn(curve, wanted, forecast):
     wanted = min(wanted, curve.steps)
     if 5 * wanted < curve.steps:
         with pytest.raises(ArgumentError, match="at most 4 skips in a row"):
@@ -388,14 +388,18 @@ def test_ratios_alone_are_planned_by_the_modelled_error(curve, wanted, forecast)
         return
     chosen = plan(curve, computed=wanted, forecast=forecast)
     assert chosen.computed == wanted
+    angle = np.asarray(curve.levels) / curve.levels[0]
     for name in curve.streams:
-        held = plan(curve, computed=wanted).stream_errors(name) if forecast == "linear" else chosen.stream_errors(name)
-        mask = plan(curve, computed=wanted).mask
-        j = 0
-        for i, computes in enumerate(mask):
-            j = i if computes else j
-            grown = curve.product(name, j + 1, i + 1)
-            assert held[i] == pytest.approx(abs(1 - 1 / grown), rel=1e-4, abs=1e-6)
+        at = np.cumprod(curve.of(name)) * np.exp(1j * angle)  # a residual of two dimensions
+        p, j = -1, -1
+        for i, computes in enumerate(chosen.mask):
+            if computes:
+                p, j = j, i
+                continue
+            c = chosen.stream_coefficients(name)[i]
+            true = abs(at[i] - at[j] - (c * (at[j] - at[p]) if c else 0)) / abs(at[i])
+            assert chosen.stream_errors(name)[i] == pytest.approx(true, rel=1e-4, abs=1e-6)
+            assert c == (0 if forecast == "hold" or p < 0 else pytest.approx((angle[i] - angle[j]) / (angle[j] - angle[p])))
 
 
 def test_ratios_alone_take_no_calibrated_forecast():
