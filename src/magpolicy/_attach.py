@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from magpolicy import _checks, _plugins
 from magpolicy._calibration import Calibration
@@ -45,12 +45,23 @@ class AttachRequest:
     storage_dtype: Any = None
     """The dtype residuals are stored in; ``None``: as they come."""
     calibrate: bool = False
-    """Compute every step and measure the curve."""
+    """Compute every step and measure the residuals."""
+    window: int | None = None
+    """Calibrating: evaluations back that residuals are compared over; ``None``: the adapter's choice."""
+    tokens: int | None = 2048
+    """Calibrating: tokens that are looked at, at most; ``None``: all."""
+    reduce: Callable[[Any], Any] | None = None
+    """Calibrating: adds up a tensor of sums over ranks that share the tokens."""
     safeguard: float | bool | Safeguard | None = None
     """Whether a planned run is compared with its plan: see :class:`magpolicy.Safeguard`."""
 
     def session(
-        self, steps: int | None = None, sigmas: Sequence[float] | None = None, *, expert_step: int | None = None
+        self,
+        steps: int | None = None,
+        sigmas: Sequence[float] | None = None,
+        *,
+        expert_step: int | None = None,
+        guidance: float | None = None,
     ) -> Session:
         """A session for one run.
 
@@ -58,6 +69,7 @@ class AttachRequest:
             steps: evaluations per stream.
             sigmas: or their noise levels.
             expert_step: the run's first step of the second expert, where the model has two and the settings do not say.
+            guidance: the run's guidance scale, for a plan, where the host knows it and the settings do not say.
 
         Raises:
             ArgumentError: no number of steps is known, or the settings do not fit it.
@@ -66,7 +78,11 @@ class AttachRequest:
             steps = self.steps
         if steps is None and sigmas is None and (self.calibrate or self.setup.preset is not None):
             raise ArgumentError("steps=None: how long is the run? try handle.run(steps=28)")
-        return Session.from_setup(self.setup.switching(expert_step), steps, sigmas, self.safeguard)
+        setup = self.setup.switching(expert_step)
+        two = len(setup.curve.streams) == 2  # a scale says nothing of how three branches are combined
+        if guidance is not None and two and setup.goal is not None and setup.goal.guidance is None:
+            setup = evolve(setup, goal=evolve(setup.goal, guidance=guidance), laid={})
+        return Session.from_setup(setup, steps, sigmas, self.safeguard)
 
 
 def attach(
@@ -99,6 +115,9 @@ def attach(
     offload: str | None = None,
     storage_dtype: Any = None,
     calibrate: bool = False,
+    window: int | None = None,
+    tokens: int | None = 2048,
+    reduce: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Attach a policy to a model, and return a handle.
 
@@ -128,7 +147,12 @@ def attach(
         scope: ``"stack"`` skips the block stack, ``"model"`` the whole model (U-Nets, black boxes).
         offload: ``"cpu"`` keeps residuals in CPU memory between uses.
         storage_dtype: dtype to store residuals in.
-        calibrate: compute every step and measure the curve, ``handle.curve``.
+        calibrate: compute every step and measure the residuals: ``handle.calibration``, and ``handle.curve`` of it.
+        window: calibrating, compare residuals over this many evaluations back, and hold that many per stream; by default 45 %
+            of the run, at least 12.
+        tokens: calibrating, look at no more than this many tokens, chosen at random once; ``None`` looks at all.
+        reduce: calibrating where ranks share the tokens (sequence parallelism), what adds up a tensor over ranks, in place or
+            as its result, such as ``torch.distributed.all_reduce``. Every rank then has to read ``handle.calibration``.
 
     Returns:
         The adapter's handle: ``.run(steps=...)``, ``.stream(name)``, ``.report``, ``.detach()``, and a context manager.
@@ -156,6 +180,9 @@ def attach(
             raise ArgumentError(f"{name}={_checks._short(given[name])} must be {meant}")
     if isinstance(ratios, str | Path):
         raise ArgumentError(f"ratios={ratios!r} must be numbers; try preset={str(ratios)!r}")
+    targets = {"speedup": speedup, "computed": computed, "error": error}
+    if calibrate and (aims := [name for name, value in targets.items() if value is not None]):
+        raise ArgumentError(f"{aims[0]} given: calibrate=True computes every step; leave {aims[0]} out")
     _checks.one_of("scope", scope, SCOPES)
     _checks.one_of("offload", offload, (None, "cpu"))
     setup = (
@@ -194,6 +221,9 @@ def attach(
         offload=offload,
         storage_dtype=storage_dtype,
         calibrate=calibrate,
+        window=window,
+        tokens=tokens,
+        reduce=reduce,
         safeguard=safeguard,
     )
     return _plugins.attach(target, request)
