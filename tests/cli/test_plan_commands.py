@@ -49,6 +49,15 @@ def test_a_plan_is_printed(model, run):
     assert run("plan", model, "--speedup", "3", "--forecast", "hold")[1].rstrip().endswith("residuals held")
 
 
+def test_plans_of_single_streams_are_shown_one_by_one(model, run):
+    chosen = magpolicy.plan(model, speedup=3, batched=False)
+    assert len(set(chosen.masks)) == 2
+    lines = run("plan", model, "--speedup", "3", "--separate")[1].splitlines()
+    for line, name, mask in zip(lines[1:3], ("cond  ", "uncond"), chosen.masks, strict=True):
+        strip = "".join("█" if computes else "·" for computes in mask)
+        assert line == f"  {name}  {strip}  {sum(mask)} computed"
+
+
 def test_a_plan_is_written_and_exported(model, run, tmp_path):
     chosen = magpolicy.plan(model, computed=7)
     code, out, _ = run("plan", model, "--computed", 7, "--json", "-o", "plan.json")

@@ -1,8 +1,10 @@
 """Plans: the best there is, or an error that says what can be had."""
 
+import copy
 import itertools
 import json
 import math
+import pickle
 import time
 
 import attrs
@@ -422,6 +424,13 @@ def test_a_preset_brings_its_retention_and_longest_gap_and_its_experts():
     assert two.mask[wan.expert_step(wan.steps)]
     assert plan(wan, speedup=1.5, expert_step=11).mask[11]
     assert plan(Curve(RATIOS), sigmas=np.linspace(1, 0.2, 16).tolist(), speedup=2).steps == 16
+
+
+def test_a_plan_can_be_copied_and_pickled():
+    chosen = plan(example(28), speedup=2)
+    for again in (copy.deepcopy(chosen), pickle.loads(pickle.dumps(chosen))):
+        assert (again, again.coefficients, again.checks) == (chosen, chosen.coefficients, chosen.checks)
+        assert plan(again.terrain.ledger.calibration, speedup=2) == chosen
 
 
 def test_reasons_are_a_schedules():
