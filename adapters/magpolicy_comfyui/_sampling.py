@@ -7,6 +7,7 @@ what skips blocks is on the diffusion model during single calls only: a clone wi
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from magpolicy_comfyui._outcome import Outcome
 from magpolicy_comfyui._settings import Settings, with_streams
 from magpolicy_comfyui._stacks import Bypass
 from magpolicy_comfyui._streams import Streams
+from magpolicy_torch._calibrating import SHARE, WINDOW, Moments
 from magpolicy_torch._call import Run, evaluate
 from magpolicy_torch._report import Record
 from magpolicy_torch._store import ResidualStore
@@ -45,6 +47,9 @@ class Attachment:
             comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, guider.model_options, is_model_options=True)
         try:
             result = executor(*args, **kwargs)
+        except BaseException:
+            run.moments = None  # half a calibration is none
+            raise
         finally:
             run.end()
             wrappers = guider.model_options["transformer_options"]["wrappers"]
@@ -82,6 +87,8 @@ class Sampling:
     place: _noise.Place | None = None
     streams: Streams = field(factory=Streams)
     record: Record = field(factory=Record)
+    moments: Moments | None = None
+    """What is measured, if this is a calibration."""
     notes: list[str] = field(factory=list)
     """What a reader of the report should know."""
     _planned: list[float] = field(factory=list)
@@ -89,7 +96,6 @@ class Sampling:
     _next: int = 0
     _position: int | None = None
     _runs: list[tuple[Bypass, Run]] = field(factory=list)
-    _norms: dict[str, list[Any]] = field(factory=dict)
     _unplanned: int = 0
     _source: Any = None
     _scope: str = "stack"
@@ -131,6 +137,9 @@ class Sampling:
         steps, given, first = _run_of(setup, place)
         self.session = Session.from_setup(setup, steps, given)
         self.session.begin(first)
+        if settings.calibrate:
+            window = min(max(WINDOW, math.ceil(SHARE * self.session.steps)), max(self.session.steps - 1, 1))
+            self.moments = Moments(window=window, offload=settings.offload)
         self._first = first
 
     def _predict(self, executor: Any, x: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
@@ -197,7 +206,7 @@ class Sampling:
         assert self.session is not None
         settings = self.settings
         store = ResidualStore(settings.offload, settings.storage_dtype)
-        run = Run(bypass.stack, self.session, store, settings.calibrate, bypass.channel_dim, self._norms, self.record)
+        run = Run(bypass.stack, self.session, store, self.moments, bypass.channel_dim, self.record)
         self._runs.append((bypass, run))
         self._scope = bypass.stack.scope
         return bypass, run

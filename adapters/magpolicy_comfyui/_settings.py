@@ -29,6 +29,9 @@ class Settings:
     end_step: int | None = None
     """Last one; negative ones count from the end."""
     semantics: str | None = None
+    speedup: float | None = None
+    """Plan for it; the threshold has no say then."""
+    forecast: str | None = None
     offload: str | None = None
     storage_dtype: Any = None
     calibrate: bool = False
@@ -93,15 +96,18 @@ class Settings:
     def _setup(self, source: Any, start: int, end: int | None, expert: int | None) -> Setup:
         if isinstance(source, Schedule):
             return set_up(source)
+        planned = self.speedup is not None
         return set_up(
             source,
-            threshold=self.threshold,
+            threshold=None if planned else self.threshold,
             max_skips=self.max_skips,
             retention=self.retention,
             start_step=start,
             end_step=end,
             semantics=self.semantics,
             expert_step=expert,
+            speedup=self.speedup,
+            forecast=self.forecast,
         )
 
     def _window(self, place: Place, sampler_steps: list[int]) -> tuple[int, int | None]:
