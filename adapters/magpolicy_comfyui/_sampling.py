@@ -135,11 +135,12 @@ class Sampling:
         self.streams = Streams.of(guider.conds)
         setup = with_streams(setup, self.streams.bases)
         steps, given, first = _run_of(setup, place)
-        self.session = Session.from_setup(setup, steps, given)
+        self.session = Session.from_setup(setup, steps, given, settings.safeguard)
         self.session.begin(first)
         if settings.calibrate:
-            window = min(max(WINDOW, math.ceil(SHARE * self.session.steps)), max(self.session.steps - 1, 1))
-            self.moments = Moments(window=window, offload=settings.offload)
+            most = max(self.session.steps - 1, 1)
+            window = settings.window or min(max(WINDOW, math.ceil(SHARE * self.session.steps)), most)
+            self.moments = Moments(window=window, tokens=settings.tokens, offload=settings.offload)
         self._first = first
 
     def _predict(self, executor: Any, x: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
