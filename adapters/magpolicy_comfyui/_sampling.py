@@ -46,6 +46,9 @@ class Attachment:
             comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, guider.model_options, is_model_options=True)
         try:
             result = executor(*args, **kwargs)
+        except BaseException:
+            run.moments = None  # half a calibration is none
+            raise
         finally:
             run.end()
             wrappers = guider.model_options["transformer_options"]["wrappers"]
@@ -83,6 +86,8 @@ class Sampling:
     place: _noise.Place | None = None
     streams: Streams = field(factory=Streams)
     record: Record = field(factory=Record)
+    moments: Moments | None = None
+    """What is measured, if this is a calibration."""
     notes: list[str] = field(factory=list)
     """What a reader of the report should know."""
     _planned: list[float] = field(factory=list)
@@ -90,8 +95,6 @@ class Sampling:
     _next: int = 0
     _position: int | None = None
     _runs: list[tuple[Bypass, Run]] = field(factory=list)
-    moments: Moments | None = None
-    """What a calibration measures."""
     _unplanned: int = 0
     _source: Any = None
     _scope: str = "stack"
@@ -131,9 +134,12 @@ class Sampling:
         self.streams = Streams.of(guider.conds)
         setup = with_streams(setup, self.streams.bases)
         steps, given, first = _run_of(setup, place)
-        self.session = Session.from_setup(setup, steps, given)
-        self.moments = Moments.of_run(self.session.steps) if settings.calibrate else None
+        self.session = Session.from_setup(setup, steps, given, settings.safeguard)
         self.session.begin(first)
+        if settings.calibrate:
+            self.moments = Moments.of_run(
+                self.session.steps, window=settings.window, tokens=settings.tokens, offload=settings.offload
+            )
         self._first = first
 
     def _predict(self, executor: Any, x: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
