@@ -6,6 +6,8 @@ import { api } from "../../scripts/api.js";
 const NAME = "magpolicy.panel";
 const THRESHOLD = "magcache_thresh"; // nodes with this setting get a panel
 const WAIT = 120; // ms without a change before the server is asked
+const LOOK = 400; // ms between looks at what does not call back
+const LEAST = 52; // px
 const ROW = 60; // most cells in a row of the strip
 const STEPS_PROPERTY = "magpolicy_steps";
 
@@ -102,7 +104,6 @@ class Panel {
     });
     this.widget.serialize = false; // workflow files hold the node's own settings only
     this.watch();
-    this.later();
   }
 
   build() {
@@ -121,10 +122,10 @@ class Panel {
     for (const kind of ["keydown", "pointerdown"]) this.steps.addEventListener(kind, (event) => event.stopPropagation());
     this.plan = make("div", "", this.inner);
     this.run = make("div", "", this.inner);
-    this.height = 52;
+    this.height = LEAST;
   }
 
-  // Settings change by hand, by undo, by loading a file, and by other extensions; each of these draws the node.
+  // Settings change by hand, by undo, by a file, by other extensions, and those of the sampler matter too: not all of it calls back.
   watch() {
     const { node } = this;
     for (const each of node.widgets) {
@@ -144,13 +145,19 @@ class Panel {
         return result;
       };
     };
-    hook("onDrawForeground", () => this.later());
     hook("onConnectionsChange", () => this.later());
     hook("onConfigure", () => {
       this.steps.value = node.properties[STEPS_PROPERTY] ?? "";
       this.later();
     });
-    hook("onRemoved", () => clearTimeout(this.timer));
+    hook("onAdded", () => {
+      clearInterval(this.looking);
+      this.looking = setInterval(() => this.later(), LOOK);
+    });
+    hook("onRemoved", () => {
+      clearInterval(this.looking);
+      clearTimeout(this.timer);
+    });
   }
 
   // What the server is asked. A setting that comes over a link is not known here, and is left out.
@@ -239,7 +246,7 @@ class Panel {
   }
 
   fit() {
-    const height = Math.max(52, this.inner.scrollHeight + 36); // own padding and the widget's margin
+    const height = Math.max(LEAST, this.inner.scrollHeight + 32); // and the padding here, and the widget's margin
     if (height === this.height) return;
     this.height = height;
     const { node } = this;
