@@ -46,7 +46,8 @@ def _unet(context: int = 32, adm: int | None = None, **more: Any) -> dict[str, A
 
 _FLUX = {
     "in_channels": 16, "out_channels": 16, "vec_in_dim": 32, "context_in_dim": 32, "hidden_size": 64, "mlp_ratio": 2.0,
-    "num_heads": 4, "depth": 2, "depth_single_blocks": 2, "axes_dim": [4, 6, 6], "theta": 10000, "patch_size": 2, "qkv_bias": True,
+    "num_heads": 4, "depth": 2, "depth_single_blocks": 2, "axes_dim": [4, 6, 6], "theta": 10000, "patch_size": 2,
+    "qkv_bias": True,
 }  # fmt: skip
 _CHROMA = {k: v for k, v in _FLUX.items() if k != "vec_in_dim"} | {
     "in_channels": 64, "out_channels": 64, "in_dim": 64, "out_dim": 64, "hidden_dim": 64, "n_layers": 2,
@@ -77,8 +78,15 @@ _HYDIT = {
 _HYDIT_TEXT = {"conditioning_mt5xl": (9, 32), "attention_mask": (7,), "attention_mask_mt5xl": (9,)}
 _H3D = {"in_channels": 64, "context_in_dim": 32, "hidden_size": 64, "mlp_ratio": 2.0, "num_heads": 4, "depth": 2,
         "depth_single_blocks": 2, "qkv_bias": True}  # fmt: skip
-_PIXART = {"input_size": 16, "hidden_size": 64, "depth": 3, "num_heads": 4, "caption_channels": 32, "model_max_length": 8,
-           "pe_interpolation": 1}
+_PIXART = {
+    "input_size": 16,
+    "hidden_size": 64,
+    "depth": 3,
+    "num_heads": 4,
+    "caption_channels": 32,
+    "model_max_length": 8,
+    "pe_interpolation": 1,
+}
 _SD_TEXT = (77, 32)
 _IMAGE, _VIDEO, _MESH = (16, 8, 8), (16, 3, 8, 8), (64, 12)
 
@@ -99,7 +107,7 @@ TINY: dict[str, Tiny] = {
     "SD_X4Upscaler": Tiny(
         _unet(in_channels=7, num_classes=1000, channel_mult=[1, 1, 1, 1], num_res_blocks=[1] * 4, transformer_depth=[1] * 4,
               transformer_depth_output=[1] * 8),
-        (4, 8, 8), whole=True,
+        (4, 16, 16), whole=True,
     ),
     "SDXL": Tiny(_unet(adm=32 + 6 * 256), (4, 8, 8), whole=True),
     "SDXLRefiner": Tiny(_unet(adm=32 + 5 * 256), (4, 8, 8), whole=True),
@@ -163,7 +171,8 @@ TINY: dict[str, Tiny] = {
         (12, 3, 8, 8), text=(8, 32), extra={"attention_mask": (8,)},
     ),
     "LTXV": Tiny(
-        {"num_layers": 3, "attention_head_dim": 16, "num_attention_heads": 4, "cross_attention_dim": 64, "caption_channels": 32},
+        {"num_layers": 3, "attention_head_dim": 16, "num_attention_heads": 4, "cross_attention_dim": 64,
+         "caption_channels": 32},
         (128, 3, 4, 4), extra={"attention_mask": (7,)},
     ),
     "HunyuanVideo": Tiny(_HUNYUAN | _HUNYUAN_NEW, _VIDEO),
@@ -180,7 +189,8 @@ TINY: dict[str, Tiny] = {
         (32, 3, 4, 4),
     ),
     "HunyuanImage21": Tiny(
-        _HUNYUAN | _HUNYUAN_NEW | {"in_channels": 64, "out_channels": 64, "patch_size": [1, 1], "axes_dim": [8, 8], "meanflow": True},
+        _HUNYUAN | _HUNYUAN_NEW | {"in_channels": 64, "out_channels": 64, "patch_size": [1, 1], "axes_dim": [8, 8],
+                                   "meanflow": True},
         (64, 6, 6),
     ),
     "HunyuanImage21Refiner": Tiny(_HUNYUAN | _HUNYUAN_NEW | {"in_channels": 128, "out_channels": 64}, (64, 2, 6, 6)),
@@ -188,7 +198,11 @@ TINY: dict[str, Tiny] = {
     "CosmosI2V": Tiny(_COSMOS1, _VIDEO),
     "CosmosT2IPredict2": Tiny(_COSMOS, _VIDEO),
     "CosmosI2VPredict2": Tiny(_COSMOS, _VIDEO),
-    "ZImage": Tiny(_LUMINA | {"dim": 256, "n_heads": 16, "n_kv_heads": 16, "z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 4}, _IMAGE, extra={"attention_mask": (7,)}),
+    "ZImage": Tiny(
+        _LUMINA | {"dim": 256, "n_heads": 16, "n_kv_heads": 16, "z_image_modulation": True, "time_scale": 1000.0,
+                   "pad_tokens_multiple": 4},
+        _IMAGE, extra={"attention_mask": (7,)},
+    ),
     "Lumina2": Tiny(_LUMINA, _IMAGE, extra={"attention_mask": (7,)}),
     "WAN21_T2V": Tiny(_WAN, _VIDEO),
     "WAN22_T2V": Tiny(_WAN | {"in_dim": 48}, (48, 3, 8, 8)),
@@ -218,7 +232,8 @@ TINY: dict[str, Tiny] = {
         {"attention_head_dim": 16, "in_channels": 8, "inner_dim": 64, "max_height": 16, "max_position": 64, "max_width": 64,
          "mlp_ratio": 2.0, "num_attention_heads": 4, "num_layers": 3, "out_channels": 8, "patch_size": [16, 1],
          "rope_theta": 10000.0, "speaker_embedding_dim": 512, "text_embedding_dim": 32, "ssl_encoder_depths": [2, 2],
-         "ssl_latent_dims": [16, 16], "ssl_names": ["mert", "m-hubert"], "lyric_encoder_vocab_size": 16, "lyric_hidden_size": 1024},
+         "ssl_latent_dims": [16, 16], "ssl_names": ["mert", "m-hubert"], "lyric_encoder_vocab_size": 16,
+         "lyric_hidden_size": 1024},
         (8, 16, 8), extra={"conditioning_lyrics": (5,)},
     ),
     "Omnigen2": Tiny(
@@ -256,8 +271,18 @@ def make(name: str, **changes: Any) -> Any:
     return comfy.model_patcher.ModelPatcher(model.eval(), load_device=device, offload_device=device)
 
 
-_SAID = ("image_model", "audio_model", "model_type", "in_dim", "out_dim", "in_channels", "stable_cascade_stage", "vision_in_dim",
-         "vec_in_dim", "patch_size")
+_SAID = (
+    "image_model",
+    "audio_model",
+    "model_type",
+    "in_dim",
+    "out_dim",
+    "in_channels",
+    "stable_cascade_stage",
+    "vision_in_dim",
+    "vec_in_dim",
+    "patch_size",
+)
 
 
 def _known(entry: Any, config: dict[str, Any]) -> dict[str, Any]:
