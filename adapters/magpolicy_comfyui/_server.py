@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -9,11 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import magpolicy
-from magpolicy import _checks
 
 ROUTE = "/magpolicy/simulate"
 MAX_BYTES = 65_536
-MAX_PREVIEW = 2_000  # steps a panel can show; more would only keep the server busy
 # The nodes' names for settings, and the library's.
 SETTINGS = {
     "magcache_thresh": "threshold",
@@ -22,6 +21,7 @@ SETTINGS = {
     "start_step": "start_step",
     "end_step": "end_step",
 }
+_KNOWN = (*SETTINGS, "model_type", "settings", "semantics", "offload")
 
 
 def add_routes(server: Any) -> bool:
@@ -32,7 +32,7 @@ def add_routes(server: Any) -> bool:
 
     async def simulate(request: Any) -> Any:
         body = await request.content.read(MAX_BYTES + 1)
-        status, answer = preview(body)
+        status, answer = await asyncio.to_thread(preview, body)
         return web.json_response(answer, status=status)
 
     server.routes.post(ROUTE)(simulate)
@@ -44,8 +44,9 @@ def preview(body: bytes) -> tuple[int, dict[str, Any]]:
     """The answer to a panel's question: an HTTP status, and JSON values.
 
     Args:
-        body: JSON, ``{"inputs": {"model_type": ..., "magcache_thresh": ..., ...}, "steps": 20}``. Settings left out are the
-            preset's; ``steps`` left out, the preset's own number.
+        body: JSON, ``{"inputs": {"model_type": ..., "magcache_thresh": ..., ...}, "sampler": {"steps": 20, ...}}``, with the
+            widgets of the node, and of the sampler behind it (:class:`magpolicy_comfyui._ahead.Sampler`). Settings left out
+            are the preset's, and so are the steps.
 
     Returns:
         200 with ``headline``, ``strip``, ``text``, ``schedule`` (:meth:`magpolicy.Schedule.to_dict`) and ``notes``; or 400
@@ -68,8 +69,9 @@ def _read(body: bytes) -> Mapping[str, Any]:
         question = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise magpolicy.ArgumentError(f"the request is no JSON: {error}") from None
-    if not isinstance(question, dict) or not isinstance(question.get("inputs", {}), dict):
-        raise magpolicy.ArgumentError('the request must be {"inputs": {"model_type": "flux", ...}, "steps": 20}')
+    parts = [question.get(name) or {} for name in ("inputs", "sampler")] if isinstance(question, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
+        raise magpolicy.ArgumentError('the request must be {"inputs": {"model_type": "flux", ...}, "sampler": {"steps": 20}}')
     return question
 
 
@@ -80,29 +82,29 @@ def _in_node_names(text: str) -> str:
 
 
 def _answer(question: Mapping[str, Any]) -> dict[str, Any]:
-    inputs = question.get("inputs", {})
-    steps = question.get("steps")
-    preset = _preset(inputs.get("model_type", "auto"))
+    from magpolicy_comfyui import _ahead, _nodes, _presets
+
+    inputs = question.get("inputs") or {}
+    preset = _presets.find(str(inputs.get("model_type", _presets.AUTO)))
     if preset is None:
         return {"headline": "auto: chosen when the model is loaded", "schedule": None, "notes": []}
-    if steps is not None:
-        steps = _checks.whole("steps", steps, 1, MAX_PREVIEW, example=str(preset.steps))
-    settings = {name: inputs[node] for node, name in SETTINGS.items() if inputs.get(node) is not None}
-    schedule = magpolicy.simulate(preset, steps=steps, **settings)
+    linked = [name for name in SETTINGS if inputs.get(name) is None]
+    shown = {name: _default(name, preset) for name in linked} | {k: v for k, v in inputs.items() if v is not None}
+    settings = _nodes._settings(**{name: value for name, value in shown.items() if name in _KNOWN})
+    values = question.get("sampler") or {}
+    sampler = _ahead.Sampler.of(values, preset.steps)
+    schedule, remark = _ahead.schedule(settings, preset, sampler, flux=preset.family == "flux")
+    notes = [f"the preset's {', '.join(linked)}"] if linked else []
+    notes += [f"{sampler.steps} steps, as the preset {preset.name}"] if values.get("steps") is None else []
     return {
-        "headline": f"{schedule.computed} of {schedule.steps} steps computed, {schedule.speedup:.2f}x",
+        "headline": f"{schedule.computed} of {schedule.steps} computed · {schedule.speedup:.2f}x",
         "strip": schedule.strip,
         "text": str(schedule),
         "schedule": schedule.to_dict(),
         "preset": preset.name,
-        "notes": [f"steps of the preset {preset.name}"] if steps is None else [],
+        "notes": notes + ([remark] if remark else []),
     }
 
 
-def _preset(model_type: Any) -> magpolicy.Preset | None:
-    name = str(model_type)
-    if name == "auto":
-        return None
-    if name.lower().endswith((".json", ".toml")):  # files are read by name of the preset in them, never by a path from outside
-        raise magpolicy.PresetError(f"model_type={name!r} is a file; choose one of the node's list")
-    return magpolicy.preset(name)
+def _default(name: str, preset: magpolicy.Preset) -> Any:
+    return {"start_step": 0, "end_step": -1}.get(name, getattr(preset, SETTINGS[name], None))

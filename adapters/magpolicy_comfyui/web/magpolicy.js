@@ -9,6 +9,7 @@ const WAIT = 120; // ms without a change before the server is asked
 const LOOK = 400; // ms between looks at what does not call back
 const LEAST = 52; // px
 const ROW = 60; // most cells in a row of the strip
+const SAMPLING = ["steps", "sampler_name", "scheduler", "denoise", "start_at_step", "end_at_step"];
 const STEPS_PROPERTY = "magpolicy_steps";
 
 const STYLE = `
@@ -175,18 +176,36 @@ class Panel {
         if (found) files.push({ kind: name, file: String(found.value) });
       }
     }
-    const sampler = { steps: null, node: null };
-    for (const at of downstream(node)) {
-      const found = widget(at, "steps");
-      if (typeof found?.value === "number") {
-        sampler.steps = found.value;
-        break;
-      }
-    }
+    const sampler = this.sampler();
     this.steps.placeholder = sampler.steps ?? "";
     const typed = this.steps.value.trim();
-    const steps = typed === "" ? sampler.steps : Number.isNaN(Number(typed)) ? typed : Number(typed);
-    return { node: node.comfyClass, inputs, steps, model: files[0] ?? null };
+    if (typed !== "") sampler.steps = Number.isNaN(Number(typed)) ? typed : Number(typed);
+    return { inputs, sampler, model: files[0] ?? null };
+  }
+
+  // The sampler this node leads to: its widgets, and those of the nodes that tell it the noise levels and the method.
+  sampler() {
+    const found = {};
+    const take = (node) => {
+      for (const name of SAMPLING) {
+        const value = widget(node, name)?.value;
+        if (value !== undefined && !(name in found)) found[name] = value;
+      }
+    };
+    for (const at of downstream(this.node)) {
+      const slots = ["sampler", "sigmas"].map((name) => at.inputs?.findIndex((input) => input.name === name) ?? -1);
+      if (widget(at, "shift")) found.shift = widget(at, "shift").value;
+      if (widget(at, "steps")) take(at);
+      if (slots.some((slot) => slot >= 0)) {
+        found.custom = true;
+        for (const slot of slots) {
+          const source = slot >= 0 ? at.getInputNode(slot) : null;
+          if (source) take(source);
+        }
+      }
+      if ("steps" in found && "sampler_name" in found) break;
+    }
+    return found;
   }
 
   later() {
