@@ -85,7 +85,10 @@ def _answer(question: Mapping[str, Any]) -> dict[str, Any]:
     from magpolicy_comfyui import _ahead, _nodes, _presets
 
     inputs = question.get("inputs") or {}
-    preset = _presets.find(str(inputs.get("model_type", _presets.AUTO)))
+    name = str(inputs.get("model_type", _presets.AUTO))
+    if name.lower().endswith((".json", ".toml")) and name not in _presets.files():
+        raise magpolicy.PresetError(f"model_type={name!r} is not one of the node's list; files belong into {_presets.folder()}")
+    preset = _presets.find(name)
     if preset is None:
         return {"headline": "auto: chosen when the model is loaded", "schedule": None, "notes": []}
     linked = [name for name in SETTINGS if inputs.get(name) is None]

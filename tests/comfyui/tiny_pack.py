@@ -24,12 +24,28 @@ class TinyModel(_Node):
         return (models.make(kind),)
 
 
+class TinyLoadable(_Node):
+    """A Wan small enough, and with the figures that ComfyUI does not read off a file left as they are."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES = ("MODEL",)
+
+    def run(self) -> tuple[Any]:
+        return (models.make("WAN21_T2V", dim=128, num_heads=1, text_dim=4096, freq_dim=256, text_len=512),)
+
+
 class TinyPrompt(_Node):
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"kind": (_KINDS,), "seed": ("INT", {"default": 1})}})
+    _WIDTH = ("INT", {"default": 0, "max": 8192})
+    INPUT_TYPES = classmethod(
+        lambda cls: {"required": {"kind": (_KINDS,), "seed": ("INT", {"default": 1})}, "optional": {"width": cls._WIDTH}}
+    )
     RETURN_TYPES = ("CONDITIONING",)
 
-    def run(self, kind: str, seed: int) -> tuple[Any]:
-        return (models.conditioning(kind, seed),)
+    def run(self, kind: str, seed: int, width: int = 0) -> tuple[Any]:
+        made = models.conditioning(kind, seed)
+        if width:
+            made[0][0] = torch.randn(1, 7, width, generator=torch.Generator().manual_seed(seed))
+        return (made,)
 
 
 class TinyLatent(_Node):
@@ -38,6 +54,17 @@ class TinyLatent(_Node):
 
     def run(self, kind: str) -> tuple[Any]:
         return (models.latent(kind),)
+
+
+class TinyStart(_Node):
+    """In the place of nodes that start a film from pictures."""
+
+    _SIDE = ("CONDITIONING",)
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"kind": (_KINDS,), "positive": cls._SIDE, "negative": cls._SIDE}})
+    RETURN_TYPES = ("CONDITIONING", "CONDITIONING", "LATENT", "INT")
+
+    def run(self, kind: str, positive: Any, negative: Any) -> tuple[Any, Any, Any, int]:
+        return positive, negative, models.latent(kind), 0
 
 
 class TinyDecode(_Node):
@@ -53,4 +80,4 @@ class TinyDecode(_Node):
         return (picture.repeat_interleave(8, 1).repeat_interleave(8, 2),)
 
 
-NODE_CLASS_MAPPINGS = {c.__name__: c for c in (TinyModel, TinyPrompt, TinyLatent, TinyDecode)}
+NODE_CLASS_MAPPINGS = {c.__name__: c for c in (TinyModel, TinyLoadable, TinyPrompt, TinyLatent, TinyStart, TinyDecode)}

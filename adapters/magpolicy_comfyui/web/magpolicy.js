@@ -24,6 +24,7 @@ const STYLE = `
 .magpolicy-strip i.skipped { background: var(--border-color, #4e4e4e); opacity: .55; }
 .magpolicy-note { color: var(--descrip-text, #999); white-space: pre-wrap; }
 .magpolicy-error { color: var(--error-text, #ff6b6b); white-space: pre-wrap; }
+.magpolicy-said { white-space: pre-wrap; }
 .magpolicy-run { margin-top: 4px; border-top: 1px solid var(--border-color, #4e4e4e); padding-top: 3px; }
 `;
 
@@ -239,28 +240,30 @@ class Panel {
       make("div", "magpolicy-error", this.plan, answer.error);
     } else {
       this.text.textContent = answer.headline;
-      const schedule = answer.schedule;
-      if (schedule) {
-        const names = Object.keys(schedule.streams);
-        const differ = names.some((name) => String(schedule.streams[name].mask) !== String(schedule.mask));
-        for (const name of differ ? names : [null]) {
-          if (name !== null) make("div", "magpolicy-note", this.plan, name);
-          const mask = name === null ? schedule.mask : schedule.streams[name].mask;
-          drawStrip(this.plan, cellsOf(schedule, mask, name === null ? names : [name]));
-        }
-      }
+      if (answer.schedule) this.drawSchedule(this.plan, answer.schedule);
       for (const note of answer.notes ?? []) make("div", "magpolicy-note", this.plan, note);
     }
     this.fit();
   }
 
-  report({ strip, text }) {
+  // One strip, or one a stream where they differ.
+  drawSchedule(parent, schedule) {
+    const names = Object.keys(schedule.streams);
+    const differ = names.some((name) => String(schedule.streams[name].mask) !== String(schedule.mask));
+    if (!differ) return drawStrip(parent, cellsOf(schedule, schedule.mask, names));
+    for (const name of names) {
+      make("div", "magpolicy-note", parent, name);
+      drawStrip(parent, cellsOf(schedule, schedule.streams[name].mask, [name]));
+    }
+  }
+
+  report({ strip, text, schedule }) {
     this.run.replaceChildren();
     const box = make("div", "magpolicy-run", this.run);
     make("div", "magpolicy-note", box, "last run");
-    const cells = [...(strip ?? "")].map((mark, i) => ({ computed: mark !== "·", title: `step ${i}: ${mark === "·" ? "skipped" : "computed"}` }));
-    drawStrip(box, cells);
-    make("div", "magpolicy-said", box, text ?? "").style.whiteSpace = "pre-wrap";
+    if (schedule) this.drawSchedule(box, schedule);
+    else drawStrip(box, [...(strip ?? "")].map((mark, i) => ({ computed: mark !== "·", title: `step ${i}` })));
+    make("div", "magpolicy-said", box, text ?? "");
     this.fit();
   }
 

@@ -19,8 +19,8 @@ SCREENSHOT = Path(__file__).parents[3] / "docs" / "assets" / "comfyui-panel.png"
 ADD_NODES = """() => {
   app.graph.clear();
   const [cache, sampler] = ["MagCache", "KSampler"].map((type) => LiteGraph.createNode(type));
+  cache.pos = [60, 60]; sampler.pos = [560, 60];
   app.graph.add(cache); app.graph.add(sampler);
-  cache.pos = [60, 60]; sampler.pos = [480, 60];
   cache.connect(0, sampler, "model");
   Object.assign(window, { cache, sampler });
 }"""
@@ -135,7 +135,7 @@ def test_the_panel_works_in_the_newer_kind_of_nodes(page: Any, version: str) -> 
         expect(page, magpolicy.simulate("flux", steps=20, **settings(page)))
         before = settings(page)["max_skips"]
         row = page.get_by_text("magcache_K", exact=True).locator("xpath=ancestor::*[.//button][1]")
-        row.locator("button").first.click()
+        row.locator("[data-pc-section=decrementbutton]").click()
         page.wait_for_function("(before) => cache.widgets.find((w) => w.name === 'magcache_K').value !== before", arg=before)
         assert settings(page)["max_skips"] == before - 1
         expect(page, magpolicy.simulate("flux", steps=20, **settings(page)))

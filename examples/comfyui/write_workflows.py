@@ -1,6 +1,6 @@
 """Writes the example workflows, each in ComfyUI's two formats: for its editor, and for its HTTP API.
 
-    python examples/comfyui/build.py http://127.0.0.1:8188
+    python examples/comfyui/write_workflows.py http://127.0.0.1:8188
 
 The server, with magpolicy's nodes in it, is asked what each node takes and gives, so both formats come from one description
 (`workflows.py`) and can only name what is there.
