@@ -308,9 +308,9 @@ def draw(module: torch.nn.Module, seed: int = 1) -> None:
             norm = parameter.ndim <= 1 and name.endswith(("weight", "scale"))
             scale = 0.5 / max(1, parameter[0].numel() if parameter.ndim > 1 else 16) ** 0.5
             parameter.copy_(1 + 0.1 * noise if norm else scale * noise)
-        for buffer in module.buffers():
-            if buffer.is_floating_point() and not bool(torch.isfinite(buffer).all()):
-                buffer.zero_()
+        for name, buffer in module.named_buffers():
+            if name.endswith("pos_embed"):  # comes with a checkpoint; till then it is whatever was in memory
+                buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
 
 
 def _weights(name: str) -> dict[str, torch.Tensor]:

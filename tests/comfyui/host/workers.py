@@ -105,6 +105,8 @@ class _Worker:
             data = json.loads(line[start + len(_MARK) :])
             if data["nodeid"] != item.nodeid:
                 continue  # of a test that was stopped midway
+            if isinstance(data["longrepr"], list):
+                data["longrepr"] = tuple(data["longrepr"])  # where and why a test was skipped; JSON has no tuples
             found.append(data)
             if data["when"] == "teardown":
                 return found
