@@ -43,13 +43,12 @@ class Sampler:
         Raises:
             ArgumentError: steps or a part of the schedule is out of range.
         """
-        given = {key: values[key] for key in _ENDS if isinstance(values.get(key), int | float)}
-        names = {key: str(values[key]) for key in ("sampler_name", "scheduler") if values.get(key) is not None}
+        given: dict[str, Any] = {key: values[key] for key in _ENDS if isinstance(values.get(key), int | float)}
+        given |= {key: str(values[key]) for key in ("sampler_name", "scheduler") if values.get(key) is not None}
         steps = values.get("steps")
         return cls(
             steps=_checks.whole("steps", default_steps if steps is None else steps, 1, MAX_STEPS, example=str(default_steps)),
             custom=bool(values.get("custom")),
-            **names,
             **given,
         )
 
@@ -89,7 +88,7 @@ def _evaluations(sampler: Sampler, flux: bool) -> tuple[list[float], list[float]
         )
     levels = [float(sigma) for sigma in sigmas]
     name = sampler.sampler_name
-    if name not in comfy.samplers.SAMPLER_NAMES:
+    if name is None or name not in comfy.samplers.SAMPLER_NAMES:
         return levels[:-1], levels, model_sampling, False
     guider = SimpleNamespace(inner_model=SimpleNamespace(model_sampling=model_sampling), model_patcher=patcher)
     make = comfy.samplers.sampler_object
@@ -98,8 +97,10 @@ def _evaluations(sampler: Sampler, flux: bool) -> tuple[list[float], list[float]
 
 
 def _rehearsed(sampler: Any, guider: Any, sigmas: Any) -> list[float] | None:
-    """The sigma of each evaluation, as :func:`magpolicy_comfyui._rehearsal.rehearse`, but beside a sampling that may be going on:
-    PyTorch's common generator, which that draws from, is not touched."""
+    """The sigma of each evaluation, as :func:`magpolicy_comfyui._rehearsal.rehearse`.
+
+    A sampling may be going on in another thread, so PyTorch's common generator, which that may draw from, is not touched.
+    """
     import torch
 
     model = _rehearsal._Model(guider, _rehearsal._MOST * len(sigmas))

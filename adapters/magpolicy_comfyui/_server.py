@@ -66,7 +66,7 @@ def _read(body: bytes) -> Mapping[str, Any]:
     if len(body) > MAX_BYTES:
         raise magpolicy.ArgumentError(f"the request has more than {MAX_BYTES} bytes; settings and steps are meant")
     try:
-        question = json.loads(body)
+        question: dict[str, Any] = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise magpolicy.ArgumentError(f"the request is no JSON: {error}") from None
     parts = [question.get(name) or {} for name in ("inputs", "sampler")] if isinstance(question, dict) else [None]

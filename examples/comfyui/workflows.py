@@ -1,4 +1,4 @@
-"""What the example workflows are made of: nodes and what they get, one function a workflow. `write_workflows.py` writes the files.
+"""What the example workflows are made of, one function a workflow; `write_workflows.py` writes the files.
 
 Settings of the MagCache nodes are those that magpolicy's presets recommend; the rest is each model's usual way of sampling.
 """

@@ -85,8 +85,7 @@ def _node(node: Node, info: Info, position: tuple[int, int]) -> dict[str, Any]:
         "mode": 0,
         "inputs": [_socket(name, spec) for name, spec in known.items() if _is_socket(node, name, spec)],
         "outputs": [
-            {"name": name, "type": kind, "links": []}
-            for name, kind in zip(about["output_name"], about["output"], strict=True)
+            {"name": name, "type": kind, "links": []} for name, kind in zip(about["output_name"], about["output"], strict=True)
         ],
         "properties": {"Node name for S&R": node.kind},
         "widgets_values": [value for name, spec in known.items() for value in _widget_values(node, name, spec)],

@@ -1,4 +1,4 @@
-"""Python environments for the installing tests: everything that is installed here, less magpolicy and less what a test leaves out."""
+"""Where ComfyUI runs in tests: Python environments without magpolicy, and base folders with the pack of tiny models."""
 
 from __future__ import annotations
 
@@ -47,3 +47,11 @@ def site_packages(python: Path) -> Path:
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True, check=True
     )
     return Path(done.stdout.strip())
+
+
+def add_tiny_pack(base: Path) -> None:
+    """Put the node pack `tiny_pack` into the custom_nodes of ``base``."""
+    here = str(Path(__file__).parent)
+    (base / "custom_nodes").mkdir(parents=True, exist_ok=True)
+    text = f"import sys\nsys.path.append({here!r})\nfrom tiny_pack import NODE_CLASS_MAPPINGS\n"
+    (base / "custom_nodes" / "tiny.py").write_text(text)

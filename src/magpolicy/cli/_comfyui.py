@@ -41,7 +41,7 @@ def install(path: Path) -> None:
     place, changed = _steps().install(path)
     click.echo(f"{'installed' if changed else 'already installed'}: {place.loader}")
     if changed:
-        click.echo("Restart ComfyUI; the nodes are in the category magpolicy.")
+        click.echo("Restart ComfyUI; the nodes are in the category MagCache.")
     for line in _remarks(place):
         click.echo(line, err=True)
 
@@ -94,7 +94,6 @@ def _remarks(place: Any) -> Iterable[str]:
         )
     for folder in place.origin:
         yield (
-            f"{folder.name} is here too, with nodes of the same ids; the pack that loads last wins. magpolicy's are also in "
-            f"the category magpolicy under ids of their own."
+            f"{folder.name} is here too, with nodes of the same ids: which of them a workflow gets is left to ComfyUI. Remove "
+            f"that folder, or use the nodes named (magpolicy)."
         )
-

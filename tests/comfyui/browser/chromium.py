@@ -46,7 +46,9 @@ def open_page(url: str, *, width: int = 1280, height: int = 800) -> Iterator[Any
             page.on("pageerror", lambda error: page.errors.append(str(error)))
             page.request.post(f"{url}/api/settings/Comfy.TutorialCompleted", data="true")  # or a dialog lies over all
             page.goto(url)
-            page.wait_for_function("!!(window.app?.graph && window.LiteGraph?.registered_node_types['MagCache'])", timeout=60_000)
+            page.wait_for_function(
+                "!!(window.app?.graph && window.LiteGraph?.registered_node_types['MagCache'])", timeout=60_000
+            )
             # The editor opens its first workflow by itself, and after that only draws what it is told to.
             page.wait_for_function("app.extensionManager?.workflow?.activeWorkflow != null", timeout=60_000)
             page.evaluate("() => app.graph.clear()")

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from environments import make_environment, site_packages
+from environments import add_tiny_pack, make_environment, site_packages
 from host import Server, Unavailable, serve
+from listening import reports, run
 
 import magpolicy
 
@@ -71,7 +72,7 @@ def installed(python: Path, *, version: str = magpolicy.__version__, packages: t
 
 
 def preview(server: Server) -> Any:
-    return server.post("magpolicy/simulate", {"inputs": {"model_type": "flux"}, "steps": 8})["text"]
+    return server.post("magpolicy/simulate", {"inputs": {"model_type": "flux"}, "sampler": {"steps": 8}})["text"]
 
 
 def listed(server: Server) -> set[str]:
@@ -83,16 +84,44 @@ def listed(server: Server) -> set[str]:
 
 def test_a_clone_is_a_node_pack_where_magpolicy_is_not_installed(tmp_path: Path, bare: Path) -> None:
     folder = clone(tmp_path / "custom_nodes", "my magpolicy-main")
+    add_tiny_pack(tmp_path)
     with started(tmp_path, bare) as server:
         assert listed(server) == NODES
         assert preview(server) == str(magpolicy.simulate("flux", steps=8))
         scripts = [path for path in server.get("extensions") if path.endswith("magpolicy.js")]
         assert len(scripts) == 1
-        entry = server.run(_sampling())
+        entry, heard = run(server, _SAMPLING)
         assert entry["status"]["status_str"] == "success", server.log[-3000:]
+        assert (
+            reports(heard)["2"]["strip"]
+            == magpolicy.simulate("flux", steps=8, threshold=0.24, retention=0.1, max_skips=5).strip
+        )
     assert str(folder) in server.log
     assert "IMPORT FAILED: my" not in server.log
     assert "pyproject" not in server.log  # ComfyUI reads it, and complains if it cannot
+
+
+_SAMPLING = {
+    "1": {"class_type": "TinyModel", "inputs": {"kind": "Flux"}},
+    "2": {
+        "class_type": "MagCache",
+        "inputs": {
+            "model": ["1", 0], "model_type": "flux", "magcache_thresh": 0.24, "retention_ratio": 0.1, "magcache_K": 5,
+            "start_step": 0, "end_step": -1,
+        },
+    },
+    "3": {"class_type": "TinyPrompt", "inputs": {"kind": "Flux", "seed": 1}},
+    "4": {"class_type": "TinyLatent", "inputs": {"kind": "Flux"}},
+    "5": {
+        "class_type": "KSampler",
+        "inputs": {
+            "model": ["2", 0], "positive": ["3", 0], "negative": ["3", 0], "latent_image": ["4", 0], "seed": 1, "steps": 8,
+            "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0,
+        },
+    },
+    "6": {"class_type": "TinyDecode", "inputs": {"samples": ["5", 0]}},
+    "7": {"class_type": "PreviewImage", "inputs": {"images": ["6", 0]}},
+}  # fmt: skip
 
 
 def test_a_missing_dependency_gives_the_one_command_to_run(tmp_path: Path) -> None:
@@ -108,7 +137,9 @@ def test_an_older_installed_magpolicy_is_reported_and_not_mixed_in(tmp_path: Pat
     installed(python, version="0.0.9")
     folder = clone(tmp_path / "custom_nodes")
     done = load_pack(python, folder, after=_WHERE)
-    told = re.search(r"magpolicy 0\.0\.9 is installed in (.+), older than the clone's (\S+); the clone's is used here; (.+)", done.stderr)
+    told = re.search(
+        r"magpolicy 0\.0\.9 is installed in (.+), older than the clone's (\S+); the clone's is used here; (.+)", done.stderr
+    )
     assert told, done.stderr
     assert told[2] == magpolicy.__version__
     assert f'run: "{python}" -m pip install --upgrade "{folder}"' in told[3]

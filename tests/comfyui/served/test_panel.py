@@ -59,7 +59,9 @@ def change(page: Any, node: str, name: str, value: Any) -> None:
 def expect(page: Any, schedule: magpolicy.Schedule) -> None:
     """Wait until the panel shows ``schedule``."""
     wanted = list(schedule.mask)
-    page.wait_for_function(f"(wanted) => JSON.stringify(({STRIP})('plan')) === JSON.stringify(wanted)", arg=wanted, timeout=15_000)
+    page.wait_for_function(
+        f"(wanted) => JSON.stringify(({STRIP})('plan')) === JSON.stringify(wanted)", arg=wanted, timeout=15_000
+    )
     said = page.evaluate("() => cache.magpolicy.text.textContent")
     assert f"{schedule.computed} of {schedule.steps}" in said
     assert f"{schedule.speedup:.2f}x" in said
@@ -155,7 +157,9 @@ def test_the_panel_is_in_no_file(node: Any) -> None:
     assert set(inputs) <= {*names, "model"}
     # A file made before the panel and the later settings were there loads with its values in their places.
     cache["widgets_values"] = ["wan2.1_t2v_1.3B", 0.12, 0.2, 4, 0, -1]
-    node.evaluate("async (saved) => { await app.loadGraphData(saved); window.cache = app.graph.findNodesByType('MagCache')[0]; }", saved)
+    node.evaluate(
+        "async (saved) => { await app.loadGraphData(saved); window.cache = app.graph.findNodesByType('MagCache')[0]; }", saved
+    )
     assert settings(node) == {"threshold": 0.12, "retention": 0.2, "max_skips": 4}
     expect(node, magpolicy.simulate("wan2.1_t2v_1.3B", steps=28, **settings(node)))
 

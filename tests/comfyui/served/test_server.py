@@ -52,7 +52,9 @@ def test_bad_settings_are_told_in_the_nodes_names(server: Server, inputs: dict[s
     assert said in ask(server, steps, **inputs)["error"]
 
 
-@pytest.mark.parametrize("body", [b"", b"nothing", b"[]", b'{"inputs": 3}', b'{"sampler": "x"}', b"{" * 100_000, b"[" * 60_000, b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "body", [b"", b"nothing", b"[]", b'{"inputs": 3}', b'{"sampler": "x"}', b"{" * 100_000, b"[" * 60_000, b"\xff\xfe"]
+)
 def test_a_request_that_is_no_question_is_a_400(server: Server, body: bytes) -> None:
     request = urllib.request.Request(f"{server.url}/api/magpolicy/simulate", body, {"Content-Type": "application/json"})
     with pytest.raises(urllib.error.HTTPError) as caught:

@@ -47,7 +47,9 @@ def test_the_files_are_what_the_description_gives(server: Server, version: str) 
     made = dict(write_workflows.files(server.get("object_info")))
     if version == "0.3.75":  # the older one has fewer inputs here and there
         assert len(made) == 2 * len(NAMES)
-        assert {path.name: path.read_text(encoding="utf-8") for path in made} == {path.name: text for path, text in made.items()}
+        assert {path.name: path.read_text(encoding="utf-8") for path in made} == {
+            path.name: text for path, text in made.items()
+        }
     else:
         assert len(made) == 2 * (len(NAMES) - 1)  # HunyuanVideo 1.5 came later
         assert all(path.read_text(encoding="utf-8") == text for path, text in made.items() if path.name.endswith(".api.json"))
@@ -93,7 +95,9 @@ _FOLDERS = {
 def _clear(server: Server) -> None:
     """Forget what is queued: the models are empty files."""
     for path, body in (("queue", {"clear": True}), ("interrupt", {})):
-        request = urllib.request.Request(f"{server.url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            f"{server.url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
         urllib.request.urlopen(request, timeout=30).close()
 
 
@@ -111,7 +115,10 @@ def tiny(name: str) -> dict[str, Any]:
         elif what in ("VAEEncode", "Wan22ImageToVideoLatent") or what.startswith("Empty"):
             made[key] = {"class_type": "TinyLatent", "inputs": {"kind": kind}}
         elif what in ("WanImageToVideo", "WanVaceToVideo"):
-            made[key] = {"class_type": "TinyStart", "inputs": {"kind": kind, **{k: inputs[k] for k in ("positive", "negative")}}}
+            made[key] = {
+                "class_type": "TinyStart",
+                "inputs": {"kind": kind, **{k: inputs[k] for k in ("positive", "negative")}},
+            }
         elif what == "VAEDecode":
             made[key] = {"class_type": "TinyDecode", "inputs": {"samples": inputs["samples"]}}
         elif what == "CreateVideo":
