@@ -1,4 +1,4 @@
-"""One server per ComfyUI version for all tests here: with the nodes as `magpolicy comfyui install` puts them, and tiny models."""
+"""One server per ComfyUI version for all tests here: the nodes put in by `magpolicy comfyui install`, and tiny models."""
 
 from __future__ import annotations
 
