@@ -19,7 +19,8 @@ class Streams:
 
     bases: dict[str, str] = Factory(dict)
     """Per name, the stream whose ratios it goes by."""
-    _known: dict[Any, str] = Factory(dict)
+    _known: dict[Any, dict[str, str]] = Factory(dict)
+    """Per id, the name by role: ComfyUI copies a condition with an area to the other side, id and all."""
     _seen: Counter[str] = Factory(Counter)
 
     @classmethod
@@ -46,10 +47,7 @@ class Streams:
         places: Sequence[int] = options.get("cond_or_uncond") or ()
         if not uuids or batch % len(uuids) or len(places) != len(uuids):
             return None
-        names = [
-            self._known.get(uuid) or self._add(uuid, _BY_PLACE[place] if place < 2 else f"cond {place}")
-            for uuid, place in zip(uuids, places, strict=True)
-        ]
+        names = [self._name(uuid, place) for uuid, place in zip(uuids, places, strict=True)]
         window = _window(options)
         found = []
         for name in names:
@@ -62,14 +60,23 @@ class Streams:
             found.append(full)
         return found
 
+    def _name(self, uuid: Any, place: int) -> str:
+        roles = self._known.get(uuid, {})
+        if len(roles) == 1:
+            return next(iter(roles.values()))
+        base = _BY_PLACE[place] if place < len(_BY_PLACE) else f"cond {place}"
+        return roles.get(base) or self._add(uuid, base)
+
     def _add(self, uuid: Any, base: str) -> str:
-        name, number = base, 1
-        while name in self.bases:
-            number += 1
-            name = f"{base} {number}"
-        self.bases[name] = base
-        self._known[uuid] = name
-        return name
+        roles = self._known.setdefault(uuid, {})
+        if base not in roles:
+            name, number = base, 1
+            while name in self.bases:
+                number += 1
+                name = f"{base} {number}"
+            self.bases[name] = base
+            roles[base] = name
+        return roles[base]
 
 
 def _window(options: Mapping[str, Any]) -> str:
