@@ -4,7 +4,6 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
 const NAME = "magpolicy.panel";
-const THRESHOLD = "magcache_thresh"; // nodes with this setting get a panel
 const WAIT = 120; // ms without a change before the server is asked
 const LOOK = 400; // ms between looks at what does not call back
 const LEAST = 52; // px
@@ -89,9 +88,18 @@ function* downstream(node) {
 
 const widget = (node, name) => node.widgets?.find((found) => found.name === name);
 
+// What of a node's panel makes sense: the preview for nodes with the rule's settings, the report for those that calibrate.
+// Nodes of the same name from another pack have neither of the settings that are looked for.
+function kind(node) {
+  if (!widget(node, "model_type")) return null;
+  if (widget(node, "magcache_thresh") && widget(node, "semantics")) return "preview";
+  return widget(node, "name") ? "report" : null;
+}
+
 class Panel {
-  constructor(node) {
+  constructor(node, previews) {
     this.node = node;
+    this.previews = previews;
     this.asked = 0;
     this.said = "";
     this.build();
@@ -105,13 +113,13 @@ class Panel {
       setValue: () => {},
     });
     this.widget.serialize = false; // workflow files hold the node's own settings only
-    this.watch();
+    if (previews) this.watch();
   }
 
   build() {
     this.root = make("div", "magpolicy-panel");
     this.inner = make("div", "", this.root);
-    const head = make("div", "magpolicy-head", this.inner);
+    const head = make("div", "magpolicy-head", this.previews ? this.inner : null);
     this.text = make("span", "magpolicy-text", head, "…");
     make("span", "magpolicy-note", head, "steps");
     this.steps = make("input", "", head);
@@ -124,7 +132,7 @@ class Panel {
     for (const kind of ["keydown", "pointerdown"]) this.steps.addEventListener(kind, (event) => event.stopPropagation());
     this.plan = make("div", "", this.inner);
     this.run = make("div", "", this.inner);
-    this.height = LEAST;
+    this.height = this.previews ? LEAST : 0;
   }
 
   // Settings change by hand, by undo, by a file, by other extensions, and those of the sampler matter too: not all of it calls back.
@@ -186,6 +194,8 @@ class Panel {
 
   // The sampler this node leads to: its widgets, and those of the nodes that tell it the noise levels and the method.
   sampler() {
+    const own = widget(this.node, "steps"); // of a node that only previews
+    if (own) return { steps: own.value };
     const found = {};
     const take = (node) => {
       for (const name of SAMPLING) {
@@ -263,12 +273,12 @@ class Panel {
     make("div", "magpolicy-note", box, "last run");
     if (schedule) this.drawSchedule(box, schedule);
     else drawStrip(box, [...(strip ?? "")].map((mark, i) => ({ computed: mark !== "·", title: `step ${i}` })));
-    make("div", "magpolicy-said", box, text ?? "");
+    make("div", "magpolicy-said", box, (text ?? "").replace(/ [█·]+\s+/g, ", ")); // the strip is drawn above
     this.fit();
   }
 
   fit() {
-    const height = Math.max(LEAST, this.inner.scrollHeight + 32); // and the padding here, and the widget's margin
+    const height = Math.max(this.previews ? LEAST : 0, this.inner.scrollHeight + 32); // and the padding here, and the widget's margin
     if (height === this.height) return;
     this.height = height;
     const { node } = this;
@@ -298,7 +308,8 @@ function start() {
       api.addEventListener("magpolicy.report", ({ detail }) => find(detail?.node)?.magpolicy?.report(detail));
     },
     nodeCreated(node) {
-      if (widget(node, THRESHOLD) && widget(node, "model_type")) node.magpolicy = new Panel(node);
+      const what = kind(node);
+      if (what) node.magpolicy = new Panel(node, what === "preview");
     },
   });
 }

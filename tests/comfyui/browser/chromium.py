@@ -47,7 +47,7 @@ def open_page(url: str, *, width: int = 1280, height: int = 800) -> Iterator[Any
             page.request.post(f"{url}/api/settings/Comfy.TutorialCompleted", data="true")  # or a dialog lies over all
             page.goto(url)
             page.wait_for_function(
-                "!!(window.app?.graph && window.LiteGraph?.registered_node_types['MagCache'])", timeout=60_000
+                "!!(window.app?.graph && window.LiteGraph?.registered_node_types['MagCacheCalibration'])", timeout=60_000
             )
             # The editor opens its first workflow by itself, and after that only draws what it is told to.
             page.wait_for_function("app.extensionManager?.workflow?.activeWorkflow != null", timeout=60_000)

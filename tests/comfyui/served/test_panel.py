@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ from host import Server, Unavailable
 
 import magpolicy
 
-SCREENSHOT = Path(__file__).parents[3] / "docs" / "assets" / "comfyui-panel.png"
+REPOSITORY = Path(__file__).parents[3]
+EXAMPLES = REPOSITORY / "examples" / "comfyui"
+SCREENSHOT = REPOSITORY / "docs" / "assets" / "comfyui-panel.png"
 
 # A MagCache node that leads to a sampler, as a user would put them there.
 ADD_NODES = """() => {
@@ -36,7 +39,7 @@ STRIP = "(part) => [...cache.magpolicy[part].querySelectorAll('i')].map((cell) =
 @pytest.fixture(scope="module")
 def page(server: Server) -> Iterator[Any]:
     try:
-        with open_page(server.url, width=1000, height=640) as page:
+        with open_page(server.url, width=1360, height=720) as page:
             yield page
     except (Missing, Unavailable) as error:
         pytest.skip(str(error))
@@ -148,7 +151,7 @@ def test_the_panel_works_in_the_newer_kind_of_nodes(page: Any, version: str) -> 
 
 def test_the_panel_is_in_no_file(node: Any) -> None:
     expect(node, magpolicy.simulate("flux", steps=28, **settings(node)))
-    saved = node.evaluate("() => app.graph.serialize()")
+    saved = json.loads(node.evaluate("() => JSON.stringify(app.graph.serialize())"))
     cache = next(found for found in saved["nodes"] if found["type"] == "MagCache")
     names = node.evaluate("() => cache.widgets.filter((w) => w.type !== 'magpolicy').map((w) => w.name)")
     assert len(cache["widgets_values"]) == len(names)
@@ -170,10 +173,85 @@ def test_a_report_is_shown_in_its_node(server: Server, node: Any) -> None:
         """([strip, text]) => app.api.dispatchCustomEvent
           ? app.api.dispatchCustomEvent("magpolicy.report", { node: String(cache.id), strip, text })
           : app.api.dispatchEvent(new CustomEvent("magpolicy.report", { detail: { node: String(cache.id), strip, text } }))""",
-        ["██·█", "4 steps, 3 computed <b>"],
+        ["██·█", "flux: 4 steps ██·█  3 computed <b>"],
     )
     assert node.evaluate(STRIP, "run") == [True, True, False, True]
-    assert "3 computed <b>" in node.evaluate("() => cache.magpolicy.run.textContent")
-    if os.environ.get("MAGPOLICY_SCREENSHOTS"):
-        node.wait_for_timeout(500)
-        node.screenshot(path=SCREENSHOT)
+    assert "flux: 4 steps, 3 computed <b>" in node.evaluate("() => cache.magpolicy.run.textContent")
+
+
+# A tiny workflow that can be run, laid out for a picture of it.
+RUNNABLE = """() => {
+  app.graph.clear();
+  Object.assign(app.canvas.ds, { scale: 1, offset: [0, 100] });
+  const add = (type, title, pos, values) => {
+    const node = LiteGraph.createNode(type);
+    Object.assign(node, { pos, title });
+    app.graph.add(node);
+    for (const [name, value] of Object.entries(values ?? {})) {
+      const found = node.widgets.find((widget) => widget.name === name);
+      found.value = value;
+      found.callback?.(value, app.canvas, node);
+    }
+    return node;
+  };
+  const model = add("TinyModel", "Load Diffusion Model", [90, 110], { kind: "Flux" });
+  const text = add("TinyPrompt", "Prompt", [90, 240], { kind: "Flux" });
+  const latent = add("TinyLatent", "Empty Latent Image", [90, 420], { kind: "Flux" });
+  window.cache = add("MagCache", "MagCache", [400, 110], { model_type: "flux", magcache_thresh: 0.18 });
+  window.sampler = add("KSampler", "KSampler", [750, 110], { steps: 28, cfg: 1, sampler_name: "euler", scheduler: "simple" });
+  const picture = add("TinyDecode", "VAE Decode", [750, 420]);
+  const shown = add("PreviewImage", "Preview Image", [1040, 420]);
+  model.connect(0, cache, "model");
+  cache.connect(0, sampler, "model");
+  text.connect(0, sampler, "positive");
+  text.connect(0, sampler, "negative");
+  latent.connect(0, sampler, "latent_image");
+  sampler.connect(0, picture, "samples");
+  picture.connect(0, shown, "images");
+}"""
+
+
+def test_a_run_started_in_the_editor_is_reported_in_the_node(page: Any, version: str) -> None:
+    page.errors.clear()
+    page.evaluate(RUNNABLE)
+    schedule = magpolicy.simulate("flux", steps=28, **settings(page))
+    expect(page, schedule)
+    page.evaluate("() => app.queuePrompt(0, 1)")
+    wanted = list(schedule.mask)
+    page.wait_for_function(
+        f"(wanted) => JSON.stringify(({STRIP})('run')) === JSON.stringify(wanted)", arg=wanted, timeout=60_000
+    )
+    said = page.evaluate("() => cache.magpolicy.run.textContent")
+    assert f"{schedule.computed} computed" in said
+    assert "measured" in said
+    assert page.errors == []
+    if os.environ.get("MAGPOLICY_SCREENSHOTS") and version == "0.3.75":
+        page.evaluate("() => { app.canvas.deselectAll(); app.canvas.setDirty(true, true); }")
+        page.wait_for_timeout(4_000)  # until the messages of the editor have gone
+        page.screenshot(path=SCREENSHOT, clip={"x": 80, "y": 140, "width": 960, "height": 510})
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.api.json")), ids=lambda path: path.name.removesuffix(".api.json"))
+def test_the_editor_makes_the_api_format_of_an_example_from_its_own(server: Server, page: Any, path: Path) -> None:
+    prompt = json.loads(path.read_text(encoding="utf-8"))
+    known = server.get("object_info")
+    if any(node["class_type"] not in known for node in prompt.values()):
+        pytest.skip("this ComfyUI does not have the model")
+    saved = json.loads(path.with_name(path.name.replace(".api.", ".")).read_text(encoding="utf-8"))
+    made = page.evaluate(
+        "async (saved) => { await app.loadGraphData(saved); return (await app.graphToPrompt()).output; }", saved
+    )
+    assert "Invalid workflow" not in page.evaluate("() => document.body.innerText")
+    assert {key: node["class_type"] for key, node in made.items()} == {key: node["class_type"] for key, node in prompt.items()}
+    for key, node in prompt.items():
+        # The editor writes out what the API format may leave to its defaults.
+        assert {name: made[key]["inputs"][name] for name in node["inputs"]} == node["inputs"]
+
+
+def test_a_calibration_shows_its_report_and_nothing_before(page: Any) -> None:
+    page.errors.clear()
+    page.evaluate(ADD_NODES.replace('"MagCache"', '"MagCacheCalibration"'))
+    assert page.evaluate("() => cache.magpolicy.inner.textContent") == ""
+    page.evaluate("() => cache.magpolicy.report({ strip: '███', text: 'written: there.json' })")
+    assert "written: there.json" in page.evaluate("() => cache.magpolicy.inner.textContent")
+    assert page.errors == []
