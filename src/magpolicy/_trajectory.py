@@ -6,7 +6,8 @@ cancel, so the distance at the end is not a sum over gaps; it is a quadratic for
     L_i = sum of h_t d_t over skipped t <= i,    cost = |L_last|^2 + sum_i h_i |L_i|^2 / sum_i h_i
 
 with d_t the combined error at t and h_t the step size. It has no exact shortest path; a plan of another objective is taken and
-computed steps are moved while that helps. Inner products beyond the window count as 0.
+computed steps are moved while that helps. Errors whose inner product is not known whole, because they lie further apart than
+the window is wide, are taken to be at right angles: parts of one would not cancel.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ class Trajectory:
         i, j = np.arange(count)[:, None], np.arange(count)[None, :]
         self._count = count
         pairs = ledger.pairs() if ledger.factors is not None else [(n, n, 1.0 / len(ledger.tables)) for n in ledger.tables]
-        self._forms = [(a, b, factor * np.nan_to_num(ledger.look_up(a, b)(i, j))) for a, b, factor in pairs]
+        self._forms = []
+        for a, b, factor in pairs:
+            form = ledger.look_up(a, b)(i, j)
+            self._forms.append((a, b, factor * np.nan_to_num(form), np.isnan(form).astype(np.float64)))
 
     def cost(self, computed: Sequence[int]) -> float:
         """The cost of computing these evaluations only; infinite where a forecast is not known."""
@@ -39,11 +43,16 @@ class Trajectory:
         skips = self._skips(computed)
         if skips is None:
             return np.inf
-        sums = {name: np.cumsum(self._sizes[:, None] * self._errors(name, skips), axis=0) for name in self._ledger.tables}
-        square = np.zeros(self._count)
-        for first, second, form in self._forms:
-            square += ((sums[first] @ form) * sums[second]).sum(axis=1)
-        square = np.maximum(square, 0.0)
+        rows = {name: self._errors(name, skips) for name in self._ledger.tables}
+        products = np.zeros((self._count, self._count))
+        for first, second, form, unknown in self._forms:
+            whole = rows[first] @ form @ rows[second].T
+            if unknown.any():
+                parts = (rows[first] != 0) @ unknown @ (rows[second] != 0).T
+                whole = np.where(parts > 0.5, 0.0, whole)
+            products += whole
+        products *= self._sizes[:, None] * self._sizes[None, :]
+        square = np.maximum(np.diagonal(products.cumsum(axis=0).cumsum(axis=1)), 0.0)
         return float(square[-1] + (square * share).sum())
 
     def _skips(self, computed: Sequence[int]) -> tuple[NDArray[np.int64], ...] | None:
