@@ -12,7 +12,7 @@ the window is wide, are taken to be at right angles: parts of one would not canc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,32 +28,36 @@ class Trajectory:
 
     def __init__(self, ledger: Ledger, sizes: Floats, closed: NDArray[np.bool_]) -> None:
         self._ledger, self._sizes, self._closed = ledger, sizes, closed
-        count = ledger.count
+        self._count = count = ledger.count
+        names = list(ledger.tables)
+        at = {name: slice(place * count, (place + 1) * count) for place, name in enumerate(names)}
         i, j = np.arange(count)[:, None], np.arange(count)[None, :]
-        self._count = count
-        pairs = ledger.pairs() if ledger.factors is not None else [(n, n, 1.0 / len(ledger.tables)) for n in ledger.tables]
-        self._forms = []
-        for a, b, factor in pairs:
-            form = ledger.look_up(a, b)(i, j)
-            self._forms.append((a, b, factor * np.nan_to_num(form), np.isnan(form).astype(np.float64)))
+        # One quadratic form over the residuals of all streams, side by side.
+        self._form = np.zeros((len(names) * count, len(names) * count))
+        for a, b, factor in ledger.pairs():
+            self._form[at[a], at[b]] = factor * ledger.look_up(a, b)(i, j)
+        self._unknown = np.isnan(self._form).astype(np.float32)
+        self._form = np.nan_to_num(self._form)
+        self._share = sizes / max(float(sizes.sum()), 1e-300)
 
     def cost(self, computed: Sequence[int]) -> float:
         """The cost of computing these evaluations only; infinite where a forecast is not known."""
-        share = self._sizes / max(float(self._sizes.sum()), 1e-300)
         skips = self._skips(computed)
         if skips is None:
             return np.inf
-        rows = {name: self._errors(name, skips) for name in self._ledger.tables}
-        products = np.zeros((self._count, self._count))
-        for first, second, form, unknown in self._forms:
-            whole = rows[first] @ form @ rows[second].T
-            if unknown.any():
-                parts = (rows[first] != 0) @ unknown @ (rows[second] != 0).T
-                whole = np.where(parts > 0.5, 0.0, whole)
-            products += whole
-        products *= self._sizes[:, None] * self._sizes[None, :]
+        at = skips[1] + skips[2]
+        rows = np.concatenate([self._errors(name, skips) for name in self._ledger.tables], axis=1)
+        products = rows @ self._form @ rows.T
+        if self._unknown.any():
+            used = (rows != 0).astype(np.float32)
+            products = np.where(used @ self._unknown @ used.T > 0.5, 0.0, products)
+        products *= self._sizes[at][:, None] * self._sizes[at][None, :]
+        # |L_i|^2 after each skipped evaluation; it stays as it is until the next.
         square = np.maximum(np.diagonal(products.cumsum(axis=0).cumsum(axis=1)), 0.0)
-        return float(square[-1] + (square * share).sum())
+        if not len(square):
+            return 0.0
+        lasts = np.diff(np.cumsum(self._share)[[*at[1:] - 1, self._count - 1]], prepend=np.cumsum(self._share)[at[0] - 1])
+        return float(square[-1] + (square * lasts).sum())
 
     def _skips(self, computed: Sequence[int]) -> tuple[NDArray[np.int64], ...] | None:
         """(a, j, k) of every skipped evaluation; ``None`` where one may not be skipped so."""
@@ -68,13 +72,14 @@ class Trajectory:
         return None if self._closed[skips].any() else skips
 
     def _errors(self, stream: str, skips: tuple[NDArray[np.int64], ...]) -> Floats:
-        """Rows of weights on the residuals that give the error at each evaluation."""
+        """For each skipped evaluation a row of weights on the residuals, which gives the error there."""
         a, j, k = skips
         c = self._ledger.tables[stream].coefficient[a, j, k]
-        rows = np.zeros((self._count, self._count))
-        rows[j + k, j + k] = 1.0
-        rows[j + k, j] = -(1.0 + c)
-        rows[j + k, j - a] += c  # c is 0 where a is
+        row = np.arange(len(j))
+        rows = np.zeros((len(j), self._count))
+        rows[row, j + k] = 1.0
+        rows[row, j] = -(1.0 + c)
+        rows[row, j - a] += c  # c is 0 where a is
         return rows
 
 
@@ -89,17 +94,20 @@ def improve(
     moved = True
     while moved:
         moved = False
-        for candidate in neighbours(best, count):
-            if allowed(candidate) and (value := cost(candidate)) < least * (1 - 1e-9):
-                best, least, moved = candidate, value, True
-                break
+        for place in range(1, len(best)):
+            for candidate in neighbours(best, count, places=(place,)):
+                if allowed(candidate) and (value := cost(candidate)) < least * (1 - 1e-9):
+                    best, least, moved = candidate, value, True
+                    break  # the places after this one are still to come
     return best, least
 
 
-def neighbours(computed: Sequence[int], count: int, far: int = 2) -> Iterator[tuple[int, ...]]:
-    """Schedules with one computed evaluation (not the first) moved by up to ``far``."""
+def neighbours(
+    computed: Sequence[int], count: int, far: int = 2, places: Iterable[int] | None = None
+) -> Iterator[tuple[int, ...]]:
+    """Schedules with one computed evaluation (not the first; those of ``places`` only) moved by up to ``far``."""
     taken = set(computed)
-    for place in range(1, len(computed)):
+    for place in range(1, len(computed)) if places is None else places:
         for move in (step for distance in range(1, far + 1) for step in (-distance, distance)):
             at = computed[place] + move
             if 1 <= at < count and at not in taken:
