@@ -32,10 +32,13 @@ from magpolicy._simulate import Sweep, SweepRow, simulate, sweep
 if TYPE_CHECKING:
     from magpolicy._attach import AttachRequest, attach
     from magpolicy._calibration_file import load_calibration
+    from magpolicy._compile import CompileRequest, compile
+    from magpolicy._expected import expected_errors
     from magpolicy._library import keep, library
     from magpolicy._plan import plan, trade_off
     from magpolicy._plugins import PluginInfo, manager, plugins
     from magpolicy._preset_file import load_preset, save_preset
+    from magpolicy._refine import Refined, refine
     from magpolicy.hookspecs import hookimpl
 
 __version__ = "0.1.0"
@@ -43,9 +46,12 @@ __version__ = "0.1.0"
 # Imported when first used: pluggy's search for plugins would double what the import costs beyond numpy.
 _LATE = {
     "AttachRequest": "_attach",
+    "CompileRequest": "_compile",
     "PluginInfo": "_plugins",
     "attach": "_attach",
+    "compile": "_compile",
     "hookimpl": "hookspecs",
+    "expected_errors": "_expected",
     "keep": "_library",
     "library": "_library",
     "load_calibration": "_calibration_file",
@@ -53,6 +59,8 @@ _LATE = {
     "plan": "_plan",
     "manager": "_plugins",
     "plugins": "_plugins",
+    "Refined": "_refine",
+    "refine": "_refine",
     "save_preset": "_preset_file",
     "trade_off": "_plan",
 }
@@ -76,6 +84,7 @@ __all__ = [
     "ArgumentError",
     "AttachRequest",
     "Calibration",
+    "CompileRequest",
     "Curve",
     "Decision",
     "MagPolicy",
@@ -86,6 +95,7 @@ __all__ = [
     "Preset",
     "PresetError",
     "PresetWarning",
+    "Refined",
     "Replan",
     "RunError",
     "Safeguard",
@@ -99,6 +109,8 @@ __all__ = [
     "TraceEntry",
     "__version__",
     "attach",
+    "compile",
+    "expected_errors",
     "hookimpl",
     "keep",
     "library",
@@ -109,6 +121,7 @@ __all__ = [
     "plugins",
     "preset",
     "presets",
+    "refine",
     "save_preset",
     "semantics",
     "semantics_names",
