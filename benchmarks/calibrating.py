@@ -1,8 +1,8 @@
 """What calibrating costs, and what looking at a part of the tokens loses: ``python benchmarks/calibrating.py``.
 
-Cost: a step of the demo model (two evaluations) bare, attached and computing, and calibrating, in turns in one process, so that a
-busy machine slows all three alike. Loss: errors and coefficients from some of the tokens against those from all of them, on one
-run of a hundred digits, 4900 tokens. Needs the ``demo`` extra.
+Cost: a step of the demo model (two evaluations) bare, attached and computing, and calibrating, in turns in one process, so
+that a busy machine slows all three alike. Loss: errors and coefficients from some of the tokens against those from all of
+them, on one run of a hundred digits, 4900 tokens. Needs the ``demo`` extra.
 """
 
 from __future__ import annotations
