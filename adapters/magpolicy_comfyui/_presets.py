@@ -79,6 +79,12 @@ def find(model_type: str) -> Preset | None:
     return magpolicy.preset(model_type)
 
 
+def changed(model_type: str | None) -> float:
+    """When the file that ``model_type`` names was written; 0 for what does not change."""
+    path = files().get(model_type or "")
+    return 0.0 if path is None else path.stat().st_mtime
+
+
 def save(name: str, calibration: Calibration) -> Path:
     """Write a calibration into the folder, and give its path. One of that name is replaced."""
     target = folder() / f"{file_name(name)}.json"
