@@ -20,8 +20,6 @@ def finished(attachment: Attachment, outcome: Outcome) -> None:
         return
     try:
         server.send_sync(EVENT, {"node": node, **outcome.to_dict()})
-        if hasattr(server, "send_progress_text"):
-            server.send_progress_text(outcome.text, node)
     except Exception as error:  # a picture is not lost for a message
         log.warning("magpolicy: the report could not be sent to the browser: %s", error)
 
