@@ -36,7 +36,7 @@ class Parent:
                 self._items.setdefault(version, []).append(item.nodeid)
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         version = version_of(item)
         if version is None:
             return None
@@ -48,6 +48,8 @@ class Parent:
             report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
             hook.pytest_runtest_logreport(report=report)
         hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        # What tests before this one have set up here and those after it do not share is to be torn down now.
+        item.session._setupstate.teardown_exact(nextitem)
         return True
 
     def pytest_sessionfinish(self) -> None:
