@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from magpolicy import AdapterError
-from magpolicy_comfyui._compiled import plain
-from magpolicy_comfyui._stacks import block_names
+from magpolicy_comfyui._stacks import block_names, plain
 
 
 def compile_model(patcher: Any, *, mode: str, backend: str, fullgraph: bool, dynamic: bool) -> Any:

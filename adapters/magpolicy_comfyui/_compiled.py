@@ -11,18 +11,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from magpolicy_comfyui._stacks import block_names
+from magpolicy_comfyui._stacks import block_names, plain
 from torch import nn
 
 # Per compiled model, its compiled blocks: compiling takes long and is done once.
 _blocks: WeakKeyDictionary[nn.Module, dict[str, nn.Module]] = WeakKeyDictionary()
-
-
-def plain(module: nn.Module) -> nn.Module:
-    """``module``, or what it was compiled from."""
-    original = getattr(module, "_orig_mod", module)
-    assert isinstance(original, nn.Module)
-    return original
 
 
 @contextmanager
@@ -34,14 +27,17 @@ def by_blocks(model: Any) -> Iterator[None]:
     """
     compiled = model.diffusion_model
     original = plain(compiled)
-    names = block_names(original) if original is not compiled else []
-    if not names:
+    if original is compiled:
         yield
         return
     blocks = _blocks.get(compiled)
     if blocks is None:
+        names = block_names(original)
         blocks = _blocks[compiled] = {name: _like(compiled, original.get_submodule(name)) for name in names}
-    before = {name: original.get_submodule(name) for name in names}
+    if not blocks:  # all of it is skipped, from outside as it is
+        yield
+        return
+    before = {name: original.get_submodule(name) for name in blocks}
     try:
         model.diffusion_model = original
         for name, block in blocks.items():

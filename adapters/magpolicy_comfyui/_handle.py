@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from magpolicy import AdapterError, ArgumentError, AttachRequest, Curve, RunError
+from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, Curve, RunError
 from magpolicy_comfyui import _sampling
 from magpolicy_comfyui._outcome import Outcome
 from magpolicy_comfyui._settings import Settings
@@ -57,17 +57,29 @@ class Handle:
         Raises:
             RunError: not calibrating, no sampling yet, or nothing could be measured.
         """
-        if not self._attachment.settings.calibrate:
-            raise RunError("curve: this handle does not calibrate; attach with calibrate=True")
-        outcome = self._outcome("curve")
-        if outcome.curve is None:
-            raise RunError(f"curve: {outcome.problem}")
-        return outcome.curve
+        return self._measured("curve").curve
+
+    @property
+    def calibration(self) -> Calibration:
+        """What the last sampling measured; attach with ``calibrate=True``.
+
+        Raises:
+            RunError: as :attr:`curve`.
+        """
+        return self._measured("calibration")
 
     def detach(self) -> None:
         """Leave the patcher as it was before; calling it again does nothing."""
         if _sampling.attached(self.patcher) is self._attachment:
             _sampling.detach(self.patcher)
+
+    def _measured(self, what: str) -> Calibration:
+        if not self._attachment.settings.calibrate:
+            raise RunError(f"{what}: this handle does not calibrate; attach with calibrate=True")
+        outcome = self._outcome(what)
+        if outcome.calibration is None:
+            raise RunError(f"{what}: {outcome.problem}")
+        return outcome.calibration
 
     def _outcome(self, what: str) -> Outcome:
         if self._attachment.outcome is None:

@@ -59,7 +59,16 @@ def _more() -> dict[str, Any]:
             {"default": _OWN, "tooltip": "magpolicy's own rule, or that of a published implementation, decision for decision."},
         ),
         "offload": (["device", "cpu"], {"default": "device", "tooltip": "Where residuals wait between their uses."}),
-    }
+        "speedup": (
+            "FLOAT",
+            {"default": 0.0, "min": 0.0, "max": 20.0, "step": 0.1,
+             "tooltip": "Plan for a speedup in place of a threshold, e.g. 2 for half the evaluations. 0: by the threshold."},
+        ),
+        "forecast": (
+            ["auto", "hold", "linear", "calibrated"],
+            {"default": "auto", "tooltip": "What a skipped step gets: the last residual, or where the last two are heading."},
+        ),
+    }  # fmt: skip
 
 
 def _settings(
@@ -72,6 +81,8 @@ def _settings(
     settings: str = _MANUAL,
     semantics: str = _OWN,
     offload: str = "device",
+    speedup: float = 0.0,
+    forecast: str = "auto",
     unique_id: str | None = None,
 ) -> Settings:
     source = _presets.find(model_type)
@@ -86,6 +97,8 @@ def _settings(
         end_step=end_step,
         semantics=None if semantics == _OWN else semantics,
         offload=None if offload == "device" else offload,
+        speedup=speedup or None,
+        forecast=None if forecast == "auto" else forecast,
         node=unique_id,
         follow_steps=model_type == "hunyuan_video1.5",
     )
@@ -151,13 +164,9 @@ class MagCacheCalibration:
 
 
 def _write(outcome: Outcome, settings: Settings, kind: str) -> Path | None:
-    if outcome.curve is None:
+    if outcome.calibration is None:
         return None
-    known = {k: v for k, v in recommended(settings.source).items() if v is not None}
-    rule = {"threshold": 0.06, "max_skips": 3, "retention": 0.2} | known
-    name = settings.name.strip() or f"{Path(kind).stem}-{outcome.curve.steps}steps"
-    note = f"calibrated in ComfyUI over {outcome.curve.steps} evaluations"
-    return _presets.save(name, outcome.curve, rule, (note,))
+    return _presets.save(settings.name.strip() or f"{Path(kind).stem}-{outcome.calibration.steps}steps", outcome.calibration)
 
 
 class CompileModel:

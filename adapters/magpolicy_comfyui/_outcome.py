@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any
 
 from attrs import Factory, define
 
-from magpolicy import ArgumentError, Curve, Schedule
+from magpolicy import ArgumentError, Calibration, Schedule
+from magpolicy_torch._calibrating import versions
 from magpolicy_torch._report import Report
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ class Outcome:
     source: str
     """The preset that decided, by name."""
     notes: list[str] = Factory(list)
-    curve: Curve | None = None
-    """Of a calibration: what was measured."""
+    calibration: Calibration | None = None
+    """What was measured, if that was asked."""
     problem: str = ""
     """Of a calibration: why nothing was."""
 
@@ -44,16 +44,18 @@ class Outcome:
         return outcome
 
     def _measure(self, sampling: Sampling) -> None:
-        norms = sampling._norms
-        if not norms or any(run.unsupported for _, run in sampling._runs.values()):
+        moments = sampling.moments
+        if moments is None:
+            self.problem = "the run was not finished"
+            return
+        if any(run.unsupported for _, run in sampling._runs):
             self.problem = "the model's blocks could not be followed"
             return
-        most = max(map(len, norms.values()))
-        whole = {name: values for name, values in norms.items() if len(values) == most}
-        levels = list(self.place.flow)
-        ordered = len(levels) == most and all(a > b for a, b in itertools.pairwise(levels))
         try:
-            self.curve = Curve.from_norms(whole, sigmas=levels if ordered else None)
+            levels = [self.place.flow[step - sampling._first] for step in moments.steps]
+            self.calibration = moments.calibration(
+                levels, {"versions": versions(), "host": "ComfyUI", "scope": self.report.scope}
+            )
         except ArgumentError as error:
             self.problem = str(error)
 

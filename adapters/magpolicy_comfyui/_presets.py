@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from attrs import evolve
 
 import magpolicy
-from magpolicy import Curve, Preset, PresetError, load_preset, save_preset
+from magpolicy import Calibration, Preset, PresetError
 
 AUTO = "auto"
 # As ComfyUI-MagCache wrote them into workflows; first, so that a saved place in the list means what it meant.
@@ -30,7 +29,7 @@ ORIGIN = (
 MORE = ("wan2.2_t2v_14B", "wan2.2_i2v_14B", "wan2.2_ti2v_5B", "hunyuan_video1.5_40steps")
 _ELSEWHERE = ("open-sora", "kandinsky-5", "framepack (hunyuanvideo)")  # families that ComfyUI itself does not run
 FOLDER = "magpolicy"
-_SUFFIXES = (".json", ".toml")
+_SUFFIXES = (".json", ".toml", ".safetensors")
 _MARK = "file: "
 
 
@@ -76,19 +75,15 @@ def find(model_type: str) -> Preset | None:
         path = files().get(model_type)
         if path is None:
             raise PresetError(f"model_type={model_type!r} is no file in {folder()}; calibrate again, or pick another")
-        return load_preset(path)
+        return magpolicy.preset(path)
     return magpolicy.preset(model_type)
 
 
-def save(name: str, curve: Curve, settings: dict[str, Any], notes: tuple[str, ...] = ()) -> Path:
-    """Write a calibration into the folder, and give its path. One of that name is replaced.
-
-    Raises:
-        PresetError: a setting is out of range.
-    """
+def save(name: str, calibration: Calibration) -> Path:
+    """Write a calibration into the folder, and give its path. One of that name is replaced."""
     target = folder() / f"{file_name(name)}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_preset(evolve(Preset(name=target.stem, curve=curve, notes=notes), **settings), target)
+    evolve(calibration, name=target.stem).save(target)
     return target
 
 

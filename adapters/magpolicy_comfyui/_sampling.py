@@ -7,6 +7,7 @@ what skips blocks is on the diffusion model during single calls only: a clone wi
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from magpolicy_comfyui._outcome import Outcome
 from magpolicy_comfyui._settings import Settings, with_streams
 from magpolicy_comfyui._stacks import Bypass
 from magpolicy_comfyui._streams import Streams
+from magpolicy_torch._calibrating import SHARE, WINDOW, Moments
 from magpolicy_torch._call import Run, evaluate
 from magpolicy_torch._report import Record
 from magpolicy_torch._store import ResidualStore
@@ -45,6 +47,9 @@ class Attachment:
             comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, guider.model_options, is_model_options=True)
         try:
             result = executor(*args, **kwargs)
+        except BaseException:
+            run.moments = None  # half a calibration is none
+            raise
         finally:
             run.end()
             wrappers = guider.model_options["transformer_options"]["wrappers"]
@@ -82,14 +87,15 @@ class Sampling:
     place: _noise.Place | None = None
     streams: Streams = field(factory=Streams)
     record: Record = field(factory=Record)
+    moments: Moments | None = None
+    """What is measured, if this is a calibration."""
     notes: list[str] = field(factory=list)
     """What a reader of the report should know."""
     _planned: list[float] = field(factory=list)
     _first: int = 0
     _next: int = 0
     _position: int | None = None
-    _runs: dict[tuple[int, ...], tuple[Bypass, Run]] = field(factory=dict)
-    _norms: dict[str, list[Any]] = field(factory=dict)
+    _runs: list[tuple[Bypass, Run]] = field(factory=list)
     _unplanned: int = 0
     _source: Any = None
     _scope: str = "stack"
@@ -129,8 +135,12 @@ class Sampling:
         self.streams = Streams.of(guider.conds)
         setup = with_streams(setup, self.streams.bases)
         steps, given, first = _run_of(setup, place)
-        self.session = Session.from_setup(setup, steps, given)
+        self.session = Session.from_setup(setup, steps, given, settings.safeguard)
         self.session.begin(first)
+        if settings.calibrate:
+            most = max(self.session.steps - 1, 1)
+            window = settings.window or min(max(WINDOW, math.ceil(SHARE * self.session.steps)), most)
+            self.moments = Moments(window=window, tokens=settings.tokens, offload=settings.offload)
         self._first = first
 
     def _predict(self, executor: Any, x: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
@@ -185,26 +195,26 @@ class Sampling:
     def _run_on(self, model: Any) -> tuple[Bypass, Run] | None:
         """What is skipped of the model as it stands now; ``None`` if it cannot be told."""
         module = model.diffusion_model
+        for bypass, run in self._runs:
+            if bypass.module is module and bypass.current:
+                return bypass, run
         try:
             bypass = Bypass(module, model.latent_format.latent_channels)
         except AdapterError as error:
             self._say(f"every step computes: {error}")
             self.session = None
             return None
-        # Of a whole model the block is ours, made anew each time.
-        key = (id(module), *map(id, bypass.stack.blocks)) if bypass.stack.scope == "stack" else (id(module),)
-        if key not in self._runs:
-            assert self.session is not None
-            settings = self.settings
-            store = ResidualStore(settings.offload, settings.storage_dtype)
-            run = Run(bypass.stack, self.session, store, settings.calibrate, bypass.channel_dim, self._norms, self.record)
-            self._runs[key] = bypass, run
-            self._scope = bypass.stack.scope
-        return self._runs[key]
+        assert self.session is not None
+        settings = self.settings
+        store = ResidualStore(settings.offload, settings.storage_dtype)
+        run = Run(bypass.stack, self.session, store, self.moments, bypass.channel_dim, self.record)
+        self._runs.append((bypass, run))
+        self._scope = bypass.stack.scope
+        return bypass, run
 
     def end(self) -> None:
         """Over, in good order or not: nothing is held any more."""
-        for _, run in self._runs.values():
+        for _, run in self._runs:
             run.free()
         if self.session is not None:
             self.session.end()

@@ -12,6 +12,7 @@ from magpolicy._semantics import semantics as _semantics
 from magpolicy._setup import Setup, always_compute, set_up
 from magpolicy._simulate import _run
 from magpolicy_comfyui._noise import Place
+from magpolicy_torch._calibrating import TOKENS
 from magpolicy_torch._store import ResidualStore
 
 
@@ -29,11 +30,19 @@ class Settings:
     end_step: int | None = None
     """Last one; negative ones count from the end."""
     semantics: str | None = None
+    speedup: float | None = None
+    """Plan for it; the threshold has no say then."""
+    forecast: str | None = None
     offload: str | None = None
     storage_dtype: Any = None
     calibrate: bool = False
+    window: int | None = None
+    tokens: int | None = TOKENS
+    """Of a calibration: evaluations back and tokens that are compared; see :class:`magpolicy_torch.Moments`."""
     name: str = ""
-    """Of the curve to be calibrated."""
+    """Of the calibration."""
+    safeguard: Any = None
+    """Whether a planned run is compared with its plan."""
     follow_steps: bool = False
     """Of a model with tables for two numbers of steps: the run says which."""
     given: Setup | None = None
@@ -57,11 +66,14 @@ class Settings:
         """What :func:`magpolicy.attach` was asked."""
         setup = request.setup
         return cls(
-            source=setup.preset or setup.schedule or setup.curve,
+            source=setup.preset or setup.schedule or setup.calibration or setup.curve,
             calibrate=request.calibrate,
             offload=request.offload,
             storage_dtype=request.storage_dtype,
             given=setup,
+            window=request.window,
+            tokens=request.tokens,
+            safeguard=request.safeguard,
         )
 
     def preview(self, source: Any, steps: int) -> Schedule:
@@ -93,15 +105,18 @@ class Settings:
     def _setup(self, source: Any, start: int, end: int | None, expert: int | None) -> Setup:
         if isinstance(source, Schedule):
             return set_up(source)
+        planned = self.speedup is not None
         return set_up(
             source,
-            threshold=self.threshold,
+            threshold=None if planned else self.threshold,
             max_skips=self.max_skips,
             retention=self.retention,
             start_step=start,
             end_step=end,
             semantics=self.semantics,
             expert_step=expert,
+            speedup=self.speedup,
+            forecast=self.forecast,
         )
 
     def _window(self, place: Place, sampler_steps: list[int]) -> tuple[int, int | None]:

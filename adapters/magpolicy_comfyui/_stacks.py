@@ -13,7 +13,7 @@ from typing import Any
 from attrs import frozen
 
 from magpolicy import AdapterError
-from magpolicy_torch._layout import Layout
+from magpolicy_torch._layout import Arguments, Layout
 from magpolicy_torch._patch import Patch
 from magpolicy_torch._stack import BlockStack
 from torch import Tensor, nn
@@ -63,7 +63,7 @@ class Bypass:
 
     Args:
         module: the diffusion model as it stands now; compiled blocks are taken as they are.
-        channels: latent channels: of a model that is skipped as a whole, those of its input that its output corresponds to.
+        channels: latent channels: of a model that is skipped as a whole, those of its output.
 
     Raises:
         AdapterError: its blocks cannot be told.
@@ -76,6 +76,12 @@ class Bypass:
         self.channel_dim = -1 if found is not None else 1
         if found is None:
             self.stack.scope = "model"
+        self._parents = _parents(module, self.stack)
+
+    @property
+    def current(self) -> bool:
+        """Whether the model still holds the blocks it held; compiling and other nodes put others in their place."""
+        return all(parent._modules.get(name) is block for parent, name, block in self._parents)
 
     @contextmanager
     def bound(self) -> Iterator[None]:
@@ -139,6 +145,7 @@ def stack_of(module: nn.Module) -> BlockStack | None:
     Raises:
         AdapterError: it is no class of ComfyUI, and its blocks cannot be told.
     """
+    module = plain(module)
     told = told_of(module) or Told()
     try:
         return None if told.whole else _as_told(module, told)
@@ -154,7 +161,17 @@ def _as_told(module: nn.Module, told: Told) -> BlockStack:
     given = told.layouts or (told.layout,) * len(lists)
     layouts = [lay or _layout(block) for lay, blocks in zip(given, lists, strict=True) for block in blocks]
     beside = () if told.beside is None else told.beside(module)
-    return BlockStack([block for blocks in lists for block in blocks], layout=layouts, beside=beside)
+    stack = BlockStack([block for blocks in lists for block in blocks], layout=layouts, beside=beside)
+    # A compiled block hides the names of its arguments.
+    stack.arguments = tuple(Arguments(lay, plain(b).forward) for lay, b in zip(layouts, stack.blocks, strict=True))
+    stack.kinds = tuple(type(plain(block)) for block in stack.blocks)
+    return stack
+
+
+def _parents(module: nn.Module, stack: BlockStack) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Per block, where in ``module`` it is held."""
+    held = {id(m): (parent, name, m) for parent in module.modules() for name, m in parent.named_children()}
+    return [held[id(block)] for block in stack.blocks if id(block) in held]
 
 
 def _items(blocks: nn.Module) -> Iterable[nn.Module]:
@@ -162,5 +179,12 @@ def _items(blocks: nn.Module) -> Iterable[nn.Module]:
 
 
 def _layout(block: nn.Module) -> Layout:
-    plain = getattr(block, "_orig_mod", block)  # a compiled block hides its arguments' names
-    return Layout.of(plain.forward, type(plain).__name__)
+    original = plain(block)
+    return Layout.of(original.forward, type(original).__name__)
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """``module``, or what it was compiled from."""
+    original = getattr(module, "_orig_mod", module)
+    assert isinstance(original, nn.Module)
+    return original

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from magpolicy import ArgumentError, AttachRequest, Curve, RunError, Session
+from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, Session
 from magpolicy_diffusers._arguments import Times
 from magpolicy_diffusers._branches import Branches
+from magpolicy_diffusers._provenance import guidance
 from magpolicy_diffusers._steps import Levels, SchedulerClock, TimestepClock
-from magpolicy_torch._call import Run, evaluate
+from magpolicy_torch._calibrating import Moments, calibrated, curve_of, measured, moments_for
+from magpolicy_torch._call import Run
 from magpolicy_torch._report import Record, Report
 from magpolicy_torch._store import ResidualStore
 
 if TYPE_CHECKING:
     from magpolicy_diffusers._denoiser import Denoiser
+    from magpolicy_torch._front import Original
 
 Timestep = Callable[[], Times | None]
 
@@ -33,7 +32,7 @@ class Loop:
         self.step = start
         self.scope = request.scope
         self._runs: dict[Denoiser, Run] = {}
-        self._norms: dict[str, list[NDArray[np.float32]]] = {}
+        self.moments = moments_for(request, session.steps)
         self._before: frozenset[str] = frozenset()
         session.begin(start)
 
@@ -43,7 +42,9 @@ class Loop:
             self.step, self._before = step, self.branches.used
             self.branches.begin_step()
 
-    def evaluate(self, denoiser: Denoiser, streams: Sequence[str], forward: Callable[[], Any]) -> Any:
+    def evaluate(
+        self, denoiser: Denoiser, streams: Sequence[str], original: Original, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """One call of ``denoiser``, at the step gone to."""
         run = self._run_of(denoiser)
         if self.branches.too_many or denoiser.must_compute():
@@ -51,7 +52,7 @@ class Loop:
         # A named stream that comes again without a step in between is at its next evaluation.
         step = max(self.step, *map(self.session.step, streams))
         sigma = None if self.noise is None or step >= len(self.noise) else self.noise[step]
-        return evaluate(run, streams, forward, step=step, sigma=sigma)
+        return denoiser.model.evaluate(run, streams, original, args, kwargs, step=step, sigma=sigma)
 
     def forget(self, streams: Sequence[str]) -> None:
         """Reuse nothing that these streams have computed so far."""
@@ -70,7 +71,7 @@ class Loop:
 
     @property
     def residuals_held(self) -> int:
-        return sum(len(run.store.streams) for run in self._runs.values())
+        return sum(run.store.count for run in self._runs.values())
 
     @property
     def report(self) -> Report:
@@ -80,23 +81,21 @@ class Loop:
     @property
     def curve(self) -> Curve:
         """As :attr:`Handle.curve`."""
-        if not self.request.calibrate:
-            raise RunError("curve: this handle does not calibrate; attach with calibrate=True")
-        if not self._norms or any(run.unsupported for run in self._runs.values()):
-            raise RunError("curve: the blocks could not be followed; describe them with blocks=BlockStack(..., layout=...)")
-        first = next(iter(self._norms))
-        levels = [e.sigma for e in self.session.trace if e.stream == first and e.sigma is not None]
-        falling = len(levels) == len(self._norms[first]) and all(a > b for a, b in itertools.pairwise(levels))
-        # A branch that guidance left out for some steps has no ratio there; its curve would not be of this run.
-        whole = {name: norms for name, norms in self._norms.items() if len(norms) == len(self._norms[first])}
-        return Curve.from_norms(whole, sigmas=levels if falling else None)
+        return curve_of(self._measured("curve"), self.session)
+
+    def calibration(self, provenance: Mapping[str, Any]) -> Calibration:
+        """As :attr:`Handle.calibration`."""
+        return calibrated(self._measured("calibration"), self.session, {**provenance, "scope": self.scope})
+
+    def _measured(self, what: str) -> Moments:
+        return measured(what, self.moments, any(run.unsupported for run in self._runs.values()))
 
     def _run_of(self, denoiser: Denoiser) -> Run:
         if denoiser not in self._runs:
             for other in self._runs.values():
                 other.free()  # the other expert's residuals say nothing here
-            request, store = self.request, ResidualStore(self.request.offload, self.request.storage_dtype)
-            run = Run(denoiser.stack, self.session, store, request.calibrate, denoiser.channel_dim, self._norms, self.record)
+            store = ResidualStore(self.request.offload, self.request.storage_dtype)
+            run = Run(denoiser.stack, self.session, store, self.moments, denoiser.channel_dim, self.record)
             self._runs[denoiser] = run
             self.scope = denoiser.scope
         return self._runs[denoiser]
@@ -120,7 +119,9 @@ class Driver:
         """The call is through."""
 
     def failed(self) -> None:
-        """The call raised."""
+        """The call raised, or the run was left by an exception."""
+        if self.loop is not None and self.loop.moments is not None:
+            self.loop.moments.stopped = True
 
     def close(self) -> None:
         """Nothing more to come."""
@@ -171,6 +172,7 @@ class OwnLoop(Driver):
             self.close()
 
     def failed(self) -> None:
+        super().failed()
         self.close()
 
 
@@ -196,6 +198,7 @@ class PipelineCall(Driver):
 
     def __init__(self, request: AttachRequest, pipe: Any, boundary: float | None) -> None:
         super().__init__(request)
+        self._pipe = pipe
         self._clock = SchedulerClock(pipe)
         self._boundary = boundary
         self._finished = False
@@ -211,7 +214,7 @@ class PipelineCall(Driver):
         if new or (self.loop is None and not self._finished):
             assert self._clock.levels is not None
             self._finished = False
-            session = _session(self.request, self._clock.levels, self._boundary)
+            session = _session(self.request, self._clock.levels, self._boundary, guidance(self._pipe))
             self._begin(session, self._clock.index, self._clock.levels.noise())
         elif self.loop is not None:
             self.loop.go_to(self._clock.index)
@@ -223,12 +226,16 @@ class PipelineCall(Driver):
             self.close()
             self._finished = True
 
+    def failed(self) -> None:
+        super().failed()
+        self._own.failed()
+
     def close(self) -> None:
         super().close()
         self._own.close()
 
 
-def _session(request: AttachRequest, levels: Levels, boundary: float | None) -> Session:
+def _session(request: AttachRequest, levels: Levels, boundary: float | None, scale: float | None) -> Session:
     """A session for what a scheduler is about to run."""
     setup, steps = request.setup, len(levels.timesteps)
     expert_step = None if boundary is None else sum(t >= boundary * levels.full for t in levels.timesteps)
@@ -243,5 +250,5 @@ def _session(request: AttachRequest, levels: Levels, boundary: float | None) -> 
             f"schedule of {steps} steps"
         )
     if sigmas is not None and len(sigmas) == steps:
-        return request.session(sigmas=sigmas, expert_step=expert_step)
-    return request.session(steps, expert_step=expert_step)
+        return request.session(sigmas=sigmas, expert_step=expert_step, guidance=scale)
+    return request.session(steps, expert_step=expert_step, guidance=scale)

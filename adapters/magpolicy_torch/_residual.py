@@ -29,7 +29,17 @@ def difference(after: Tensor, before: Tensor) -> Tensor:
 
 def apply(before: Tensor, residual: Tensor) -> Tensor:
     """``before + residual`` as a new tensor of ``before``'s dtype. Gradients flow through ``before``."""
-    return (before + residual).to(before.dtype)
+    after = before + residual
+    return after if after.dtype is before.dtype else after.to(before.dtype)
+
+
+def forecast(last: Tensor, before: Tensor, coefficient: float) -> Tensor:
+    """``last + coefficient * (last - before)``, all of one shape, dtype and device: a fresh tensor.
+
+    One pass over the data. In bf16 and fp16 torch interpolates in float32 and rounds once, at the end, so that what is small
+    against the residuals (their difference) is not lost to their rounding.
+    """
+    return torch.lerp(before, last, 1.0 + coefficient)
 
 
 def token_norms(residual: Tensor, *, channel_dim: int = -1) -> NDArray[np.float32]:

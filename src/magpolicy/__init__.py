@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from magpolicy._calibration import Calibration, StreamMoments
 from magpolicy._curve import Curve
 from magpolicy._decision import Decision
 from magpolicy._errors import (
@@ -17,10 +18,12 @@ from magpolicy._errors import (
     MissingExtraError,
     PluginWarning,
     PresetError,
+    PresetWarning,
     RunError,
 )
 from magpolicy._policy import MagPolicy
 from magpolicy._presets import Preset, Setting, preset, presets
+from magpolicy._safeguard import Replan, Safeguard
 from magpolicy._schedule import Schedule
 from magpolicy._semantics import Semantics, semantics, semantics_names
 from magpolicy._session import Session, TraceEntry
@@ -28,6 +31,10 @@ from magpolicy._simulate import Sweep, SweepRow, simulate, sweep
 
 if TYPE_CHECKING:
     from magpolicy._attach import AttachRequest, attach
+    from magpolicy._calibration_file import load_calibration
+    from magpolicy._compile import CompileRequest, compile
+    from magpolicy._library import keep, library
+    from magpolicy._plan import plan, trade_off
     from magpolicy._plugins import PluginInfo, manager, plugins
     from magpolicy._preset_file import load_preset, save_preset
     from magpolicy.hookspecs import hookimpl
@@ -37,13 +44,20 @@ __version__ = "0.1.0"
 # Imported when first used: pluggy's search for plugins would double what the import costs beyond numpy.
 _LATE = {
     "AttachRequest": "_attach",
+    "CompileRequest": "_compile",
     "PluginInfo": "_plugins",
     "attach": "_attach",
+    "compile": "_compile",
     "hookimpl": "hookspecs",
+    "keep": "_library",
+    "library": "_library",
+    "load_calibration": "_calibration_file",
     "load_preset": "_preset_file",
+    "plan": "_plan",
     "manager": "_plugins",
     "plugins": "_plugins",
     "save_preset": "_preset_file",
+    "trade_off": "_plan",
 }
 
 
@@ -64,6 +78,8 @@ __all__ = [
     "AdapterError",
     "ArgumentError",
     "AttachRequest",
+    "Calibration",
+    "CompileRequest",
     "Curve",
     "Decision",
     "MagPolicy",
@@ -73,19 +89,28 @@ __all__ = [
     "PluginWarning",
     "Preset",
     "PresetError",
+    "PresetWarning",
+    "Replan",
     "RunError",
+    "Safeguard",
     "Schedule",
     "Semantics",
     "Session",
     "Setting",
+    "StreamMoments",
     "Sweep",
     "SweepRow",
     "TraceEntry",
     "__version__",
     "attach",
+    "compile",
     "hookimpl",
+    "keep",
+    "library",
+    "load_calibration",
     "load_preset",
     "manager",
+    "plan",
     "plugins",
     "preset",
     "presets",
@@ -94,4 +119,5 @@ __all__ = [
     "semantics_names",
     "simulate",
     "sweep",
+    "trade_off",
 ]

@@ -9,7 +9,7 @@ from attrs import evolve, frozen
 
 from magpolicy import _checks
 from magpolicy._decision import Decision
-from magpolicy._errors import ArgumentError
+from magpolicy._forecast import along
 from magpolicy._policy import Policy, check_rule, decide_together, settle_together
 from magpolicy._schedule import Schedule
 from magpolicy._semantics import Semantics
@@ -31,6 +31,8 @@ def simulate(
     expert_step: int | None = None,
     batched: bool | None = None,
     part: tuple[int, int] | None = None,
+    forecast: str | None = None,
+    damping: float | None = None,
 ) -> Schedule:
     """The schedule a run will follow, without a model.
 
@@ -54,6 +56,9 @@ def simulate(
         batched: whether the streams are evaluated in one call and so decided jointly; as the semantics do by default.
         part: first and last-but-one position, for a run of part of the steps (img2img, a later stage): the schedule
             covers those steps only, the positions stay those of the whole run.
+        forecast: how a skipped step's residual is made: ``"hold"`` (the default) reuses the last computed one, ``"linear"``
+            extrapolates the last two over noise level, ``"calibrated"`` as a :class:`magpolicy.Calibration` says is closest.
+        damping: factor on the linear forecast, 0 to 1.
 
     Raises:
         ArgumentError: an argument is missing, unknown or out of range.
@@ -68,6 +73,8 @@ def simulate(
         forced=forced,
         semantics=semantics,
         expert_step=expert_step,
+        forecast=forecast,
+        damping=damping,
     )
     return _run(setup, steps, sigmas, batched, part)
 
@@ -76,7 +83,7 @@ def _run(
     setup: Setup, steps: int | None, sigmas: Sequence[float] | None, batched: bool | None, part: tuple[int, int] | None
 ) -> Schedule:
     length, levels = setup.length(steps, sigmas)
-    first, stop = _part(part, length)
+    first, stop = _checks.part(part, length)
     make = setup.policies(length, levels)
     policies = [make(name) for name in setup.streams]
     for policy in policies:
@@ -84,7 +91,10 @@ def _run(
     together = setup.how.batched if batched is None else batched
     groups = [policies] if together else [[policy] for policy in policies]
     rows = [row for group in groups for row in _decisions(group, setup.how.joint, stop - first)]
-    return Schedule.from_decisions(dict(zip(setup.streams, rows, strict=True)), first_step=first)
+    named = dict(zip(setup.streams, rows, strict=True))
+    forecaster = setup.forecaster(length, levels)
+    coefficients = {name: along(forecaster, name, [d.computes for d, _ in row], first) for name, row in named.items()}
+    return Schedule.from_decisions(named, first_step=first, coefficients=coefficients)
 
 
 _Row = list[tuple[Decision, float]]
@@ -105,19 +115,6 @@ def _decisions(policies: list[Policy], joint: str, count: int) -> list[_Row]:
         for row, decision, error in zip(rows, decided, errors, strict=True):
             row.append((decision, error))
     return rows
-
-
-def _part(part: tuple[int, int] | None, length: int) -> tuple[int, int]:
-    if part is None:
-        return 0, length
-    try:
-        first, stop = part
-    except (TypeError, ValueError):
-        raise ArgumentError(f"part={part!r} must be two positions; try part=(0, {length})") from None
-    first, stop = _checks.whole("part[0]", first, 0, example="0"), _checks.whole("part[1]", stop, 1, example=str(length))
-    if not first < stop <= length:
-        raise ArgumentError(f"part={part!r} must lie within the run's {length} steps, first before last")
-    return first, stop
 
 
 @frozen

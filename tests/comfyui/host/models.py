@@ -26,8 +26,6 @@ class Tiny:
     """More tensors of a conditioning, by name: their shapes, without the batch."""
     whole: bool = False
     """A U-Net: skipped as a whole."""
-    pairs: bool = False
-    """It only runs with both conditions in one call."""
     frames: int = 1
     """Latents that belong together (video U-Nets)."""
 
@@ -140,7 +138,7 @@ TINY: dict[str, Tiny] = {
         {"dim": 64, "n_layers": 4, "n_double_layers": 2, "n_heads": 4, "global_conddim": 64, "cond_seq_dim": 32, "max_seq": 64},
         (4, 8, 8),
     ),
-    "PixArtAlpha": Tiny(_PIXART | {"hidden_size": 96, "micro_condition": True}, (4, 64, 64)),
+    "PixArtAlpha": Tiny(_PIXART | {"hidden_size": 48, "micro_condition": True}, (4, 64, 64)),
     "PixArtSigma": Tiny(_PIXART | {"micro_condition": False}, (4, 64, 64)),
     "HunyuanDiT": Tiny(_HYDIT, (4, 8, 8), extra=_HYDIT_TEXT),
     "HunyuanDiT1": Tiny(_HYDIT | {"size_cond": True, "use_style_cond": True}, (4, 8, 8), extra=_HYDIT_TEXT),
@@ -220,7 +218,7 @@ TINY: dict[str, Tiny] = {
     "Hunyuan3Dv2_1": Tiny(
         {"in_channels": 64, "context_dim": 32, "hidden_size": 64, "mlp_ratio": 2.0, "num_heads": 4, "depth": 5,
          "qkv_bias": False, "guidance_cond_proj_dim": None, "num_moe_layers": 2},
-        _MESH, text=(9, 32), pairs=True,
+        _MESH, text=(9, 32),
     ),
     "HiDream": Tiny(
         {"attention_head_dim": 16, "axes_dims_rope": [4, 6, 6], "caption_channels": [32, 32], "max_resolution": [16, 16],
@@ -312,7 +310,7 @@ def draw(module: torch.nn.Module, seed: int = 1) -> None:
             scale = 0.5 / max(1, parameter[0].numel() if parameter.ndim > 1 else 16) ** 0.5
             parameter.copy_(1 + 0.1 * noise if norm else scale * noise)
         for name, buffer in module.named_buffers():
-            if name.endswith("pos_embed"):  # comes with a checkpoint; till then it is whatever was in memory
+            if name.endswith(("pos_embed", "inv_freq", "y_embedding")):  # of a checkpoint; till then whatever was in memory
                 buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
 
 

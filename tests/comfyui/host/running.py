@@ -199,7 +199,6 @@ def check(
         if computed:
             assert torch.equal(spy.again(index), spy.calls[index][3]), f"call {index} computed something else"
     untouched(patcher)
-    assert torch.equal(act(patcher), plain), "the model without the node is not what it was"
     return attachment
 
 
