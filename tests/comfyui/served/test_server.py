@@ -40,7 +40,7 @@ def test_settings_left_out_are_the_presets(server: Server) -> None:
         ({"magcache_thresh": -1}, 20, "magcache_thresh=-1 must be >= 0"),
         ({"retention_ratio": 2}, 20, "retention_ratio=2 must be from 0 to 1"),
         ({"magcache_K": 1.5}, 20, "magcache_K=1.5 must be a whole number"),
-        ({"model_type": "file: ../server.json"}, 20, "is no file in"),
+        ({"model_type": "file: ../server.json"}, 20, "is not one of the node's list"),
         ({"model_type": "nothing"}, 20, "model_type='nothing' is not known"),
         ({"model_type": "/etc/preset.json"}, 20, "is not one of the node's list"),
         ({}, 0, "steps=0 must be a whole number from 1 to"),
