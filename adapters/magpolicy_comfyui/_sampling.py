@@ -7,7 +7,6 @@ what skips blocks is on the diffusion model during single calls only: a clone wi
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +21,7 @@ from magpolicy_comfyui._outcome import Outcome
 from magpolicy_comfyui._settings import Settings, with_streams
 from magpolicy_comfyui._stacks import Bypass
 from magpolicy_comfyui._streams import Streams
-from magpolicy_torch._calibrating import SHARE, WINDOW, Moments
+from magpolicy_torch._calibrating import Moments
 from magpolicy_torch._call import Run, evaluate
 from magpolicy_torch._report import Record
 from magpolicy_torch._store import ResidualStore
@@ -138,9 +137,9 @@ class Sampling:
         self.session = Session.from_setup(setup, steps, given, settings.safeguard)
         self.session.begin(first)
         if settings.calibrate:
-            most = max(self.session.steps - 1, 1)
-            window = settings.window or min(max(WINDOW, math.ceil(SHARE * self.session.steps)), most)
-            self.moments = Moments(window=window, tokens=settings.tokens, offload=settings.offload)
+            self.moments = Moments.of_run(
+                self.session.steps, window=settings.window, tokens=settings.tokens, offload=settings.offload
+            )
         self._first = first
 
     def _predict(self, executor: Any, x: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:

@@ -100,9 +100,9 @@ def preset_of(target: Any) -> str | None:
 
 
 def _by_repo(repo: str) -> str | None:
-    """By the whole id, or by the last part of a local path."""
+    """By the whole id, or by the last part of a local path; a calibration of the user's comes before published tables."""
     last = PurePath(repo.replace("\\", "/")).name.lower()
-    for name, known in magpolicy.presets().items():
+    for name, known in sorted(magpolicy.presets().items(), key=lambda item: item[1].calibration is None):
         aliases = [alias for alias in known.aliases if "/" in alias]
         if repo.lower() in map(str.lower, aliases) or last in (alias.lower().rsplit("/", 1)[1] for alias in aliases):
             return name

@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from magpolicy._attach import AttachRequest, attach
     from magpolicy._calibration_file import load_calibration
     from magpolicy._compile import CompileRequest, compile
+    from magpolicy._expected import expected_errors
     from magpolicy._library import keep, library
     from magpolicy._plan import plan, trade_off
     from magpolicy._plugins import PluginInfo, manager, plugins
     from magpolicy._preset_file import load_preset, save_preset
+    from magpolicy._refine import Refined, refine
     from magpolicy.hookspecs import hookimpl
 
 __version__ = "0.1.0"
@@ -49,6 +51,7 @@ _LATE = {
     "attach": "_attach",
     "compile": "_compile",
     "hookimpl": "hookspecs",
+    "expected_errors": "_expected",
     "keep": "_library",
     "library": "_library",
     "load_calibration": "_calibration_file",
@@ -56,6 +59,8 @@ _LATE = {
     "plan": "_plan",
     "manager": "_plugins",
     "plugins": "_plugins",
+    "Refined": "_refine",
+    "refine": "_refine",
     "save_preset": "_preset_file",
     "trade_off": "_plan",
 }
@@ -90,6 +95,7 @@ __all__ = [
     "Preset",
     "PresetError",
     "PresetWarning",
+    "Refined",
     "Replan",
     "RunError",
     "Safeguard",
@@ -104,6 +110,7 @@ __all__ = [
     "__version__",
     "attach",
     "compile",
+    "expected_errors",
     "hookimpl",
     "keep",
     "library",
@@ -114,6 +121,7 @@ __all__ = [
     "plugins",
     "preset",
     "presets",
+    "refine",
     "save_preset",
     "semantics",
     "semantics_names",

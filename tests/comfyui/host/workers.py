@@ -36,7 +36,7 @@ class Parent:
                 self._items.setdefault(version, []).append(item.nodeid)
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         version = version_of(item)
         if version is None:
             return None
@@ -48,6 +48,7 @@ class Parent:
             report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
             hook.pytest_runtest_logreport(report=report)
         hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        item.session._setupstate.teardown_exact(nextitem)  # what the last test here left standing for the module of this one
         return True
 
     def pytest_sessionfinish(self) -> None:
