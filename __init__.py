@@ -10,7 +10,7 @@ from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
 _SOURCES = (str(_HERE / "src"), str(_HERE / "adapters"))
-_NEEDED = ("numpy", "attrs", "pluggy", "cattrs", "torch")  # as in requirements.txt; torch comes with ComfyUI
+_NEEDED = ("numpy", "attrs", "pluggy", "cattrs", "safetensors", "torch")  # as in requirements.txt; torch comes with ComfyUI
 _PIP = f'"{sys.executable}" -m pip install'
 
 

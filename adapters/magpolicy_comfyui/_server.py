@@ -21,7 +21,7 @@ SETTINGS = {
     "start_step": "start_step",
     "end_step": "end_step",
 }
-_KNOWN = (*SETTINGS, "model_type", "settings", "semantics", "offload")
+_KNOWN = (*SETTINGS, "model_type", "settings", "semantics", "offload", "speedup", "forecast")
 
 
 def add_routes(server: Any) -> bool:
@@ -97,6 +97,8 @@ def _answer(question: Mapping[str, Any]) -> dict[str, Any]:
     values = question.get("sampler") or {}
     sampler = _ahead.Sampler.of(values, preset.steps)
     schedule, remark = _ahead.schedule(settings, preset, sampler, flux=preset.family == "flux")
+    if not preset.curve.assumed and sampler.shift is None:
+        remark = remark or "the model's own shift is known when it runs; a step may differ"
     notes = [f"the preset's {', '.join(linked)}"] if linked else []
     notes += [f"{sampler.steps} steps, as the preset {preset.name}"] if values.get("steps") is None else []
     return {

@@ -189,5 +189,6 @@ def test_calibration_writes_a_preset_that_the_node_then_offers(server: Server, n
     choices = server.get("object_info/MagCache")["MagCache"]["input"]["required"]["model_type"][0]
     chosen = f"file: measured-{name}.json"
     assert chosen in choices
-    answer = server.post("magpolicy/simulate", {"inputs": {"model_type": chosen}})
+    inputs = {"model_type": chosen, "magcache_thresh": 0.1, "retention_ratio": 0.2, "magcache_K": 3}
+    answer = server.post("magpolicy/simulate", {"inputs": inputs})
     assert answer["preset"] == f"measured-{name}"
