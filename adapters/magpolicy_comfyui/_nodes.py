@@ -122,6 +122,10 @@ class MagCache:
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
+    @classmethod
+    def IS_CHANGED(cls, model_type: str | None = None, **_: Any) -> float:
+        return _presets.changed(model_type)
+
     def apply(self, model: Any, **inputs: Any) -> tuple[Any]:
         settings = _settings(**inputs)
         if settings.source is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from attrs import evolve
 
@@ -31,6 +32,7 @@ _ELSEWHERE = ("open-sora", "kandinsky-5", "framepack (hunyuanvideo)")  # familie
 FOLDER = "magpolicy"
 _SUFFIXES = (".json", ".toml", ".safetensors")
 _MARK = "file: "
+_RULE = {"threshold": 0.06, "max_skips": 3, "retention": 0.2}
 
 
 def folder() -> Path:
@@ -75,8 +77,20 @@ def find(model_type: str) -> Preset | None:
         path = files().get(model_type)
         if path is None:
             raise PresetError(f"model_type={model_type!r} is no file in {folder()}; calibrate again, or pick another")
-        return magpolicy.preset(path)
+        return _with_rule(magpolicy.preset(path))
     return magpolicy.preset(model_type)
+
+
+def _with_rule(preset: Preset) -> Preset:
+    """A calibration recommends no settings; where none are given, cautious ones serve."""
+    rule: dict[str, Any] = {name: value for name, value in _RULE.items() if getattr(preset, name) is None}
+    return evolve(preset, **rule)
+
+
+def changed(model_type: str | None) -> float:
+    """When the file that ``model_type`` names was written; 0 for what does not change."""
+    path = files().get(model_type or "")
+    return 0.0 if path is None else path.stat().st_mtime
 
 
 def save(name: str, calibration: Calibration) -> Path:

@@ -86,7 +86,7 @@ def _answer(question: Mapping[str, Any]) -> dict[str, Any]:
 
     inputs = question.get("inputs") or {}
     name = str(inputs.get("model_type", _presets.AUTO))
-    if name.lower().endswith((".json", ".toml")) and name not in _presets.files():
+    if name.lower().endswith((".json", ".toml", ".safetensors")) and name not in _presets.files():
         raise magpolicy.PresetError(f"model_type={name!r} is not one of the node's list; files belong into {_presets.folder()}")
     preset = _presets.find(name)
     if preset is None:

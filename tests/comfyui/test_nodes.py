@@ -195,6 +195,8 @@ def test_calibration_writes_a_preset_that_model_type_offers(
     kind = "file: mine-12.json"
     kinds, _ = nodes["MagCache"].INPUT_TYPES()["required"]["model_type"]
     assert kind in kinds
+    assert nodes["MagCache"].IS_CHANGED(model_type=kind) == written.stat().st_mtime
+    assert nodes["MagCache"].IS_CHANGED(model_type="flux") == 0
     found = magpolicy.load_calibration(written)
     assert set(found.streams) == {"cond", "uncond"}
     assert found.sigmas[0] == 1.0

@@ -103,8 +103,10 @@ SAMPLERS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("name", FEW)
+SAMPLED = [*(("Flux", sampler) for sampler in SAMPLERS), *(("WAN21_T2V", sampler) for sampler in SAMPLERS[:12:3])]
+
+
+@pytest.mark.parametrize(("name", "sampler"), SAMPLED, ids=["-".join(pair) for pair in SAMPLED])
 def test_samplers(comfyui: Path, name: str, sampler: str) -> None:
     """Several evaluations a step, midpoints, history: each evaluation has its place on the noise schedule."""
     import comfy.samplers
@@ -176,6 +178,18 @@ def test_two_stages_of_one_model(comfyui: Path, name: str) -> None:
     assert _strip(first.schedule.mask) == whole.strip[:10]
     running.same(second.schedule, simulated(name, 20, part=(10, 20)))
     assert (first.place.first, first.place.after, second.place.first, second.place.after) == (0, 10, 10, 0)
+
+
+def test_a_plan_for_a_part_of_the_run(flux: Any) -> None:
+    node, attachment = running.under(flux, "flux", speedup=2.0)
+    half = running.sample(node, "Flux", steps=20, start_step=0, last_step=10)
+    first = attachment.outcome.schedule
+    running.sample(node, "Flux", steps=20, start_step=10, last_step=20, latent={"samples": half}, disable_noise=True)
+    second = attachment.outcome.schedule
+    assert (first.steps, second.steps) == (10, 10)
+    assert (first.first_step, second.first_step) == (0, 10)
+    assert first.skipped > 0
+    assert second.skipped > 0
 
 
 def test_two_experts(comfyui: Path) -> None:

@@ -48,7 +48,8 @@ class Parent:
             report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
             hook.pytest_runtest_logreport(report=report)
         hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-        item.session._setupstate.teardown_exact(nextitem)  # what the last test here left standing for the module of this one
+        # What tests before this one have set up here and those after it do not share is to be torn down now.
+        item.session._setupstate.teardown_exact(nextitem)
         return True
 
     def pytest_sessionfinish(self) -> None:

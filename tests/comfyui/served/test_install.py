@@ -56,7 +56,7 @@ def clone(custom_nodes: Path, name: str = "magpolicy") -> Path:
     target = custom_nodes / name
     for part in ("src", "adapters"):
         shutil.copytree(REPOSITORY / part, target / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("__init__.py", "pyproject.toml", "requirements.txt", "conftest.py"):
+    for file in ("__init__.py", "pyproject.toml", "requirements.txt"):
         shutil.copy(REPOSITORY / file, target)
     return target
 

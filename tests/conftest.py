@@ -1,0 +1,20 @@
+"""Keeps pytest from taking the repository for a package: the ``__init__.py`` at its root is for ComfyUI alone.
+
+This file stands here and not there, where it would be imported as part of that package, whose name is that of the folder the
+repository was cloned into, such as ``magpolicy``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+class _PlainRoot:
+    def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        return pytest.Dir.from_parent(parent, path=path) if path == Path(__file__).parents[1] else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_PlainRoot(), "magpolicy-plain-root")  # a folder's own conftest is not asked about it
