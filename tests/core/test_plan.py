@@ -333,29 +333,21 @@ def test_the_trajectory_is_no_further_off_than_by_the_plans_it_starts_from(found
 
 
 def trajectory(found):
-    """The squared distance of the latent from its way, from the definition, with unknown products 0."""
+    """The squared distance of the latent from its way, from the definition; errors too far apart to compare are orthogonal."""
     sizes = -np.diff(found.sigmas, append=0.0)
 
     def cost(chosen):
-        total, at_end = 0.0, 0.0
+        square = np.zeros(found.steps)
         for name in found.streams:
-            rows = np.zeros((found.steps, found.steps))
+            errors = []
             for p, j, i in itertools.chain(*skips(chosen, found.steps)):
                 c = coefficient(found, name, p, j, i)
-                rows[i, i], rows[i, j] = 1.0, -(1 + c)
-                if c:
-                    rows[i, p] = c
-            gram = np.nan_to_num([[product_or_nan(found, name, i, j) for j in range(found.steps)] for i in range(found.steps)])
-            moved = np.cumsum(sizes[:, None] * rows, axis=0)
-            square = (
-                np.maximum(((moved @ gram) * moved).sum(axis=1), 0)
-                if len(found.streams) == 1
-                else ((moved @ gram) * moved).sum(axis=1)
-            )
-            total = total + square / len(found.streams)
-        total = np.maximum(total, 0)
-        at_end = total[-1]
-        return float((total * sizes / sizes.sum()).sum() + at_end)
+                errors.append((i, {i: 1.0, j: -(1 + c)} | ({p: c} if c else {})))
+            for (i, one), (m, other) in itertools.product(errors, errors):
+                terms = [x * y * product_or_nan(found, name, a, b) for a, x in one.items() for b, y in other.items()]
+                square[max(i, m) :] += np.nan_to_num(sizes[i] * sizes[m] * sum(terms)) / len(found.streams)
+        square = np.maximum(square, 0)
+        return float((square * sizes / sizes.sum()).sum() + square[-1])
 
     return cost
 
