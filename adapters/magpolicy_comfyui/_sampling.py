@@ -22,8 +22,9 @@ from magpolicy_comfyui._settings import Settings, with_streams
 from magpolicy_comfyui._stacks import Bypass
 from magpolicy_comfyui._streams import Streams
 from magpolicy_torch._calibrating import Moments
-from magpolicy_torch._call import Run, evaluate
+from magpolicy_torch._call import evaluate
 from magpolicy_torch._report import Record
+from magpolicy_torch._run import Run
 from magpolicy_torch._store import ResidualStore
 
 KEY = "magpolicy"

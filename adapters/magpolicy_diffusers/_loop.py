@@ -11,8 +11,8 @@ from magpolicy_diffusers._branches import Branches
 from magpolicy_diffusers._provenance import guidance
 from magpolicy_diffusers._steps import Levels, SchedulerClock, TimestepClock
 from magpolicy_torch._calibrating import Moments, calibrated, curve_of, measured, moments_for
-from magpolicy_torch._call import Run
 from magpolicy_torch._report import Record, Report
+from magpolicy_torch._run import Run
 from magpolicy_torch._store import ResidualStore
 
 if TYPE_CHECKING:

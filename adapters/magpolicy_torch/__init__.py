@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from magpolicy_torch._calibrating import Moments
-    from magpolicy_torch._call import Run, evaluate
+    from magpolicy_torch._call import evaluate
     from magpolicy_torch._handle import Handle
     from magpolicy_torch._layout import Layout
     from magpolicy_torch._report import Report
+    from magpolicy_torch._run import Run
     from magpolicy_torch._stack import BlockStack
     from magpolicy_torch._step import run_step
     from magpolicy_torch._store import ResidualStore
@@ -24,7 +25,7 @@ else:
         "Moments": "_calibrating",
         "Report": "_report",
         "ResidualStore": "_store",
-        "Run": "_call",
+        "Run": "_run",
         "evaluate": "_call",
         "run_step": "_step",
     }

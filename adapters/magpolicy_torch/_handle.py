@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, Curve, RunError
 from magpolicy_torch._calibrating import calibrated, curve_of, measured, moments_for, versions
-from magpolicy_torch._call import Run
 from magpolicy_torch._front import Front, Original, unwrapped
 from magpolicy_torch._model import Model
 from magpolicy_torch._report import Report
+from magpolicy_torch._run import Run
 from magpolicy_torch._stack import BlockStack, taken, visited
 from magpolicy_torch._store import ResidualStore
 from torch import nn

@@ -13,16 +13,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from attrs import Factory, define, frozen
+from attrs import Factory, define
 
 import torch
 from magpolicy import Decision
-from magpolicy_torch._call import Call, Run, differences, evaluate, image_of, watched
+from magpolicy_torch._call import Call, evaluate, image_of, watched
 from magpolicy_torch._front import Original, uncompiled
 from magpolicy_torch._layout import Learned
-from magpolicy_torch._parts import Build, Probe, Read, Skipped, Tap, Tapped, narrow, version
+from magpolicy_torch._parts import Probe, Skipped, Tap, Tapped, narrow, version
+from magpolicy_torch._run import Run, differences
 from magpolicy_torch._stack import BlockStack, Unwatched, current, enter, leave
 from magpolicy_torch._twin import Home, NoTwinError, Twin, homes_of
+from magpolicy_torch._understood import Understood, same, shown
 from torch import Tensor, nn
 
 _KINDS_KEPT = 64  # kinds of calls that are remembered: shapes, switches, optional arguments
@@ -35,67 +37,6 @@ WAYS = {
 """How a skip can be made, quickest first."""
 
 Contents = dict[str, dict[str, nn.Module]]
-
-
-@frozen
-class Like:
-    """Says what a tensor is like, and holds none."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> Like:
-        return cls(tensor.shape, tensor.dtype, tensor.device)
-
-    def shared(self, count: int, dim: int) -> list[Like]:
-        """Like ``count`` equal parts of it along ``dim``."""
-        shape = list(self.shape)
-        shape[dim] //= count
-        return [Like(torch.Size(shape), self.dtype, self.device)] * count
-
-
-@define(eq=False)
-class Understood:
-    """One kind of call, understood."""
-
-    learned: Learned
-    reads: tuple[Read, ...]
-    builds: tuple[Build, ...]
-    image: Like
-    """What goes into the stack: its image tokens."""
-    also: Like | None
-    touched: frozenset[int]
-    """Blocks before which something happens."""
-    _shares: list[Like] | None = None
-    skipping: str | None = None
-    """One of the :data:`WAYS`, or ``"watched"``; ``None``: not tried out yet."""
-
-    def entered(self, image: Tensor) -> None:
-        """``image`` went into the stack just now: autocast or another device may make another tensor of the same arguments."""
-        if image.dtype != self.image.dtype or image.device != self.image.device or image.shape != self.image.shape:
-            self.image, self._shares = Like.of(image), None
-
-    def shares(self, count: int, batch: int) -> list[Like]:
-        """What each of ``count`` streams has in it."""
-        if self._shares is None:
-            self._shares = self.image.shared(count, batch)
-        return self._shares
-
-    @classmethod
-    def of(cls, call: Call) -> Understood | None:
-        """What a computed call showed; ``None`` if it left blocks out, or gives more than a part can build."""
-        learned, count = call.learned, len(call.stack)
-        if call.order != list(range(count)) or set(call.sources) != set(range(count)) or call.entered is None:
-            return None
-        reads = tuple(Read(call.sources[i][0]) for i in range(count))
-        builds = [Build.of(learned.forms[i], learned.settled[i]) for i in range(count)]
-        if any(read.sources[0] is None for read in reads) or any(build is None for build in builds):
-            return None
-        before, also = call.entered
-        found = tuple(build for build in builds if build is not None)
-        return cls(learned, reads, found, Like.of(before), None if also is None else Like.of(also), frozenset(call.touched))
 
 
 @define(eq=False)
@@ -279,8 +220,8 @@ class _Calling:
         self.kind = (
             len(streams),
             torch.is_inference_mode_enabled(),
-            _shown(args) if args else (),
-            *[(n, v.shape, v.dtype, v.device) if isinstance(v, Tensor) else (n, _shown(v)) for n, v in kwargs.items()],
+            shown(args) if args else (),
+            *[(n, v.shape, v.dtype, v.device) if isinstance(v, Tensor) else (n, shown(v)) for n, v in kwargs.items()],
         )
 
     @property
@@ -429,31 +370,8 @@ class _Calling:
             if twin is None:
                 continue
             with torch.random.fork_rng(devices), contextlib.suppress(Exception):
-                if _same(twin.watched(callback, self.args, self.kwargs), result) and not tap.void:
+                if same(twin.watched(callback, self.args, self.kwargs), result) and not tap.void:
                     understood.skipping, twins.made[name] = name, twin
                     break
             self._load(understood, tap)
         return result, None
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(_same, one, other))
-    if hasattr(one, "__dict__") and type(one) is type(other):
-        return _same(vars(one), vars(other))
-    return bool(one is other or (type(one) is type(other) and one == other))
-
-
-def _shown(value: Any) -> Any:
-    """What of an argument makes the call one of its kind."""
-    if isinstance(value, Tensor):
-        return value.shape, value.dtype, value.device
-    if isinstance(value, Mapping):
-        return tuple((key, _shown(item)) for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return tuple(map(_shown, value))
-    return value if value is None or isinstance(value, bool | int | str) else type(value)
