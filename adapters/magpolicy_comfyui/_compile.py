@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from magpolicy import AdapterError
 from magpolicy_comfyui._stacks import block_names, plain
 
 
-def compile_model(patcher: Any, *, mode: str, backend: str, fullgraph: bool, dynamic: bool) -> Any:
-    """A clone of ``patcher`` whose blocks are compiled when it is sampled; a U-Net is compiled as a whole.
+def compile_model(patcher: Any, *, region: str = "blocks", backend: Any = "inductor", **options: Any) -> Any:
+    """``patcher``, compiled when it is sampled: its blocks, or all of a U-Net or with ``region="model"``.
 
-    Compiling replaces what was compiled on the clone before.
+    Compiling replaces what was compiled on it before.
+
+    Args:
+        patcher: a ``ModelPatcher``.
+        region: ``"blocks"`` or ``"model"``.
+        backend: of ``torch.compile``.
+        options: ``torch.compile``'s ``mode``, ``options``, ``fullgraph`` and ``dynamic``.
     """
     from comfy_api.torch_helpers import set_torch_compile_wrapper
 
-    clone = patcher.clone()
-    try:
-        names = block_names(plain(clone.get_model_object("diffusion_model")))
-    except AdapterError:
-        names = []
+    names = []
+    if region == "blocks":
+        with contextlib.suppress(AdapterError):
+            names = block_names(plain(patcher.get_model_object("diffusion_model")))
     keys = [f"diffusion_model.{name}" for name in names] or ["diffusion_model"]
-    set_torch_compile_wrapper(clone, backend=backend, mode=mode, fullgraph=fullgraph, dynamic=dynamic, keys=keys)
-    return clone
+    set_torch_compile_wrapper(patcher, backend=backend, keys=keys, **options)
+    return patcher

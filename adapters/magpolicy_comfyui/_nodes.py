@@ -195,7 +195,7 @@ class CompileModel:
         }
 
     def apply(self, model: Any, mode: str, backend: str, fullgraph: bool, dynamic: bool) -> tuple[Any]:
-        return (compile_model(model, mode=mode, backend=backend, fullgraph=fullgraph, dynamic=dynamic),)
+        return (compile_model(model.clone(), mode=mode, backend=backend, fullgraph=fullgraph, dynamic=dynamic),)
 
 
 class MagPolicyPreview:

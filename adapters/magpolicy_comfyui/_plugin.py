@@ -31,6 +31,18 @@ def preset_for(target: Any) -> str | None:
     return candidates(target.model)[-1].preset
 
 
+@magpolicy.hookimpl
+def compile(target: Any, request: magpolicy.CompileRequest) -> Any:
+    """Compile a ``ModelPatcher`` by ComfyUI's own wrapper, when it is sampled."""
+    if not _ours(target):
+        return None
+    from magpolicy_comfyui._compile import compile_model
+    from magpolicy_torch._compiling import check_options
+
+    check_options(request.options)
+    return compile_model(target, region=request.region, **request.options)
+
+
 def _ours(target: Any) -> bool:
     module = sys.modules.get("comfy.model_patcher")  # whoever made the object has imported it
     return module is not None and isinstance(target, module.ModelPatcher)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,13 +21,18 @@ def compile_module(
         ArgumentError: a backend or a mode that torch does not know; nothing is compiled.
         AdapterError: the blocks cannot be told.
     """
-    _check(request.options)
+    check_options(request.options)
     blocks: tuple[nn.Module, ...] = (module,) if request.region == "model" else find(module).blocks
     for block in blocks:
         block.compile(**request.options)
 
 
-def _check(options: Any) -> None:
+def check_options(options: Mapping[str, Any]) -> None:
+    """Complain about options that ``torch.compile`` would not take, before anything is compiled.
+
+    Raises:
+        ArgumentError: a backend or a mode that torch does not know.
+    """
     backend, mode = options.get("backend"), options.get("mode")
     if isinstance(backend, str):
         known = torch.compiler.list_backends(exclude_tags=())

@@ -71,6 +71,18 @@ def _counted(group: str, name: str) -> int:
     return int(torch._dynamo.utils.counters[group][name])
 
 
+@pytest.mark.parametrize("region", ["blocks", "model"])
+def test_compile_is_by_comfyuis_own_wrapper(comfyui: Path, region: str) -> None:
+    wanted = running.sample(models.make("Flux"), "Flux", steps=4, cfg=1.0)
+    patcher = models.make("Flux")
+    assert magpolicy.compile(patcher, region=region, backend="eager") is patcher
+    found = running.sample(patcher, "Flux", steps=4, cfg=1.0)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert _counted("stats", "unique_graphs") > 0, "nothing was compiled"
+    with pytest.raises(magpolicy.ArgumentError, match="try 'inductor'"):
+        magpolicy.compile(patcher, backend="inducter")
+
+
 def test_a_unet_is_compiled_and_skipped_as_a_whole(comfyui: Path) -> None:
     patcher = models.make("SD15")
     curve = magpolicy.Curve([1.0] * 10)
