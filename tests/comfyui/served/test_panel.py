@@ -228,7 +228,7 @@ def test_a_run_started_in_the_editor_is_reported_in_the_node(page: Any, version:
     if os.environ.get("MAGPOLICY_SCREENSHOTS") and version == "0.3.75":
         page.evaluate("() => { app.canvas.deselectAll(); app.canvas.setDirty(true, true); }")
         page.wait_for_timeout(4_000)  # until the messages of the editor have gone
-        page.screenshot(path=SCREENSHOT, clip={"x": 80, "y": 140, "width": 960, "height": 510})
+        page.screenshot(path=SCREENSHOT, clip={"x": 80, "y": 140, "width": 960, "height": 560})
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.api.json")), ids=lambda path: path.name.removesuffix(".api.json"))
