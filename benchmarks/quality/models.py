@@ -15,6 +15,7 @@ from attrs import frozen
 from benchmarks.quality import data
 from diffusers import SD3Transformer2DModel, WanTransformer3DModel
 from magpolicy_demo import model as demo
+from safetensors.torch import load_file
 from torch import Tensor
 
 NONE = 10  # the label of the unconditional branch
@@ -47,9 +48,9 @@ class LabModel:
         """The trained network in float32."""
         if not self.weights.exists():
             raise FileNotFoundError(f"no weights in {self.weights}; run: python -m benchmarks.quality.train_{self.name}")
-        kind = type(self.build())
-        network = kind.from_pretrained(self.weights, torch_dtype=torch.float32, low_cpu_mem_usage=False)
-        return network.eval().requires_grad_(False)
+        network = self.build()
+        network.load_state_dict(load_file(self.weights / "diffusion_pytorch_model.safetensors"))
+        return network.float().eval().requires_grad_(False)
 
     def noise(self, seed: int, count: int) -> Tensor:
         return torch.randn(count, *self.shape, generator=torch.Generator().manual_seed(seed))
