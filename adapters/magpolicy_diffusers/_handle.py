@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
 import diffusers
-from magpolicy import AdapterError, AttachRequest, Curve, RunError
+from magpolicy import AdapterError, AttachRequest, Calibration, Curve, RunError
 from magpolicy_diffusers._denoiser import Denoiser
 from magpolicy_diffusers._loop import Driver, GivenRun, Loop, OwnLoop, PipelineCall
 from magpolicy_diffusers._pipeline import denoisers_of, model_of, unwatch, watch
+from magpolicy_diffusers._provenance import provenance
 from magpolicy_torch._handle import Attached
 from magpolicy_torch._report import Report
 from magpolicy_torch._stack import BlockStack, visited
@@ -112,6 +113,16 @@ class Handle(Attached):
         return self._current("curve").curve
 
     @property
+    def calibration(self) -> Calibration:
+        """What the last run measured; attach with ``calibrate=True``, and let the run go to its end.
+
+        Raises:
+            RunError: not calibrating, no run yet, a run that was stopped, or a model whose blocks could not be followed.
+            ArgumentError: the residuals make no calibration (another resolution midway, NaN).
+        """
+        return self._current("calibration").calibration(provenance(self._pipe, self.module))
+
+    @property
     def module(self) -> nn.Module:
         """The model attached to, of a pipeline its first denoiser."""
         return self.denoisers[0].module
@@ -128,7 +139,7 @@ class Handle(Attached):
 
     @property
     def residuals_held(self) -> int:
-        """Residuals held for the run under way here: one per stream, none after it."""
+        """Residuals held for the run under way here: one per stream, two where a forecast needs them, none after it."""
         driver = self._driver.get()
         return 0 if driver is None or driver.loop is None else driver.loop.residuals_held
 
@@ -159,6 +170,9 @@ class Handle(Attached):
         token = self._driver.set(driver)
         try:
             yield
+        except BaseException:
+            driver.failed()
+            raise
         finally:
             try:
                 driver.close()
@@ -200,6 +214,8 @@ class Handle(Attached):
             self._once(f"{denoiser.name} was called outside a run, so nothing is skipped: {driver.problem}", driver.problem)
             return forward()
         streams = self._streams_of(loop, denoiser, args, kwargs)
+        if loop.moments is not None:
+            loop.moments.note(latents=denoiser.arguments.latents(args, kwargs))
         before = len(loop.record.past_end)
         try:
             result = loop.evaluate(denoiser, streams, forward)

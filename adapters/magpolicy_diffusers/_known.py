@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -11,6 +11,7 @@ from attrs import field, frozen
 import magpolicy
 from magpolicy import PresetError
 from magpolicy_diffusers._pipeline import denoisers_of, model_of
+from magpolicy_diffusers._provenance import repos
 
 
 @frozen
@@ -78,7 +79,7 @@ def preset_of(target: Any) -> str | None:
     """
     model = model_of(target)
     modules = list(denoisers_of(target).values()) or [model]
-    for repo in _repos(target, *modules):
+    for repo in repos(target, *modules):
         if (name := _by_repo(repo)) is not None:
             return name
     kind = type(modules[0]).__name__
@@ -95,14 +96,6 @@ def preset_of(target: Any) -> str | None:
         f"{what} has no known preset; {close}pass preset=... or ratios=..., or calibrate: attach(..., calibrate=True), "
         "one run, then attach(..., curve=handle.curve, threshold=..., max_skips=..., retention=...)"
     )
-
-
-def _repos(*objects: Any) -> Iterator[str]:
-    for thing in objects:
-        config = getattr(thing, "config", None) or {}
-        name = getattr(thing, "name_or_path", None) or dict(config).get("_name_or_path")
-        if name:
-            yield str(name)
 
 
 def _by_repo(repo: str) -> str | None:

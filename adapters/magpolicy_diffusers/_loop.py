@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from magpolicy import ArgumentError, AttachRequest, Curve, RunError, Session
+from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, Session
 from magpolicy_diffusers._arguments import Times
 from magpolicy_diffusers._branches import Branches
 from magpolicy_diffusers._steps import Levels, SchedulerClock, TimestepClock
+from magpolicy_torch._calibrating import Moments, calibrated, curve_of, measured, moments_for
 from magpolicy_torch._call import Run, evaluate
 from magpolicy_torch._report import Record, Report
 from magpolicy_torch._store import ResidualStore
@@ -33,7 +30,7 @@ class Loop:
         self.step = start
         self.scope = request.scope
         self._runs: dict[Denoiser, Run] = {}
-        self._norms: dict[str, list[NDArray[np.float32]]] = {}
+        self.moments = moments_for(request)
         self._before: frozenset[str] = frozenset()
         session.begin(start)
 
@@ -70,7 +67,7 @@ class Loop:
 
     @property
     def residuals_held(self) -> int:
-        return sum(len(run.store.streams) for run in self._runs.values())
+        return sum(run.store.count for run in self._runs.values())
 
     @property
     def report(self) -> Report:
@@ -80,23 +77,21 @@ class Loop:
     @property
     def curve(self) -> Curve:
         """As :attr:`Handle.curve`."""
-        if not self.request.calibrate:
-            raise RunError("curve: this handle does not calibrate; attach with calibrate=True")
-        if not self._norms or any(run.unsupported for run in self._runs.values()):
-            raise RunError("curve: the blocks could not be followed; describe them with blocks=BlockStack(..., layout=...)")
-        first = next(iter(self._norms))
-        levels = [e.sigma for e in self.session.trace if e.stream == first and e.sigma is not None]
-        falling = len(levels) == len(self._norms[first]) and all(a > b for a, b in itertools.pairwise(levels))
-        # A branch that guidance left out for some steps has no ratio there; its curve would not be of this run.
-        whole = {name: norms for name, norms in self._norms.items() if len(norms) == len(self._norms[first])}
-        return Curve.from_norms(whole, sigmas=levels if falling else None)
+        return curve_of(self._measured("curve"), self.session)
+
+    def calibration(self, provenance: Mapping[str, Any]) -> Calibration:
+        """As :attr:`Handle.calibration`."""
+        return calibrated(self._measured("calibration"), self.session, {**provenance, "scope": self.scope})
+
+    def _measured(self, what: str) -> Moments:
+        return measured(what, self.moments, any(run.unsupported for run in self._runs.values()))
 
     def _run_of(self, denoiser: Denoiser) -> Run:
         if denoiser not in self._runs:
             for other in self._runs.values():
                 other.free()  # the other expert's residuals say nothing here
-            request, store = self.request, ResidualStore(self.request.offload, self.request.storage_dtype)
-            run = Run(denoiser.stack, self.session, store, request.calibrate, denoiser.channel_dim, self._norms, self.record)
+            store = ResidualStore(self.request.offload, self.request.storage_dtype)
+            run = Run(denoiser.stack, self.session, store, self.moments, denoiser.channel_dim, self.record)
             self._runs[denoiser] = run
             self.scope = denoiser.scope
         return self._runs[denoiser]
@@ -120,7 +115,9 @@ class Driver:
         """The call is through."""
 
     def failed(self) -> None:
-        """The call raised."""
+        """The call raised, or the run was left by an exception."""
+        if self.loop is not None and self.loop.moments is not None:
+            self.loop.moments.stopped = True
 
     def close(self) -> None:
         """Nothing more to come."""
@@ -171,6 +168,7 @@ class OwnLoop(Driver):
             self.close()
 
     def failed(self) -> None:
+        super().failed()
         self.close()
 
 
@@ -222,6 +220,10 @@ class PipelineCall(Driver):
         if self.loop is not None and self.loop.complete:
             self.close()
             self._finished = True
+
+    def failed(self) -> None:
+        super().failed()
+        self._own.failed()
 
     def close(self) -> None:
         super().close()

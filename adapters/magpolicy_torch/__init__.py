@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from magpolicy_torch._calibrating import Moments
     from magpolicy_torch._call import Run, evaluate
     from magpolicy_torch._handle import Handle
     from magpolicy_torch._layout import Layout
@@ -20,6 +21,7 @@ else:
         "BlockStack": "_stack",
         "Handle": "_handle",
         "Layout": "_layout",
+        "Moments": "_calibrating",
         "Report": "_report",
         "ResidualStore": "_store",
         "Run": "_call",
@@ -36,4 +38,4 @@ else:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
-__all__ = ["BlockStack", "Handle", "Layout", "Report", "ResidualStore", "Run", "evaluate", "run_step"]
+__all__ = ["BlockStack", "Handle", "Layout", "Moments", "Report", "ResidualStore", "Run", "evaluate", "run_step"]

@@ -7,22 +7,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attrs import Factory, define, field
 
 import torch
 from magpolicy import Decision, Session
 from magpolicy_torch import _residual
+from magpolicy_torch._calibrating import Moments
 from magpolicy_torch._layout import Echo, Form, Learned, Streams, flags, places_of
 from magpolicy_torch._report import Lap, Record
 from magpolicy_torch._stack import BlockStack, visiting
 from magpolicy_torch._store import ResidualStore
 from torch import Tensor
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 @define(eq=False)
@@ -32,11 +29,10 @@ class Run:
     stack: BlockStack
     session: Session
     store: ResidualStore
-    calibrate: bool = False
-    """Keep the token norms of every residual, and no residual."""
+    moments: Moments | None = None
+    """Measures every residual, and none is kept, where this is a calibration run."""
     channel_dim: int = -1
-    """Where the channels of a residual are, for the norms."""
-    norms: dict[str, list[NDArray[np.float32]]] = Factory(dict)
+    """Where the channels of a residual are, for the moments."""
     record: Record = Factory(Record)
     """What the report is made of."""
     also: ResidualStore = field(init=False)
@@ -62,32 +58,32 @@ class Run:
         return next(filter(None, map(self.store.missing, streams)), None)
 
     def applied(self, streams: Sequence[str], tensor: Tensor, store: ResidualStore, batch: int) -> Tensor | Decision:
-        """``tensor``, in which the samples of ``streams`` follow one another along dimension ``batch``, plus the residual of
-        each; or the reason why not."""
+        """``tensor``, in which the samples of ``streams`` follow one another along dimension ``batch``, plus the residual
+        forecast for each; or the reason why not."""
         taken: list[Tensor] = []
         for stream, part in zip(streams, split(tensor, len(streams), batch), strict=True):
-            residual = store.take(stream, part)
+            residual = store.take(stream, part, self.session.coefficient(stream))
             if isinstance(residual, Decision):
                 return residual
             taken.append(residual)
         return _residual.apply(tensor, taken[0] if len(taken) == 1 else torch.cat(taken, dim=batch))
 
     def keep(self, call: Call) -> None:
-        """Store what a computed call gave."""
-        for stream in call.streams:
-            # A residual from before this call is as good as stale, even if this call gave none.
-            self.store.drop(stream)
-            self.also.drop(stream)
+        """Store what a computed call gave, and what it leaves of use from before."""
         if not call.sound:
             self.unsupported.update(call.streams)
-        for stream, residuals in call.residuals.items():
-            self.learned.seen[stream] = tuple(call.order)
-            if self.calibrate:
-                norms = _residual.token_norms(residuals[0], channel_dim=self.channel_dim)
-                self.norms.setdefault(stream, []).append(norms)
-            elif stream not in self.unsupported:
-                for store, residual in zip((self.store, self.also), residuals, strict=False):
-                    store.put(stream, residual)
+        for stream in call.streams:
+            residuals = call.residuals.get(stream, ())
+            if residuals:
+                self.learned.seen[stream] = tuple(call.order)
+                if self.moments is not None:
+                    self.moments.add(stream, residuals[0], self.channel_dim, step=self.session.step(stream))
+            keep = 0 if self.moments is not None or stream in self.unsupported else self.session.keeps(stream)
+            for place, store in enumerate((self.store, self.also)):
+                if place < len(residuals):
+                    store.put(stream, residuals[place], keep=keep)
+                else:  # what is from before this call is stale, even if this call gave nothing
+                    store.drop(stream)
 
 
 def evaluate(

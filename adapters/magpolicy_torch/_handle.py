@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from magpolicy import AdapterError, ArgumentError, AttachRequest, Curve, RunError
+from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, Curve, RunError
+from magpolicy_torch._calibrating import calibrated, curve_of, measured, moments_for, versions
 from magpolicy_torch._call import Run, evaluate
 from magpolicy_torch._patch import Patch
 from magpolicy_torch._report import Report
@@ -41,6 +42,7 @@ def stack_for(module: nn.Module, request: AttachRequest, find: Callable[[nn.Modu
     if request.scope == "model" and request.blocks is not None:
         raise ArgumentError("blocks is given, but scope='model' skips the whole model; leave one of them out")
     ResidualStore(request.offload, request.storage_dtype)  # complains now, not at the first run
+    moments_for(request)
     if request.scope == "model":
         stack = BlockStack.whole(module)
     elif request.blocks is None and find is not None:
@@ -197,11 +199,16 @@ class Handle(Attached):
         with self._under_way():
             session = request.session(steps, sigmas)
             store = ResidualStore(request.offload, request.storage_dtype)
-            run = Run(self.stack, session, store, request.calibrate, channel_dim=1 if self.stack.scope == "model" else -1)
+            moments = moments_for(request)
+            run = Run(self.stack, session, store, moments, channel_dim=1 if self.stack.scope == "model" else -1)
             token = self._run.set(run)
             try:
                 session.begin(start)
                 yield self
+            except BaseException:
+                if moments is not None:
+                    moments.stopped = True
+                raise
             finally:
                 try:
                     session.end()
@@ -230,17 +237,26 @@ class Handle(Attached):
             ArgumentError: the residuals make no curve (another resolution midway, NaN).
         """
         run = self._current("curve")
-        if not run.calibrate:
-            raise RunError("curve: this handle does not calibrate; attach with calibrate=True")
-        if run.unsupported or not run.norms:
-            raise RunError("curve: the blocks could not be followed; describe them with blocks=BlockStack(..., layout=...)")
-        return Curve.from_norms(run.norms, sigmas=run.session.sigmas)
+        return curve_of(measured("curve", run.moments, bool(run.unsupported)), run.session)
+
+    @property
+    def calibration(self) -> Calibration:
+        """What the run measured; attach with ``calibrate=True``, and let the run go to its end.
+
+        Raises:
+            RunError: not calibrating, no run yet, a run that was stopped, or a model whose blocks could not be followed.
+            ArgumentError: the residuals make no calibration (another resolution midway, NaN).
+        """
+        run = self._current("calibration")
+        moments = measured("calibration", run.moments, bool(run.unsupported))
+        about = {"model": self._name, "scope": self.stack.scope, "versions": versions()}
+        return calibrated(moments, run.session, about)
 
     @property
     def residuals_held(self) -> int:
-        """Residuals held for the run under way here: one per stream, none after it."""
+        """Residuals held for the run under way here: one per stream, two where a forecast needs them, none after it."""
         run = self._run.get()
-        return 0 if run is None else len(run.store.streams)
+        return 0 if run is None else run.store.count
 
     def _current(self, what: str) -> Run:
         run = self._run.get() or self._last

@@ -1,4 +1,4 @@
-"""Where residuals wait for the step that reuses them: one per stream, freed at the end of the run."""
+"""Where residuals wait for the steps that reuse them: one or two per stream, freed when no step to come needs them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from attrs import frozen
 
 import torch
 from magpolicy import ArgumentError, Decision
+from magpolicy_torch import _residual
 from torch import Tensor
 
 
@@ -19,9 +20,13 @@ class _Entry:
     device: torch.device
     ready: torch.cuda.Event | None  # marks the end of the copy off the accelerator
 
+    @property
+    def origin(self) -> tuple[torch.Size, torch.dtype, torch.device]:
+        return self.shape, self.dtype, self.device
+
 
 class ResidualStore:
-    """One residual per stream.
+    """The last residual of each stream, and where a forecast may need it the one before.
 
     Args:
         offload: ``"cpu"`` keeps residuals in main memory (pinned and copied without waiting where CUDA is available),
@@ -39,20 +44,29 @@ class ResidualStore:
             raise ArgumentError(f"storage_dtype={storage_dtype!r} must be a floating torch dtype; try torch.bfloat16")
         self.offload = offload
         self.storage_dtype = storage_dtype
-        self._entries: dict[str, _Entry | Decision] = {}
+        self._entries: dict[str, tuple[_Entry | Decision, ...]] = {}  # per stream, newest first
+        self._held: dict[str, Decision] = {}
 
-    def put(self, stream: str, residual: Tensor) -> None:
-        """Keep ``residual`` (any shape) for ``stream`` in place of the one before.
+    def put(self, stream: str, residual: Tensor, *, keep: int = 1) -> None:
+        """Keep ``residual`` (any shape) for ``stream`` as its newest.
 
         A residual with NaN or infinity is not kept. Only CPU tensors are looked at: on an accelerator the test would
         make the host wait for the device, and there a NaN residual means the computed output was NaN already.
+
+        Args:
+            keep: how many the steps to come can use: 1 this one alone, 2 this one and the one before, 0 none.
         """
-        residual = residual.detach()
-        origin = residual.shape, residual.dtype, residual.device
+        before = self._entries.pop(stream, ())[: max(keep - 1, 0)]
+        if keep > 0:
+            # Of another shape the one before is of no use, and as a reason it takes no memory.
+            entry = self._entry(residual.detach())
+            older = tuple(o if isinstance(o, Decision) or _fits(o, entry) else Decision.MISMATCH for o in before)
+            self._entries[stream] = (entry, *older)
+
+    def _entry(self, residual: Tensor) -> _Entry | Decision:
         data = residual if self.storage_dtype is None else residual.to(self.storage_dtype)
         if data.device.type == "cpu" and not bool(torch.isfinite(data).all()):
-            self._entries[stream] = Decision.NOT_FINITE
-            return
+            return Decision.NOT_FINITE
         ready = None
         if self.offload == "cpu" and data.device.type == "cuda":
             pinned = torch.empty(data.shape, dtype=data.dtype, pin_memory=True)
@@ -61,42 +75,82 @@ class ResidualStore:
             ready.record(torch.cuda.current_stream(residual.device))
         elif self.offload == "cpu":
             data = data.cpu()
-        self._entries[stream] = _Entry(data, *origin, ready)
+        return _Entry(data, residual.shape, residual.dtype, residual.device, ready)
 
-    def take(self, stream: str, like: Tensor) -> Tensor | Decision:
-        """The stream's residual on ``like``'s device and in its dtype, or the reason why it cannot be used there.
+    def take(self, stream: str, like: Tensor, coefficient: float = 0.0) -> Tensor | Decision:
+        """The stream's residual as forecast on ``like``'s device and in its dtype, or the reason why it cannot be used there.
+
+        With r_j the newest and r_p the one before, the forecast is ``r_j + coefficient * (r_j - r_p)``, formed in one
+        operation that is exact to the last place of ``like``'s dtype: the difference is not rounded by itself. A coefficient
+        of 0 holds r_j. Where r_p alone is unusable, r_j is held too, and :meth:`held` says why.
 
         The reason is ``NO_RESIDUAL`` (none stored), ``NOT_FINITE``, or ``MISMATCH``: it was computed from another
-        shape, dtype or device than ``like`` has. The residual stays stored. Never waits for a device.
+        shape, dtype or device than ``like`` has. The residuals stay stored. Never waits for a device.
         """
-        entry = self._entries.get(stream, Decision.NO_RESIDUAL)
-        if isinstance(entry, Decision):
-            return entry
-        if (entry.shape, entry.dtype, entry.device) != (like.shape, like.dtype, like.device):
+        last, *more = self._entries.get(stream, (Decision.NO_RESIDUAL,))
+        self._held.pop(stream, None)
+        if isinstance(last, Decision):
+            return last
+        if last.origin != (like.shape, like.dtype, like.device):
             return Decision.MISMATCH
-        if entry.ready is not None:  # in case the host went on to another CUDA stream
-            torch.cuda.current_stream(like.device).wait_event(entry.ready)
-        return entry.data.to(device=like.device, dtype=like.dtype, non_blocking=True)
+        if not coefficient:
+            return _back(last, like, like.dtype)
+        before = more[0] if more else Decision.NO_RESIDUAL
+        if isinstance(before, Decision):
+            self._held[stream] = before
+            return _back(last, like, like.dtype)
+        # In the wider of both dtypes, so that nothing is rounded before the difference is formed.
+        wide = last.data.dtype if last.data.dtype.itemsize > like.dtype.itemsize else like.dtype
+        return _residual.forecast(_back(last, like, wide), _back(before, like, wide), coefficient).to(like.dtype)
+
+    def held(self, stream: str) -> Decision | None:
+        """Why the last :meth:`take` of ``stream`` held the residual where a forecast was asked for; ``None`` if it did not."""
+        return self._held.get(stream)
 
     def missing(self, stream: str) -> Decision | None:
         """Why ``stream`` has nothing to reuse, whatever the shape; ``None`` if it has something."""
-        entry = self._entries.get(stream, Decision.NO_RESIDUAL)
+        entry = self._entries.get(stream, (Decision.NO_RESIDUAL,))[0]
         return entry if isinstance(entry, Decision) else None
 
+    def trim(self, stream: str, keep: int) -> None:
+        """Of the stream's residuals, forget all but the newest ``keep``."""
+        kept = self._entries.pop(stream, ())[:keep]
+        if kept:
+            self._entries[stream] = kept
+
     def drop(self, stream: str) -> None:
-        """Forget the stream's residual, if any."""
+        """Forget the stream's residuals, if any."""
         self._entries.pop(stream, None)
 
     def clear(self) -> None:
         """Forget everything."""
         self._entries.clear()
+        self._held.clear()
 
     @property
     def streams(self) -> tuple[str, ...]:
         """The streams that have a residual."""
-        return tuple(name for name, entry in self._entries.items() if isinstance(entry, _Entry))
+        return tuple(name for name, entries in self._entries.items() if isinstance(entries[0], _Entry))
+
+    @property
+    def count(self) -> int:
+        """Residuals held, of all streams."""
+        return len(self._stored())
 
     @property
     def nbytes(self) -> int:
         """Bytes held, in whatever memory."""
-        return sum(e.data.untyped_storage().nbytes() for e in self._entries.values() if isinstance(e, _Entry))
+        return sum(entry.data.untyped_storage().nbytes() for entry in self._stored())
+
+    def _stored(self) -> list[_Entry]:
+        return [entry for entries in self._entries.values() for entry in entries if isinstance(entry, _Entry)]
+
+
+def _back(entry: _Entry, like: Tensor, dtype: torch.dtype) -> Tensor:
+    if entry.ready is not None:  # in case the host went on to another CUDA stream
+        torch.cuda.current_stream(like.device).wait_event(entry.ready)
+    return entry.data.to(device=like.device, dtype=dtype, non_blocking=True)
+
+
+def _fits(older: _Entry, newer: _Entry | Decision) -> bool:
+    return isinstance(newer, Decision) or older.origin == newer.origin

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from magpolicy._calibration import Calibration, StreamMoments
 from magpolicy._curve import Curve
 from magpolicy._decision import Decision
 from magpolicy._errors import (
@@ -28,6 +29,7 @@ from magpolicy._simulate import Sweep, SweepRow, simulate, sweep
 
 if TYPE_CHECKING:
     from magpolicy._attach import AttachRequest, attach
+    from magpolicy._plan import plan
     from magpolicy._plugins import PluginInfo, manager, plugins
     from magpolicy._preset_file import load_preset, save_preset
     from magpolicy.hookspecs import hookimpl
@@ -41,6 +43,7 @@ _LATE = {
     "attach": "_attach",
     "hookimpl": "hookspecs",
     "load_preset": "_preset_file",
+    "plan": "_plan",
     "manager": "_plugins",
     "plugins": "_plugins",
     "save_preset": "_preset_file",
@@ -64,6 +67,7 @@ __all__ = [
     "AdapterError",
     "ArgumentError",
     "AttachRequest",
+    "Calibration",
     "Curve",
     "Decision",
     "MagPolicy",
@@ -78,6 +82,7 @@ __all__ = [
     "Semantics",
     "Session",
     "Setting",
+    "StreamMoments",
     "Sweep",
     "SweepRow",
     "TraceEntry",
@@ -86,6 +91,7 @@ __all__ = [
     "hookimpl",
     "load_preset",
     "manager",
+    "plan",
     "plugins",
     "preset",
     "presets",

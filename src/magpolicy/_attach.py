@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from attrs import field, frozen
 
 from magpolicy import _checks, _plugins
+from magpolicy._calibration import Calibration
 from magpolicy._curve import Curve
 from magpolicy._errors import ArgumentError
 from magpolicy._presets import Preset
@@ -20,8 +21,9 @@ from magpolicy._setup import Setup, always_compute, set_up
 
 SCOPES = ("stack", "model")
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "preset": ((Preset, str, Path), "a preset's name, alias or file, or a Preset; see presets()"),
-    "curve": ((Curve,), "a Curve; try Curve(ratios)"),
+    "preset": ((Preset, Calibration, str, Path), "a preset's name, alias or file, or a Preset; see presets()"),
+    "curve": ((Curve, Calibration), "a Curve; try Curve(ratios)"),
+    "calibration": ((Calibration, str, Path), "a Calibration, or the path of one"),
     "schedule": ((Schedule,), "a Schedule; try Schedule.from_mask(mask)"),
 }
 
@@ -42,7 +44,13 @@ class AttachRequest:
     storage_dtype: Any = None
     """The dtype residuals are stored in; ``None``: as they come."""
     calibrate: bool = False
-    """Compute every step and measure the curve."""
+    """Compute every step and measure the residuals."""
+    window: int = 12
+    """Calibrating: evaluations back that residuals are compared over."""
+    tokens: int | None = 4096
+    """Calibrating: tokens that are looked at, at most; ``None``: all."""
+    reduce: Callable[[Any], Any] | None = None
+    """Calibrating: adds up a tensor of sums over ranks that share the tokens."""
 
     def session(
         self, steps: int | None = None, sigmas: Sequence[float] | None = None, *, expert_step: int | None = None
@@ -67,9 +75,10 @@ class AttachRequest:
 def attach(
     target: Any,
     *,
-    preset: Preset | str | Path | None = None,
+    preset: Preset | Calibration | str | Path | None = None,
     ratios: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
-    curve: Curve | None = None,
+    curve: Curve | Calibration | None = None,
+    calibration: Calibration | str | Path | None = None,
     schedule: Schedule | None = None,
     threshold: float | None = None,
     max_skips: int | None = None,
@@ -80,30 +89,42 @@ def attach(
     steps: int | None = None,
     semantics: str | Semantics | None = None,
     expert_step: int | None = None,
+    forecast: str | None = None,
+    damping: float | None = None,
     blocks: Any = None,
     scope: str = "stack",
     offload: str | None = None,
     storage_dtype: Any = None,
     calibrate: bool = False,
+    window: int = 12,
+    tokens: int | None = 4096,
+    reduce: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Attach a policy to a model, and return a handle.
 
-    The installed adapters are asked in turn who can drive ``target``. One of ``preset``, ``ratios``, ``curve``, ``schedule`` or
-    ``calibrate=True`` says what is decided; with none of them, the adapters are asked for the preset of a model they know. The
-    other settings are those of :func:`magpolicy.simulate`.
+    The installed adapters are asked in turn who can drive ``target``. One of ``preset``, ``ratios``, ``curve``,
+    ``calibration``, ``schedule`` or ``calibrate=True`` says what is decided; with none of them, the adapters are asked for the
+    preset of a model they know. The other settings are those of :func:`magpolicy.simulate`.
 
     Args:
         target: a diffusers pipeline or model, a ``torch.nn.Module``, or what another installed adapter knows.
         preset: a preset or its name, alias or file; by default the one that an adapter finds for ``target``.
         ratios: one ratio a step, or a mapping from stream to such.
         curve: a calibrated curve.
+        calibration: a calibration, or the path of one.
         schedule: a schedule to follow, in place of the rule.
         steps: steps of a run, where nothing else tells (a pipeline's scheduler does); ``run(steps=...)`` overrides it.
+        forecast: ``"hold"``, ``"linear"`` or ``"calibrated"``; a planned schedule's own by default, else hold.
+        damping: factor on the linear forecast, 0 to 1.
         blocks: the block stack; by default it is found.
         scope: ``"stack"`` skips the block stack, ``"model"`` the whole model (U-Nets, black boxes).
         offload: ``"cpu"`` keeps residuals in CPU memory between uses.
         storage_dtype: dtype to store residuals in.
-        calibrate: compute every step and measure the curve, ``handle.curve``.
+        calibrate: compute every step and measure the residuals: ``handle.calibration``, and ``handle.curve`` of it.
+        window: calibrating, compare residuals over this many evaluations back; that many are held per stream.
+        tokens: calibrating, look at no more than this many tokens, chosen at random once; ``None`` looks at all.
+        reduce: calibrating where ranks share the tokens (sequence parallelism), what adds up a tensor over ranks, in place or
+            as its result, such as ``torch.distributed.all_reduce``. Every rank then has to read ``handle.calibration``.
 
     Returns:
         The adapter's handle: ``.run(steps=...)``, ``.stream(name)``, ``.report``, ``.detach()``, and a context manager.
@@ -112,14 +133,20 @@ def attach(
         ArgumentError: a setting is missing, unknown or out of range. Nothing was patched.
         AdapterError: no installed adapter can drive ``target``. Nothing was patched.
     """
-    sources: dict[str, Any] = {"preset": preset, "ratios": ratios, "curve": curve, "schedule": schedule}
+    sources: dict[str, Any] = {
+        "preset": preset,
+        "ratios": ratios,
+        "curve": curve,
+        "calibration": calibration,
+        "schedule": schedule,
+    }
     given = {name: value for name, value in sources.items() if value is not None}
     _checks.one_of("calibrate", calibrate, (False, True))
     if not given and not calibrate and (known := _plugins.preset_for(target)) is not None:
         sources["preset"] = given["preset"] = known
     if len(given) + bool(calibrate) != 1:
         names = ", ".join([*given, *(["calibrate"] if calibrate else [])]) or "none"
-        raise ArgumentError(f"{names} given: pass one of preset, ratios, curve, schedule or calibrate=True")
+        raise ArgumentError(f"{names} given: pass one of preset, ratios, curve, calibration, schedule or calibrate=True")
     for name, (kinds, meant) in _KINDS.items():
         if not isinstance(given.get(name), (*kinds, NoneType)):
             raise ArgumentError(f"{name}={_checks._short(given[name])} must be {meant}")
@@ -140,6 +167,8 @@ def attach(
             forced=forced,
             semantics=semantics,
             expert_step=expert_step,
+            forecast=forecast,
+            damping=damping,
         )
     )
     if steps is not None:
@@ -154,5 +183,8 @@ def attach(
         offload=offload,
         storage_dtype=storage_dtype,
         calibrate=calibrate,
+        window=window,
+        tokens=tokens,
+        reduce=reduce,
     )
     return _plugins.attach(target, request)

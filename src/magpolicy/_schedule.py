@@ -40,6 +40,13 @@ class Schedule:
     """Per stream, the accumulated error abs(1-P) summed over the current run of skips; 0 where computed."""
     first_step: int = 0
     """Position in the full run of the first step here (img2img, later stages)."""
+    coefficients: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
+    """Per stream and step the c with which a skipped step reuses ``r_j + c (r_j - r_p)``: r_j the residual computed last, r_p
+    the one computed before it. 0 holds r_j; computed steps have 0."""
+
+    def __attrs_post_init__(self) -> None:
+        if not self.coefficients:
+            object.__setattr__(self, "coefficients", tuple((0.0,) * len(mask) for mask in self.masks))
 
     @property
     def _key(self) -> frozenset[tuple[str, tuple[bool, ...]]]:
@@ -106,6 +113,10 @@ class Schedule:
         """The accumulated modelled error of one stream."""
         return self.modelled[self._place(stream)]
 
+    def stream_coefficients(self, stream: str) -> tuple[float, ...]:
+        """The forecast coefficients of one stream."""
+        return self.coefficients[self._place(stream)]
+
     def reasons(self, stream: str | None = None) -> dict[str, int]:
         """How often each reason decided, in one stream or in all."""
         rows = self.decisions if stream is None else (self.decisions[self._place(stream)],)
@@ -133,7 +144,10 @@ class Schedule:
                     "errors": list(errors),
                     "reasons": [d.reason for d in decisions],
                 }
-                for name, mask, errors, decisions in zip(self.streams, self.masks, self.modelled, self.decisions, strict=True)
+                | ({"coefficients": list(coefficients)} if any(coefficients) else {})
+                for name, mask, errors, decisions, coefficients in zip(
+                    self.streams, self.masks, self.modelled, self.decisions, self.coefficients, strict=True
+                )
             },
         }
 
@@ -151,14 +165,21 @@ class Schedule:
                 ]
                 for name, row in data["streams"].items()
             }
+            coefficients = {str(name): row["coefficients"] for name, row in data["streams"].items() if "coefficients" in row}
             first_step = _checks.whole("first_step", data["first_step"], 0, example="0")
-            return cls.from_decisions(rows, first_step=first_step)
+            return cls.from_decisions(rows, first_step=first_step, coefficients=coefficients)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArgumentError(f"data={_checks._short(data)} is not a schedule's to_dict(): {error!r}") from error
 
     @classmethod
-    def from_decisions(cls, rows: Mapping[str, Sequence[tuple[Decision, float]]], *, first_step: int = 0) -> Schedule:
-        """From per-stream sequences of (decision, tested error), all of one length."""
+    def from_decisions(
+        cls,
+        rows: Mapping[str, Sequence[tuple[Decision, float]]],
+        *,
+        first_step: int = 0,
+        coefficients: Mapping[str, Sequence[float]] | None = None,
+    ) -> Schedule:
+        """From per-stream sequences of (decision, tested error), all of one length; coefficients as in :meth:`from_mask`."""
         lengths = [len(row) for row in rows.values()]
         if len(set(lengths)) != 1 or not lengths[0]:
             raise ArgumentError(f"rows have lengths {lengths}; every stream needs the same steps, at least one")
@@ -168,16 +189,29 @@ class Schedule:
             decisions=tuple(tuple(d for d, _ in row) for row in rows.values()),
             modelled=tuple(tuple(error if d.skip else 0.0 for d, error in row) for row in rows.values()),
             first_step=first_step,
+            coefficients=tuple(_coefficients((coefficients or {}).get(name), name, row) for name, row in rows.items()),
         )
 
     @classmethod
-    def from_mask(cls, mask: Sequence[Any] | Mapping[str, Sequence[Any]]) -> Schedule:
+    def from_mask(
+        cls,
+        mask: Sequence[Any] | Mapping[str, Sequence[Any]],
+        *,
+        coefficients: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+        errors: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+    ) -> Schedule:
         """A schedule of your own: 1 or True computes, 0 or False skips.
+
+        Args:
+            mask: one value a step, or a mapping from stream to such.
+            coefficients: forecast coefficients (:attr:`coefficients`), likewise; 0 at computed steps. All 0 by default: hold.
+            errors: the error to state for each skipped step, likewise.
 
         Raises:
             ArgumentError: an empty mask, other values than 0 and 1, or a first step that skips (nothing to reuse yet).
         """
         rows = mask if isinstance(mask, Mapping) else {SINGLE: mask}
+        stated = _by_stream(errors, rows)
         decisions = {}
         for name, row in rows.items():
             values = _checks.listed("mask", row, "0 or 1")
@@ -185,8 +219,11 @@ class Schedule:
                 raise ArgumentError(f"mask={_checks._short(values)} must hold 0 or 1 for each step, at least one")
             if not values[0]:
                 raise ArgumentError(f"mask[0]={values[0]} must be 1: a run's first step has no residual to reuse")
-            decisions[str(name)] = [(Decision.SCHEDULED if value else Decision.REUSED, 0.0) for value in values]
-        return cls.from_decisions(decisions)
+            wrong = _numbers("errors", stated.get(str(name)), len(values))
+            decisions[str(name)] = [
+                (Decision.SCHEDULED if value else Decision.REUSED, error) for value, error in zip(values, wrong, strict=True)
+            ]
+        return cls.from_decisions(decisions, coefficients=_by_stream(coefficients, rows))
 
     @classmethod
     def from_trace(cls, trace: Iterable[TraceEntry]) -> Schedule:
@@ -210,3 +247,30 @@ class Schedule:
         from magpolicy._plot import plot_schedule
 
         plot_schedule(self, path)
+
+
+def _by_stream(values: Any, rows: Mapping[str, Any]) -> dict[str, Any]:
+    if values is None:
+        return {}
+    if isinstance(values, Mapping):
+        return {str(name): row for name, row in values.items()}
+    return {str(name): values for name in rows}
+
+
+def _numbers(name: str, values: Any, count: int) -> tuple[float, ...]:
+    if values is None:
+        return (0.0,) * count
+    row = tuple(
+        _checks.number(f"{name}[{i}]", v, -np.inf, example="0.0") for i, v in enumerate(_checks.listed(name, values, "numbers"))
+    )
+    if len(row) != count:
+        raise ArgumentError(f"{name} has {len(row)} values for {count} steps; give one a step")
+    return row
+
+
+def _coefficients(values: Any, stream: str, row: Sequence[tuple[Decision, float]]) -> tuple[float, ...]:
+    found = _numbers(f"coefficients[{stream!r}]", values, len(row))
+    for i, (c, (decision, _)) in enumerate(zip(found, row, strict=True)):
+        if c and not decision.skip:
+            raise ArgumentError(f"coefficients[{stream!r}][{i}]={c} must be 0: that step computes")
+    return found

@@ -36,6 +36,9 @@ class TraceEntry:
     """Consecutive skips, after this decision."""
 
 
+_NEVER = (-1, -1)
+
+
 @frozen
 class _Pending:
     streams: tuple[str, ...]
@@ -80,6 +83,8 @@ class Session:
         forced: Iterable[int] | None = None,
         semantics: str | Semantics | None = None,
         expert_step: int | None = None,
+        forecast: str | None = None,
+        damping: float | None = None,
     ) -> None:
         setup = set_up(
             source,
@@ -91,6 +96,8 @@ class Session:
             forced=forced,
             semantics=semantics,
             expert_step=expert_step,
+            forecast=forecast,
+            damping=damping,
         )
         self._prepare(setup, steps, sigmas)
 
@@ -105,6 +112,8 @@ class Session:
         self.steps, self.sigmas = setup.length(steps, sigmas)
         self._make = setup.policies(self.steps, self.sigmas)
         self._joint = setup.how.joint
+        self._forecast = setup.forecaster(self.steps, self.sigmas)
+        self._computed: dict[str, tuple[int, int]] = {}  # per stream the last two computed evaluations; -1: none
         self._policies: dict[str, Policy] = {}
         self._pending: _Pending | None = None
         self._trace: list[TraceEntry] = []
@@ -124,6 +133,7 @@ class Session:
         if _checks.whole("step", step, 0, example="0") >= self.steps:
             raise ArgumentError(f"step={step} lies outside this run of {self.steps} steps; use 0 to {self.steps - 1}")
         self._policies.clear()
+        self._computed.clear()
         self._trace.clear()
         self._pending, self._first, self.active = None, step, True
         from magpolicy._plugins import Observers  # late: looking for plugins costs more than the rest of the import
@@ -193,6 +203,8 @@ class Session:
             ratio = float(policy.accumulated_ratio)
             entry = TraceEntry(pending.step, name, pending.sigma, decision, ratio, error, policy.skips)
             self._trace.append(entry)
+            if decision.computes:
+                self._computed[name] = (self._computed.get(name, _NEVER)[1], pending.step)
             self._observers.tell("on_decision", session=self, entry=entry)
 
     def cancel(self) -> None:
@@ -219,6 +231,33 @@ class Session:
     def on_end(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called once when the run ends, also by an exception: the place to free residuals."""
         self._on_end.append(callback)
+
+    def coefficient(self, stream: Hashable = SINGLE) -> float:
+        """Between :meth:`decide` and :meth:`commit` of a skip: the c with which ``stream`` reuses ``r_j + c (r_j - r_p)``.
+
+        r_j is the residual it computed last, r_p the one before; 0 holds r_j.
+
+        Raises:
+            RunError: nothing is decided for that stream.
+        """
+        name, step = str(stream), self._decided(stream).step
+        return self._forecast.coefficient(name, *self._computed.get(name, _NEVER), step)
+
+    def keeps(self, stream: Hashable = SINGLE) -> int:
+        """Between :meth:`decide` and :meth:`commit` of a computed evaluation: residuals later skips can use, this one included.
+
+        0: none will be used; 1: this one alone; 2: this one and the one computed before it.
+
+        Raises:
+            RunError: nothing is decided for that stream.
+        """
+        pending = self._decided(stream)
+        return 0 if pending.step >= self.steps - 1 else self._forecast.keeps(str(stream), pending.step)
+
+    def _decided(self, stream: Hashable) -> _Pending:
+        if self._pending is None or str(stream) not in self._pending.streams:
+            raise RunError(f"stream={stream!r}: nothing is decided for it; call decide() first")
+        return self._pending
 
     def step(self, stream: Hashable = SINGLE) -> int:
         """Position of the stream's next evaluation."""

@@ -9,15 +9,17 @@ from typing import Any
 from attrs import evolve, field, frozen
 
 from magpolicy import _checks
+from magpolicy._calibration import Calibration
 from magpolicy._curve import Curve
 from magpolicy._errors import ArgumentError
+from magpolicy._forecast import FORECASTS, Forecast, Hold, Linear, Measured, Planned
 from magpolicy._policy import MagPolicy, Policy, ScheduledPolicy, check_rule
 from magpolicy._presets import Preset, preset
 from magpolicy._schedule import Schedule
 from magpolicy._semantics import Semantics, semantics
 from magpolicy._track import Limits, Track, lay_out
 
-Source = Sequence[float] | Mapping[str, Sequence[float]] | Curve | Preset | str | Path
+Source = Sequence[float] | Mapping[str, Sequence[float]] | Curve | Calibration | Preset | str | Path
 
 
 @frozen(kw_only=True)
@@ -30,6 +32,9 @@ class Setup:
     how: Semantics
     preset: Preset | None = None
     schedule: Schedule | None = None
+    calibration: Calibration | None = None
+    forecast: str | None = None
+    damping: float = 1.0
     _laid: dict[Any, Any] = field(factory=dict, eq=False, repr=False)
 
     @property
@@ -73,6 +78,18 @@ class Setup:
         first = next(iter(tracks.values()))
         return lambda s: MagPolicy._from_track(tracks.get(s, first), self.rule, self.how)
 
+    def forecaster(self, steps: int, sigmas: tuple[float, ...] | None) -> Forecast:
+        """What tells a skip's forecast coefficient in a run of that length."""
+        if self.forecast == "linear":
+            return Linear(self.curve.levels_for(steps) if sigmas is None else sigmas, self.damping)
+        if self.forecast == "calibrated" and self.calibration is not None:
+            return Measured(
+                self.calibration.resample(steps=steps) if sigmas is None else self.calibration.resample(sigmas=sigmas)
+            )
+        if self.forecast != "hold" and self.schedule is not None:
+            return Planned(self.schedule)
+        return Hold()
+
     def _tracks(self, steps: int, sigmas: tuple[float, ...] | None) -> dict[str, Track]:
         key = (steps, sigmas)
         if key not in self._laid:
@@ -103,15 +120,20 @@ def set_up(
     forced: Iterable[int] | None = None,
     semantics: str | Semantics | None = None,
     expert_step: int | None = None,
+    forecast: str | None = None,
+    damping: float | None = None,
 ) -> Setup:
     """Check a source and settings; what is not given comes from the preset.
 
     Raises:
         ArgumentError: something is missing, unknown or out of range.
     """
+    forecast, factor = check_forecast(forecast, damping)
     if isinstance(source, Schedule):
         return _of_schedule(
             source,
+            forecast,
+            factor,
             threshold=threshold,
             max_skips=max_skips,
             retention=retention,
@@ -123,7 +145,10 @@ def set_up(
         )
     found = preset(source) if isinstance(source, str | Path) else source
     known = found if isinstance(found, Preset) else None
-    ratios = found.curve if isinstance(found, Preset) else found
+    calibration = found if isinstance(found, Calibration) else None
+    if forecast == "calibrated" and calibration is None:
+        raise ArgumentError("forecast='calibrated' needs a Calibration or a planned Schedule; try forecast='linear'")
+    ratios = found.curve if isinstance(found, Preset | Calibration) else found
     curve = ratios if isinstance(ratios, Curve) else Curve(ratios)
     how = _semantics(semantics, preset=known.name if known else None)
     return Setup(
@@ -138,6 +163,9 @@ def set_up(
         ),
         how=how,
         preset=known,
+        calibration=calibration,
+        forecast=forecast,
+        damping=factor,
     )
 
 
@@ -154,11 +182,30 @@ def _setting(name: str, value: Any, known: Preset | None, example: str) -> Any:
     return published
 
 
-def _of_schedule(schedule: Schedule, **settings: Any) -> Setup:
+def check_forecast(forecast: Any, damping: Any) -> tuple[str | None, float]:
+    """The two settings of forecasts, checked; ``None``: as the source says."""
+    if forecast is not None:
+        _checks.one_of("forecast", forecast, FORECASTS)
+    if damping is None:
+        return forecast, 1.0
+    if forecast != "linear":
+        raise ArgumentError(f"damping={_checks._short(damping)} is for forecast='linear'; leave damping out")
+    return forecast, _checks.number("damping", damping, 0, 1, example="0.5")
+
+
+def _of_schedule(schedule: Schedule, forecast: str | None, damping: float, **settings: Any) -> Setup:
     for name, value in settings.items():
         if value is not None:
             raise ArgumentError(f"{name}={value!r} contradicts schedule, which decides already; leave {name} out")
-    return Setup(curve=Curve([1.0]), rule=(0.0, 0), limits=Limits(retention=0.0), how=semantics(None), schedule=schedule)
+    return Setup(
+        curve=Curve([1.0]),
+        rule=(0.0, 0),
+        limits=Limits(retention=0.0),
+        how=semantics(None),
+        schedule=schedule,
+        forecast=forecast,
+        damping=damping,
+    )
 
 
 def always_compute() -> Setup:

@@ -10,6 +10,7 @@ from attrs import evolve, frozen
 from magpolicy import _checks
 from magpolicy._decision import Decision
 from magpolicy._errors import ArgumentError
+from magpolicy._forecast import along
 from magpolicy._policy import Policy, check_rule, decide_together, settle_together
 from magpolicy._schedule import Schedule
 from magpolicy._semantics import Semantics
@@ -31,6 +32,8 @@ def simulate(
     expert_step: int | None = None,
     batched: bool | None = None,
     part: tuple[int, int] | None = None,
+    forecast: str | None = None,
+    damping: float | None = None,
 ) -> Schedule:
     """The schedule a run will follow, without a model.
 
@@ -54,6 +57,9 @@ def simulate(
         batched: whether the streams are evaluated in one call and so decided jointly; as the semantics do by default.
         part: first and last-but-one position, for a run of part of the steps (img2img, a later stage): the schedule
             covers those steps only, the positions stay those of the whole run.
+        forecast: how a skipped step's residual is made: ``"hold"`` (the default) reuses the last computed one, ``"linear"``
+            extrapolates the last two over noise level, ``"calibrated"`` as a :class:`magpolicy.Calibration` says is closest.
+        damping: factor on the linear forecast, 0 to 1.
 
     Raises:
         ArgumentError: an argument is missing, unknown or out of range.
@@ -68,6 +74,8 @@ def simulate(
         forced=forced,
         semantics=semantics,
         expert_step=expert_step,
+        forecast=forecast,
+        damping=damping,
     )
     return _run(setup, steps, sigmas, batched, part)
 
@@ -84,7 +92,10 @@ def _run(
     together = setup.how.batched if batched is None else batched
     groups = [policies] if together else [[policy] for policy in policies]
     rows = [row for group in groups for row in _decisions(group, setup.how.joint, stop - first)]
-    return Schedule.from_decisions(dict(zip(setup.streams, rows, strict=True)), first_step=first)
+    named = dict(zip(setup.streams, rows, strict=True))
+    forecaster = setup.forecaster(length, levels)
+    coefficients = {name: along(forecaster, name, [d.computes for d, _ in row], first) for name, row in named.items()}
+    return Schedule.from_decisions(named, first_step=first, coefficients=coefficients)
 
 
 _Row = list[tuple[Decision, float]]

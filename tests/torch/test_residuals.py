@@ -73,7 +73,7 @@ def test_offload_from_an_accelerator():
     residual = torch.randn(1, 256, 256, device="cuda")
     store = ResidualStore("cpu", torch.bfloat16)
     store.put("a", residual)
-    entry = store._entries["a"]
+    entry = store._entries["a"][0]
     assert entry.data.device.type == "cpu"
     assert entry.data.is_pinned()
     back = store.take("a", residual)

@@ -1,0 +1,109 @@
+"""Inner products of residuals, and what follows from them: hold errors, forecasts and their errors.
+
+Residuals r_0 ... r_(N-1) of a run enter as their banded Gram matrix: ``gram[i, k] = <r_i, r_(i-k)>``. For the last two computed
+evaluations p < j and a later one i, with u = r_i - r_j and v = r_j - r_p,
+
+    hold        r_i ~ r_j              leaves |u|^2
+    forecast    r_i ~ r_j + c v        leaves |u|^2 - 2 c <u, v> + c^2 |v|^2, least for c = <u, v> / |v|^2
+
+so everything a plan needs is a handful of table lookups; no residual is held.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from attrs import frozen
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+# A gain below this share of the squared hold error is taken for estimation noise, and the residual is held.
+MARGIN = 0.01
+_TINY = 1e-12  # share of |r|^2 below which a difference is rounding
+
+
+@frozen(eq=False)
+class Table:
+    """Forecasts of every (previous, last, skipped) evaluation within reach, of one stream.
+
+    Indexed ``[a, j, k]``: the last computed evaluation is j, the one before it j-a (a=0: there is none), the skipped one j+k;
+    ``k=0`` is of no meaning. Entries that are not known have coefficient 0 and an infinite error.
+    """
+
+    coefficient: Floats
+    squared: Floats
+    """Squared length of what the forecast leaves, in units of the Gram matrix."""
+
+
+def inner(gram: Floats, first: Any, second: Any) -> Floats:
+    """<r_first, r_second> for arrays of positions; nan outside the run or the band."""
+    count, width = gram.shape
+    first, second = np.broadcast_arrays(first, second)
+    late, gap = np.maximum(first, second), np.abs(first - second)
+    known = (np.minimum(first, second) >= 0) & (late < count) & (gap < width)
+    found: Floats = np.where(known, gram[np.where(known, late, 0), np.where(known, gap, 0)], np.nan)
+    return found
+
+
+def differences(gram: Floats, p: Any, j: Any, i: Any) -> tuple[Floats, Floats, Floats]:
+    """|u|^2, <u, v> and |v|^2 for u = r_i - r_j and v = r_j - r_p; nan where not known."""
+    jj, ij, jp = inner(gram, j, j), inner(gram, i, j), inner(gram, j, p)
+    uu = inner(gram, i, i) - 2 * ij + jj
+    vv = jj - 2 * jp + inner(gram, p, p)
+    return np.maximum(uu, 0.0), ij - inner(gram, i, p) - jj + jp, np.maximum(vv, 0.0)
+
+
+def best_coefficient(uu: Floats, uv: Floats, vv: Floats, scale: Floats, margin: float = MARGIN) -> Floats:
+    """The least-squares c, or 0 where it is not known or does not pay."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        c = uv / vv
+        pays = (vv > _TINY * scale) & (uv * c > margin * uu)
+    best: Floats = np.where(pays & np.isfinite(c), c, 0.0)
+    return best
+
+
+def remaining(uu: Floats, uv: Floats, vv: Floats, c: Any) -> Floats:
+    """Squared length of r_i - r_j - c (r_j - r_p), never below 0; a held residual needs no p."""
+    with np.errstate(invalid="ignore"):
+        left = np.where(c == 0.0, uu, uu - 2 * c * uv + c * c * vv)
+    rest: Floats = np.maximum(left, 0.0)
+    return rest
+
+
+def tabulate(gram: Floats, reach: int, forecast: str, *, levels: Any = None, damping: float = 1.0) -> Table:
+    """Every forecast whose gaps are at most ``reach`` evaluations long.
+
+    Args:
+        gram: (N, W+1) banded Gram matrix.
+        reach: longest distance from one computed evaluation to the next.
+        forecast: ``"hold"``, ``"linear"`` (c = damping (s_i - s_j) / (s_j - s_p)) or ``"calibrated"``.
+        levels: (N,) noise levels s, for ``"linear"``.
+    """
+    count = len(gram)
+    a = np.arange(reach + 1)[:, None, None]
+    j = np.arange(count)[None, :, None]
+    k = np.arange(reach + 1)[None, None, :]
+    p, i = j - a, j + k
+    uu, uv, vv = differences(gram, p, j, i)
+    if forecast == "calibrated":
+        c = best_coefficient(uu, uv, vv, inner(gram, j, j))
+    elif forecast == "linear":
+        c = np.where(np.isfinite(uv) & np.isfinite(vv), damping * slopes(np.asarray(levels), p, j, i), 0.0)
+    else:
+        c = np.zeros(uu.shape)
+    c = np.where((a == 0) | (k == 0) | (p < 0), 0.0, c)
+    rest = remaining(uu, uv, vv, c)
+    return Table(c, np.where(np.isfinite(rest), rest, np.inf))
+
+
+def slopes(levels: Floats, p: Any, j: Any, i: Any) -> Floats:
+    """(s_i - s_j) / (s_j - s_p), 0 where it has no meaning."""
+    count = len(levels)
+    known = (p >= 0) & (i < count)
+    at = [levels[np.clip(x, 0, count - 1)] for x in (p, j, i)]
+    step = at[1] - at[0]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope: Floats = np.where(known & (step != 0.0), (at[2] - at[1]) / step, 0.0)
+    return slope
