@@ -88,7 +88,7 @@ def scheduled(bench: Bench, schedule: magpolicy.Schedule, **settings: Any) -> It
 
 
 def planned(bench: Bench, computed: int, **settings: Any) -> magpolicy.Schedule:
-    return magpolicy.plan(bench.calibration, computed=computed, guidance=bench.model.guidance, **settings)
+    return magpolicy.plan(bench.calibration, computed=computed, **settings)
 
 
 # Baselines and ablations.
