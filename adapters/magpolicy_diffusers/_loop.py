@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, Session
 from magpolicy_diffusers._arguments import Times
 from magpolicy_diffusers._branches import Branches
+from magpolicy_diffusers._provenance import guidance
 from magpolicy_diffusers._steps import Levels, SchedulerClock, TimestepClock
 from magpolicy_torch._calibrating import Moments, calibrated, curve_of, measured, moments_for
 from magpolicy_torch._call import Run, evaluate
@@ -30,7 +31,7 @@ class Loop:
         self.step = start
         self.scope = request.scope
         self._runs: dict[Denoiser, Run] = {}
-        self.moments = moments_for(request)
+        self.moments = moments_for(request, session.steps)
         self._before: frozenset[str] = frozenset()
         session.begin(start)
 
@@ -194,6 +195,7 @@ class PipelineCall(Driver):
 
     def __init__(self, request: AttachRequest, pipe: Any, boundary: float | None) -> None:
         super().__init__(request)
+        self._pipe = pipe
         self._clock = SchedulerClock(pipe)
         self._boundary = boundary
         self._finished = False
@@ -209,7 +211,7 @@ class PipelineCall(Driver):
         if new or (self.loop is None and not self._finished):
             assert self._clock.levels is not None
             self._finished = False
-            session = _session(self.request, self._clock.levels, self._boundary)
+            session = _session(self.request, self._clock.levels, self._boundary, guidance(self._pipe))
             self._begin(session, self._clock.index, self._clock.levels.noise())
         elif self.loop is not None:
             self.loop.go_to(self._clock.index)
@@ -230,7 +232,7 @@ class PipelineCall(Driver):
         self._own.close()
 
 
-def _session(request: AttachRequest, levels: Levels, boundary: float | None) -> Session:
+def _session(request: AttachRequest, levels: Levels, boundary: float | None, scale: float | None) -> Session:
     """A session for what a scheduler is about to run."""
     setup, steps = request.setup, len(levels.timesteps)
     expert_step = None if boundary is None else sum(t >= boundary * levels.full for t in levels.timesteps)
@@ -245,5 +247,5 @@ def _session(request: AttachRequest, levels: Levels, boundary: float | None) -> 
             f"schedule of {steps} steps"
         )
     if sigmas is not None and len(sigmas) == steps:
-        return request.session(sigmas=sigmas, expert_step=expert_step)
-    return request.session(steps, expert_step=expert_step)
+        return request.session(sigmas=sigmas, expert_step=expert_step, guidance=scale)
+    return request.session(steps, expert_step=expert_step, guidance=scale)

@@ -55,6 +55,11 @@ def shift(scheduler: Any) -> float | str | None:
 
 
 def guidance(pipe: Any) -> float | None:
-    """The scale of classifier-free guidance of a pipeline's last call."""
+    """The scale of classifier-free guidance of the pipeline's call under way, or of its last one.
+
+    ``None`` where the pipeline does not say: where a distilled model is told a scale, that is another thing.
+    """
+    if not getattr(pipe, "do_classifier_free_guidance", False):
+        return None
     value = getattr(pipe, "_guidance_scale", None)
     return float(value) if isinstance(value, (int, float)) else None

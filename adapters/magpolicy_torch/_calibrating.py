@@ -7,6 +7,7 @@ of the last few evaluations are all that is held, and one batched product a stre
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
 Reduce = Callable[[Tensor], Any]
 """Adds up a tensor of float64 sums over ranks, in place or as its result: ``torch.distributed.all_reduce``."""
 
-WINDOW = 12
-"""Evaluations back that residuals are compared over, unless it is said otherwise."""
-TOKENS = 4096
+WINDOW, SHARE = 12, 0.45
+"""Evaluations back that residuals are compared over, unless it is said otherwise: at least so many, and that share of a run. A
+calibration of many steps serves runs of few, whose steps are further apart."""
+TOKENS = 2048
 """Tokens that are looked at, unless it is said otherwise."""
 _CHUNK = 2**22  # elements that are widened at a time
 _EXTRA = ("ratio", "ratio squared", "distance", "ratios", "distances")  # sums beside the inner products
@@ -199,7 +201,7 @@ class Moments:
         """What was measured. Under sequence parallelism every rank has to call it.
 
         Args:
-            sigmas: noise level of each evaluation, strictly decreasing.
+            sigmas: noise level of each evaluation.
             provenance: where it comes from; what was looked at is added.
 
         Raises:
@@ -276,11 +278,12 @@ class Moments:
         return values[:-1].reshape(table.shape), float(values[-1])
 
 
-def moments_for(request: AttachRequest) -> Moments | None:
-    """What measures a run asked for by ``request``; ``None`` if it is no calibration."""
+def moments_for(request: AttachRequest, steps: int = 1) -> Moments | None:
+    """What measures a run of so many steps asked for by ``request``; ``None`` if it is no calibration."""
     if not request.calibrate:
         return None
-    return Moments(window=request.window, tokens=request.tokens, offload=request.offload, reduce=request.reduce)
+    window = min(max(WINDOW, math.ceil(SHARE * steps)), max(steps - 1, 1)) if request.window is None else request.window
+    return Moments(window=window, tokens=request.tokens, offload=request.offload, reduce=request.reduce)
 
 
 def measured(what: str, moments: Moments | None, unsupported: bool) -> Moments:
@@ -300,7 +303,7 @@ def calibrated(moments: Moments, session: Session, provenance: Mapping[str, Any]
     """The calibration of a run that is through.
 
     Raises:
-        RunError: it was stopped, is not over, or its noise levels do not fall.
+        RunError: it was stopped, or is not over.
         ArgumentError: its residuals make no calibration.
     """
     steps, count = moments.steps, session.steps
@@ -315,11 +318,6 @@ def calibrated(moments: Moments, session: Session, provenance: Mapping[str, Any]
     known = _levels(moments, session)
     if known is None:
         return moments.calibration([1 - step / count for step in steps], {**provenance, "sigmas": "assumed"})
-    if not _falling(known):
-        raise RunError(
-            "calibration: the noise levels do not fall at every evaluation, as with second-order samplers; calibrate with a "
-            "scheduler of first order: the calibration then serves both"
-        )
     return moments.calibration(known, provenance)
 
 
@@ -330,7 +328,8 @@ def curve_of(moments: Moments, session: Session) -> Curve:
         ArgumentError: its residuals make none.
     """
     known = _levels(moments, session)
-    return moments.curve(known if known is not None and _falling(known) else None)
+    falling = known is not None and all(after < before for before, after in itertools.pairwise(known))
+    return moments.curve(known if falling else None)
 
 
 def _levels(moments: Moments, session: Session) -> list[float] | None:
@@ -340,10 +339,6 @@ def _levels(moments: Moments, session: Session) -> list[float] | None:
     levels = {entry.step: entry.sigma for entry in session.trace if entry.stream == moments.whole[0]}
     known = [sigma for step in moments.steps if (sigma := levels.get(step)) is not None]
     return known if len(known) == len(moments.steps) else None
-
-
-def _falling(levels: Sequence[float]) -> bool:
-    return all(after < before for before, after in itertools.pairwise(levels))
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from attrs import Factory, define, field
 
 import torch
 from magpolicy import Decision, Session
-from magpolicy_torch import _residual
+from magpolicy_torch import _guard, _residual
 from magpolicy_torch._calibrating import Moments
 from magpolicy_torch._layout import Echo, Form, Learned, Streams, flags, places_of
 from magpolicy_torch._report import Lap, Record
@@ -62,11 +62,20 @@ class Run:
         forecast for each; or the reason why not."""
         taken: list[Tensor] = []
         for stream, part in zip(streams, split(tensor, len(streams), batch), strict=True):
-            residual = store.take(stream, part, self.session.coefficient(stream))
+            coefficient = self.session.coefficient(stream)
+            residual = store.take(stream, part, coefficient)
             if isinstance(residual, Decision):
                 return residual
+            if coefficient:
+                self.record.forecast(self.session.step(stream), stream, store.held(stream))
             taken.append(residual)
         return _residual.apply(tensor, taken[0] if len(taken) == 1 else torch.cat(taken, dim=batch))
+
+    def make_room(self, streams: Sequence[str]) -> None:
+        """Before these streams compute: let go of what no step after this one can use."""
+        for stream in streams:
+            for store in (self.store, self.also):
+                _guard.make_room(self.session, store, stream)
 
     def keep(self, call: Call) -> None:
         """Store what a computed call gave, and what it leaves of use from before."""
@@ -78,6 +87,7 @@ class Run:
                 self.learned.seen[stream] = tuple(call.order)
                 if self.moments is not None:
                     self.moments.add(stream, residuals[0], self.channel_dim, step=self.session.step(stream))
+                _guard.compare(self.session, self.store, stream, residuals[0], self.channel_dim)
             keep = 0 if self.moments is not None or stream in self.unsupported else self.session.keeps(stream)
             for place, store in enumerate((self.store, self.also)):
                 if place < len(residuals):
@@ -115,6 +125,8 @@ def evaluate(
     try:
         revised = run.hindrance(streams) if decision.skip else None
         call = Call(run, streams, skip=decision.skip and revised is None)
+        if not call.skipping:
+            run.make_room(streams)
         with visiting(call):
             result = forward()
         revised = revised or call.revised

@@ -199,7 +199,7 @@ class Handle(Attached):
         with self._under_way():
             session = request.session(steps, sigmas)
             store = ResidualStore(request.offload, request.storage_dtype)
-            moments = moments_for(request)
+            moments = moments_for(request, session.steps)
             run = Run(self.stack, session, store, moments, channel_dim=1 if self.stack.scope == "model" else -1)
             token = self._run.set(run)
             try:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from attrs import Factory, define, field, frozen
 
 import torch
-from magpolicy import Decision, Schedule, Session, TraceEntry
+from magpolicy import Decision, Replan, Schedule, Session, TraceEntry
+
+_REST = {"replanned": "was planned again", "computes": "computes"}
 
 
 class Lap:
@@ -51,6 +53,12 @@ class Record:
     """Streams of the evaluations after the run's last step."""
     laps: list[tuple[bool, Lap]] = Factory(list)
     """Per evaluation, whether it skipped, and how long it took."""
+    forecasts: dict[tuple[int, str], Decision | None] = Factory(dict)
+    """Per step and stream whose residual was to be forecast: why it was held instead, if it was."""
+
+    def forecast(self, step: int, stream: str, held: Decision | None) -> None:
+        """Note a forecast; of several at one evaluation (a second stream of tokens) one that was held counts."""
+        self.forecasts[step, stream] = held or self.forecasts.get((step, stream))
 
 
 @frozen
@@ -63,6 +71,12 @@ class Report:
     """The steps of the run; ``None`` if nothing was evaluated."""
     scope: str = "stack"
     """What a skip left out: the block ``"stack"``, or the whole ``"model"``."""
+    forecasts: int = 0
+    """Skipped evaluations whose residual was forecast from the last two computed ones."""
+    held: Mapping[str, int] = Factory(dict)
+    """Skipped evaluations whose residual was to be forecast but was held, by reason."""
+    replans: tuple[Replan, ...] = ()
+    """Where the run left its plan, with ``attach(..., safeguard=True)``."""
     _laps: tuple[tuple[bool, Lap], ...] = field(default=(), repr=False, eq=False)
 
     @classmethod
@@ -75,7 +89,10 @@ class Report:
             step = session.steps + beyond[stream]
             trace.append(TraceEntry(step, stream, None, Decision.PAST_END, 1.0, 0.0, 0))
             beyond[stream] += 1
-        return cls(tuple(trace), schedule, scope, tuple(record.laps))
+        skips = [(e.step, e.stream) for e in trace if e.decision.skip]
+        forecasts = [record.forecasts[key] for key in skips if key in record.forecasts]
+        held = Counter(why.reason for why in forecasts if why is not None)
+        return cls(tuple(trace), schedule, scope, forecasts.count(None), dict(held), session.replans, tuple(record.laps))
 
     @property
     def computed(self) -> int:
@@ -125,6 +142,12 @@ class Report:
         if self.schedule is None:
             return "nothing was evaluated"
         lines = [str(self.schedule), _listed((f"{reason} {n}" for reason, n in self.reasons.items()))]
+        if self.forecasts or self.held:
+            why = f", held {sum(self.held.values())} ({_listed(self.held)})" if self.held else ""
+            lines.append(f"forecast {self.forecasts} of {self.reasons.get('reused', 0)} reused{why}")
+        for replan in self.replans:
+            off = f"{replan.measured:.3f} measured, {replan.expected:.3f} expected"
+            lines.append(f"left its plan at step {replan.step} ({replan.stream}: {off}), the rest {_REST[replan.outcome]}")
         times = [f"{kind} {1000 * seconds:.3g} ms" for kind, seconds in self.seconds.items()]
         if times and self.measured_speedup is not None:
             lines.append(_listed([*times, f"{self.measured_speedup:.2f}x measured in the model"]))

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from magpolicy import ArgumentError, Decision, Session
-from magpolicy_torch import _residual
+from magpolicy_torch import _guard, _residual
 from magpolicy_torch._store import ResidualStore
 from torch import Tensor
 
@@ -23,7 +23,8 @@ def run_step(
     offload: str | None = None,
     storage_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """``fn(x)``, or ``x`` plus the residual ``fn`` had when it last ran, as the session decides.
+    """``fn(x)``, or ``x`` plus the residual ``fn`` had when it last ran (or its forecast from the last two), as the session
+    decides.
 
     >>> import magpolicy, torch
     >>> from magpolicy_torch import run_step
@@ -59,17 +60,21 @@ def run_step(
             session.on_end(store.clear)
         revised = None
         if decision.skip:
-            taken = _take(store, streams, x)
+            taken = _take(session, store, streams, x)
             if isinstance(taken, Tensor):
                 session.commit()
                 return _residual.apply(x, taken)
             revised = taken
+        for name in streams:
+            _guard.make_room(session, store, name)
         before = x.detach().clone()  # fn may write into its argument
         result = fn(x)
         if result.shape != before.shape:
             raise ArgumentError(f"fn returned shape {tuple(result.shape)} for {tuple(before.shape)}; both must be equal")
         for name, a, b in zip(streams, _parts(result, streams), _parts(before, streams), strict=True):
-            store.put(name, _residual.difference(a, b))
+            residual = _residual.difference(a, b)
+            _guard.compare(session, store, name, residual)
+            store.put(name, residual, keep=session.keeps(name))
     except BaseException:
         session.cancel()
         raise
@@ -77,10 +82,10 @@ def run_step(
     return result
 
 
-def _take(store: ResidualStore, streams: Sequence[str], x: Tensor) -> Tensor | Decision:
+def _take(session: Session, store: ResidualStore, streams: Sequence[str], x: Tensor) -> Tensor | Decision:
     taken = []
     for name, part in zip(streams, _parts(x, streams), strict=True):
-        residual = store.take(name, part)
+        residual = store.take(name, part, session.coefficient(name))
         if isinstance(residual, Decision):
             return residual
         taken.append(residual)

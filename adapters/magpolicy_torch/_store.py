@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 import torch
 from magpolicy import ArgumentError, Decision
 from magpolicy_torch import _residual
 from torch import Tensor
+
+_LOOKED_AT = 1024  # tokens, where a residual is compared with its forecast
 
 
 @frozen(eq=False)
@@ -102,6 +104,25 @@ class ResidualStore:
         # In the wider of both dtypes, so that nothing is rounded before the difference is formed.
         wide = last.data.dtype if last.data.dtype.itemsize > like.dtype.itemsize else like.dtype
         return _residual.forecast(_back(last, like, wide), _back(before, like, wide), coefficient).to(like.dtype)
+
+    def error(self, stream: str, residual: Tensor, coefficient: float, channel_dim: int = -1) -> Tensor | None:
+        """Relative error that the forecast of ``residual`` would have had, a scalar on its device; ``None`` if there is none.
+
+        Evenly spaced tokens are looked at, about a thousand of a sample: a part of those along the last dimension of tokens.
+        """
+        wanted = 2 if coefficient else 1
+        origin = residual.shape, residual.dtype, residual.device
+        entries = [e for e in self._entries.get(stream, ())[:wanted] if isinstance(e, _Entry) and e.origin == origin]
+        if len(entries) < wanted or not residual.ndim:
+            return None
+        tokens = residual.ndim - 2 if channel_dim % residual.ndim == residual.ndim - 1 else residual.ndim - 1
+        stride = max(1, residual.shape[tokens] // _LOOKED_AT) if tokens >= 0 else 1
+        some = (*(slice(None),) * max(tokens, 0), slice(None, None, stride))
+        true = residual.detach()[some].float()
+        last, *more = (_back(evolve(e, data=e.data[some]), true, torch.float32) for e in entries)
+        found = _residual.forecast(last, more[0], coefficient) if more else last
+        error: Tensor = torch.linalg.vector_norm(true - found) / torch.linalg.vector_norm(true)
+        return error
 
     def held(self, stream: str) -> Decision | None:
         """Why the last :meth:`take` of ``stream`` held the residual where a forecast was asked for; ``None`` if it did not."""

@@ -18,10 +18,12 @@ from magpolicy._errors import (
     MissingExtraError,
     PluginWarning,
     PresetError,
+    PresetWarning,
     RunError,
 )
 from magpolicy._policy import MagPolicy
 from magpolicy._presets import Preset, Setting, preset, presets
+from magpolicy._safeguard import Replan, Safeguard
 from magpolicy._schedule import Schedule
 from magpolicy._semantics import Semantics, semantics, semantics_names
 from magpolicy._session import Session, TraceEntry
@@ -29,7 +31,9 @@ from magpolicy._simulate import Sweep, SweepRow, simulate, sweep
 
 if TYPE_CHECKING:
     from magpolicy._attach import AttachRequest, attach
-    from magpolicy._plan import plan
+    from magpolicy._calibration_file import load_calibration
+    from magpolicy._library import keep, library
+    from magpolicy._plan import plan, trade_off
     from magpolicy._plugins import PluginInfo, manager, plugins
     from magpolicy._preset_file import load_preset, save_preset
     from magpolicy.hookspecs import hookimpl
@@ -42,11 +46,15 @@ _LATE = {
     "PluginInfo": "_plugins",
     "attach": "_attach",
     "hookimpl": "hookspecs",
+    "keep": "_library",
+    "library": "_library",
+    "load_calibration": "_calibration_file",
     "load_preset": "_preset_file",
     "plan": "_plan",
     "manager": "_plugins",
     "plugins": "_plugins",
     "save_preset": "_preset_file",
+    "trade_off": "_plan",
 }
 
 
@@ -77,7 +85,10 @@ __all__ = [
     "PluginWarning",
     "Preset",
     "PresetError",
+    "PresetWarning",
+    "Replan",
     "RunError",
+    "Safeguard",
     "Schedule",
     "Semantics",
     "Session",
@@ -89,6 +100,9 @@ __all__ = [
     "__version__",
     "attach",
     "hookimpl",
+    "keep",
+    "library",
+    "load_calibration",
     "load_preset",
     "manager",
     "plan",
@@ -100,4 +114,5 @@ __all__ = [
     "semantics_names",
     "simulate",
     "sweep",
+    "trade_off",
 ]

@@ -7,13 +7,14 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from magpolicy import _checks, _plugins
 from magpolicy._calibration import Calibration
 from magpolicy._curve import Curve
 from magpolicy._errors import ArgumentError
 from magpolicy._presets import Preset
+from magpolicy._safeguard import Safeguard
 from magpolicy._schedule import Schedule
 from magpolicy._semantics import Semantics
 from magpolicy._session import Session
@@ -45,15 +46,22 @@ class AttachRequest:
     """The dtype residuals are stored in; ``None``: as they come."""
     calibrate: bool = False
     """Compute every step and measure the residuals."""
-    window: int = 12
-    """Calibrating: evaluations back that residuals are compared over."""
-    tokens: int | None = 4096
+    window: int | None = None
+    """Calibrating: evaluations back that residuals are compared over; ``None``: the adapter's choice."""
+    tokens: int | None = 2048
     """Calibrating: tokens that are looked at, at most; ``None``: all."""
     reduce: Callable[[Any], Any] | None = None
     """Calibrating: adds up a tensor of sums over ranks that share the tokens."""
+    safeguard: float | bool | Safeguard | None = None
+    """Whether a planned run is compared with its plan: see :class:`magpolicy.Safeguard`."""
 
     def session(
-        self, steps: int | None = None, sigmas: Sequence[float] | None = None, *, expert_step: int | None = None
+        self,
+        steps: int | None = None,
+        sigmas: Sequence[float] | None = None,
+        *,
+        expert_step: int | None = None,
+        guidance: float | None = None,
     ) -> Session:
         """A session for one run.
 
@@ -61,6 +69,7 @@ class AttachRequest:
             steps: evaluations per stream.
             sigmas: or their noise levels.
             expert_step: the run's first step of the second expert, where the model has two and the settings do not say.
+            guidance: the run's guidance scale, for a plan, where the host knows it and the settings do not say.
 
         Raises:
             ArgumentError: no number of steps is known, or the settings do not fit it.
@@ -69,7 +78,11 @@ class AttachRequest:
             steps = self.steps
         if steps is None and sigmas is None and (self.calibrate or self.setup.preset is not None):
             raise ArgumentError("steps=None: how long is the run? try handle.run(steps=28)")
-        return Session.from_setup(self.setup.switching(expert_step), steps, sigmas)
+        setup = self.setup.switching(expert_step)
+        two = len(setup.curve.streams) == 2  # a scale says nothing of how three branches are combined
+        if guidance is not None and two and setup.goal is not None and setup.goal.guidance is None:
+            setup = evolve(setup, goal=evolve(setup.goal, guidance=guidance), laid={})
+        return Session.from_setup(setup, steps, sigmas, self.safeguard)
 
 
 def attach(
@@ -91,13 +104,19 @@ def attach(
     expert_step: int | None = None,
     forecast: str | None = None,
     damping: float | None = None,
+    speedup: float | None = None,
+    computed: int | None = None,
+    error: float | None = None,
+    objective: str | None = None,
+    guidance: float | Mapping[str, float] | None = None,
+    safeguard: float | bool | Safeguard | None = None,
     blocks: Any = None,
     scope: str = "stack",
     offload: str | None = None,
     storage_dtype: Any = None,
     calibrate: bool = False,
-    window: int = 12,
-    tokens: int | None = 4096,
+    window: int | None = None,
+    tokens: int | None = 2048,
     reduce: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Attach a policy to a model, and return a handle.
@@ -116,12 +135,21 @@ def attach(
         steps: steps of a run, where nothing else tells (a pipeline's scheduler does); ``run(steps=...)`` overrides it.
         forecast: ``"hold"``, ``"linear"`` or ``"calibrated"``; a planned schedule's own by default, else hold.
         damping: factor on the linear forecast, 0 to 1.
+        speedup: plan each run to be this many times as fast, in evaluations over computed ones, instead of applying the rule.
+            ``attach(pipe, speedup=2.0)`` is all it takes; see :func:`magpolicy.plan`, also for the next four.
+        computed: or to compute so many steps.
+        error: or to keep the expected relative error of every skipped step below this.
+        objective: what the plan makes least.
+        guidance: the guidance scale, where the calibration does not say.
+        safeguard: ``True``, or a margin: compare the run with its plan at computed steps, and plan the rest again when it is
+            off by more (twice the expected error by default). Takes memory for two residuals a stream.
         blocks: the block stack; by default it is found.
         scope: ``"stack"`` skips the block stack, ``"model"`` the whole model (U-Nets, black boxes).
         offload: ``"cpu"`` keeps residuals in CPU memory between uses.
         storage_dtype: dtype to store residuals in.
         calibrate: compute every step and measure the residuals: ``handle.calibration``, and ``handle.curve`` of it.
-        window: calibrating, compare residuals over this many evaluations back; that many are held per stream.
+        window: calibrating, compare residuals over this many evaluations back, and hold that many per stream; by default 45 %
+            of the run, at least 12.
         tokens: calibrating, look at no more than this many tokens, chosen at random once; ``None`` looks at all.
         reduce: calibrating where ranks share the tokens (sequence parallelism), what adds up a tensor over ranks, in place or
             as its result, such as ``torch.distributed.all_reduce``. Every rank then has to read ``handle.calibration``.
@@ -152,6 +180,9 @@ def attach(
             raise ArgumentError(f"{name}={_checks._short(given[name])} must be {meant}")
     if isinstance(ratios, str | Path):
         raise ArgumentError(f"ratios={ratios!r} must be numbers; try preset={str(ratios)!r}")
+    targets = {"speedup": speedup, "computed": computed, "error": error}
+    if calibrate and (aims := [name for name, value in targets.items() if value is not None]):
+        raise ArgumentError(f"{aims[0]} given: calibrate=True computes every step; leave {aims[0]} out")
     _checks.one_of("scope", scope, SCOPES)
     _checks.one_of("offload", offload, (None, "cpu"))
     setup = (
@@ -169,8 +200,15 @@ def attach(
             expert_step=expert_step,
             forecast=forecast,
             damping=damping,
+            speedup=speedup,
+            computed=computed,
+            error=error,
+            objective=objective,
+            guidance=guidance,
         )
     )
+    if safeguard and setup.goal is None and setup.schedule is None:
+        raise ArgumentError(f"safeguard={_checks._short(safeguard)} compares a run with its plan; try speedup=2.0 with it")
     if steps is not None:
         setup.policies(*setup.length(_checks.steps(steps, example="28"), None))
     elif ratios is not None or schedule is not None:
@@ -186,5 +224,6 @@ def attach(
         window=window,
         tokens=tokens,
         reduce=reduce,
+        safeguard=safeguard,
     )
     return _plugins.attach(target, request)

@@ -102,6 +102,20 @@ def window(start: Any, end: Any, steps: int) -> tuple[int, int]:
     return first, last + steps if last < 0 else last
 
 
+def part(value: tuple[int, int] | None, length: int) -> tuple[int, int]:
+    """First and last-but-one position of part of a run, all of it by default."""
+    if value is None:
+        return 0, length
+    try:
+        first, stop = value
+    except (TypeError, ValueError):
+        raise ArgumentError(f"part={value!r} must be two positions; try part=(0, {length})") from None
+    first, stop = whole("part[0]", first, 0, example="0"), whole("part[1]", stop, 1, example=str(length))
+    if not first < stop <= length:
+        raise ArgumentError(f"part={value!r} must lie within the run's {length} steps, first before last")
+    return first, stop
+
+
 def one_of(name: str, value: Any, choices: Sequence[Any]) -> Any:
     """``value`` if it is one of ``choices``."""
     if value not in choices:

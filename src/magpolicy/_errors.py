@@ -30,6 +30,10 @@ class MissingExtraError(MagPolicyError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 
 
+class PresetWarning(UserWarning):
+    """A file among the user's own presets cannot be read and was left out."""
+
+
 class PluginWarning(UserWarning):
     """A plugin failed and was left out."""
 

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from attrs import frozen
 
-from magpolicy import _gram
+from magpolicy import _checks, _gram
 from magpolicy._calibration import Calibration
+from magpolicy._errors import ArgumentError
 from magpolicy._schedule import Schedule
 
 FORECASTS = ("hold", "linear", "calibrated")
+
+
+def check_forecast(forecast: Any, damping: Any) -> tuple[str | None, float]:
+    """The two settings of forecasts, checked; ``None``: as the source says."""
+    if forecast is not None:
+        _checks.one_of("forecast", forecast, FORECASTS)
+    if damping is None:
+        return forecast, 1.0
+    if forecast != "linear":
+        raise ArgumentError(f"damping={_checks._short(damping)} is for forecast='linear'; leave damping out")
+    return forecast, _checks.number("damping", damping, 0, 1, example="0.5")
 
 
 class Forecast(Protocol):

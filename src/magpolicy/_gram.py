@@ -47,6 +47,16 @@ def inner(gram: Floats, first: Any, second: Any) -> Floats:
     return found
 
 
+def cross_inner(cross: Floats, i: Any, j: Any) -> Floats:
+    """<r^a_i, r^b_j> from an (N, 2W+1) table; nan where not known."""
+    count, width = cross.shape
+    i, j = np.broadcast_arrays(i, j)
+    place = width // 2 + j - i
+    known = (i >= 0) & (i < count) & (j >= 0) & (j < count) & (place >= 0) & (place < width)
+    found: Floats = np.where(known, cross[np.where(known, i, 0), np.where(known, place, 0)], np.nan)
+    return found
+
+
 def differences(gram: Floats, p: Any, j: Any, i: Any) -> tuple[Floats, Floats, Floats]:
     """|u|^2, <u, v> and |v|^2 for u = r_i - r_j and v = r_j - r_p; nan where not known."""
     jj, ij, jp = inner(gram, j, j), inner(gram, i, j), inner(gram, j, p)
@@ -72,7 +82,36 @@ def remaining(uu: Floats, uv: Floats, vv: Floats, c: Any) -> Floats:
     return rest
 
 
-def tabulate(gram: Floats, reach: int, forecast: str, *, levels: Any = None, damping: float = 1.0) -> Table:
+def calibrated(gram: Floats, samples: Floats | None, p: Any, j: Any, i: Any) -> Floats:
+    """The coefficients of the calibrated forecast: least squares, 0 where that is not known or does not pay.
+
+    With several samples each is forecast with the coefficient of all the others, and the forecast must still beat holding: what
+    only the noise of estimation gains is not taken.
+    """
+    uu, uv, vv = differences(gram, p, j, i)
+    c = best_coefficient(uu, uv, vv, inner(gram, j, j))
+    if samples is None or len(samples) < 2:
+        return c
+    alone = [differences(sample, p, j, i) for sample in samples]
+    total = [np.sum([parts[q] for parts in alone], axis=0) for q in range(3)]
+    left: Any = 0.0
+    for one in alone:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            others = (total[1] - one[1]) / (total[2] - one[2])
+        left = left + remaining(*one, np.where(np.isfinite(others), others, 0.0))
+    found: Floats = np.where(left < (1.0 - MARGIN) * total[0], c, 0.0)
+    return found
+
+
+def tabulate(
+    gram: Floats,
+    reach: int,
+    forecast: str,
+    *,
+    levels: Any = None,
+    damping: float = 1.0,
+    samples: Floats | None = None,
+) -> Table:
     """Every forecast whose gaps are at most ``reach`` evaluations long.
 
     Args:
@@ -80,6 +119,8 @@ def tabulate(gram: Floats, reach: int, forecast: str, *, levels: Any = None, dam
         reach: longest distance from one computed evaluation to the next.
         forecast: ``"hold"``, ``"linear"`` (c = damping (s_i - s_j) / (s_j - s_p)) or ``"calibrated"``.
         levels: (N,) noise levels s, for ``"linear"``.
+        damping: factor on the linear forecast.
+        samples: (S, N, W+1) the Gram matrices ``gram`` is the mean of, for ``"calibrated"``.
     """
     count = len(gram)
     a = np.arange(reach + 1)[:, None, None]
@@ -88,7 +129,7 @@ def tabulate(gram: Floats, reach: int, forecast: str, *, levels: Any = None, dam
     p, i = j - a, j + k
     uu, uv, vv = differences(gram, p, j, i)
     if forecast == "calibrated":
-        c = best_coefficient(uu, uv, vv, inner(gram, j, j))
+        c = calibrated(gram, samples, p, j, i)
     elif forecast == "linear":
         c = np.where(np.isfinite(uv) & np.isfinite(vv), damping * slopes(np.asarray(levels), p, j, i), 0.0)
     else:

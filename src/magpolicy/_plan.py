@@ -1,101 +1,114 @@
-"""The best schedule for a speed: planned ahead from a calibration, exactly."""
+"""The best schedule for a speed: planned ahead, exactly."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
-from magpolicy import _checks, _gram
-from magpolicy._calibration import Calibration
-from magpolicy._errors import ArgumentError
-from magpolicy._gram import Floats, Table
+from magpolicy._goal import Goal
+from magpolicy._objective import Objective
 from magpolicy._schedule import Schedule
-from magpolicy._shortest import shortest_paths
+from magpolicy._setup import Source
+from magpolicy._solve import solve, solve_all
+from magpolicy._terrain import terrain
 
 
 def plan(
-    source: Calibration,
+    source: Source,
     *,
     steps: int | None = None,
     sigmas: Sequence[float] | None = None,
     speedup: float | None = None,
     computed: int | None = None,
+    error: float | None = None,
     max_skips: int | None = None,
-    forecast: str = "calibrated",
-    damping: float = 1.0,
-    power: float = 2.0,
+    retention: float | None = None,
+    forced: Iterable[int] | None = None,
+    forecast: str | None = None,
+    damping: float | None = None,
+    objective: str | Objective | None = None,
+    power: float | None = None,
+    weights: Sequence[float] | None = None,
+    batched: bool | None = None,
+    guidance: float | Mapping[str, float] | None = None,
+    expert_step: int | None = None,
+    part: tuple[int, int] | None = None,
 ) -> Schedule:
-    """The best schedule for a speed, planned ahead.
+    """The best schedule for a speed, with its forecast coefficients and the error it is expected to make at each step.
+
+    Give one of ``speedup``, ``computed`` and ``error``. The plan is an exact shortest path over the last two computed steps
+    (``objective="trajectory"`` is improved from there by local moves) and takes milliseconds.
+
+    >>> import magpolicy
+    >>> print(magpolicy.plan("flux.1-dev", speedup=2.0))
+    28 steps ...  14 computed  2.00x
 
     Args:
-        source: a calibration.
+        source: a :class:`magpolicy.Calibration`, or a preset that has one: errors and forecasts are those measured. Or what
+            :func:`magpolicy.simulate` takes: errors are modelled from magnitude ratios alone, and the forecast is ``"hold"``
+            or ``"linear"``.
         steps: steps of the run; the calibrated number by default.
-        sigmas: or the noise levels of its evaluations.
-        speedup: at least this many evaluations per computed one.
+        sigmas: or the noise levels of its evaluations, in the order they are made (second-order samplers repeat some).
+        speedup: evaluations over computed evaluations, at least; >= 1.
         computed: or the number of computed evaluations.
-        max_skips: longest run of consecutive skips.
-        forecast: ``"hold"``, ``"linear"`` or ``"calibrated"``.
-        damping: factor on the linear forecast.
-        power: the sum of the errors to this power is made least.
+        error: or a bound on the expected relative error of every skipped step; as few steps as possible compute.
+        max_skips: longest run of consecutive skips; by default what the calibration's window allows, of ratios alone 4 or
+            the preset's.
+        retention: leading share of the run that always computes; 0, or the preset's.
+        forced: steps that always compute; negative ones count from the end.
+        forecast: ``"hold"``, ``"linear"`` or ``"calibrated"``; the best the source allows by default.
+        damping: factor on the linear forecast, 0 to 1.
+        objective: what is made least: ``"latent"`` (the default), ``"gap"``, ``"trajectory"``, ``"relative"`` or ``"peak"``;
+            docs/explanation/forecast-and-planning.md tells them apart.
+        power: power that errors are summed to; the objective's by default, most often 2.
+        weights: a factor on the error of each step.
+        batched: one plan for all streams (the default), or with ``False`` one for each, the budget shared.
+        guidance: guidance scale s: two streams enter the latent with s and 1-s, and their errors with them. Or a mapping from
+            stream to factor. By default the scale the calibration was made with, where it says.
+        expert_step: first step of the second expert of a two-expert model, which then computes; a preset brings its own.
+        part: first and last-but-one position, for a run of part of the steps; targets are of that part.
+
+    Returns:
+        A schedule for :class:`magpolicy.Session` and ``attach(schedule=...)``; ``.coefficients`` are followed by every
+        adapter, ``.errors`` are the expected relative errors.
+
+    Raises:
+        ArgumentError: an argument is missing or out of range, or the target cannot be had: the message says what can.
     """
-    calibration = source.resample(steps=steps, sigmas=sigmas)
-    count = calibration.steps
-    if computed is None:
-        speedup = _checks.number("speedup", speedup, 1, example="2.0")
-        computed = max(1, int(count / speedup + 1e-9))
-    reach = min(calibration.window, count) + 1
-    if max_skips is not None:
-        reach = min(reach, _checks.whole("max_skips", max_skips, 0, example="3") + 1)
-    tables = {
-        name: _gram.tabulate(moments.gram, reach, forecast, levels=calibration.sigmas, damping=damping)
-        for name, moments in calibration.streams.items()
-    }
-    squared = {name: relative(calibration.streams[name].gram, table) for name, table in tables.items()}
-    error = np.sqrt(np.mean(list(squared.values()), axis=0))
-    paths = shortest_paths(gap_costs(error**power), computed)
-    if computed not in paths:
-        raise ArgumentError(f"computed={computed} of {count} cannot be had; try computed={min(paths, default=count)}")
-    return _schedule(calibration, tables, squared, paths[computed].computed)
+    goal = Goal(
+        speedup=speedup, computed=computed, error=error, max_skips=max_skips, retention=retention, forced=forced,
+        forecast=forecast, damping=damping, objective=objective, power=power, weights=weights, batched=batched,
+        guidance=guidance, expert_step=expert_step,
+    )  # fmt: skip
+    goal.check_target()
+    return solve(terrain(source, goal, steps, sigmas, part), goal)
 
 
-def relative(gram: Floats, table: Table) -> Floats:
-    """Squared relative error of each forecast; infinite where not known."""
-    count, reach = len(gram), table.squared.shape[2]
-    j, k = np.arange(count)[:, None], np.arange(reach)[None, :]
-    size = _gram.inner(gram, j + k, j + k)[None]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        share = table.squared / size
-    return np.where(np.isfinite(share), share, np.inf)
+def trade_off(
+    source: Source,
+    *,
+    steps: int | None = None,
+    sigmas: Sequence[float] | None = None,
+    max_skips: int | None = None,
+    retention: float | None = None,
+    forced: Iterable[int] | None = None,
+    forecast: str | None = None,
+    damping: float | None = None,
+    objective: str | Objective | None = None,
+    power: float | None = None,
+    weights: Sequence[float] | None = None,
+    guidance: float | Mapping[str, float] | None = None,
+    expert_step: int | None = None,
+    part: tuple[int, int] | None = None,
+) -> tuple[Schedule, ...]:
+    """The best plan for every number of computed steps that can be had, fewest first: what speed costs.
 
+    Arguments are those of :func:`plan`.
 
-def gap_costs(each: Floats) -> Floats:
-    """Cost of each gap ``[a, j, m]``, the sum over the evaluations j+1 ... j+m-1 skipped in it."""
-    costs = np.zeros_like(each)
-    costs[:, :, 2:] = np.cumsum(each[:, :, 1:-1], axis=2)
-    return costs
-
-
-def _schedule(
-    calibration: Calibration, tables: dict[str, Table], squared: dict[str, Floats], computed: tuple[int, ...]
-) -> Schedule:
-    mask = [i in computed for i in range(calibration.steps)]
-    coefficients, errors = {}, {}
-    for name, table in tables.items():
-        row, wrong = [0.0] * len(mask), [0.0] * len(mask)
-        for a, j, k in skipped(mask):
-            row[j + k] = float(table.coefficient[a, j, k])
-            wrong[j + k] = float(np.sqrt(squared[name][a, j, k]))
-        coefficients[name], errors[name] = row, wrong
-    return Schedule.from_mask(dict.fromkeys(tables, mask), coefficients=coefficients, errors=errors)
-
-
-def skipped(mask: Sequence[bool]) -> list[tuple[int, int, int]]:
-    """(a, j, k) of each skipped evaluation j+k: j computed last, j-a before it (a=0: none)."""
-    found, p, j = [], -1, 0
-    for i, computes in enumerate(mask):
-        if computes:
-            p, j = (j if i else -1), i
-        else:
-            found.append((j - p if p >= 0 else 0, j, i - j))
-    return found
+    Raises:
+        ArgumentError: an argument is out of range.
+    """
+    goal = Goal(
+        max_skips=max_skips, retention=retention, forced=forced, forecast=forecast, damping=damping, objective=objective,
+        power=power, weights=weights, guidance=guidance, expert_step=expert_step,
+    )  # fmt: skip
+    return solve_all(terrain(source, goal, steps, sigmas, part), goal)

@@ -272,6 +272,12 @@ class ScheduledPolicy:
 
     settle_rejected = settle
 
+    def carry_on(self, other: Policy) -> ScheduledPolicy:
+        """Stand where another policy of the run stands; returns itself."""
+        self.step, self.skips = other.step, other.skips
+        self._computed, self._before = other._computed, None
+        return self
+
     def forget(self) -> None:
         """As :meth:`MagPolicy.forget`."""
         if self._before is not None:

@@ -11,6 +11,8 @@ from typing import Any
 from attrs import field, frozen
 
 from magpolicy import _checks
+from magpolicy._calibration import Calibration
+from magpolicy._calibration_file import KIND, is_calibration, load_calibration
 from magpolicy._curve import Curve
 from magpolicy._errors import ArgumentError, PresetError, require
 from magpolicy._presets import Preset, checked
@@ -37,7 +39,7 @@ class _File:
 
 
 def load_preset(path: str | os.PathLike[str]) -> Preset:
-    """Read a preset from a ``.json`` or ``.toml`` file.
+    """Read a preset from a ``.json`` or ``.toml`` file; a calibration's ``.json`` or ``.safetensors`` file makes one too.
 
     Keys: ``name``, ``ratios`` (a list, or a table of lists by stream), and optionally ``sigmas``, ``first_step``, ``family``,
     ``threshold``, ``max_skips``, ``retention``, ``semantics``, ``aliases``, ``notes``. Needs the ``files`` extra.
@@ -47,7 +49,12 @@ def load_preset(path: str | os.PathLike[str]) -> Preset:
         MissingExtraError: cattrs is not installed.
     """
     file = Path(path)
-    content = _structure(file, _parse(file))
+    if file.suffix.lower() == ".safetensors":
+        return preset_of(load_calibration(file), file)
+    raw = _parse(file)
+    if is_calibration(raw):
+        return preset_of(load_calibration(file), file)
+    content = _structure(file, raw)
     try:
         curve = Curve(content.ratios, sigmas=content.sigmas, first_step=content.first_step)
         return checked(
@@ -66,6 +73,26 @@ def load_preset(path: str | os.PathLike[str]) -> Preset:
         )
     except ArgumentError as error:
         raise PresetError(f"{file}: {error}") from error
+
+
+def preset_of(calibration: Calibration, path: str | os.PathLike[str] | None = None) -> Preset:
+    """A calibration as a preset: its curve, no threshold, named as it is or as its file."""
+    model = calibration.provenance.get("model")
+    aliases = (*calibration.aliases, *([model] if isinstance(model, str) and model else []))
+    return Preset(
+        name=calibration.name or (Path(path).stem if path is not None else "calibration"),
+        curve=calibration.curve,
+        family="calibration",
+        aliases=tuple(dict.fromkeys(aliases)),
+        source={} if path is None else {"path": str(path)},
+        context=dict(calibration.provenance),
+        calibration=calibration,
+    )
+
+
+def _head(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(200)
 
 
 def save_preset(preset: Preset, path: str | os.PathLike[str]) -> None:
@@ -97,7 +124,7 @@ def save_preset(preset: Preset, path: str | os.PathLike[str]) -> None:
 def _parse(file: Path) -> Any:
     try:
         size = file.stat().st_size
-        if size > MAX_BYTES:
+        if size > MAX_BYTES and KIND.encode() not in _head(file):
             raise PresetError(f"{file} has {size} bytes, a preset has at most {MAX_BYTES}; is it the right file?")
         text = file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that cannot be one

@@ -12,6 +12,7 @@ import numpy as np
 from attrs import field, frozen
 
 from magpolicy import _checks
+from magpolicy._calibration import Calibration
 from magpolicy._curve import Curve
 from magpolicy._errors import PresetError
 from magpolicy._semantics import semantics as _semantics
@@ -53,6 +54,8 @@ class Preset:
     notes: tuple[str, ...] = ()
     context: Mapping[str, Any] = field(factory=dict)
     expert_boundary: Mapping[str, Any] | None = None
+    calibration: Calibration | None = field(default=None, repr=False)
+    """The calibration the curve is from, where there is one: plans are then made from it."""
 
     @property
     def steps(self) -> int:
@@ -77,22 +80,24 @@ class Preset:
 
 
 def presets() -> Mapping[str, Preset]:
-    """Every preset by name, in the order of publication, those of plugins last. Read-only.
+    """Every preset by name: those published, in order, those of plugins, and the user's own. Read-only.
 
-    95 published tables ship with magpolicy (``src/magpolicy/data/presets.json``, each with its source).
+    95 published tables ship with magpolicy (``src/magpolicy/data/presets.json``, each with its source). The user's own are the
+    preset and calibration files in ``$MAGPOLICY_HOME`` (by default ``~/.local/share/magpolicy``).
     """
     return _Presets()
 
 
 def preset(name: str | Path) -> Preset:
-    """The preset of that name or alias, or the one in a ``.json`` or ``.toml`` file.
+    """The preset of that name or alias, or the one in a ``.json``, ``.toml`` or ``.safetensors`` file.
 
-    Aliases are Hugging Face repo ids, the ``model_type`` names of ComfyUI-MagCache and model families; case is ignored.
+    The user's own come first: a calibration of a model serves it better than a published table. Aliases are Hugging Face repo
+    ids, the ``model_type`` names of ComfyUI-MagCache and model families; case is ignored.
 
     Raises:
         PresetError: nothing has that name; the message lists what comes close. Or the file holds no preset.
     """
-    if isinstance(name, Path) or str(name).lower().endswith((".json", ".toml")):
+    if isinstance(name, Path) or str(name).lower().endswith((".json", ".toml", ".safetensors")):
         from magpolicy._preset_file import load_preset
 
         return load_preset(name)
@@ -113,23 +118,34 @@ class _Presets(Mapping[str, Preset]):
     def __getitem__(self, name: str) -> Preset:
         if name in _rows():
             return _shipped(name)
-        return _of_plugins()[name]
+        return ({**_own(), **_of_plugins()})[name]
 
     def __iter__(self) -> Iterator[str]:
-        yield from _rows()
-        yield from (name for name in _of_plugins() if name not in _rows())
+        yield from dict.fromkeys((*_rows(), *_of_plugins(), *_own()))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
     def find(self, name: str) -> Preset | None:
         wanted = name.lower()
+        if (mine := _named(wanted, _own())) is not None:
+            return mine
         if wanted in _aliases():
             return _shipped(_aliases()[wanted])
-        for own in _of_plugins().values():
-            if wanted in (own.name.lower(), *(alias.lower() for alias in own.aliases)):
-                return own
-        return None
+        return _named(wanted, _of_plugins())
+
+
+def _named(wanted: str, found: Mapping[str, Preset]) -> Preset | None:
+    for preset in found.values():
+        if wanted in (preset.name.lower(), *(alias.lower() for alias in preset.aliases)):
+            return preset
+    return None
+
+
+def _own() -> dict[str, Preset]:
+    from magpolicy import _library  # late: it reads files
+
+    return _library.own()
 
 
 def _of_plugins() -> dict[str, Preset]:
@@ -157,7 +173,7 @@ def _aliases() -> dict[str, str]:
 
 
 def _names() -> list[str]:
-    return [*_rows(), *(alias for row in _rows().values() for alias in row["aliases"]), *_of_plugins()]
+    return [*_rows(), *(alias for row in _rows().values() for alias in row["aliases"]), *_of_plugins(), *_own()]
 
 
 @functools.cache

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     import os
 
     from magpolicy._session import TraceEntry
+    from magpolicy._terrain import Terrain
 
 COMPUTE, SKIP = "█", "·"
+
+Check = tuple[float, float]
+"""A forecast coefficient and the relative error it is expected to have."""
 
 
 @frozen(eq=False)
@@ -44,7 +48,16 @@ class Schedule:
     """Per stream and step the c with which a skipped step reuses ``r_j + c (r_j - r_p)``: r_j the residual computed last, r_p
     the one computed before it. 0 holds r_j; computed steps have 0."""
 
+    checks: tuple[tuple[Check | None, ...], ...] = field(default=(), repr=False)
+    """Per stream and computed step, what a skip there would have been and cost: its coefficient and expected relative error.
+    Compared with the residual that was computed, it tells at run time whether the plan holds. ``None`` where not known."""
+
+    terrain: Terrain | None = field(default=None, repr=False)
+    """What a plan was made from, to plan the rest of a run again (:class:`magpolicy.Safeguard`); not in :meth:`to_dict`."""
+
     def __attrs_post_init__(self) -> None:
+        if not self.checks:
+            object.__setattr__(self, "checks", tuple((None,) * len(mask) for mask in self.masks))
         if not self.coefficients:
             object.__setattr__(self, "coefficients", tuple((0.0,) * len(mask) for mask in self.masks))
 
@@ -82,6 +95,11 @@ class Schedule:
             errors = tuple(e for e, d in zip(row, decisions, strict=True) if d is not Decision.ABSENT)
             total += sum(e for e, after in zip(errors, (*errors[1:], 0.0), strict=True) if after == 0.0)
         return total / len(self.streams)
+
+    @property
+    def worst(self) -> float:
+        """Largest error stated for a step; of a plan, the largest relative error expected of a reused residual."""
+        return max(self.errors)
 
     @property
     def computed(self) -> int:
@@ -145,8 +163,9 @@ class Schedule:
                     "reasons": [d.reason for d in decisions],
                 }
                 | ({"coefficients": list(coefficients)} if any(coefficients) else {})
-                for name, mask, errors, decisions, coefficients in zip(
-                    self.streams, self.masks, self.modelled, self.decisions, self.coefficients, strict=True
+                | ({"checks": [check and list(check) for check in checks]} if any(checks) else {})
+                for name, mask, errors, decisions, coefficients, checks in zip(
+                    self.streams, self.masks, self.modelled, self.decisions, self.coefficients, self.checks, strict=True
                 )
             },
         }
@@ -166,8 +185,9 @@ class Schedule:
                 for name, row in data["streams"].items()
             }
             coefficients = {str(name): row["coefficients"] for name, row in data["streams"].items() if "coefficients" in row}
+            checks = {str(name): row["checks"] for name, row in data["streams"].items() if "checks" in row}
             first_step = _checks.whole("first_step", data["first_step"], 0, example="0")
-            return cls.from_decisions(rows, first_step=first_step, coefficients=coefficients)
+            return cls.from_decisions(rows, first_step=first_step, coefficients=coefficients, checks=checks)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArgumentError(f"data={_checks._short(data)} is not a schedule's to_dict(): {error!r}") from error
 
@@ -178,6 +198,7 @@ class Schedule:
         *,
         first_step: int = 0,
         coefficients: Mapping[str, Sequence[float]] | None = None,
+        checks: Mapping[str, Sequence[Check | None]] | None = None,
     ) -> Schedule:
         """From per-stream sequences of (decision, tested error), all of one length; coefficients as in :meth:`from_mask`."""
         lengths = [len(row) for row in rows.values()]
@@ -190,6 +211,7 @@ class Schedule:
             modelled=tuple(tuple(error if d.skip else 0.0 for d, error in row) for row in rows.values()),
             first_step=first_step,
             coefficients=tuple(_coefficients((coefficients or {}).get(name), name, row) for name, row in rows.items()),
+            checks=tuple(_checked((checks or {}).get(name), len(row)) for name, row in rows.items()),
         )
 
     @classmethod
@@ -199,6 +221,8 @@ class Schedule:
         *,
         coefficients: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
         errors: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+        checks: Mapping[str, Sequence[Check | None]] | None = None,
+        first_step: int = 0,
     ) -> Schedule:
         """A schedule of your own: 1 or True computes, 0 or False skips.
 
@@ -206,6 +230,8 @@ class Schedule:
             mask: one value a step, or a mapping from stream to such.
             coefficients: forecast coefficients (:attr:`coefficients`), likewise; 0 at computed steps. All 0 by default: hold.
             errors: the error to state for each skipped step, likewise.
+            checks: what to compare at computed steps (:attr:`checks`), per stream.
+            first_step: position of the first step in the full run.
 
         Raises:
             ArgumentError: an empty mask, other values than 0 and 1, or a first step that skips (nothing to reuse yet).
@@ -223,7 +249,8 @@ class Schedule:
             decisions[str(name)] = [
                 (Decision.SCHEDULED if value else Decision.REUSED, error) for value, error in zip(values, wrong, strict=True)
             ]
-        return cls.from_decisions(decisions, coefficients=_by_stream(coefficients, rows))
+        first_step = _checks.whole("first_step", first_step, 0, example="0")
+        return cls.from_decisions(decisions, coefficients=_by_stream(coefficients, rows), checks=checks, first_step=first_step)
 
     @classmethod
     def from_trace(cls, trace: Iterable[TraceEntry]) -> Schedule:
@@ -266,6 +293,15 @@ def _numbers(name: str, values: Any, count: int) -> tuple[float, ...]:
     if len(row) != count:
         raise ArgumentError(f"{name} has {len(row)} values for {count} steps; give one a step")
     return row
+
+
+def _checked(values: Any, count: int) -> tuple[Check | None, ...]:
+    if values is None:
+        return (None,) * count
+    pairs = tuple(None if pair is None else (float(pair[0]), float(pair[1])) for pair in values)
+    if len(pairs) != count:
+        raise ArgumentError(f"checks has {len(pairs)} values for {count} steps; give one a step")
+    return pairs
 
 
 def _coefficients(values: Any, stream: str, row: Sequence[tuple[Decision, float]]) -> tuple[float, ...]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from types import TracebackType
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from magpolicy import _checks
 from magpolicy._curve import SINGLE
 from magpolicy._decision import Decision
 from magpolicy._errors import ArgumentError, RunError
+from magpolicy._forecast import Planned
 from magpolicy._policy import Policy, decide_together, settle_together
+from magpolicy._safeguard import Replan, Safeguard, safeguard_of
 from magpolicy._schedule import Schedule
 from magpolicy._semantics import Semantics
-from magpolicy._setup import Setup, Source, set_up
+from magpolicy._setup import Setup, Source, following, set_up
 
 
 @frozen
@@ -85,6 +87,12 @@ class Session:
         expert_step: int | None = None,
         forecast: str | None = None,
         damping: float | None = None,
+        speedup: float | None = None,
+        computed: int | None = None,
+        error: float | None = None,
+        objective: str | None = None,
+        guidance: float | Mapping[str, float] | None = None,
+        safeguard: float | bool | Safeguard | None = None,
     ) -> None:
         setup = set_up(
             source,
@@ -98,21 +106,37 @@ class Session:
             expert_step=expert_step,
             forecast=forecast,
             damping=damping,
+            speedup=speedup,
+            computed=computed,
+            error=error,
+            objective=objective,
+            guidance=guidance,
         )
-        self._prepare(setup, steps, sigmas)
+        self._prepare(setup, steps, sigmas, safeguard)
 
     @classmethod
-    def from_setup(cls, setup: Setup, steps: int | None, sigmas: Sequence[float] | None) -> Session:
+    def from_setup(
+        cls,
+        setup: Setup,
+        steps: int | None,
+        sigmas: Sequence[float] | None,
+        safeguard: float | bool | Safeguard | None = None,
+    ) -> Session:
         """A session of a setup that was checked before."""
         session = cls.__new__(cls)
-        session._prepare(setup, steps, sigmas)
+        session._prepare(setup, steps, sigmas, safeguard)
         return session
 
-    def _prepare(self, setup: Setup, steps: int | None, sigmas: Sequence[float] | None) -> None:
+    def _prepare(
+        self, setup: Setup, steps: int | None, sigmas: Sequence[float] | None, safeguard: float | bool | Safeguard | None
+    ) -> None:
         self.steps, self.sigmas = setup.length(steps, sigmas)
-        self._make = setup.policies(self.steps, self.sigmas)
+        self._setup = setup
         self._joint = setup.how.joint
-        self._forecast = setup.forecaster(self.steps, self.sigmas)
+        self._guarded = safeguard
+        self._guard: Safeguard | None = None
+        self._replans: list[Replan] = []
+        self._lay_out(setup.schedule.first_step if setup.schedule is not None else 0)
         self._computed: dict[str, tuple[int, int]] = {}  # per stream the last two computed evaluations; -1: none
         self._policies: dict[str, Policy] = {}
         self._pending: _Pending | None = None
@@ -120,6 +144,16 @@ class Session:
         self._on_end: list[Callable[[], None]] = []
         self._first = 0
         self.active = False
+
+    def _lay_out(self, first: int) -> None:
+        """Settle what this run does, which begins at ``first``."""
+        planned_from = first if self._setup.goal is not None else 0
+        self._make = self._setup.policies(self.steps, self.sigmas, planned_from)
+        self._forecast = self._setup.forecaster(self.steps, self.sigmas, planned_from)
+        self.schedule = self._setup.planned(self.steps, self.sigmas, planned_from)
+        self._replans.clear()
+        self._guard = None if self.schedule is None else safeguard_of(self._guarded, self.schedule)
+        self._laid = planned_from
 
     def begin(self, step: int = 0) -> Session:
         """Begin the run, at position ``step`` of it; streams and trace start empty.
@@ -132,6 +166,8 @@ class Session:
             raise RunError("begin(): a run is under way already; call end() first, or use another Session")
         if _checks.whole("step", step, 0, example="0") >= self.steps:
             raise ArgumentError(f"step={step} lies outside this run of {self.steps} steps; use 0 to {self.steps - 1}")
+        if self._replans or (self._setup.goal is not None and step != self._laid):
+            self._lay_out(step)
         self._policies.clear()
         self._computed.clear()
         self._trace.clear()
@@ -252,7 +288,74 @@ class Session:
             RunError: nothing is decided for that stream.
         """
         pending = self._decided(stream)
-        return 0 if pending.step >= self.steps - 1 else self._forecast.keeps(str(stream), pending.step)
+        if pending.step >= self.steps - 1:
+            return 0
+        return 2 if self._guard is not None else self._forecast.keeps(str(stream), pending.step)
+
+    def check(self, stream: Hashable = SINGLE) -> tuple[float, float] | None:
+        """Between :meth:`decide` and :meth:`commit` of a computed evaluation of a guarded run: what to compare it with.
+
+        Returns:
+            the coefficient c a skip would have used and the relative error expected of it, to be followed by :meth:`measured`;
+            ``None`` where there is nothing to compare (no safeguard, or the run is not where the plan says).
+
+        Raises:
+            RunError: nothing is decided for that stream.
+        """
+        name, step = str(stream), self._decided(stream).step
+        if self._guard is None:
+            return None
+        plan = self._guard.plan
+        place = plan.streams.index(name) if name in plan.streams else 0
+        at = step - plan.first_step
+        if not 0 <= at < plan.steps or not plan.masks[place][at]:
+            return None
+        before = ([-1, -1] + [i + plan.first_step for i in range(at) if plan.masks[place][i]])[-2:]
+        return plan.checks[place][at] if tuple(before) == self._computed.get(name, _NEVER) else None
+
+    def measured(self, stream: Hashable, error: float) -> Replan | None:
+        """Tell the relative error |r - forecast| / |r| of :meth:`check`'s coefficient; if it is much, the rest is replanned.
+
+        Returns:
+            what became of the rest, ``None`` if the run goes as planned.
+
+        Raises:
+            RunError: nothing is decided for that stream, or the run is not guarded.
+        """
+        step = self._decided(stream).step
+        if self._guard is None:
+            raise RunError("measured(): this run has no safeguard; pass safeguard=True to Session or attach")
+        found = self._guard.compare(str(stream), step, float(error))
+        if found is not None:
+            self._replans.append(found)
+            self._guard = self._guard.after(found)
+            self.follow(found.schedule)
+        return found
+
+    def follow(self, schedule: Schedule) -> None:
+        """Go on by another schedule of this run, from the next step on.
+
+        Raises:
+            ArgumentError: a schedule of another length.
+        """
+        if (schedule.first_step, schedule.steps) != (self.steps - schedule.steps, self.steps - schedule.first_step):
+            raise ArgumentError(
+                f"schedule has steps {schedule.first_step} to {schedule.first_step + schedule.steps - 1}, "
+                f"this run has {self.steps}; pass one that ends where the run does"
+            )
+        if self._setup.forecast != "hold":
+            self._forecast = Planned(schedule)
+        self.schedule, self._make = schedule, following(schedule)
+        make = following(schedule)
+        for name, policy in list(self._policies.items()):
+            self._policies[name] = make(name).carry_on(policy)
+        if self._pending is not None:
+            self._pending = evolve(self._pending, policies=tuple(map(self._policies.__getitem__, self._pending.streams)))
+
+    @property
+    def replans(self) -> tuple[Replan, ...]:
+        """Where this run left its plan."""
+        return tuple(self._replans)
 
     def _decided(self, stream: Hashable) -> _Pending:
         if self._pending is None or str(stream) not in self._pending.streams:

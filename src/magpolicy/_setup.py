@@ -12,7 +12,9 @@ from magpolicy import _checks
 from magpolicy._calibration import Calibration
 from magpolicy._curve import Curve
 from magpolicy._errors import ArgumentError
-from magpolicy._forecast import FORECASTS, Forecast, Hold, Linear, Measured, Planned
+from magpolicy._forecast import Forecast, Hold, Linear, Measured, Planned, check_forecast
+from magpolicy._goal import Goal
+from magpolicy._objective import Objective
 from magpolicy._policy import MagPolicy, Policy, ScheduledPolicy, check_rule
 from magpolicy._presets import Preset, preset
 from magpolicy._schedule import Schedule
@@ -35,12 +37,36 @@ class Setup:
     calibration: Calibration | None = None
     forecast: str | None = None
     damping: float = 1.0
+    goal: Goal | None = None
+    """With one, each run is planned for it once its length is known, and the rule has no say."""
     _laid: dict[Any, Any] = field(factory=dict, eq=False, repr=False)
 
     @property
     def streams(self) -> tuple[str, ...]:
         """Streams the source knows."""
         return self.curve.streams if self.schedule is None else self.schedule.streams
+
+    def planned(self, steps: int, sigmas: tuple[float, ...] | None, first: int = 0) -> Schedule | None:
+        """The schedule of a run of that length that begins at ``first``; ``None`` where the rule decides.
+
+        Raises:
+            ArgumentError: the goal cannot be had in such a run.
+        """
+        if self.goal is None:
+            return self.schedule
+        key = ("plan", steps, sigmas, first)
+        if key not in self._laid:
+            from magpolicy._solve import solve
+            from magpolicy._terrain import terrain
+
+            self._laid.clear()
+            switch = self.limits.expert_step
+            goal = self.goal if switch is None else evolve(self.goal, expert_step=switch)
+            source = self.preset or self.calibration or self.curve
+            part = (first, steps) if first else None
+            self._laid[key] = solve(terrain(source, goal, steps if sigmas is None else None, sigmas, part), goal)
+        schedule: Schedule = self._laid[key]
+        return schedule
 
     def switching(self, expert_step: int | None) -> Setup:
         """The same for a run that is known to go on to its second expert at ``expert_step``, unless the settings say where."""
@@ -53,8 +79,8 @@ class Setup:
         known = None if sigmas is None else _checks.levels("sigmas", sigmas)
         if self.schedule is not None:
             wanted = steps if known is None else len(known)
-            if wanted not in (None, self.schedule.steps):
-                raise ArgumentError(f"steps={wanted} contradicts the schedule's {self.schedule.steps}; make a schedule for it")
+            if wanted not in (None, _end(self.schedule)):
+                raise ArgumentError(f"steps={wanted} contradicts the schedule's {_end(self.schedule)}; make a schedule for it")
         if known is not None:
             listed = len(sigmas) if isinstance(sigmas, Sized) else len(known)  # with or without the final 0
             if steps is not None and steps not in (len(known), listed):
@@ -62,24 +88,28 @@ class Setup:
             if self.how.interpolation == "noise_level" and self.schedule is None:
                 self.curve._check_reach(known)
             return len(known), known
-        default = self.curve.steps if self.schedule is None else self.schedule.steps
+        default = self.curve.steps if self.schedule is None else _end(self.schedule)
         return (default if steps is None else _checks.steps(steps, example=str(default))), None
 
-    def policies(self, steps: int, sigmas: tuple[float, ...] | None) -> Callable[[str], Policy]:
+    def policies(self, steps: int, sigmas: tuple[float, ...] | None, first: int = 0) -> Callable[[str], Policy]:
         """How to make the policy of a stream, by name; unknown streams read the first one's ratios.
 
         Raises:
             ArgumentError: the settings do not fit a run of that length.
         """
-        if self.schedule is not None:
-            schedule = self.schedule
-            return lambda s: ScheduledPolicy(schedule.masks[schedule.streams.index(s) if s in schedule.streams else 0])
+        schedule = self.planned(steps, sigmas, first)
+        if schedule is not None:
+            return following(schedule)
         tracks = self._tracks(steps, sigmas)
-        first = next(iter(tracks.values()))
-        return lambda s: MagPolicy._from_track(tracks.get(s, first), self.rule, self.how)
+        fallback = next(iter(tracks.values()))
+        return lambda s: MagPolicy._from_track(tracks.get(s, fallback), self.rule, self.how)
 
-    def forecaster(self, steps: int, sigmas: tuple[float, ...] | None) -> Forecast:
+    def forecaster(self, steps: int, sigmas: tuple[float, ...] | None, first: int = 0) -> Forecast:
         """What tells a skip's forecast coefficient in a run of that length."""
+        if self.forecast != "hold" and self.goal is not None:
+            schedule = self.planned(steps, sigmas, first)
+            assert schedule is not None
+            return Planned(schedule)
         if self.forecast == "linear":
             return Linear(self.curve.levels_for(steps) if sigmas is None else sigmas, self.damping)
         if self.forecast == "calibrated" and self.calibration is not None:
@@ -109,6 +139,16 @@ class Setup:
         return self.preset.expert_step(steps) if self.preset else None
 
 
+def _end(schedule: Schedule) -> int:
+    return schedule.first_step + schedule.steps
+
+
+def following(schedule: Schedule) -> Callable[[str], ScheduledPolicy]:
+    """Policies that follow a schedule; a stream it does not know follows its first one."""
+    before = (True,) * schedule.first_step
+    return lambda s: ScheduledPolicy(before + schedule.masks[schedule.streams.index(s) if s in schedule.streams else 0])
+
+
 def set_up(
     source: Source | Schedule,
     *,
@@ -122,6 +162,11 @@ def set_up(
     expert_step: int | None = None,
     forecast: str | None = None,
     damping: float | None = None,
+    speedup: float | None = None,
+    computed: int | None = None,
+    error: float | None = None,
+    objective: str | Objective | None = None,
+    guidance: float | Mapping[str, float] | None = None,
 ) -> Setup:
     """Check a source and settings; what is not given comes from the preset.
 
@@ -129,11 +174,13 @@ def set_up(
         ArgumentError: something is missing, unknown or out of range.
     """
     forecast, factor = check_forecast(forecast, damping)
+    aims = {"speedup": speedup, "computed": computed, "error": error, "objective": objective, "guidance": guidance}
     if isinstance(source, Schedule):
         return _of_schedule(
             source,
             forecast,
             factor,
+            **aims,
             threshold=threshold,
             max_skips=max_skips,
             retention=retention,
@@ -145,7 +192,20 @@ def set_up(
         )
     found = preset(source) if isinstance(source, str | Path) else source
     known = found if isinstance(found, Preset) else None
-    calibration = found if isinstance(found, Calibration) else None
+    calibration = found if isinstance(found, Calibration) else known.calibration if known is not None else None
+    if any(value is not None for value in aims.values()):
+        return _of_goal(
+            found,
+            calibration,
+            {"threshold": threshold, "start_step": start_step or None, "end_step": end_step, "semantics": semantics},
+            max_skips=max_skips,
+            retention=retention,
+            forced=forced,
+            expert_step=expert_step,
+            forecast=forecast,
+            damping=damping,
+            **aims,
+        )
     if forecast == "calibrated" and calibration is None:
         raise ArgumentError("forecast='calibrated' needs a Calibration or a planned Schedule; try forecast='linear'")
     ratios = found.curve if isinstance(found, Preset | Calibration) else found
@@ -182,15 +242,27 @@ def _setting(name: str, value: Any, known: Preset | None, example: str) -> Any:
     return published
 
 
-def check_forecast(forecast: Any, damping: Any) -> tuple[str | None, float]:
-    """The two settings of forecasts, checked; ``None``: as the source says."""
-    if forecast is not None:
-        _checks.one_of("forecast", forecast, FORECASTS)
-    if damping is None:
-        return forecast, 1.0
-    if forecast != "linear":
-        raise ArgumentError(f"damping={_checks._short(damping)} is for forecast='linear'; leave damping out")
-    return forecast, _checks.number("damping", damping, 0, 1, example="0.5")
+def _of_goal(found: Any, calibration: Calibration | None, beside: Mapping[str, Any], **settings: Any) -> Setup:
+    for name, value in beside.items():
+        if value is not None:
+            raise ArgumentError(f"{name}={_checks._short(value)} is for the rule, a target is planned for; leave {name} out")
+    goal = Goal(**settings)
+    goal.check_target()
+    known = found if isinstance(found, Preset) else None
+    ratios = found.curve if isinstance(found, Preset | Calibration) else found
+    curve = ratios if isinstance(ratios, Curve) else Curve(ratios)
+    if goal.forecast == "calibrated" and calibration is None:
+        raise ArgumentError("forecast='calibrated' needs a Calibration, ratios alone do not say; try forecast='hold'")
+    return Setup(
+        curve=curve,
+        rule=(0.0, 0),
+        limits=Limits(retention=0.0),
+        how=_semantics(None),
+        preset=known,
+        calibration=calibration,
+        goal=goal,
+        forecast=goal.forecast,
+    )
 
 
 def _of_schedule(schedule: Schedule, forecast: str | None, damping: float, **settings: Any) -> Setup:

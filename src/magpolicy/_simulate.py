@@ -9,7 +9,6 @@ from attrs import evolve, frozen
 
 from magpolicy import _checks
 from magpolicy._decision import Decision
-from magpolicy._errors import ArgumentError
 from magpolicy._forecast import along
 from magpolicy._policy import Policy, check_rule, decide_together, settle_together
 from magpolicy._schedule import Schedule
@@ -84,7 +83,7 @@ def _run(
     setup: Setup, steps: int | None, sigmas: Sequence[float] | None, batched: bool | None, part: tuple[int, int] | None
 ) -> Schedule:
     length, levels = setup.length(steps, sigmas)
-    first, stop = _part(part, length)
+    first, stop = _checks.part(part, length)
     make = setup.policies(length, levels)
     policies = [make(name) for name in setup.streams]
     for policy in policies:
@@ -116,19 +115,6 @@ def _decisions(policies: list[Policy], joint: str, count: int) -> list[_Row]:
         for row, decision, error in zip(rows, decided, errors, strict=True):
             row.append((decision, error))
     return rows
-
-
-def _part(part: tuple[int, int] | None, length: int) -> tuple[int, int]:
-    if part is None:
-        return 0, length
-    try:
-        first, stop = part
-    except (TypeError, ValueError):
-        raise ArgumentError(f"part={part!r} must be two positions; try part=(0, {length})") from None
-    first, stop = _checks.whole("part[0]", first, 0, example="0"), _checks.whole("part[1]", stop, 1, example=str(length))
-    if not first < stop <= length:
-        raise ArgumentError(f"part={part!r} must lie within the run's {length} steps, first before last")
-    return first, stop
 
 
 @frozen

@@ -9,13 +9,18 @@ import torch
 
 
 class ByHand:
-    """Runs a pipeline so that its denoisers skip as a mask says; knows each call's step and branches from the case."""
+    """Runs a pipeline so that its denoisers skip as a mask says; knows each call's step and branches from the case.
 
-    def __init__(self, case, pipe, way, steps, mask):
+    With ``coefficients``, one a step, a skip adds r_j + c (r_j - r_p) where the last two steps that the mask computes are those
+    of the residuals at hand, else r_j.
+    """
+
+    def __init__(self, case, pipe, way, steps, mask, coefficients=None):
         self.mask, self.plan = mask, iter(case.ways[way].sequence(steps))
+        self.coefficients = coefficients or (0.0,) * steps
         self.modules = {name: (getattr(pipe, name), CASES[cls]) for name, cls in case.denoisers.items()}
         self.residuals, self.loop, self.expert = {}, None, None
-        self.did = []
+        self.did, self.forecasts = [], 0
 
     def __enter__(self):
         for name, (module, zoo) in self.modules.items():
@@ -40,7 +45,7 @@ class ByHand:
             result, seen = watched(args, kwargs)
             whole = bool(seen.left)  # from the first block to the last
             if not self.mask[step] and whole and all(b in self.residuals for b in branches):
-                parts = zip(*(self.residuals[b] for b in branches), strict=True)
+                parts = zip(*(self._forecast(b, step) for b in branches), strict=True)
                 residuals = [torch.cat(list(part)) for part in parts]
                 new = [x + r for x, r in zip(seen.entered, residuals, strict=True)]
                 result, _ = watched(args, kwargs, new)
@@ -49,7 +54,16 @@ class ByHand:
             self.did.append((loop, step, branches, True))
             if whole:
                 split = [residual.chunk(len(branches)) for residual in seen.residuals]
-                self.residuals |= dict(zip(branches, zip(*split, strict=True), strict=True))
+                for branch, parts in zip(branches, zip(*split, strict=True), strict=True):
+                    self.residuals[branch] = (*self.residuals.get(branch, ())[-1:], (step, parts))
             return result
 
         return forward
+
+    def _forecast(self, branch, step):
+        (j, last), (p, before) = self.residuals[branch][-1], self.residuals[branch][0]
+        c = self.coefficients[step] if [p, j] == [s for s in range(step) if self.mask[s]][-2:] else 0.0
+        if not c:
+            return last
+        self.forecasts += 1
+        return [new + c * (new - old) for new, old in zip(last, before, strict=True)]

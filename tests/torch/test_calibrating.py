@@ -270,7 +270,17 @@ def test_settings(wrong, plain):
 
 def test_defaults_are_those_of_attach():
     request = {field.name: field.default for field in magpolicy.AttachRequest.__attrs_attrs__}
-    assert (Moments().window, Moments().tokens) == (request["window"], request["tokens"])
+    assert Moments().tokens == request["tokens"]
+    assert request["window"] is None
+
+
+@pytest.mark.parametrize(("steps", "window"), [(2, 1), (9, 8), (20, 12), (28, 13), (50, 23)])
+def test_the_window_spans_a_share_of_the_run(plain, steps, window):
+    with magpolicy.attach(plain.module, calibrate=True) as handle:
+        with handle.run(steps=steps):
+            for _ in range(steps):
+                plain()
+        assert handle.calibration.window == window
 
 
 # Through a handle
@@ -367,12 +377,13 @@ def test_a_run_that_failed_between_two_streams_of_its_last_step_yields_none(plai
             _ = handle.calibration
 
 
-def test_levels_that_rise_make_no_calibration_but_a_curve(plain):
+def test_a_second_order_sampler_that_evaluates_a_level_twice(plain):
     with magpolicy.attach(plain.module, calibrate=True) as handle, handle.run(sigmas=[1.0, 0.5, 0.5, 0.2]):
         for key in range(4):
             plain(key)
-    with pytest.raises(RunError, match="second-order"):
-        _ = handle.calibration
+    assert handle.calibration.sigmas == (1.0, 0.5, 0.5, 0.2)
+    assert handle.calibration.curve.sigmas == (1.0, 0.5, 0.2)
+    assert handle.curve.assumed, "the ratios are those of evaluations, not of levels"
 
 
 def test_a_calibration_that_is_not_there(plain):

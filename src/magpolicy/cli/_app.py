@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import click
 
 import magpolicy
-from magpolicy.cli import _demo, _lists, _output, _preview
+from magpolicy.cli import _calibrate, _demo, _lists, _output, _preview
 from magpolicy.cli._params import examples
 
 
@@ -38,6 +38,7 @@ for command in (
     _lists.presets,
     _lists.semantics,
     _lists.plugins,
+    _calibrate.calibrate,
     _demo.demo,
 ):
     program.add_command(command)

@@ -1,4 +1,4 @@
-"""``demo``: a small trained model, with and without the policy."""
+"""``demo``: a small trained model in full, by the rule, and by a plan."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ from magpolicy.cli._params import Command, examples
 @click.option("--max-skips", "-K", type=click.IntRange(min=0), metavar="K", help="Longest run of consecutive skips.")
 @click.option("--retention", type=click.FloatRange(0, 1), metavar="R", help="Leading share always computed.")
 def demo(output: Path, **settings: Any) -> None:
-    """Generate digits with and without magpolicy, and compare.
+    """Generate digits in full, by the published rule and by a plan, and compare.
 
-    Loads the small trained model that ships with the demo, calibrates it on one sample, generates the same digits in
-    full and cached, prints the schedule, the speedup and how close the pictures are, and writes them into one PNG file.
-    Takes about a minute on two processor cores; needs the `demo` extra.
+    Loads the small trained model that ships with the demo, calibrates it on one sample, and generates the same digits
+    in full, by the rule with the settings below, and by a plan that computes as many steps. Prints the schedules, the
+    times and how close the pictures are, and writes them into one PNG file. Takes about a minute on two processor
+    cores; needs the `demo` extra.
     """
     if output.suffix.lower() != ".png":
         raise click.BadParameter(f"{output} must end in .png", param_hint="'--output'")

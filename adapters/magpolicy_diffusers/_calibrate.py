@@ -1,0 +1,126 @@
+"""Calibrating a pipeline from the command line: load it, run it in full once a prompt, and merge what was measured."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import transformers
+from attrs import evolve
+
+import diffusers
+import torch
+from magpolicy import AdapterError, ArgumentError, Calibration, MagPolicyError, RunError, attach
+from magpolicy_diffusers._handle import Handle
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    source: str, *, dtype: str | None = None, device: str | None = None, offload: bool = False, progress: bool = True
+) -> Any:
+    """The pipeline of a repo id or path, in inference mode, where it is to run.
+
+    Args:
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default float32 on the CPU, else bfloat16.
+        device: a torch device; by default CUDA where there is one.
+        offload: keep the parts that are not running in main memory.
+        progress: show bars while it loads and runs.
+
+    Raises:
+        AdapterError: it cannot be loaded.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    wanted = DTYPES[dtype or ("float32" if device == "cpu" else "bfloat16")]
+    if not progress:
+        diffusers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        transformers.utils.logging.disable_progress_bar()
+    try:
+        pipe: Any = diffusers.DiffusionPipeline.from_pretrained(source, torch_dtype=wanted)  # type: ignore[no-untyped-call]
+    except Exception as error:  # whatever a hub, a file or a class may say
+        raise AdapterError(f"source={source} cannot be loaded by diffusers: {type(error).__name__}: {error}") from error
+    pipe.set_progress_bar_config(disable=not progress)
+    if offload:
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+    return pipe
+
+
+def calls(
+    pipe: Any, prompts: Sequence[str], steps: int, *, seed: int = 0, options: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """The arguments of one call of ``pipe`` for each prompt (one call without, if there is none), each with its own noise.
+
+    Args:
+        options: further arguments; those that are ``None`` are left out.
+
+    Raises:
+        ArgumentError: the pipeline does not take one of them.
+    """
+    takes = inspect.signature(type(pipe).__call__).parameters
+    given = {name: value for name, value in (options or {}).items() if value is not None} | {"num_inference_steps": steps}
+    if prompts:
+        given["prompt"] = None
+    for name in given:
+        if name not in takes:
+            raise ArgumentError(f"{name} is no argument of {type(pipe).__name__}; it takes {', '.join(list(takes)[1:])}")
+    if "output_type" in takes:
+        given.setdefault("output_type", "latent")  # pictures are not looked at
+    found = []
+    for place in range(max(len(prompts), 1)):
+        call = dict(given)
+        if prompts:
+            call["prompt"] = prompts[place]
+        if "generator" in takes:
+            call["generator"] = torch.Generator().manual_seed(seed + place)
+        found.append(call)
+    return found
+
+
+def calibrate(
+    pipe: Any,
+    arguments: Sequence[Mapping[str, Any]],
+    *,
+    name: str = "",
+    on_call: Callable[[int], None] = lambda place: None,
+    **options: Any,
+) -> Calibration:
+    """Run ``pipe`` in full once for each of ``arguments``, and merge what was measured.
+
+    Args:
+        name: of the calibration; a repo id becomes an alias of it.
+        on_call: told the number of each call before it is made.
+        options: further arguments of :func:`magpolicy.attach`.
+
+    Raises:
+        RunError: a call failed; the message says how far it got.
+        KeyboardInterrupt: the same, by the user.
+    """
+    found = []
+    with attach(pipe, calibrate=True, **options) as handle:
+        for place, call in enumerate(arguments):
+            on_call(place)
+            with _said_how_far(handle, place, len(arguments)), torch.inference_mode():
+                pipe(**call)
+            found.append(handle.calibration)
+    merged = Calibration.merge(found) if len(found) > 1 else found[0]
+    repo = str(merged.provenance.get("repo", ""))
+    return evolve(merged, name=name, aliases=(repo,) if "/" in repo else ())
+
+
+@contextmanager
+def _said_how_far(handle: Handle, place: int, count: int) -> Iterator[None]:
+    try:
+        yield
+    except MagPolicyError:
+        raise
+    except BaseException as error:
+        loops = handle._loops()
+        where = f"step {len({e.step for e in loops[-1].session.trace})} of {loops[-1].session.steps}" if loops else "no step"
+        text = f"prompt {place + 1} of {count} got to {where}, and nothing is written"
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(text) from error
+        raise RunError(f"{text}: {type(error).__name__}: {error}") from error

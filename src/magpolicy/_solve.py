@@ -1,0 +1,197 @@
+"""From a run to plan and a target to a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from attrs import evolve
+
+from magpolicy._errors import ArgumentError
+from magpolicy._goal import Goal
+from magpolicy._gram import Floats
+from magpolicy._ledger import axes, skipped_values
+from magpolicy._objective import OBJECTIVES, Objective, gap_costs
+from magpolicy._schedule import Check, Schedule
+from magpolicy._shortest import Path, shortest_paths
+from magpolicy._terrain import Terrain, alone
+from magpolicy._trajectory import LONGEST, Trajectory, improve
+
+Rows = Mapping[str, Sequence[int]]
+"""Per stream the computed evaluations."""
+
+
+def solve(run: Terrain, goal: Goal) -> Schedule:
+    """The best schedule of ``run`` for the goal's target.
+
+    Raises:
+        ArgumentError: the target cannot be had.
+    """
+    if goal.batched is False and len(run.ledger.tables) > 1:
+        return schedule_of(run, _separate(run, goal))
+    budget = goal.budget(run.count)
+    paths = _paths(run, goal, run.count if budget is None else min(budget, run.count))
+    wanted = min(paths, default=None) if budget is None else budget
+    if wanted not in paths:
+        raise _infeasible(run, goal, wanted)
+    return schedule_of(run, dict.fromkeys(run.ledger.tables, paths[wanted].computed))
+
+
+def solve_all(run: Terrain, goal: Goal) -> tuple[Schedule, ...]:
+    """The best schedule for every number of computed evaluations that can be had, fewest first."""
+    found = _paths(run, goal, run.count)
+    return tuple(schedule_of(run, dict.fromkeys(run.ledger.tables, found[n].computed)) for n in sorted(found))
+
+
+def replan(plan: Schedule, at: int, factor: float, extra: int | None) -> Schedule | None:
+    """The rest of a joint plan after the computed evaluation ``at``, errors being ``factor`` times what was expected.
+
+    As few evaluations compute as keep every error within the largest the plan accepted, but no fewer than it had left; with
+    ``extra``, at most so many more, and the errors as small as these allow. ``None``: not to be had.
+    """
+    run = plan.terrain
+    if run is None or len(set(plan.masks)) > 1:
+        return None
+    before = [i for i in range(at + 1) if plan.mask[i]]
+    left = plan.computed - len(before) + 1
+    most = run.count - at if extra is None else min(left + extra, run.count - at)
+    start = (before[-1] - before[-2] if len(before) > 1 else 0, at)
+    if start[0] > run.reach:
+        return None
+    shut = closed(run, max(plan.worst, 1e-12) / factor)
+    how = OBJECTIVES["latent"]
+    paths = shortest_paths(gap_costs(_weighted(run, how, shut), how), most, start)
+    enough = [n for n in paths if n >= min(left, most)]
+    if enough:
+        path = paths[min(enough)]
+    else:
+        paths = shortest_paths(gap_costs(_weighted(run, how, closed(run, None)), how), most, start)
+        if not paths:
+            return None
+        path = paths[max(paths)]
+    rows = dict.fromkeys(run.ledger.tables, (*before[:-1], *path.computed))
+    return schedule_of(run, rows)
+
+
+def closed(run: Terrain, bound: float | None) -> Any:
+    """True at each ``[a, j, k]`` that may not be skipped: not known, made to compute, or with an error above ``bound``."""
+    shut: Any = False
+    for name in run.ledger.tables:
+        error = run.ledger.relative(name)
+        shut = shut | (np.isinf(error) if bound is None else error > bound)
+    _, j, k = axes(shut.shape)
+    return shut | np.isin(j + k, list(run.must))
+
+
+def _paths(run: Terrain, goal: Goal, most: int) -> dict[int, Path]:
+    how, shut = goal.how, closed(run, goal.error)
+    if how.gather != "trajectory":
+        return _exact(run, how, shut, most)
+    if run.count > LONGEST:
+        raise ArgumentError(
+            f"objective='trajectory' plans at most {LONGEST} steps, this run has {run.count}; try objective='latent'"
+        )
+    starts = [_exact(run, OBJECTIVES[name], shut, most) for name in ("latent", "gap", "relative")]
+    score = Trajectory(run.ledger, run.sizes, shut)
+    wanted = [most] if goal.error is None and goal.targets else sorted(set().union(*starts))
+    found = {}
+    for length in wanted:
+        candidates = {start[length].computed for start in starts if length in start}
+        if candidates:
+            improved = [improve(c, score.cost, lambda c: run.must.issubset(c), run.count) for c in sorted(candidates)]
+            found[length] = Path(*min(improved, key=lambda pair: pair[1]))
+    return found
+
+
+def _exact(run: Terrain, how: Objective, shut: Any, most: int) -> dict[int, Path]:
+    return shortest_paths(gap_costs(_weighted(run, how, shut), how), most)
+
+
+def _weighted(run: Terrain, how: Objective, shut: Any) -> Floats:
+    """The error of each skip ``[a, j, k]`` as the objective counts it."""
+    squared, size = run.ledger.combined()
+    shape = squared.shape
+    share = run.sizes / max(float(run.sizes.sum()), 1e-300)
+    if how.weight == "relative":
+        with np.errstate(divide="ignore", invalid="ignore"):
+            error = np.sqrt(squared / skipped_values(size, shape))
+    else:
+        # Over the mean length, so that the figure has no unit: a plan does not depend on it.
+        with np.errstate(invalid="ignore"):
+            error = skipped_values(share, shape) * np.sqrt(squared / max(float(np.nanmean(size)), 1e-300))
+    found: Floats = np.where(shut | np.isnan(error), np.inf, error)
+    return found
+
+
+def _separate(run: Terrain, goal: Goal) -> Rows:
+    """One plan for each stream; the budget goes where it saves most."""
+    names = list(run.ledger.tables)
+    lanes = {name: alone(run, name) for name in names}
+    paths = {name: _paths(lane, goal, run.count) for name, lane in lanes.items()}
+    budget = goal.budget(run.count * len(names))
+    if budget is None:
+        if not all(paths.values()):
+            raise _infeasible(run, goal, None)
+        return {name: paths[name][min(paths[name])].computed for name in names}
+    if goal.computed is not None:
+        budget = goal.computed * len(names)
+    scale = {name: _weight(run, name) if goal.how.weight == "latent" else 1.0 for name in names}
+    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
+    for name in names:
+        following: dict[int, tuple[float, tuple[int, ...]]] = {}
+        for spent, (cost, chosen) in best.items():
+            for length, path in paths[name].items():
+                value = cost + path.cost * scale[name] ** goal.how.power
+                if value < following.get(spent + length, (np.inf,))[0]:
+                    following[spent + length] = (value, (*chosen, length))
+        best = following
+    budget = min(budget, run.count * len(names))
+    if budget not in best:
+        raise _infeasible(run, goal, budget)
+    return {name: paths[name][length].computed for name, length in zip(names, best[budget][1], strict=True)}
+
+
+def _weight(run: Terrain, stream: str) -> float:
+    """A stream's error in units of all streams together: costs of single streams are over their own mean length."""
+    own = float(np.nanmean(alone(run, stream).ledger.combined()[1]))
+    return float(np.sqrt(own))
+
+
+def _infeasible(run: Terrain, goal: Goal, wanted: int | None) -> ArgumentError:
+    (name, value), *_ = goal.targets.items()
+    if name == "error":
+        return ArgumentError(f"error={value:g} cannot be kept ({run.why}); try a larger error")
+    lanes = len(run.ledger.tables) if goal.batched is False else 1
+    bare = evolve(goal, objective=OBJECTIVES["latent"], power=None)
+    least = min(_paths(run, bare, run.count)) * lanes
+    total = run.count * lanes
+    example = (
+        f"speedup={int(100 * total / least) / 100:g} or less" if name == "speedup" else f"computed={-(-least // lanes)} or more"
+    )
+    return ArgumentError(
+        f"{name}={value:g} leaves {wanted} of {total} evaluations to compute, at least {least} must ({run.why}); try {example}"
+    )
+
+
+def schedule_of(run: Terrain, computed: Rows) -> Schedule:
+    """The schedule that computes these evaluations, with coefficients, expected errors and what to compare at run time."""
+    masks, coefficients, errors, checks = {}, {}, {}, {}
+    for name, table in run.ledger.tables.items():
+        taken = set(computed[name])
+        mask = [i in taken for i in range(run.count)]
+        relative = run.ledger.relative(name)
+        c, e = [0.0] * run.count, [0.0] * run.count
+        trial: list[Check | None] = [None] * run.count
+        p, j = -1, 0
+        for i in range(1, run.count):
+            a, k = (j - p if p >= 0 else 0), i - j
+            known = k <= run.ledger.reach and np.isfinite(relative[a, j, k])
+            pair = (float(table.coefficient[a, j, k]), float(relative[a, j, k])) if known else None
+            if mask[i]:
+                trial[i], p, j = pair, j, i
+            elif pair is not None:
+                c[i], e[i] = pair
+        masks[name], coefficients[name], errors[name], checks[name] = mask, c, e, trial
+    schedule = Schedule.from_mask(masks, coefficients=coefficients, errors=errors, checks=checks, first_step=run.first_step)
+    return evolve(schedule, terrain=run)

@@ -1,0 +1,155 @@
+"""Where a plan is made: the source read at the run's noise levels, and what may be skipped there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from attrs import evolve, frozen
+
+from magpolicy import _checks
+from magpolicy._calibration import Calibration, StreamMoments
+from magpolicy._curve import Curve
+from magpolicy._errors import ArgumentError
+from magpolicy._goal import Goal
+from magpolicy._gram import Floats
+from magpolicy._ledger import Ledger, factors_of
+from magpolicy._objective import step_sizes
+from magpolicy._presets import Preset, preset
+
+# Ratios alone say nothing of the residual's direction, so the model of long gaps is not to be trusted.
+MAX_SKIPS_OF_RATIOS = 4
+
+
+@frozen(kw_only=True, eq=False)
+class Terrain:
+    """A run to plan."""
+
+    ledger: Ledger
+    must: frozenset[int]
+    """Evaluations that compute whatever the plan."""
+    reach: int
+    """Longest distance from one computed evaluation to the next."""
+    sizes: Floats
+    """Share of the run each evaluation speaks for, times the caller's weights."""
+    why: str
+    """What holds the number of computed evaluations up, for error messages."""
+    first_step: int = 0
+
+    @property
+    def count(self) -> int:
+        """Evaluations to plan."""
+        return self.ledger.count
+
+
+def terrain(
+    source: Any, goal: Goal, steps: int | None, sigmas: Sequence[float] | None, part: tuple[int, int] | None = None
+) -> Terrain:
+    """The run that ``source`` and the settings describe.
+
+    Raises:
+        ArgumentError: settings that do not fit the source or the run.
+    """
+    found = preset(source) if isinstance(source, str | Path) else source
+    known = found if isinstance(found, Preset) else None
+    measured = known.calibration if known is not None else found if isinstance(found, Calibration) else None
+    forecast = _forecast(goal, measured)
+    if measured is not None:
+        whole = measured.resample(steps=steps, sigmas=sigmas)
+    else:
+        ratios = known.curve if known is not None else found
+        whole = collinear(ratios if isinstance(ratios, Curve) else Curve(ratios), steps, sigmas)
+    first, stop = _checks.part(part, whole.steps)
+    run = whole.part(first, stop) if (first, stop) != (0, whole.steps) else whole
+    max_skips = _or(goal.max_skips, known.max_skips if known is not None else None)
+    if max_skips is None and measured is None:
+        max_skips = MAX_SKIPS_OF_RATIOS
+    reach = min(run.window + 1, run.steps, run.steps if max_skips is None else max_skips + 1)
+    must, why = _must(goal, known, whole, sigmas)
+    weights = np.ones(whole.steps) if goal.weights is None else _weights(tuple(goal.weights), whole.steps)
+    factors = factors_of(goal.guidance, run)
+    return Terrain(
+        ledger=Ledger.of(run, max(reach, 1), forecast, 1.0 if goal.damping is None else goal.damping, factors),
+        must=frozenset(i - first for i in must if first <= i < stop),
+        reach=max(reach, 1),
+        sizes=(step_sizes(whole.sigmas) * weights)[first:stop],
+        why=", ".join([f"at most {max(reach, 1) - 1} skips in a row", *why]),
+        first_step=first,
+    )
+
+
+def _or(value: Any, other: Any) -> Any:
+    return other if value is None else value
+
+
+def _forecast(goal: Goal, measured: Calibration | None) -> str:
+    if goal.forecast == "calibrated" and measured is None:
+        raise ArgumentError("forecast='calibrated' needs a Calibration, ratios alone do not say; try forecast='hold'")
+    return goal.forecast or ("hold" if measured is None else "calibrated")
+
+
+def collinear(curve: Curve, steps: int | None, sigmas: Sequence[float] | None) -> Calibration:
+    """Ratios alone as a calibration: residuals that grow and shrink but never turn.
+
+    Reusing the residual of j at i then has the relative error abs(1 - |r_j|/|r_i|), the rule's own model of it (arXiv
+    2506.09045, section 4).
+    """
+    levels = tuple(curve.levels_for(curve.steps if steps is None else _checks.steps(steps, example="28")))
+    if sigmas is not None:
+        levels = _checks.levels("sigmas", sigmas)
+        if steps is not None and steps not in (len(levels), len(sigmas)):
+            raise ArgumentError(f"steps={steps} contradicts sigmas with {len(levels)} levels; give one of them")
+    run = curve.resample(sigmas=levels)
+    covered = np.asarray(curve.covers(levels))
+    streams = {}
+    for name, ratios in run.ratios.items():
+        size = np.where(covered, np.cumprod(ratios), np.nan)
+        gram = np.full((len(levels), len(levels)), np.nan)
+        for back in range(len(levels)):
+            gram[back:, back] = size[back:] * size[: len(levels) - back]
+        nothing = (0.0,) * len(levels)
+        streams[name] = StreamMoments(gram, ratios, nothing, nothing)
+    return Calibration(sigmas=levels, streams=streams)
+
+
+def _must(goal: Goal, known: Preset | None, run: Calibration, sigmas: Sequence[float] | None) -> tuple[set[int], list[str]]:
+    """Evaluations that compute, and why, for messages."""
+    count = run.steps
+    retention = _or(goal.retention, known.retention if known is not None else None) or 0.0
+    leading = int(retention * count + 0.5)
+    forced = _checks.positions("forced", goal.forced, count)
+    why = [f"{leading} leading steps of retention={retention:g}"] if leading > 1 else []
+    if forced:
+        why.append(f"{len(forced)} forced")
+    outside = {i for i in range(count) if any(np.isnan(m.gram[i, 0]) for m in run.streams.values())}
+    if outside:
+        why.append(f"{len(outside)} outside the calibrated noise levels")
+    switch = goal.expert_step
+    if switch is None and known is not None:
+        switch = _switch(known, count, sigmas)
+    experts = {switch} if switch is not None and switch < count else set()
+    return {0, *range(leading), *forced, *outside, *experts}, why
+
+
+def _switch(known: Preset, count: int, sigmas: Sequence[float] | None) -> int | None:
+    boundary = known.expert_boundary
+    if sigmas is not None and boundary and "boundary" in boundary:
+        return sum(s >= float(boundary["boundary"]) for s in sigmas)
+    return known.expert_step(count)
+
+
+def _weights(values: Sequence[Any], count: int) -> Floats:
+    found = [_checks.number(f"weights[{i}]", value, 0, example="1.0") for i, value in enumerate(values)]
+    if len(found) != count:
+        raise ArgumentError(f"weights has {len(found)} values for {count} steps; give one a step")
+    return np.asarray(found)
+
+
+def alone(run: Terrain, stream: str) -> Terrain:
+    """The same run with one stream only."""
+    calibration = run.ledger.calibration
+    one = evolve(calibration, streams={stream: calibration.streams[stream]}, cross={})
+    factors = None if run.ledger.factors is None else {stream: run.ledger.factors[stream]}
+    return evolve(run, ledger=Ledger(one, {stream: run.ledger.tables[stream]}, factors))

@@ -1,0 +1,131 @@
+"""``magpolicy calibrate`` on a pipeline saved to a folder, text encoder and tokenizer included."""
+
+import pytest
+
+import magpolicy
+from magpolicy import Calibration, load_calibration, plan
+
+torch = pytest.importorskip("torch", reason="the torch extra is not installed")
+diffusers = pytest.importorskip("diffusers", reason="the diffusers extra is not installed")
+transformers = pytest.importorskip("transformers", reason="the diffusers extra is not installed")
+pytest.importorskip("click", reason="the cli extra is not installed")
+pytest.importorskip("cattrs", reason="the files extra is not installed")
+
+from pipes import PIPES  # noqa: E402
+from pipes.pipes_video import words  # noqa: E402
+
+from magpolicy.cli import main  # noqa: E402
+
+STEPS = 6
+SIZE = ("--height", 32, "--width", 32, "--frames", 5, "--guidance", 3, "--set", "max_sequence_length=16")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The folder of a tiny Wan pipeline that reads its prompts."""
+    folder = tmp_path_factory.mktemp("pipelines") / "tiny-wan"
+    torch.manual_seed(0)
+    pipe = PIPES["WanPipeline"].make()
+    config = transformers.UMT5Config(
+        vocab_size=96, d_model=pipe.transformer.config.text_dim, d_kv=8, d_ff=16, num_layers=1, num_heads=2
+    )
+    vae = diffusers.AutoencoderKLWan(
+        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+    )
+    pipe.register_modules(text_encoder=transformers.UMT5EncoderModel(config).eval(), tokenizer=words(), vae=vae)
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(saved, capsys):
+    """Runs the command; returns exit code, output, and what it says on stderr without other libraries' words."""
+
+    def command(*args, source=saved, size=SIZE):
+        code = main(list(map(str, ["calibrate", source, *size, *args])))
+        out, err = capsys.readouterr()
+        said = [line for line in err.splitlines() if line.startswith(("Error", "Stopped", "Usage"))]
+        return code, out, "\n".join(said)
+
+    return command
+
+
+def by_hand(saved, prompt, seed):
+    pipe = diffusers.DiffusionPipeline.from_pretrained(saved)
+    pipe.set_progress_bar_config(disable=True)
+    with magpolicy.attach(pipe, calibrate=True) as handle, torch.inference_mode():
+        pipe(
+            prompt=prompt, num_inference_steps=STEPS, height=32, width=32, num_frames=5, guidance_scale=3.0,
+            max_sequence_length=16, output_type="latent", generator=torch.Generator().manual_seed(seed),
+        )  # fmt: skip
+        return handle.calibration
+
+
+@pytest.mark.parametrize("ending", ["json", "safetensors"])
+def test_prompts_are_measured_and_merged_into_one_file(run, saved, tmp_path, ending):
+    if ending == "safetensors":
+        pytest.importorskip("safetensors")
+    file = tmp_path / f"wan.{ending}"
+    code, out, err = run("--steps", STEPS, "--prompt", "a cat", "--prompt", "a dog", "--seed", 5, "-o", file, "--name", "mine")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[:2] == ["prompt 1 of 2", "prompt 2 of 2"]
+    assert f"{STEPS} steps, cond, uncond, window 5" in out
+    found = load_calibration(file)
+    assert found == Calibration.merge([by_hand(saved, "a cat", 5), by_hand(saved, "a dog", 6)])
+    assert found.name == "mine"
+    about = found.provenance
+    assert (about["samples"], about["guidance"], about["repo"], about["pipeline"]) == (2, 3.0, "tiny-wan", "WanPipeline")
+    assert plan(file, steps=10, speedup=2.0).computed == 5
+
+
+def test_what_was_measured_drives_the_pipeline(run, saved, tmp_path):
+    file = tmp_path / "wan.json"
+    assert run("--steps", STEPS, "--prompt", "a cat", "-o", file)[0] == 0
+    pipe = diffusers.DiffusionPipeline.from_pretrained(saved)
+    with magpolicy.attach(pipe, calibration=file, speedup=1.5) as handle:
+        pipe(prompt="a dog", num_inference_steps=9, height=32, width=32, num_frames=5, max_sequence_length=16)
+        assert handle.report.estimated_speedup >= 1.5
+
+
+@pytest.mark.parametrize(("fault", "code"), [(KeyboardInterrupt, 130), (RuntimeError, 1)])
+def test_when_stopped_or_failing_nothing_is_written_and_it_says_how_far_it_got(run, tmp_path, monkeypatch, fault, code):
+    calls, forward = [], diffusers.WanTransformer3DModel.forward
+
+    def failing(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2 * STEPS + 2 * 3 + 1:  # the second prompt, after three steps of two branches
+            raise fault("out of luck")
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(diffusers.WanTransformer3DModel, "forward", failing)
+    file = tmp_path / "wan.json"
+    found, _, err = run("--steps", STEPS, "--prompt", "a cat", "--prompt", "a dog", "-o", file)
+    assert found == code
+    assert f"prompt 2 of 2 got to step 3 of {STEPS}, and nothing is written" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (("--steps", 6, "-o", "x.txt"), 2, "must end in .json or .safetensors"),
+        (("--steps", 6, "-o", "/no/such/folder/x.json"), 2, "is no folder"),
+        (("--steps", 1, "-o", "x.json"), 2, "--steps"),
+        (("--steps", 6, "-o", "x.json", "--set", "colour"), 2, "not of the form NAME=VALUE"),
+        (("--steps", 6, "-o", "x.json", "--prompt", "fox", "--set", "colour=red"), 2, "colour is no argument of WanPipeline"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_mistakes(run, tmp_path, monkeypatch, args, code, message):
+    monkeypatch.chdir(tmp_path)
+    found, _, err = run(*args)
+    assert found == code
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_pipeline(run, tmp_path):
+    found, _, err = run("--steps", 6, "-o", tmp_path / "x.json", source=tmp_path)
+    assert found == 1
+    assert "cannot be loaded by diffusers" in err
+    assert "\n" not in err

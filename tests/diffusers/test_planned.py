@@ -1,0 +1,165 @@
+"""``attach(pipe, speedup=...)`` and ``attach(pipe, calibrate=True)`` on real pipelines."""
+
+import json
+
+import pytest
+
+import magpolicy
+from magpolicy import RunError, plan
+
+torch = pytest.importorskip("torch", reason="the torch extra is not installed")
+pytest.importorskip("diffusers", reason="the diffusers extra is not installed")
+
+from pipes import PIPES  # noqa: E402
+
+SOME = (
+    ("FluxPipeline", "distilled"),
+    ("WanPipeline", "cfg"),
+    ("StableDiffusion3Pipeline", "cfg"),
+    ("PixArtSigmaPipeline", "cfg"),
+    ("LTX2Pipeline", "cfg"),
+)
+CASES = [pytest.param(pipe, way, id=f"{cls}-{way}") for cls, way in SOME for pipe in PIPES.values() if pipe.cls == cls]
+
+
+def calibrated(case, way, steps, **settings):
+    pipe = case.make()
+    with magpolicy.attach(pipe, calibrate=True, **settings) as handle:
+        case.run(pipe, way, steps)
+        return handle.calibration
+
+
+def levels_of(report):
+    first = report.trace[0].stream
+    return [e.sigma for e in report.trace if e.stream == first]
+
+
+@pytest.mark.parametrize(("case", "way"), CASES)
+def test_each_call_follows_the_plan_for_its_own_steps(case, way):
+    calibration = calibrated(case, way, 12)
+    pipe = case.make()
+    with magpolicy.attach(pipe, calibration=calibration, speedup=2.0) as handle:
+        for steps in (12, 9):
+            case.run(pipe, way, steps)
+            report = handle.report
+            expected = plan(calibration, sigmas=levels_of(report), speedup=2.0)
+            assert report.schedule == expected
+            assert report.estimated_speedup >= 2.0
+            rows = dict(zip(expected.streams, expected.coefficients, strict=True))
+            assert report.forecasts == sum(c != 0 for row in rows.values() for c in row)
+
+
+@pytest.mark.parametrize(("case", "way"), CASES)
+def test_a_calibration_says_where_it_comes_from(case, way, tmp_path):
+    calibration = calibrated(case, way, 6)
+    about = calibration.provenance
+    assert calibration.steps == 6
+    assert about["pipeline"] == case.cls
+    assert about["model"] == next(iter(case.denoisers.values()))
+    assert about["dtype"] == "float32"
+    assert about["scheduler"]
+    assert about["latents"]
+    assert set(about["versions"]) == {"magpolicy", "torch", "diffusers"}
+    json.dumps(about)
+    if way == "cfg":
+        assert set(calibration.streams) == {"cond", "uncond"}
+        assert list(calibration.cross) == [tuple(calibration.streams)]
+    else:
+        assert "guidance" not in about, "a distilled model's scale is no guidance"
+
+
+def test_the_scale_of_guidance_is_that_of_the_call():
+    case = PIPES["WanPipeline"]
+    pipe = case.make()
+    with magpolicy.attach(pipe, calibrate=True) as handle:
+        case.run(pipe, "cfg", 4, guidance_scale=2.5)
+        assert handle.calibration.provenance["guidance"] == 2.5
+        case.run(pipe, "no guidance", 4)
+        assert "guidance" not in handle.calibration.provenance
+
+
+def test_moments_are_the_pipelines_own():
+    """Against residuals taken with torch's own hooks on the bare pipeline."""
+    from zoo import CASES as ZOO
+    from zoo._bare import Watch
+
+    case = PIPES["FluxPipeline"]
+    pipe = case.make()
+    seen = Watch(ZOO["FluxTransformer2DModel"], pipe.transformer)
+    residuals = []
+    original = pipe.transformer.forward
+
+    def forward(*args, **kwargs):
+        seen.entered, seen.left = [], []
+        result = original(*args, **kwargs)
+        residuals.append(seen.residuals[0].double())
+        return result
+
+    pipe.transformer.forward = forward
+    with seen.watching():
+        case.run(pipe, "distilled", 6)
+    (found,) = calibrated(case, "distilled", 6, window=2).streams.values()
+    for i in range(6):
+        for k in range(min(i, 2) + 1):
+            assert found.gram[i, k] == pytest.approx(float((residuals[i] * residuals[i - k]).mean()), rel=1e-4)
+
+
+def test_a_model_in_a_loop_of_ones_own():
+    case = PIPES["FluxPipeline"]
+    calibration = calibrated(case, "distilled", 8)
+    pipe = case.make()
+    with magpolicy.attach(pipe.transformer, calibration=calibration, speedup=2.0, steps=8) as handle:
+        case.run(pipe, "distilled", 8)
+        assert handle.report.computed == 4
+        assert handle.report.schedule == plan(calibration, steps=8, speedup=2.0)
+
+
+@pytest.mark.parametrize("way", ["interrupted", "failed"])
+def test_a_run_that_was_stopped_yields_none_and_says_how_far_it_got(way):
+    case = PIPES["FluxPipeline"]
+    pipe = case.make()
+
+    def stop(pipe, step, timestep, inputs):
+        if step == 2:
+            if way == "failed":
+                raise ZeroDivisionError
+            pipe._interrupt = True
+        return inputs
+
+    with magpolicy.attach(pipe, calibrate=True) as handle:
+        try:
+            case.run(pipe, "distilled", 6, callback_on_step_end=stop)
+        except ZeroDivisionError:
+            assert way == "failed"
+        with pytest.raises(RunError, match="step 3 of 6"):
+            _ = handle.calibration
+        case.run(pipe, "distilled", 6)
+        assert handle.calibration.steps == 6
+
+
+def test_image_to_image_plans_the_steps_it_runs():
+    case = next(p for p in PIPES.values() if p.strength and p.cls.startswith("Flux"))
+    way = next(iter(case.ways))
+    calibration = calibrated(case, way, 12)
+    pipe = case.make()
+    with magpolicy.attach(pipe, calibration=calibration, speedup=2.0) as handle:
+        case.run(pipe, way, 20, strength=0.6)
+        report = handle.report
+    expected = plan(calibration, sigmas=pipe.scheduler.sigmas.tolist(), part=(8, 20), speedup=2.0)
+    assert report.schedule.first_step == 8
+    assert report.schedule.mask == expected.mask
+    assert report.computed == 6
+    assert report.forecasts == sum(c != 0 for c in expected.coefficients[0])
+
+
+def test_a_known_model_needs_nothing_but_a_speed():
+    """Its published ratios say what is known of it: planned with the modelled error, residuals held."""
+    case = PIPES["FluxPipeline"]
+    pipe = case.make()
+    pipe.transformer.register_to_config(_name_or_path="black-forest-labs/FLUX.1-dev")
+    with magpolicy.attach(pipe, speedup=2.5) as handle:
+        case.run(pipe, "distilled", 20)
+        report = handle.report
+    assert report.computed == 8
+    assert report.forecasts == 0
+    assert report.schedule == plan("flux.1-dev", steps=20, speedup=2.5)
