@@ -32,10 +32,12 @@ from magpolicy._simulate import Sweep, SweepRow, simulate, sweep
 if TYPE_CHECKING:
     from magpolicy._attach import AttachRequest, attach
     from magpolicy._calibration_file import load_calibration
+    from magpolicy._expected import expected_errors
     from magpolicy._library import keep, library
     from magpolicy._plan import plan, trade_off
     from magpolicy._plugins import PluginInfo, manager, plugins
     from magpolicy._preset_file import load_preset, save_preset
+    from magpolicy._refine import Refined, refine
     from magpolicy.hookspecs import hookimpl
 
 __version__ = "0.1.0"
@@ -46,6 +48,7 @@ _LATE = {
     "PluginInfo": "_plugins",
     "attach": "_attach",
     "hookimpl": "hookspecs",
+    "expected_errors": "_expected",
     "keep": "_library",
     "library": "_library",
     "load_calibration": "_calibration_file",
@@ -53,6 +56,8 @@ _LATE = {
     "plan": "_plan",
     "manager": "_plugins",
     "plugins": "_plugins",
+    "Refined": "_refine",
+    "refine": "_refine",
     "save_preset": "_preset_file",
     "trade_off": "_plan",
 }
@@ -86,6 +91,7 @@ __all__ = [
     "Preset",
     "PresetError",
     "PresetWarning",
+    "Refined",
     "Replan",
     "RunError",
     "Safeguard",
@@ -99,6 +105,7 @@ __all__ = [
     "TraceEntry",
     "__version__",
     "attach",
+    "expected_errors",
     "hookimpl",
     "keep",
     "library",
@@ -109,6 +116,7 @@ __all__ = [
     "plugins",
     "preset",
     "presets",
+    "refine",
     "save_preset",
     "semantics",
     "semantics_names",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from attrs import evolve, field, frozen
+from numpy.typing import ArrayLike
 
 from magpolicy import _checks, _gram
 from magpolicy._curve import Curve
@@ -268,6 +269,34 @@ class Calibration:
         }  # fmt: skip
         cross = {pair: cut_cross(table) for pair, table in self.cross.items()}
         return evolve(self, sigmas=self.sigmas[first:stop], streams=streams, cross=cross)
+
+    @classmethod
+    def from_residuals(
+        cls,
+        residuals: Mapping[str, Sequence[ArrayLike]] | Sequence[ArrayLike],
+        *,
+        sigmas: Sequence[float] | None = None,
+        window: int | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        name: str = "",
+        aliases: Sequence[str] = (),
+    ) -> Calibration:
+        """The calibration of a run whose residuals are at hand; adapters measure theirs as the run goes and hold few.
+
+        Args:
+            residuals: per stream one array (tokens, channels), or (samples, tokens, channels), an evaluation.
+            sigmas: their noise levels; evenly spaced flow levels 1, 1-1/n, ... by default.
+            window: evaluations back to which inner products are taken; all by default.
+            provenance: as :attr:`provenance`.
+            name: as :attr:`name`.
+            aliases: as :attr:`aliases`.
+
+        Raises:
+            ArgumentError: shapes that change within a run, or values that are not finite.
+        """
+        from magpolicy._moments import from_residuals
+
+        return from_residuals(residuals, sigmas, window, provenance=provenance or {}, name=name, aliases=aliases)
 
     @classmethod
     def merge(cls, calibrations: Iterable[Calibration]) -> Calibration:

@@ -71,7 +71,8 @@ class Ledger:
                 size = size + lengths(self.gram(name)) / len(self.tables)
             return squared, size
         for first, second, factor in self.pairs():
-            squared = squared + factor * self._product(first, second)
+            with np.errstate(invalid="ignore"):  # 0 times what is not known, or unknown of both signs
+                squared = squared + factor * self._product(first, second)
             size = size + factor * self.look_up(first, second)(np.arange(self.count), np.arange(self.count))
         # Streams that cancel leave a combination shorter than rounding; it is never negative.
         unknown = np.logical_or.reduce([np.isinf(t.squared) for t in self.tables.values()])
@@ -118,6 +119,12 @@ class Ledger:
 def axes(shape: tuple[int, ...]) -> tuple[Any, Any, Any]:
     """The positions a, j, k of a table's entries, ready to broadcast."""
     return np.ix_(*map(np.arange, shape))  # type: ignore[return-value]
+
+
+def mean_length(size: Floats) -> float:
+    """Mean of squared lengths over the evaluations that are known, never 0."""
+    known = size[np.isfinite(size)]
+    return max(float(known.mean()), 1e-300) if known.size else 1.0
 
 
 def lengths(gram: Floats) -> Floats:

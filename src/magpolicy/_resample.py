@@ -47,18 +47,20 @@ class Mix:
     shares: Floats
 
     @classmethod
-    def at(cls, levels: Sequence[float], target: Sequence[float]) -> Mix:
+    def at(cls, levels: Sequence[float], target: Sequence[float], window: int) -> Mix:
         """Lagrange interpolation through the nearest calibrated levels; nan outside their range.
 
-        The parameter is the position among the calibrated levels, in which a schedule's own spacing is even.
+        The parameter is the position among the calibrated levels, in which a schedule's own spacing is even. No more levels are
+        taken than inner products are known of.
         """
         kept = np.asarray(falling(levels))
         known = np.asarray(levels)[kept]
-        count, points = len(kept), min(POINTS, len(kept))
+        count, points = len(kept), min(POINTS, len(kept), window + 1)
         place = np.interp(target, known[::-1], np.arange(count, dtype=np.float64)[::-1])
         whole = np.rint(place)
         place = np.where(np.abs(place - whole) < 1e-9, whole, place)
-        start = np.clip(np.floor(place).astype(np.int64) - (points // 2 - 1), 0, count - points)
+        before = np.floor(place if points > 1 else place + 0.5).astype(np.int64)
+        start = np.clip(before - max(points // 2 - 1, 0), 0, count - points)
         index = start[:, None] + np.arange(points)
         shares = np.ones(index.shape)
         for q in range(points):
@@ -102,7 +104,7 @@ def resample(calibration: Calibration, steps: int | None, sigmas: Sequence[float
     target = _target(calibration, steps, sigmas)
     if target == calibration.sigmas:
         return calibration
-    mix = Mix.at(calibration.sigmas, target)
+    mix = Mix.at(calibration.sigmas, target, calibration.window)
     streams = {name: _moments(calibration, name, moments, mix, target) for name, moments in calibration.streams.items()}
     window = min(moments.window for moments in streams.values())
     cross = {pair: mix.cross(table, window) for pair, table in calibration.cross.items()}

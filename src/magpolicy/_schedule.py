@@ -13,6 +13,8 @@ from magpolicy import _checks
 from magpolicy._curve import SINGLE
 from magpolicy._decision import Decision
 from magpolicy._errors import ArgumentError
+from magpolicy._export import bins as run_lengths
+from magpolicy._export import export as exported
 
 if TYPE_CHECKING:
     import os
@@ -97,6 +99,16 @@ class Schedule:
         return total / len(self.streams)
 
     @property
+    def planned(self) -> bool:
+        """Whether the errors stated are those a plan expects of single steps, not those the rule has accumulated."""
+        return any(map(any, self.checks))
+
+    @property
+    def rms_error(self) -> float:
+        """Root mean square over all steps of the errors stated: of a plan, one figure for what it costs."""
+        return float(np.sqrt(np.mean(np.square(self.errors))))
+
+    @property
     def worst(self) -> float:
         """Largest error stated for a step; of a plan, the largest relative error expected of a reused residual."""
         return max(self.errors)
@@ -147,6 +159,25 @@ class Schedule:
 
     def __str__(self) -> str:
         return f"{self.steps} steps {self.strip}  {self.computed} computed  {self.speedup:.2f}x"
+
+    @property
+    def steps_computation_mask(self) -> list[int]:
+        """1 where a step computes, 0 where it skips, as cache-dit's ``DBCacheConfig`` takes it."""
+        return [int(m) for m in self.mask]
+
+    @property
+    def bins(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Lengths of the runs of computed and of skipped steps, in turn: compute bins and cache bins."""
+        return run_lengths(self.mask)
+
+    def export(self, form: str) -> dict[str, Any]:
+        """For an engine that magpolicy does not drive. What these reuse is their own; forecasts stay behind.
+
+        Args:
+            form: ``"cache-dit"``: arguments of its ``DBCacheConfig``. ``"sglang"``: environment variables of SGLang-diffusion's
+                step computation masking. ``"json"``: :meth:`to_dict`.
+        """
+        return exported(self.mask, form, self.to_dict() if form == "json" else {})
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; :meth:`from_dict` reads them back."""

@@ -11,7 +11,7 @@ from attrs import evolve
 from magpolicy._errors import ArgumentError
 from magpolicy._goal import Goal
 from magpolicy._gram import Floats
-from magpolicy._ledger import axes, skipped_values
+from magpolicy._ledger import axes, mean_length, skipped_values
 from magpolicy._objective import OBJECTIVES, Objective, gap_costs
 from magpolicy._schedule import Check, Schedule
 from magpolicy._shortest import Path, shortest_paths
@@ -119,9 +119,28 @@ def _weighted(run: Terrain, how: Objective, shut: Any) -> Floats:
     else:
         # Over the mean length, so that the figure has no unit: a plan does not depend on it.
         with np.errstate(invalid="ignore"):
-            error = skipped_values(share, shape) * np.sqrt(squared / max(float(np.nanmean(size)), 1e-300))
+            error = skipped_values(share, shape) * np.sqrt(squared / mean_length(size))
     found: Floats = np.where(shut | np.isnan(error), np.inf, error)
     return found
+
+
+class Costs:
+    """The expected cost of any joint schedule of a run, by one additive objective; infinite where it is not allowed."""
+
+    def __init__(self, run: Terrain, name: str = "latent") -> None:
+        how = OBJECTIVES[name]
+        self._gaps = gap_costs(_weighted(run, how, closed(run, None)), how)
+        self._count, self._reach = run.count, run.ledger.reach
+
+    def __call__(self, computed: Sequence[int]) -> float:
+        total, a = 0.0, 0
+        for j, following in zip(computed, (*computed[1:], self._count), strict=True):
+            gap = following - j
+            if gap > self._reach:
+                return np.inf
+            total += float(self._gaps[a, j, gap])
+            a = gap
+        return total
 
 
 def _separate(run: Terrain, goal: Goal) -> Rows:
@@ -154,8 +173,7 @@ def _separate(run: Terrain, goal: Goal) -> Rows:
 
 def _weight(run: Terrain, stream: str) -> float:
     """A stream's error in units of all streams together: costs of single streams are over their own mean length."""
-    own = float(np.nanmean(alone(run, stream).ledger.combined()[1]))
-    return float(np.sqrt(own))
+    return float(np.sqrt(mean_length(alone(run, stream).ledger.combined()[1])))
 
 
 def _infeasible(run: Terrain, goal: Goal, wanted: int | None) -> ArgumentError:

@@ -52,19 +52,12 @@ def terrain(
     Raises:
         ArgumentError: settings that do not fit the source or the run.
     """
-    found = preset(source) if isinstance(source, str | Path) else source
-    known = found if isinstance(found, Preset) else None
-    measured = known.calibration if known is not None else found if isinstance(found, Calibration) else None
+    whole, known, measured = at_levels(source, steps, sigmas)
     forecast = _forecast(goal, measured)
-    if measured is not None:
-        whole = measured.resample(steps=steps, sigmas=sigmas)
-    else:
-        ratios = known.curve if known is not None else found
-        whole = collinear(ratios if isinstance(ratios, Curve) else Curve(ratios), steps, sigmas)
     first, stop = _checks.part(part, whole.steps)
     run = whole.part(first, stop) if (first, stop) != (0, whole.steps) else whole
     max_skips = _or(goal.max_skips, known.max_skips if known is not None else None)
-    if max_skips is None and measured is None:
+    if max_skips is None and not measured:
         max_skips = MAX_SKIPS_OF_RATIOS
     reach = min(run.window + 1, run.steps, run.steps if max_skips is None else max_skips + 1)
     must, why = _must(goal, known, whole, sigmas)
@@ -80,14 +73,25 @@ def terrain(
     )
 
 
+def at_levels(source: Any, steps: int | None, sigmas: Sequence[float] | None) -> tuple[Calibration, Preset | None, bool]:
+    """The source at the run's noise levels, its preset if it has one, and whether its errors are measured."""
+    found = preset(source) if isinstance(source, str | Path) else source
+    known = found if isinstance(found, Preset) else None
+    measured = known.calibration if known is not None else found if isinstance(found, Calibration) else None
+    if measured is not None:
+        return measured.resample(steps=steps, sigmas=sigmas), known, True
+    ratios = known.curve if known is not None else found
+    return collinear(ratios if isinstance(ratios, Curve) else Curve(ratios), steps, sigmas), known, False
+
+
 def _or(value: Any, other: Any) -> Any:
     return other if value is None else value
 
 
-def _forecast(goal: Goal, measured: Calibration | None) -> str:
-    if goal.forecast == "calibrated" and measured is None:
+def _forecast(goal: Goal, measured: bool) -> str:
+    if goal.forecast == "calibrated" and not measured:
         raise ArgumentError("forecast='calibrated' needs a Calibration, ratios alone do not say; try forecast='hold'")
-    return goal.forecast or ("hold" if measured is None else "calibrated")
+    return goal.forecast or ("calibrated" if measured else "hold")
 
 
 def collinear(curve: Curve, steps: int | None, sigmas: Sequence[float] | None) -> Calibration:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import click
 
 import magpolicy
-from magpolicy.cli import _calibrate, _demo, _lists, _output, _preview
+from magpolicy.cli import _calibrate, _demo, _lists, _output, _plan, _preview
 from magpolicy.cli._params import examples
 
 
@@ -20,6 +20,7 @@ from magpolicy.cli._params import examples
     epilog=examples(
         "magpolicy simulate flux.1-dev --steps 20",
         "magpolicy sweep flux.1-dev --steps 20 --limit 10",
+        "magpolicy plan flux.1-dev --steps 20 --speedup 2",
         "magpolicy presets --family wan",
         "magpolicy demo",
     ),
@@ -35,6 +36,8 @@ def program() -> None:
 for command in (
     _preview.simulate,
     _preview.sweep,
+    _plan.plan,
+    _plan.compare,
     _lists.presets,
     _lists.semantics,
     _lists.plugins,

@@ -72,7 +72,7 @@ def _row(preset: magpolicy.Preset) -> tuple[Any, ...]:
 
 
 def _as_dict(preset: magpolicy.Preset) -> dict[str, Any]:
-    kept = attrs.asdict(preset, filter=lambda attribute, _: attribute.name != "curve")
+    kept = attrs.asdict(preset, filter=lambda attribute, _: attribute.name not in ("curve", "calibration"))
     curve = preset.curve
     levels = {"sigmas": None if curve.assumed else list(curve.levels), "remarks": list(curve.validate())}
     return kept | {"steps": preset.steps, "first_step": curve.first_step, "streams": list(curve.streams)} | levels
@@ -88,6 +88,7 @@ def _say_preset(preset: magpolicy.Preset) -> None:
             ("aliases", preset.aliases),
             ("steps", f"{preset.steps}{first}"),
             ("streams", curve.streams),
+            *_calibrated(preset.calibration),
             ("noise levels", "measured" if curve.sigmas else "not published: flow levels assumed"),
             ("threshold", preset.threshold),
             ("K", preset.max_skips),
@@ -105,6 +106,11 @@ def _say_preset(preset: magpolicy.Preset) -> None:
     _output.say_list("remarks on the ratios", curve.validate())
     _output.say_list("also published in", (_also(entry) for entry in preset.also_published_in))
     _output.say_list("ratios", (f"{name}: {','.join(map(repr, values))}" for name, values in curve.ratios.items()))
+
+
+def _calibrated(found: magpolicy.Calibration | None) -> Iterable[tuple[str, Any]]:
+    if found is not None:
+        yield "calibration", f"{found.merged} sample{'s' * (found.merged > 1)}, window {found.window}"
 
 
 def _published(setting: magpolicy.Setting) -> Iterable[str]:

@@ -93,7 +93,7 @@ class Semantics(_ParamType):
 def _is_list(text: str) -> bool:
     if re.fullmatch(r"[-+.\deE]*\d", text):
         return True
-    return "," in text and not text.lower().endswith((".json", ".toml"))
+    return "," in text and not text.lower().endswith((".json", ".toml", ".safetensors"))
 
 
 def _ratios(text: str) -> list[float]:

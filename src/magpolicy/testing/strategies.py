@@ -1,11 +1,13 @@
-"""Hypothesis strategies for ratios, curves and settings as they occur."""
+"""Hypothesis strategies for ratios, curves, calibrations and settings as they occur."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from hypothesis import strategies as st
 
+from magpolicy._calibration import Calibration
 from magpolicy._curve import Curve
 
 
@@ -25,6 +27,26 @@ def curves(draw: st.DrawFn, *, min_size: int = 2, max_size: int = 60, streams: i
         return Curve(values)
     grid = draw(st.lists(st.integers(1, 10_000), min_size=size, max_size=size, unique=True))
     return Curve(values, sigmas=[level / 10_000 for level in sorted(grid, reverse=True)])
+
+
+@st.composite
+def calibrations(
+    draw: st.DrawFn, *, min_size: int = 2, max_size: int = 24, streams: int = 2, window: int | None = None
+) -> Calibration:
+    """Calibrations of residuals that move along a smooth path, more or less noisy, at uneven noise levels."""
+    size = draw(st.integers(min_size, max_size))
+    names = draw(st.sampled_from([["single"], ["cond", "uncond"]][: max(1, streams)]))
+    grid = draw(st.lists(st.integers(1, 1000), min_size=size, max_size=size, unique=True))
+    sigmas = np.array(sorted(grid, reverse=True)) / 1000
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    noise = draw(st.sampled_from([0.0, 0.01, 0.3]))
+    shapes = np.stack([np.ones_like(sigmas), sigmas, sigmas**2, np.sin(draw(st.floats(0.5, 9.0)) * sigmas)], axis=1)
+    residuals = {
+        name: [row.reshape(4, 6) + noise * random.normal(size=(4, 6)) for row in shapes @ random.normal(size=(4, 24))]
+        for name in names
+    }
+    width = draw(st.integers(1, size - 1)) if window is None and size > 1 else window
+    return Calibration.from_residuals(residuals, sigmas=sigmas.tolist(), window=width)
 
 
 def settings() -> st.SearchStrategy[dict[str, Any]]:

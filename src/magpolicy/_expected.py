@@ -1,0 +1,59 @@
+"""What any schedule is expected to cost, by what a calibration measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from magpolicy import _gram
+from magpolicy._errors import ArgumentError
+from magpolicy._schedule import Schedule
+from magpolicy._setup import Source
+from magpolicy._terrain import at_levels
+
+
+def expected_errors(
+    source: Source,
+    schedule: Schedule,
+    *,
+    steps: int | None = None,
+    sigmas: Sequence[float] | None = None,
+) -> Mapping[str, tuple[float, ...]]:
+    """The relative error expected of each step of any schedule, per stream: 0 where it computes.
+
+    Schedules of different makers compare by one measure this way, such as the published rule's and a plan.
+
+    Args:
+        source: a calibration; of magnitude ratios alone the errors are modelled.
+        schedule: what is computed, and how skipped residuals are forecast.
+        steps: steps of the run; the schedule's by default.
+        sigmas: or its noise levels.
+
+    Returns:
+        per stream of the source one value a step; infinite where the source says nothing.
+
+    Raises:
+        ArgumentError: the schedule is of another length.
+    """
+    total = schedule.first_step + schedule.steps
+    run = at_levels(source, total if steps is None and sigmas is None else steps, sigmas)[0]
+    if run.steps != total:
+        raise ArgumentError(f"schedule has {total} steps, the run {run.steps}; make a schedule for it")
+    found = {}
+    for name, moments in run.streams.items():
+        place = schedule.streams.index(name) if name in schedule.streams else 0
+        errors = [0.0] * schedule.steps
+        p, j = -1, -1
+        for at, computes in enumerate(schedule.masks[place]):
+            i = at + schedule.first_step
+            if computes:
+                p, j = j, i
+                continue
+            c = schedule.coefficients[place][at]
+            left = _gram.remaining(*_gram.differences(moments.gram, p if c else j, j, i), c)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                error = float(np.sqrt(left / _gram.inner(moments.gram, i, i)))
+            errors[at] = error if np.isfinite(error) else float("inf")
+        found[name] = tuple(errors)
+    return found
