@@ -109,18 +109,19 @@ def grid(method: str, make: Callable[..., Any], bench: Bench, **axes: Sequence[A
 
 
 def others(bench: Bench) -> Iterator[Trial]:
-    yield from magnitude_rules(bench)
-    yield from grid("diffusers FirstBlockCache", methods.first_block_cache, bench, threshold=_spread(0.05, 2.0, 14))
+    """Strongest first, so that a run that is stopped early has what matters."""
+    dbcache = {"threshold": _spread(0.1, 2.5, 10), "warmup": (2, 4), "longest": (-1, 2)}
+    yield from grid("cache-dit DBCache + TaylorSeer", methods.db_cache, bench, order=(1, 2), **dbcache)
     taylor = {"interval": (2, 3, 4, 5), "before": (1, 2, 3, 4, 6), "order": (1, 2, 3)}
     for mode, name in (("blocks", "whole blocks"), ("lite", "lite")):
         yield from grid(f"diffusers TaylorSeer, {name}", methods.taylor_seer, bench, mode=(mode,), **taylor)
+    yield from magnitude_rules(bench)
+    yield from grid("diffusers FirstBlockCache", methods.first_block_cache, bench, threshold=_spread(0.05, 2.0, 14))
     last = {"interval": (2, 3, 4), "before": (2, 3, 4), "order": (1, 2), "after": (bench.steps - 1,)}
     yield from grid("diffusers TaylorSeer, whole blocks", methods.taylor_seer, bench, mode=("blocks",), **last)
     default = {"interval": (2, 3, 5), "before": (3,), "order": (1,)}
     yield from grid("diffusers TaylorSeer, default", methods.taylor_seer, bench, mode=("default",), **default)
-    dbcache = {"threshold": _spread(0.1, 2.5, 10), "warmup": (2, 4), "longest": (-1, 2)}
     yield from grid("cache-dit DBCache", methods.db_cache, bench, **dbcache)
-    yield from grid("cache-dit DBCache + TaylorSeer", methods.db_cache, bench, order=(1, 2), **dbcache)
     yield from grid("TeaCache's rule", methods.tea_cache, bench, fitted=(False,), threshold=_spread(0.01, 1.0, 12))
     yield from grid("TeaCache's rule", methods.tea_cache, bench, fitted=(True,), threshold=_spread(0.1, 3.0, 12))
     yield from grid("EasyCache's rule", methods.easy_cache, bench, threshold=_spread(0.01, 0.3, 12), warmup=(2, 5))
