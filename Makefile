@@ -10,7 +10,7 @@ DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs clean
+.PHONY: help demo test lint format docs browser clean
 
 help:  ## list what there is
 	@sed -n 's/^\([a-z]*\):.*##/\1:/p' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ format: $(DEV)  ## bring the code into shape
 
 docs: $(DEV)  ## build the documentation into site/, warnings are errors
 	$(BIN)/mkdocs build --strict --quiet
+
+browser:  ## a browser for the tests of the ComfyUI panel, where it is missing and can be installed
+	@.ci/browser
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .grimp_cache

@@ -35,12 +35,17 @@ class Arguments:
         variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         self._names = [p.name for p in parameters if p.kind not in variable]
         self._time = next((n for n in self._names if _TIME.fullmatch(n)), None)
+        self._caches = any(name.startswith("kv_cache") for name in self._names)
         self._condition = [n for n in self._names if n != self._time and _CONDITION.search(n)]
 
     def timestep(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Times | None:
         """The timestep as the model is given it; waits for the device."""
-        value = None if self._time is None else self._given(args, kwargs).get(self._time)
+        value = None if self._time is None else kwargs.get(self._time)
+        if value is None and self._time is not None:
+            value = self._given(args, kwargs).get(self._time)
         if isinstance(value, Tensor) and value.numel():
+            if value.numel() == 1:
+                return (float(value),) * 2
             return tuple(torch.stack(value.detach().aminmax()[::-1]).tolist())
         return (float(value),) * 2 if isinstance(value, (int, float)) else None
 
@@ -55,6 +60,8 @@ class Arguments:
         diffusers says so by ``kv_cache_mode="extract"`` or ``"capture…"``, ``kv_caches.mode == "write"`` (GLM-Image), or
         ``kv_cache_flag["is_cache_step"]`` (AnyFlow FAR).
         """
+        if not self._caches:
+            return False
         given = {n: v for n, v in self._given(args, kwargs).items() if n.startswith("kv_cache")}
         mode, flag = str(given.get("kv_cache_mode")), given.get("kv_cache_flag")
         writes = getattr(given.get("kv_caches"), "mode", None) == "write"

@@ -35,8 +35,8 @@ def load(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     wanted = DTYPES[dtype or ("float32" if device == "cpu" else "bfloat16")]
     if not progress:
-        diffusers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        transformers.utils.logging.disable_progress_bar()
+        diffusers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
     try:
         pipe: Any = diffusers.DiffusionPipeline.from_pretrained(source, torch_dtype=wanted)  # type: ignore[no-untyped-call]
     except Exception as error:  # whatever a hub, a file or a class may say

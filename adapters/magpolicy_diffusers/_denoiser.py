@@ -10,7 +10,9 @@ from typing import Any
 from magpolicy import AdapterError, AttachRequest
 from magpolicy_diffusers._arguments import Arguments
 from magpolicy_diffusers._stacks import find
+from magpolicy_torch._front import Front, unwrapped
 from magpolicy_torch._handle import checkpointing, stack_for
+from magpolicy_torch._model import Model
 from magpolicy_torch._patch import Patch
 from torch import nn
 
@@ -26,7 +28,8 @@ class Denoiser:
         ArgumentError: an option that is not known here.
     """
 
-    def __init__(self, module: nn.Module, request: AttachRequest, around: Callable[..., Any]) -> None:
+    def __init__(self, target: nn.Module, request: AttachRequest, around: Callable[..., Any]) -> None:
+        module = unwrapped(target)
         if (cache := other_cache(module)) is not None:
             raise AdapterError(f"{type(module).__name__} has another cache, {cache}; call its disable_cache() first")
         self.module = module
@@ -35,7 +38,9 @@ class Denoiser:
         self.scope = self.stack.scope
         self.channel_dim = 1 if self.scope == "model" else -1
         self._context: ContextVar[str | None] = ContextVar("magpolicy_cache_context", default=None)
-        self._forward = Patch(module, lambda original, args, kwargs: around(self, original, args, kwargs))
+        self.model = Model(module, self.stack)
+        wrapper = None if target is module else target
+        self._front = Front(module, lambda original, args, kwargs: around(self, original, args, kwargs), wrapper)
         named = hasattr(module, "cache_context")
         self._named = Patch(module, self._cache_context, "cache_context") if named else None
 
@@ -50,12 +55,12 @@ class Denoiser:
 
     def must_compute(self) -> bool:
         """Whether nothing may be skipped for now: another cache was enabled since, or the backward pass runs blocks again."""
-        return checkpointing(self.module) or getattr(self.module, "is_cache_enabled", False)
+        return checkpointing(self.module) or (self._named is not None and self.module.is_cache_enabled)
 
     def install(self) -> None:
         """Put the patches on."""
-        self.stack.install()
-        self._forward.install()  # after the stack: it goes on top where the module is the stack
+        self.stack.claim()
+        self._front.install()
         if self._named is not None:
             self._named.install()
 
@@ -63,8 +68,8 @@ class Denoiser:
         """Take them off."""
         if self._named is not None:
             self._named.remove()
-        self._forward.remove()
-        self.stack.uninstall()
+        self._front.remove()
+        self.stack.release()
 
     def _cache_context(self, original: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = args[0] if args else kwargs.get("name")

@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import diffusers
 from magpolicy import AdapterError, AttachRequest, Calibration, Curve, RunError
 from magpolicy_diffusers._denoiser import Denoiser
 from magpolicy_diffusers._loop import Driver, GivenRun, Loop, OwnLoop, PipelineCall
-from magpolicy_diffusers._pipeline import denoisers_of, model_of, unwatch, watch
+from magpolicy_diffusers._pipeline import denoisers_of, unwatch, watch
 from magpolicy_diffusers._provenance import provenance
+from magpolicy_torch._front import Original, unwrapped
 from magpolicy_torch._handle import Attached
 from magpolicy_torch._report import Report
 from magpolicy_torch._stack import BlockStack, visited
@@ -43,7 +44,7 @@ class Handle(Attached):
         super().__init__()
         self.target = target
         self.denoisers = tuple(Denoiser(module, request, self._forward) for module in modules.values())
-        self._pipe = None if isinstance(target, diffusers.ModelMixin) else target
+        self._pipe = None if isinstance(unwrapped(target), diffusers.ModelMixin) else target
         self._names = tuple(modules)
         self._request = request
         self._driver: ContextVar[Driver | None] = ContextVar("magpolicy_driver", default=None)
@@ -58,14 +59,14 @@ class Handle(Attached):
             AdapterError: it has no denoiser, is attached already, has another cache, or its blocks cannot be told.
             ArgumentError: an option that is not known here.
         """
-        model = model_of(target)
+        model = unwrapped(target)
         if isinstance(model, diffusers.ModelMixin):
-            handle = cls(model, {"model": cast("nn.Module", model)}, request)
+            handle = cls(target, {"model": target}, request)
         else:
             modules = denoisers_of(target)
             if not modules:
                 raise AdapterError(f"target={type(target).__name__} has no denoiser that is known; attach to its model instead")
-            handle = cls(target, modules, request)
+            handle = cls(target, {name: getattr(target, name) for name in modules}, request)
         watched = [] if handle._pipe is None else [(partial(watch, target, handle._call), partial(unwatch, target))]
         handle._install(*((d.install, d.remove) for d in handle.denoisers), *watched)
         return handle
@@ -125,7 +126,8 @@ class Handle(Attached):
     @property
     def module(self) -> nn.Module:
         """The model attached to, of a pipeline its first denoiser."""
-        return self.denoisers[0].module
+        module: nn.Module = self.denoisers[0].module
+        return module
 
     @property
     def stack(self) -> BlockStack:
@@ -197,11 +199,10 @@ class Handle(Attached):
         share = getattr(getattr(self._pipe, "config", None), "boundary_ratio", None)
         return float(share) if share is not None and len(self.denoisers) > 1 else None
 
-    def _forward(self, denoiser: Denoiser, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _forward(self, denoiser: Denoiser, original: Original, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """In place of each call of a denoiser."""
-        forward = partial(original, *args, **kwargs)
         if visited(denoiser.stack) or denoiser.arguments.fills_cache(args, kwargs):  # it calls itself, or is no step
-            return forward()
+            return original(*args, **kwargs)
         driver = self._driver.get()
         if driver is None:
             driver = OwnLoop(self._request)
@@ -212,13 +213,13 @@ class Handle(Attached):
             self._last = driver
         if loop is None:
             self._once(f"{denoiser.name} was called outside a run, so nothing is skipped: {driver.problem}", driver.problem)
-            return forward()
+            return original(*args, **kwargs)
         streams = self._streams_of(loop, denoiser, args, kwargs)
         if loop.moments is not None:
             loop.moments.note(latents=denoiser.arguments.latents(args, kwargs))
         before = len(loop.record.past_end)
         try:
-            result = loop.evaluate(denoiser, streams, forward)
+            result = loop.evaluate(denoiser, streams, original, args, kwargs)
         except BaseException:
             driver.failed()
             raise

@@ -10,8 +10,9 @@ from attrs import field, frozen
 
 import magpolicy
 from magpolicy import PresetError
-from magpolicy_diffusers._pipeline import denoisers_of, model_of
+from magpolicy_diffusers._pipeline import denoisers_of
 from magpolicy_diffusers._provenance import repos
+from magpolicy_torch._front import unwrapped
 
 
 @frozen
@@ -77,7 +78,7 @@ def preset_of(target: Any) -> str | None:
     Raises:
         PresetError: none fits, or several do; the message says what to pass.
     """
-    model = model_of(target)
+    model = unwrapped(target)
     modules = list(denoisers_of(target).values()) or [model]
     for repo in repos(target, *modules):
         if (name := _by_repo(repo)) is not None:
@@ -99,9 +100,9 @@ def preset_of(target: Any) -> str | None:
 
 
 def _by_repo(repo: str) -> str | None:
-    """By the whole id, or by the last part of a local path."""
+    """By the whole id, or by the last part of a local path; a calibration of the user's comes before published tables."""
     last = PurePath(repo.replace("\\", "/")).name.lower()
-    for name, known in magpolicy.presets().items():
+    for name, known in sorted(magpolicy.presets().items(), key=lambda item: item[1].calibration is None):
         aliases = [alias for alias in known.aliases if "/" in alias]
         if repo.lower() in map(str.lower, aliases) or last in (alias.lower().rsplit("/", 1)[1] for alias in aliases):
             return name

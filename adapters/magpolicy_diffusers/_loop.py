@@ -11,12 +11,13 @@ from magpolicy_diffusers._branches import Branches
 from magpolicy_diffusers._provenance import guidance
 from magpolicy_diffusers._steps import Levels, SchedulerClock, TimestepClock
 from magpolicy_torch._calibrating import Moments, calibrated, curve_of, measured, moments_for
-from magpolicy_torch._call import Run, evaluate
+from magpolicy_torch._call import Run
 from magpolicy_torch._report import Record, Report
 from magpolicy_torch._store import ResidualStore
 
 if TYPE_CHECKING:
     from magpolicy_diffusers._denoiser import Denoiser
+    from magpolicy_torch._front import Original
 
 Timestep = Callable[[], Times | None]
 
@@ -41,7 +42,9 @@ class Loop:
             self.step, self._before = step, self.branches.used
             self.branches.begin_step()
 
-    def evaluate(self, denoiser: Denoiser, streams: Sequence[str], forward: Callable[[], Any]) -> Any:
+    def evaluate(
+        self, denoiser: Denoiser, streams: Sequence[str], original: Original, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """One call of ``denoiser``, at the step gone to."""
         run = self._run_of(denoiser)
         if self.branches.too_many or denoiser.must_compute():
@@ -49,7 +52,7 @@ class Loop:
         # A named stream that comes again without a step in between is at its next evaluation.
         step = max(self.step, *map(self.session.step, streams))
         sigma = None if self.noise is None or step >= len(self.noise) else self.noise[step]
-        return evaluate(run, streams, forward, step=step, sigma=sigma)
+        return denoiser.model.evaluate(run, streams, original, args, kwargs, step=step, sigma=sigma)
 
     def forget(self, streams: Sequence[str]) -> None:
         """Reuse nothing that these streams have computed so far."""

@@ -9,6 +9,7 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import diffusers
+from magpolicy_torch._front import unwrapped
 from torch import nn
 
 _NAMES = ("transformer", "transformer_2", "transformer_3", "unconditional_transformer", "prior", "dit", "unet", "model")
@@ -23,14 +24,9 @@ def pipeline_kinds() -> tuple[type, ...]:
     return tuple(kind for kind in kinds if isinstance(kind, type))
 
 
-def model_of(value: Any) -> Any:
-    """``value``, or the model that ``torch.compile`` wrapped in it."""
-    return getattr(value, "_orig_mod", value)
-
-
 def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
     """The pipeline's models that denoise, by component name: those of the names diffusers gives them."""
-    found = {name: model_of(getattr(pipe, name, None)) for name in _NAMES}
+    found = {name: unwrapped(getattr(pipe, name, None)) for name in _NAMES}
     return {name: cast("nn.Module", module) for name, module in found.items() if isinstance(module, diffusers.ModelMixin)}
 
 

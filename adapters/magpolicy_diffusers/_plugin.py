@@ -31,10 +31,26 @@ def preset_for(target: Any) -> str | None:
     return preset_of(target)
 
 
+@magpolicy.hookimpl(tryfirst=True)
+def compile(target: Any, request: magpolicy.CompileRequest) -> Any:
+    """Compile a model, or each denoiser of a pipeline."""
+    if not _ours(target):
+        return None
+    from magpolicy_diffusers._pipeline import denoisers_of
+    from magpolicy_diffusers._stacks import find
+    from magpolicy_torch._compiling import compile_module
+    from magpolicy_torch._front import unwrapped
+
+    for module in denoisers_of(target).values() or [unwrapped(target)]:
+        compile_module(module, request, find)
+    return target
+
+
 def _ours(target: Any) -> bool:
     diffusers = sys.modules.get("diffusers")  # whoever made the object has imported it
     if diffusers is None:
         return False
-    from magpolicy_diffusers._pipeline import model_of, pipeline_kinds
+    from magpolicy_diffusers._pipeline import pipeline_kinds
+    from magpolicy_torch._front import unwrapped
 
-    return isinstance(target, (diffusers.ModelMixin, *pipeline_kinds())) or isinstance(model_of(target), diffusers.ModelMixin)
+    return isinstance(target, (diffusers.ModelMixin, *pipeline_kinds())) or isinstance(unwrapped(target), diffusers.ModelMixin)

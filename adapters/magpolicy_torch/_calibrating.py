@@ -102,6 +102,13 @@ class Moments:
         self._chosen: dict[tuple[int, torch.device], Tensor] = {}
         self._looked_at: tuple[int, int] = (0, 0)
 
+    @classmethod
+    def of_run(cls, steps: int, *, window: int | None = None, **options: Any) -> Moments:
+        """For a run of ``steps`` evaluations; ``window=None``: wide enough that shorter runs can be planned from it too."""
+        if window is None:
+            window = min(max(WINDOW, math.ceil(SHARE * steps)), max(steps - 1, 1))
+        return cls(window=window, **options)
+
     def add(self, stream: str, residual: Tensor, channel_dim: int = -1, *, step: int | None = None) -> None:
         """The next residual of ``stream``.
 
@@ -282,8 +289,7 @@ def moments_for(request: AttachRequest, steps: int = 1) -> Moments | None:
     """What measures a run of so many steps asked for by ``request``; ``None`` if it is no calibration."""
     if not request.calibrate:
         return None
-    window = min(max(WINDOW, math.ceil(SHARE * steps)), max(steps - 1, 1)) if request.window is None else request.window
-    return Moments(window=window, tokens=request.tokens, offload=request.offload, reduce=request.reduce)
+    return Moments.of_run(steps, window=request.window, tokens=request.tokens, offload=request.offload, reduce=request.reduce)
 
 
 def measured(what: str, moments: Moments | None, unsupported: bool) -> Moments:

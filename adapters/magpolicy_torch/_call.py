@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from attrs import Factory, define, field
 
@@ -16,6 +16,7 @@ from magpolicy import Decision, Session
 from magpolicy_torch import _guard, _residual
 from magpolicy_torch._calibrating import Moments
 from magpolicy_torch._layout import Echo, Form, Learned, Streams, flags, places_of
+from magpolicy_torch._parts import bounds, narrow, replaced, swapped_back, version
 from magpolicy_torch._report import Lap, Record
 from magpolicy_torch._stack import BlockStack, visiting
 from magpolicy_torch._store import ResidualStore
@@ -38,6 +39,9 @@ class Run:
     also: ResidualStore = field(init=False)
     """Residuals of the second stream of each, where the stack has one (the audio of a video)."""
     learned: Learned = field(init=False)
+    """What this run's calls showed, where nothing is known from before."""
+    seen: dict[str, tuple[int, ...]] = field(init=False, factory=dict)
+    """Per stream, the blocks that ran in the call whose residual is stored."""
     unsupported: set[str] = field(init=False, factory=set)
     """Streams whose calls cannot be bypassed."""
 
@@ -57,19 +61,34 @@ class Run:
             return Decision.UNSUPPORTED
         return next(filter(None, map(self.store.missing, streams)), None)
 
-    def applied(self, streams: Sequence[str], tensor: Tensor, store: ResidualStore, batch: int) -> Tensor | Decision:
-        """``tensor``, in which the samples of ``streams`` follow one another along dimension ``batch``, plus the residual
-        forecast for each; or the reason why not."""
+    def taken(self, streams: Sequence[str], likes: Sequence[Any], store: ResidualStore, batch: int) -> Tensor | Decision:
+        """The residuals forecast for ``streams`` in one tensor, one after another along dimension ``batch``; or the reason why
+        not.
+
+        Args:
+            likes: per stream a tensor, or what has the ``shape``, ``dtype`` and ``device`` of one, that it is to be added to.
+        """
         taken: list[Tensor] = []
-        for stream, part in zip(streams, split(tensor, len(streams), batch), strict=True):
+        for stream, like in zip(streams, likes, strict=True):
             coefficient = self.session.coefficient(stream)
-            residual = store.take(stream, part, coefficient)
+            residual = store.take(stream, like, coefficient)
             if isinstance(residual, Decision):
                 return residual
             if coefficient:
                 self.record.forecast(self.session.step(stream), stream, store.held(stream))
             taken.append(residual)
-        return _residual.apply(tensor, taken[0] if len(taken) == 1 else torch.cat(taken, dim=batch))
+        return taken[0] if len(taken) == 1 else torch.cat(taken, dim=batch)
+
+    def applied(self, streams: Sequence[str], tensor: Tensor, store: ResidualStore, batch: int) -> Tensor | Decision:
+        """``tensor``, in which the samples of ``streams`` follow one another along dimension ``batch``, plus the residual
+        forecast for each; or the reason why not."""
+        taken = self.taken(streams, split(tensor, len(streams), batch), store, batch)
+        return taken if isinstance(taken, Decision) else _residual.apply(tensor, taken)
+
+    def wants(self, streams: Sequence[str]) -> bool:
+        """Whether anything comes of what these streams compute now: a later skip, a calibration, or a comparison."""
+        session = self.session
+        return self.moments is not None or any(session.keeps(s) > 0 or session.check(s) is not None for s in streams)
 
     def make_room(self, streams: Sequence[str]) -> None:
         """Before these streams compute: let go of what no step after this one can use."""
@@ -77,14 +96,13 @@ class Run:
             for store in (self.store, self.also):
                 _guard.make_room(self.session, store, stream)
 
-    def keep(self, call: Call) -> None:
-        """Store what a computed call gave, and what it leaves of use from before."""
-        if not call.sound:
-            self.unsupported.update(call.streams)
-        for stream in call.streams:
-            residuals = call.residuals.get(stream, ())
+    def keep(self, streams: Sequence[str], given: Mapping[str, tuple[Tensor, ...]], order: Sequence[int]) -> None:
+        """Store what a computed call gave: per stream its residuals, if it gave any, and the blocks that ran. Forget what is of
+        no use after it."""
+        for stream in streams:
+            residuals = given.get(stream, ())
             if residuals:
-                self.learned.seen[stream] = tuple(call.order)
+                self.seen[stream] = tuple(order)
                 if self.moments is not None:
                     self.moments.add(stream, residuals[0], self.channel_dim, step=self.session.step(stream))
                 _guard.compare(self.session, self.store, stream, residuals[0], self.channel_dim)
@@ -96,6 +114,23 @@ class Run:
                     store.drop(stream)
 
 
+class Way(Protocol):
+    """A quicker way to call a model than with its blocks watched, for calls that look like one that was watched."""
+
+    def quick(self, *, skip: bool) -> tuple[Any, Decision | None] | None:
+        """The result, and why a skip was computed after all; ``None``: watch this call."""
+
+    def plain(self) -> Any:
+        """The result of the call as it is, nothing noted."""
+
+    def learn(self, call: Call) -> None:
+        """A computed call was watched, and understood."""
+
+    @property
+    def learned(self) -> Learned | None:
+        """What is known of calls that look like this one."""
+
+
 def evaluate(
     run: Run,
     streams: Sequence[str],
@@ -103,56 +138,75 @@ def evaluate(
     *,
     step: int | None = None,
     sigma: float | None = None,
+    way: Way | None = None,
 ) -> Any:
     """Evaluate a model once: decide, call ``forward`` with the stack bypassed or not, commit what was done.
 
     Args:
-        run: the run this evaluation belongs to; its stack is installed.
+        run: the run this evaluation belongs to.
         streams: the stream of this call, or those batched in it, in batch order and of equal size.
-        forward: calls the model. It is called twice if it turns out that the blocks cannot be bypassed this time.
+        forward: calls the model so that its blocks report here (the run's stack is installed, or probes stand in its place). It
+            is called twice if it turns out that the blocks cannot be bypassed this time.
         step: position in the run, if the host knows it.
         sigma: noise level, for the trace.
+        way: a quicker way than ``forward``, if there is one.
 
     Returns:
-        what ``forward`` returned.
+        what the model returned.
     """
     session = run.session
     if min(map(session.remaining, streams)) <= 0:
         run.record.past_end.extend(streams)
-        return forward()
+        return forward() if way is None else way.plain()
     decision = session.decide(list(streams), step=step, sigma=sigma)
     lap = Lap()
     try:
         revised = run.hindrance(streams) if decision.skip else None
-        call = Call(run, streams, skip=decision.skip and revised is None)
-        if not call.skipping:
+        skip = decision.skip and revised is None
+        if not skip:
             run.make_room(streams)
-        with visiting(call):
-            result = forward()
-        revised = revised or call.revised
-        if call.skipping and not call.sound:
-            # The host left blocks out or called them differently: what it returned is void, so once more, computed.
-            if revised is None:
-                run.unsupported.update(streams)
-                revised = Decision.UNSUPPORTED
-            call = Call(run, streams, skip=False)
-            with visiting(call):
-                result = forward()
-        if not call.skipping:
-            run.keep(call)
+        done = None if way is None else way.quick(skip=skip)
+        result, late = watched(run, streams, forward, way, skip=skip) if done is None else done
     except BaseException:
         session.cancel()
         raise
+    revised = revised or late
     lap.stop()
     run.record.laps.append((decision.skip and revised is None, lap))
     session.commit(revised)
     return result
 
 
+def watched(
+    run: Run, streams: Sequence[str], forward: Callable[[], Any], way: Way | None, *, skip: bool
+) -> tuple[Any, Decision | None]:
+    """The result of a call whose blocks are watched, and why a skip was computed after all."""
+    learned = (None if way is None else way.learned) or run.learned
+    call = Call(run, streams, learned, skip=skip)
+    with visiting(call):
+        result = forward()
+    revised = call.revised
+    if call.skipping and not call.sound:
+        # The host left blocks out or called them differently: what it returned is void, so once more, computed.
+        if revised is None:
+            run.unsupported.update(streams)
+            revised = Decision.UNSUPPORTED
+        call = Call(run, streams, learned, skip=False)
+        with visiting(call):
+            result = forward()
+    if not call.skipping:
+        if not call.sound:
+            run.unsupported.update(streams)
+        elif way is not None:
+            way.learn(call)
+        run.keep(streams, call.residuals, call.order)
+    return result, revised
+
+
 class Call:
     """Follows the blocks of one stack through one forward."""
 
-    def __init__(self, run: Run, streams: Sequence[str], *, skip: bool) -> None:
+    def __init__(self, run: Run, streams: Sequence[str], learned: Learned, *, skip: bool) -> None:
         self.stack = run.stack
         self.streams = tuple(streams)
         self.skipping = skip
@@ -166,12 +220,19 @@ class Call:
         """Blocks that need no further look, while they are called in the expected order."""
         self.expected: tuple[int, ...] = ()
         """The blocks that ran when these streams were last computed, and an end that no block has."""
+        self.learned = learned
+        self.sources: dict[int, tuple[tuple[str | int | None, ...], int]] = {}
+        """Per block that was looked at, where it was passed the streams, and its number of keyword arguments."""
+        self.touched: set[int] = set()
+        """Blocks that were given tensors that the block before had not seen, or that were written to since."""
+        self.entered: tuple[Tensor, Tensor | None] | None = None
+        """Once a computed call is through: image tokens, and the second stream, of the stack's input."""
         self._run = run
-        self._learned = run.learned
-        self._sources: dict[int, tuple[tuple[str | int | None, ...], int]] = {}
         self._broken = False
         self._left_out = False  # a block beside the stack was bypassed
-        self._previous: tuple[int, Any] | None = None  # the block before and its result
+        self._previous: tuple[int, Any, dict[int, int]] | None = (
+            None  # the block before, its result, and writes into what it saw
+        )
         self._input: Tensor | None = None  # image tokens of the stack's input, as the model holds them
         self._copy: Tensor | None = None  # the same before the model could write to them
         self._version = -1
@@ -183,7 +244,7 @@ class Call:
         """Whether the host ran the stack from end to end in a way that was understood."""
         if self._broken or not self.order or self.order[-1] != len(self.stack) - 1:
             return False
-        seen = self._learned.seen
+        seen = self._run.seen
         return not self.skipping or all(seen.get(s) == tuple(self.order) for s in self.streams)
 
     def block(self, index: int, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -207,16 +268,16 @@ class Call:
 
     def _expect(self) -> None:
         """From the second block on: what is known of these streams' last computed call."""
-        orders = {self._learned.seen.get(stream) for stream in self.streams}
+        orders = {self._run.seen.get(stream) for stream in self.streams}
         order = orders.pop() if len(orders) == 1 else None
         if order is not None:
-            self.expected, self.echoes = (*order, -1), self._learned.echoes
+            self.expected, self.echoes = (*order, -1), self.learned.echoes
 
     def beside(self, index: int, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A block that works for the stack alone was called: on a skip, nobody looks at its result."""
         streams = self.stack.beside_arguments[index].streams(args, kwargs)
         if self.skipping and not self._broken:
-            form = self._learned.beside.get(index)
+            form = self.learned.beside.get(index)
             result = None if form is None or streams.hidden is None else form.like(streams.hidden)
             if result is not None:
                 self._left_out = True
@@ -224,7 +285,7 @@ class Call:
         result = original(*args, **kwargs)
         form = Form.of(result, streams, kwargs)
         if form is not None:
-            self._learned.beside[index] = form
+            self.learned.beside[index] = form
         return result
 
     def _compute(self, index: int, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -238,17 +299,18 @@ class Call:
             self._broken = True
         if self._broken or form is None or streams.hidden is None:
             return result
-        self._learned.forms[index] = self._learned.variants[index, form.flags] = form
-        self._sources[index] = self.stack.arguments[index].sources(args, kwargs), len(kwargs)
+        self.learned.forms[index] = self.learned.variants[index, form.flags] = form
+        self.sources[index] = self.stack.arguments[index].sources(args, kwargs), len(kwargs)
         if index == len(self.stack) - 1:
             self._broken = not self._finish(index, streams.hidden, result)
         else:
-            self._previous = index, result
+            shown = [*streams, *(places_of(result) or ())]
+            self._previous = index, result, {id(tensor): version(tensor) for tensor in shown if tensor is not None}
         return result
 
     def _enter(self, index: int, streams: Streams) -> bool:
         """Before block ``index`` computes: note the stack's input, or what the block before returned."""
-        hidden, learned = streams.hidden, self._learned
+        hidden, learned = streams.hidden, self.learned
         assert hidden is not None
         if index == 0:
             image = self._image(index, hidden)
@@ -257,58 +319,54 @@ class Call:
             self._input = image.detach()
             if learned.in_place is not False:
                 self._copy = self._input.clone()
-            self._version = _version(self._input)
+            self._version = version(self._input)
             self._also = None if streams.also is None else streams.also.detach().clone()
             self._expect()
             return True
         if self._previous is not None and self._input is not None:
-            learned.link(*self._previous, streams)
+            before, result, versions = self._previous
+            learned.link(before, result, streams)
+            if any(tensor is not None and versions.get(id(tensor)) != version(tensor) for tensor in streams):
+                self.touched.add(index)
             more = hidden.ndim == 3 and hidden.shape[1] > self._input.shape[1]
             if more and learned.side is None and self.stack.layouts[index].open:
-                learned.locate_text(*self._previous, hidden)
+                learned.locate_text(before, result, hidden)
         return self._image(index, hidden) is not None
 
     def _finish(self, index: int, hidden: Tensor, result: Any) -> bool:
         """After the last block: the residual of each stream. False if the stack's structure is not understood."""
-        learned = self._learned
+        learned = self.learned
         before, self._input = self._input, None
-        if before is None or not learned.settle(self._sources):
+        if before is None or not learned.settle(self.sources):
             return False
         self._understand()
         at, places = learned.settled[index], places_of(result) or ()
         after = places[at.hidden or 0]
-        bounds = self._bounds(index, hidden, before.shape)
-        if bounds is None or after.shape != hidden.shape:
-            return False
-        after = _narrow(after, *bounds)
-        if self.stack.layouts[index].swapped:
-            after = _swapped_back(after, before.shape)
-        if after.shape != before.shape or after.dtype != before.dtype or after.device != before.device:
+        image = image_of(self.stack, learned.side, hidden, after, before.shape)
+        if image is None or image.dtype != before.dtype or image.device != before.device:
             return False
         if self._copy is not None:
             # Once a run, waits for the device: a model that writes into its stack's input needs the copy every time.
             if learned.in_place is None:
                 learned.in_place = not torch.equal(before, self._copy)
             before, self._copy = self._copy, None
-        elif _version(before) != self._version:
+        elif version(before) != self._version:
             learned.in_place = True  # from now on; this call's input is lost
             return True
-        pairs = [(after, before)]
+        pairs = [(image, before)]
         if at.also is not None and self._also is not None and places[at.also] is not None:
             pairs.append((places[at.also], self._also))
             if places[at.also].shape != self._also.shape:
                 return False
+        self.entered = before, self._also
         self._also = None
-        if before.ndim and all(b.shape[self._batch] % len(self.streams) == 0 for _, b in pairs):
-            # Split first: a part of a difference would keep the whole of it alive.
-            differences = [map(_residual.difference, self._split(a), self._split(b)) for a, b in pairs]
-            self.residuals = dict(zip(self.streams, zip(*differences, strict=True), strict=True))
+        self.residuals = differences(self.streams, pairs, self._batch)
         return True
 
     def _understand(self) -> None:
         """The structure is settled: the blocks in between that were looked at in this call need no further look."""
-        learned = self._learned
-        for index, (sources, count) in self._sources.items():
+        learned = self.learned
+        for index, (sources, count) in self.sources.items():
             echo = Echo.of(learned.forms[index], learned.settled[index], sources, count)
             if echo is None or index in (0, len(self.stack) - 1):
                 learned.echoes.pop(index, None)
@@ -321,7 +379,7 @@ class Call:
         At the first block that is no harm yet: with ``revised`` set, the call goes on computing.
         """
         hidden, text, also = streams = self.stack.arguments[index].streams(args, kwargs)
-        form, place = self._learned.variants.get((index, flags(kwargs))), self._learned.settled.get(index)
+        form, place = self.learned.variants.get((index, flags(kwargs))), self.learned.settled.get(index)
         known = hidden is not None and form is not None and place is not None
         if index == 0:
             reason = self._prepare(streams) if known else Decision.MISMATCH
@@ -333,7 +391,7 @@ class Call:
             return None
         image, second = self._final
         if index == len(self.stack) - 1:
-            out, also = self._replaced(index, hidden, image), second
+            out, also = replaced(hidden, image, self.stack.layouts[index], self.learned.side), second
         elif index == 0:
             # The host may add to this in place between blocks; what it passed in stays its own.
             out, text, also = (None if t is None else t.clone() for t in streams)
@@ -358,68 +416,48 @@ class Call:
         self._expect()
         return None
 
-    def _replaced(self, index: int, hidden: Tensor, image: Tensor) -> Tensor | None:
-        """``hidden`` with its image tokens replaced."""
-        bounds = self._bounds(index, hidden, image.shape)
-        if bounds is None:
-            return None
-        if self.stack.layouts[index].swapped:
-            image = _swapped(image, hidden.shape)
-        front, back = bounds
-        if not front and not back:
-            return image if image.shape == hidden.shape else None
-        return torch.cat([hidden[:, :front], image, hidden[:, hidden.shape[1] - back :]], dim=1)
-
     def _image(self, index: int, hidden: Tensor) -> Tensor | None:
         """The image tokens of ``hidden``; ``None`` if it cannot be told which they are."""
-        shape = None if index == 0 else self._input.shape if self._input is not None else None
-        bounds = self._bounds(index, hidden, shape)
-        return None if bounds is None else _narrow(hidden, *bounds)
-
-    def _bounds(self, index: int, hidden: Tensor, image: torch.Size | None) -> tuple[int, int] | None:
-        """Text tokens before and after the image tokens; ``image`` is their shape, known after the first block."""
         layout = self.stack.layouts[index]
+        if index and self._input is not None:
+            if layout.swapped:
+                return hidden if hidden.numel() == self._input.numel() else None
+            found = bounds(layout, self.learned.side, hidden, self._input.shape)
+            return None if found is None else narrow(hidden, *found)
         if layout.swapped:
-            return (0, 0) if image is None or hidden.numel() == image.numel() else None
-        if image is None or index == 0:
-            front, back = (0 if n == "auto" else n for n in (layout.prefix, layout.suffix))
-            enough = front + back == 0 or (hidden.ndim == 3 and hidden.shape[1] > front + back)
-            return (front, back) if enough else None
-        if hidden.shape == image and layout.open:
-            return 0, 0
-        if hidden.ndim != 3 or len(image) != 3:
-            return None
-        return layout.front_back(hidden.shape[1] - image[1], self._learned.side)
+            return hidden
+        front, back = (0 if n == "auto" else n for n in (layout.prefix, layout.suffix))
+        enough = front + back == 0 or (hidden.ndim == 3 and hidden.shape[1] > front + back)
+        return narrow(hidden, front, back) if enough else None
 
     @property
     def _batch(self) -> int:
         return self.stack.layouts[0].batch
 
-    def _split(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        return split(tensor, len(self.streams), self._batch)
+
+def image_of(stack: BlockStack, side: str | None, hidden: Tensor, after: Tensor, shape: torch.Size) -> Tensor | None:
+    """Of what the last block returned, ``after``, when it was given ``hidden``: the image tokens, in the ``shape`` they entered
+    the stack with. ``None`` if it cannot be told which they are."""
+    layout = stack.layouts[-1]
+    if after.shape != hidden.shape:
+        return None
+    if layout.swapped:
+        return swapped_back(after, shape) if after.numel() == shape.numel() else None
+    found = bounds(layout, side, hidden, shape)
+    image = None if found is None else narrow(after, *found)
+    return image if image is not None and image.shape == shape else None
+
+
+def differences(streams: Sequence[str], pairs: Sequence[tuple[Tensor, Tensor]], batch: int) -> dict[str, tuple[Tensor, ...]]:
+    """Per stream, the residual of each pair (after, before); empty if the batch does not divide into the streams."""
+    if not pairs[0][1].ndim or any(before.shape[batch] % len(streams) for _, before in pairs):
+        return {}
+    # Split first: a part of a difference would keep the whole of it alive.
+    count = len(streams)
+    found = [map(_residual.difference, split(a, count, batch), split(b, count, batch)) for a, b in pairs]
+    return dict(zip(streams, zip(*found, strict=True), strict=True))
 
 
 def split(tensor: Tensor, count: int, dim: int) -> tuple[Tensor, ...]:
     """``count`` equal parts of ``tensor`` along ``dim``."""
     return tensor.chunk(count, dim=dim) if count > 1 else (tensor,)
-
-
-def _narrow(hidden: Tensor, front: int, back: int) -> Tensor:
-    return hidden[:, front : hidden.shape[1] - back] if front or back else hidden
-
-
-def _swapped(image: Tensor, shape: Sequence[int]) -> Tensor:
-    """``(batch * frames, places, channels)`` as ``(batch * places, frames, channels)``, the ``shape`` wanted."""
-    frames, places = shape[1], image.shape[1]
-    return image.reshape(-1, frames, places, image.shape[2]).transpose(1, 2).reshape(tuple(shape))
-
-
-def _swapped_back(after: Tensor, shape: Sequence[int]) -> Tensor:
-    """The inverse: ``(batch * places, frames, channels)`` in the ``shape`` the stack was entered with."""
-    frames, places = after.shape[1], shape[1]
-    return after.reshape(-1, places, frames, after.shape[2]).transpose(1, 2).reshape(tuple(shape))
-
-
-def _version(tensor: Tensor) -> int:
-    """Counts the writes into ``tensor`` and its views; inference tensors do not count them."""
-    return 0 if tensor.is_inference() else int(tensor._version)

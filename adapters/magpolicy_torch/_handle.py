@@ -7,17 +7,17 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, Curve, RunError
 from magpolicy_torch._calibrating import calibrated, curve_of, measured, moments_for, versions
-from magpolicy_torch._call import Run, evaluate
-from magpolicy_torch._patch import Patch
+from magpolicy_torch._call import Run
+from magpolicy_torch._front import Front, Original, unwrapped
+from magpolicy_torch._model import Model
 from magpolicy_torch._report import Report
-from magpolicy_torch._stack import BlockStack, visited
+from magpolicy_torch._stack import BlockStack, taken, visited
 from magpolicy_torch._store import ResidualStore
 from torch import nn
 
@@ -35,7 +35,7 @@ def stack_for(module: nn.Module, request: AttachRequest, find: Callable[[nn.Modu
         AdapterError: attached already, or its blocks cannot be told.
         ArgumentError: an option that is not known here.
     """
-    if Patch.on(module):
+    if Front.on(module):
         raise AdapterError(f"{type(module).__name__} is attached already; detach() the first handle")
     if request.scope not in ("stack", "model"):
         raise ArgumentError(f"scope={request.scope!r} is not known; use 'stack' or 'model'")
@@ -49,7 +49,7 @@ def stack_for(module: nn.Module, request: AttachRequest, find: Callable[[nn.Modu
         stack = find(module)
     else:
         stack = BlockStack.of(module, request.blocks)
-    if any(map(Patch.on, stack.blocks)):
+    if any(map(taken, stack.blocks)):
         raise AdapterError("blocks are attached already; detach() the handle that holds them first")
     return stack
 
@@ -161,6 +161,7 @@ class Handle(Attached):
         super().__init__()
         self.module = module
         self.stack = stack
+        self._model = Model(unwrapped(module), stack)
         self._request = request
         self._run: ContextVar[Run | None] = ContextVar("magpolicy_run", default=None)
         self._last: Run | None = None
@@ -173,11 +174,11 @@ class Handle(Attached):
             AdapterError: attached already, or its blocks cannot be told.
             ArgumentError: an option that is not known here.
         """
-        stack = stack_for(module, request)
+        inner = unwrapped(module)
+        stack = stack_for(inner, request)
         handle = cls(module, stack, request)
-        patch = Patch(module, handle._forward)
-        # The patch after the stack: it goes on top where the module is the stack.
-        handle._install((stack.install, stack.uninstall), (patch.install, patch.remove))
+        front = Front(inner, handle._forward, None if inner is module else module)
+        handle._install((stack.claim, stack.release), (front.install, front.remove))
         return handle
 
     @contextmanager
@@ -266,12 +267,12 @@ class Handle(Attached):
 
     @property
     def _name(self) -> str:
-        return type(self.module).__name__
+        return type(unwrapped(self.module)).__name__
 
     def __repr__(self) -> str:
-        return f"<Handle on {type(self.module).__name__}, {self.stack!r}, {'' if self._attached else 'not '}attached>"
+        return f"<Handle on {self._name}, {self.stack!r}, {'' if self._attached else 'not '}attached>"
 
-    def _forward(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _forward(self, original: Original, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run = self._run.get()
         if run is None:
             if not self._warned:
@@ -284,10 +285,10 @@ class Handle(Attached):
         if visited(self.stack):  # the model calls itself: part of the evaluation under way
             return original(*args, **kwargs)
         streams = self._streams.get() or ("single",)
-        if checkpointing(self.module):
+        if checkpointing(unwrapped(self.module)):
             run.unsupported.update(streams)
         before = len(run.record.past_end)
-        result = evaluate(run, streams, partial(original, *args, **kwargs))
+        result = self._model.evaluate(run, streams, original, args, kwargs)
         if run.record.past_end and not before:
             self._warn(
                 f"{self._name} was evaluated more often than the run's {run.session.steps} steps; the rest computes. "

@@ -322,9 +322,6 @@ class Learned:
     """Forms of the results of the blocks beside the stack."""
     echoes: dict[int, Echo] = Factory(dict)
     """Per block between the first and the last, what a call that is like the one understood needs to know."""
-    seen: dict[str, tuple[int, ...]] = Factory(dict)
-    """Per stream, the blocks that ran in the call whose residual is stored."""
-
     settled: dict[int, Place] = Factory(dict)
     """Per block, where things are in its result, once a computed call has been understood."""
 

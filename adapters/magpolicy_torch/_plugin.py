@@ -20,3 +20,15 @@ def attach(target: Any, request: magpolicy.AttachRequest) -> Handle | None:
     from magpolicy_torch._handle import Handle
 
     return Handle.attach(target, request)
+
+
+@magpolicy.hookimpl
+def compile(target: Any, request: magpolicy.CompileRequest) -> Any:
+    """Compile a ``torch.nn.Module``, or the blocks of its stack."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(target, torch.nn.Module):
+        return None
+    from magpolicy_torch._compiling import compile_module
+
+    compile_module(target, request)
+    return target

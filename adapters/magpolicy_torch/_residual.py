@@ -29,7 +29,8 @@ def difference(after: Tensor, before: Tensor) -> Tensor:
 
 def apply(before: Tensor, residual: Tensor) -> Tensor:
     """``before + residual`` as a new tensor of ``before``'s dtype. Gradients flow through ``before``."""
-    return (before + residual).to(before.dtype)
+    after = before + residual
+    return after if after.dtype is before.dtype else after.to(before.dtype)
 
 
 def forecast(last: Tensor, before: Tensor, coefficient: float) -> Tensor:

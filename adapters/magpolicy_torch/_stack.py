@@ -6,12 +6,14 @@ does in a call is in ``_call``.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from types import NoneType
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from magpolicy import AdapterError, ArgumentError
 from magpolicy_torch._layout import Arguments, Layout, flags
@@ -39,7 +41,25 @@ _DEPTH = 3  # how deep below wrappers a model's lists are looked for
 
 Layouts = Layout | Mapping[type[nn.Module], Layout] | Sequence[Layout] | None
 
-_current: ContextVar[Call | None] = ContextVar("magpolicy_torch_call", default=None)
+_current: ContextVar[Call | Unwatched | None] = ContextVar("magpolicy_torch_call", default=None)
+_claimed: WeakSet[nn.Module] = WeakSet()
+
+
+class Unwatched:
+    """A call of ``stack`` in which the blocks are on their own."""
+
+    def __init__(self, stack: BlockStack) -> None:
+        self.stack = stack
+
+    def block(self, index: int, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Block ``index`` was called."""
+        return original(*args, **kwargs)
+
+    beside = block
+
+
+# A with block of its own would be a tenth of what a skip may cost.
+enter, leave = _current.set, _current.reset
 
 
 @contextmanager
@@ -54,8 +74,13 @@ def visiting(call: Call) -> Iterator[None]:
 
 def visited(stack: BlockStack) -> bool:
     """Whether a call through ``stack`` is under way here."""
+    return current(stack) is not None
+
+
+def current(stack: BlockStack) -> Call | Unwatched | None:
+    """The call through ``stack`` that is under way here."""
     call = _current.get()
-    return call is not None and call.stack is stack
+    return call if call is not None and call.stack is stack else None
 
 
 class _BlockPatch(Patch):
@@ -67,7 +92,7 @@ class _BlockPatch(Patch):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = _current.get()
-        if call is None or call.stack is not self._stack or self._around is None:
+        if call is None or call.stack is not self._stack or self._around is None or isinstance(call, Unwatched):
             return self._original(*args, **kwargs)
         index = self._index
         echo = None if call.echoes is None else call.echoes.get(index)
@@ -123,6 +148,7 @@ class BlockStack:
         self.scope = "stack"
         """What is bypassed: the block ``"stack"``, or the whole ``"model"``."""
         self._patches: list[Patch] = []
+        self._lock = threading.Lock()
 
     @classmethod
     def find(cls, module: nn.Module) -> BlockStack:
@@ -214,6 +240,27 @@ class BlockStack:
         finally:
             self.uninstall()
 
+    def claim(self) -> None:
+        """Nobody else may attach to these blocks until :meth:`release`.
+
+        Raises:
+            AdapterError: somebody has claimed one of them.
+        """
+        if any(map(taken, self.blocks)):
+            raise AdapterError("blocks are attached already; detach() the handle that holds them first")
+        _claimed.update(self.blocks)
+
+    def release(self) -> None:
+        """Undo :meth:`claim`, and :meth:`install_once`."""
+        self.uninstall()
+        _claimed.difference_update(self.blocks)
+
+    def install_once(self) -> None:
+        """:meth:`install`, unless that was done."""
+        with self._lock:
+            if not self._patches:
+                self.install()
+
     def install(self) -> None:
         """Put the bypass around every block.
 
@@ -238,6 +285,11 @@ class BlockStack:
         if call is None or call.stack is not self:
             return original(*args, **kwargs)
         return call.beside(index, original, args, kwargs)
+
+
+def taken(block: nn.Module) -> bool:
+    """Whether somebody has attached to ``block``."""
+    return block in _claimed or Patch.on(block)
 
 
 def _flat(blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:

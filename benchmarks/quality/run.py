@@ -78,7 +78,7 @@ def measure(model: str, sampler: str, parts: Sequence[str] = PARTS, again: Itera
                     continue
                 try:
                     figures = judge.row(None if trial.make is None else trial.make(), trial.job)
-                except (AttributeError, AssertionError, ValueError) as error:
+                except (AttributeError, AssertionError, TypeError, ValueError) as error:
                     if KINDS[trial.method] != PEER:
                         raise
                     print(f"{model} {sampler} {key}: fails, {error}", flush=True)

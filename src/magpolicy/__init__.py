@@ -32,6 +32,7 @@ from magpolicy._simulate import Sweep, SweepRow, simulate, sweep
 if TYPE_CHECKING:
     from magpolicy._attach import AttachRequest, attach
     from magpolicy._calibration_file import load_calibration
+    from magpolicy._compile import CompileRequest, compile
     from magpolicy._expected import expected_errors
     from magpolicy._library import keep, library
     from magpolicy._plan import plan, trade_off
@@ -45,8 +46,10 @@ __version__ = "0.1.0"
 # Imported when first used: pluggy's search for plugins would double what the import costs beyond numpy.
 _LATE = {
     "AttachRequest": "_attach",
+    "CompileRequest": "_compile",
     "PluginInfo": "_plugins",
     "attach": "_attach",
+    "compile": "_compile",
     "hookimpl": "hookspecs",
     "expected_errors": "_expected",
     "keep": "_library",
@@ -81,6 +84,7 @@ __all__ = [
     "ArgumentError",
     "AttachRequest",
     "Calibration",
+    "CompileRequest",
     "Curve",
     "Decision",
     "MagPolicy",
@@ -105,6 +109,7 @@ __all__ = [
     "TraceEntry",
     "__version__",
     "attach",
+    "compile",
     "expected_errors",
     "hookimpl",
     "keep",

@@ -79,9 +79,10 @@ class Ledger:
         return np.where(unknown | np.isnan(squared), np.inf, np.maximum(squared, 0.0)), np.maximum(size, 0.0)
 
     def pairs(self) -> list[tuple[str, str, float]]:
-        """Every pair of streams with the factor its product has in the combination's square."""
-        assert self.factors is not None
+        """Every pair of streams with the factor its product has in the combination's square; alike without factors."""
         names = list(self.tables)
+        if self.factors is None:
+            return [(name, name, 1.0 / len(names)) for name in names]
         own = [(name, name, self.factors[name] ** 2) for name in names]
         mixed = [
             (a, b, 2 * self.factors[a] * self.factors[b])

@@ -134,6 +134,18 @@ def attach(target: Any, request: Any) -> Any:
     )
 
 
+def compiled(target: Any, request: Any) -> Any:
+    """``target``, compiled by the first adapter that takes it.
+
+    Raises:
+        AdapterError: none does.
+    """
+    result = _first("compile", target, {"target": target, "request": request})
+    if result is None:
+        raise AdapterError(f"target={_kind(target)} is nothing an installed adapter can compile; pass a torch.nn.Module")
+    return result
+
+
 def _first(hook: str, target: Any, values: dict[str, Any]) -> Any:
     """What the first adapter answers that does not answer ``None``."""
     for name, caller in registry().implementing(hook):

@@ -68,6 +68,10 @@ class Session:
     skips only if every stream's own test passes; each stream keeps its own accumulators. Arguments are those of
     :func:`magpolicy.simulate`; ``source`` may also be a :class:`magpolicy.Schedule`, which is then followed.
 
+    With one of ``speedup``, ``computed`` and ``error`` (and ``objective`` and ``guidance``, as in :func:`magpolicy.plan`) the
+    run is planned, again for each beginning; ``.schedule`` is the plan. ``safeguard`` (``True``, a margin, or a
+    :class:`magpolicy.Safeguard`) has the run compared with its plan.
+
     Not for use from several threads at once: one session is one run.
     """
 

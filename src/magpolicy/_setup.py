@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
@@ -211,11 +212,12 @@ def set_up(
     ratios = found.curve if isinstance(found, Preset | Calibration) else found
     curve = ratios if isinstance(ratios, Curve) else Curve(ratios)
     how = _semantics(semantics, preset=known.name if known else None)
+    setting = functools.partial(_setting, known, calibration)
     return Setup(
         curve=curve,
-        rule=check_rule(_setting("threshold", threshold, known, "0.06"), _setting("max_skips", max_skips, known, "3")),
+        rule=check_rule(setting("threshold", threshold, "0.06"), setting("max_skips", max_skips, "3")),
         limits=Limits(
-            retention=_checks.number("retention", _setting("retention", retention, known, "0.2"), 0, 1, example="0.2"),
+            retention=_checks.number("retention", setting("retention", retention, "0.2"), 0, 1, example="0.2"),
             start_step=_checks.whole("start_step", start_step, 0, example="0"),
             end_step=end_step,
             forced=None if forced is None else _checks.listed("forced", forced, "steps"),
@@ -232,10 +234,13 @@ def set_up(
 _semantics = semantics  # the argument of the same name hides it
 
 
-def _setting(name: str, value: Any, known: Preset | None, example: str) -> Any:
+def _setting(known: Preset | None, calibration: Calibration | None, name: str, value: Any, example: str) -> Any:
     if value is not None:
         return value
     published = getattr(known, name, None)
+    if published is None and calibration is not None:
+        what = f"calibration {known.name!r}" if known else "a calibration"
+        raise ArgumentError(f"{name}=None: {what} carries no settings of the rule; try {name}={example}, or plan: speedup=2.0")
     if published is None:
         whose = f"preset {known.name!r} has no published {name}" if known else "ratios alone carry no settings"
         raise ArgumentError(f"{name}=None: {whose}; try {name}={example}")

@@ -16,6 +16,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from magpolicy._attach import AttachRequest
+    from magpolicy._compile import CompileRequest
     from magpolicy._presets import Preset
     from magpolicy._session import Session, TraceEntry
 
@@ -42,6 +43,15 @@ def preset_for(target: Any) -> Preset | str | None:
     """The preset for ``target``, a model or pipeline that was attached to without ratios; ``None`` if this is not yours.
 
     Raise :class:`magpolicy.PresetError` for one of yours that no preset fits; say which come close, and how to calibrate.
+    """
+
+
+@hookspec(firstresult=True)
+def compile(target: Any, request: CompileRequest) -> Any:
+    """Compile ``target`` in place as its host does it, and return it; ``None`` if this is not yours.
+
+    Whether a step computes or skips is decided outside of what is compiled, so nothing here has to care. Raise
+    :class:`magpolicy.ArgumentError` for what the host cannot do, and name the nearest that it can.
     """
 
 

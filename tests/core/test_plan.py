@@ -1,8 +1,10 @@
 """Plans: the best there is, or an error that says what can be had."""
 
+import copy
 import itertools
 import json
 import math
+import pickle
 import time
 
 import attrs
@@ -331,29 +333,21 @@ def test_the_trajectory_is_no_further_off_than_by_the_plans_it_starts_from(found
 
 
 def trajectory(found):
-    """The squared distance of the latent from its way, from the definition, with unknown products 0."""
+    """The squared distance of the latent from its way, from the definition; errors too far apart to compare are orthogonal."""
     sizes = -np.diff(found.sigmas, append=0.0)
 
     def cost(chosen):
-        total, at_end = 0.0, 0.0
+        square = np.zeros(found.steps)
         for name in found.streams:
-            rows = np.zeros((found.steps, found.steps))
+            errors = []
             for p, j, i in itertools.chain(*skips(chosen, found.steps)):
                 c = coefficient(found, name, p, j, i)
-                rows[i, i], rows[i, j] = 1.0, -(1 + c)
-                if c:
-                    rows[i, p] = c
-            gram = np.nan_to_num([[product_or_nan(found, name, i, j) for j in range(found.steps)] for i in range(found.steps)])
-            moved = np.cumsum(sizes[:, None] * rows, axis=0)
-            square = (
-                np.maximum(((moved @ gram) * moved).sum(axis=1), 0)
-                if len(found.streams) == 1
-                else ((moved @ gram) * moved).sum(axis=1)
-            )
-            total = total + square / len(found.streams)
-        total = np.maximum(total, 0)
-        at_end = total[-1]
-        return float((total * sizes / sizes.sum()).sum() + at_end)
+                errors.append((i, {i: 1.0, j: -(1 + c)} | ({p: c} if c else {})))
+            for (i, one), (m, other) in itertools.product(errors, errors):
+                terms = [x * y * product_or_nan(found, name, a, b) for a, x in one.items() for b, y in other.items()]
+                square[max(i, m) :] += np.nan_to_num(sizes[i] * sizes[m] * sum(terms)) / len(found.streams)
+        square = np.maximum(square, 0)
+        return float((square * sizes / sizes.sum()).sum() + square[-1])
 
     return cost
 
@@ -380,7 +374,7 @@ RATIOS = [1.0, 1.1, 1.05, 1.0, 0.99, 0.98, 0.97, 0.95, 0.9, 0.8]
 
 @LAWS
 @given(strategies.curves(max_size=12), st.integers(1, 12), st.sampled_from(["hold", "linear"]))
-def test_ratios_alone_are_planned_by_the_modelled_error(curve, wanted, forecast):
+def test_ratios_alone_are_planned_by_growth_and_an_even_turn(curve, wanted, forecast):
     wanted = min(wanted, curve.steps)
     if 5 * wanted < curve.steps:
         with pytest.raises(ArgumentError, match="at most 4 skips in a row"):
@@ -388,14 +382,18 @@ def test_ratios_alone_are_planned_by_the_modelled_error(curve, wanted, forecast)
         return
     chosen = plan(curve, computed=wanted, forecast=forecast)
     assert chosen.computed == wanted
+    angle = np.asarray(curve.levels) / curve.levels[0]
     for name in curve.streams:
-        held = plan(curve, computed=wanted).stream_errors(name) if forecast == "linear" else chosen.stream_errors(name)
-        mask = plan(curve, computed=wanted).mask
-        j = 0
-        for i, computes in enumerate(mask):
-            j = i if computes else j
-            grown = curve.product(name, j + 1, i + 1)
-            assert held[i] == pytest.approx(abs(1 - 1 / grown), rel=1e-4, abs=1e-6)
+        at = np.cumprod(curve.of(name)) * np.exp(1j * angle)  # a residual of two dimensions
+        p, j = -1, -1
+        for i, computes in enumerate(chosen.mask):
+            if computes:
+                p, j = j, i
+                continue
+            c = chosen.stream_coefficients(name)[i]
+            true = abs(at[i] - at[j] - (c * (at[j] - at[p]) if c else 0)) / abs(at[i])
+            assert chosen.stream_errors(name)[i] == pytest.approx(true, rel=1e-4, abs=1e-6)
+            assert c == (0 if forecast == "hold" or p < 0 else pytest.approx((angle[i] - angle[j]) / (angle[j] - angle[p])))
 
 
 def test_ratios_alone_take_no_calibrated_forecast():
@@ -418,6 +416,13 @@ def test_a_preset_brings_its_retention_and_longest_gap_and_its_experts():
     assert two.mask[wan.expert_step(wan.steps)]
     assert plan(wan, speedup=1.5, expert_step=11).mask[11]
     assert plan(Curve(RATIOS), sigmas=np.linspace(1, 0.2, 16).tolist(), speedup=2).steps == 16
+
+
+def test_a_plan_can_be_copied_and_pickled():
+    chosen = plan(example(28), speedup=2)
+    for again in (copy.deepcopy(chosen), pickle.loads(pickle.dumps(chosen))):
+        assert (again, again.coefficients, again.checks) == (chosen, chosen.coefficients, chosen.checks)
+        assert plan(again.terrain.ledger.calibration, speedup=2) == chosen
 
 
 def test_reasons_are_a_schedules():

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -390,3 +392,12 @@ class TestNobodyDrivesIt:
     def test_arguments_are_checked_first(self):
         with pytest.raises(magpolicy.ArgumentError, match="threshold=-1"):
             magpolicy.attach(object(), preset="flux", threshold=-1)
+
+
+def test_every_hook_is_documented():
+    """In the table of docs/how-to/write-a-plugin.md."""
+    from magpolicy import hookspecs
+
+    text = (Path(__file__).parents[2] / "docs/how-to/write-a-plugin.md").read_text("utf-8")
+    hooks = {name for name, value in vars(hookspecs).items() if hasattr(value, "magpolicy_spec")}
+    assert hooks == set(re.findall(r"^\| `(\w+)\(", text, re.MULTILINE))

@@ -1,5 +1,6 @@
 """The preset of a model: by repo id, by class and config, or a message that says what to pass."""
 
+import attrs
 import pytest
 
 import magpolicy
@@ -66,3 +67,19 @@ def test_what_is_given_wins():
     model.register_to_config(_name_or_path="black-forest-labs/FLUX.1-dev")
     with magpolicy.attach(model, ratios=[1.0] * 3, threshold=1.0, max_skips=1, retention=0.0) as handle, handle.run():
         pass
+
+
+def test_a_speed_is_all_a_user_types_once_the_model_was_calibrated(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAGPOLICY_HOME", str(tmp_path))
+    pipe = PIPES["FluxPipeline"].make()
+    pipe.transformer.register_to_config(_name_or_path="black-forest-labs/FLUX.1-Kontext-dev")
+    with magpolicy.attach(pipe, calibrate=True) as handle:
+        PIPES["FluxPipeline"].run(pipe, "distilled", 12)
+        found = handle.calibration
+    magpolicy.keep(attrs.evolve(found, name="mine", aliases=("black-forest-labs/FLUX.1-Kontext-dev",)))
+    with magpolicy.attach(pipe, speedup=2.0) as handle:
+        PIPES["FluxPipeline"].run(pipe, "distilled", 12)
+        report = handle.report
+    assert report.schedule == magpolicy.plan(found, computed=6)
+    with pytest.raises(magpolicy.ArgumentError, match="calibration 'mine' carries no settings of the rule"):
+        magpolicy.attach(pipe)

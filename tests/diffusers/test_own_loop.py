@@ -90,7 +90,7 @@ def test_an_exception_within_the_model_ends_the_run(model):
         expected = loop(model)
         trace = handle.report.trace
         WAN.call(model, draw(0, noise="other"))
-        hook = model.blocks[1].register_forward_pre_hook(fail)
+        hook = model.proj_out.register_forward_pre_hook(fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             WAN.call(model, draw(1, noise="other"))
         hook.remove()

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 pytest.importorskip("diffusers", reason="the diffusers extra is not installed")
 
 from zoo import CASES  # noqa: E402
-from zoo._bare import skipped, watch  # noqa: E402
+from zoo._bare import late, skipped, watch  # noqa: E402
 from zoo._case import Draw, Row, transformer_classes  # noqa: E402
 
 STACKED = [case for case in CASES.values() if case.blocks]
@@ -136,11 +136,12 @@ class Rig:
         def stop(*_):
             raise RigStop
 
-        hook = self.case.stack(self.model)[-1].register_forward_pre_hook(stop)
+        hooks = [module.register_forward_pre_hook(stop) for module in late(self.model)]
         try:
             yield
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
 
 @pytest.mark.slow

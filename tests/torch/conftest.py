@@ -14,6 +14,11 @@ def noise(*key_then_shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(hash(tuple(key)) % 2**31))
 
 
+def _image(result):
+    """The image tokens, behind those of the text if they are in one tensor with them."""
+    return result if isinstance(result, torch.Tensor) else result[-1]
+
+
 class Case:
     """A model, how to call it with inputs of a given key, and the calls its blocks really made."""
 
@@ -29,6 +34,32 @@ class Case:
             # The last one: DiT asks its first block for the embedding of its time once more, after the stack.
             inner = [m for m in block.modules() if isinstance(m, nn.Linear)][-1]
             inner.register_forward_hook(lambda *_, index=index: self.ran.append(index))
+
+    def around_the_stack(self, key):
+        """Image tokens that go into the bare model's stack, and that come out of it."""
+        entered, left = [], []
+        hooks = [
+            self.blocks[0].register_forward_pre_hook(
+                lambda _, a, k: entered.append((a[0] if a else k["hidden_states"]).clone()), with_kwargs=True
+            ),
+            self.blocks[-1].register_forward_hook(lambda _, a, out: left.append(_image(out).clone())),
+        ]
+        self(key)
+        for hook in hooks:
+            hook.remove()
+        return entered[0], left[0][:, -entered[0].shape[1] :]
+
+    def with_stack_output(self, key, image):
+        """What the bare model returns when its last block returns these image tokens."""
+
+        def replace(_, args, out):
+            whole = torch.cat([_image(out)[:, : -image.shape[1]], image], dim=1)
+            return whole if isinstance(out, torch.Tensor) else (*out[:-1], whole)
+
+        hook = self.blocks[-1].register_forward_hook(replace)
+        result = self(key)
+        hook.remove()
+        return result
 
     def blocks_run(self):
         """Which blocks computed since last asked."""

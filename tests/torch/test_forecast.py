@@ -180,39 +180,15 @@ def test_run_step_forecasts_each_stream_of_a_batch():
 # Models
 
 
-def stack_input_output(case):
-    """Hooks around the wrapped blocks: what the host passes into the stack, and gets out of it."""
-    seen = []
-
-    def enter(_, args, kwargs):
-        seen.append([(args[0] if args else kwargs["hidden_states"]).clone(), None])
-
-    def leave(_, args, result):
-        seen[-1][1] = (result[-1] if isinstance(result, tuple) else result).clone()
-
-    handles = [
-        case.blocks[0].register_forward_pre_hook(enter, with_kwargs=True),
-        case.blocks[-1].register_forward_hook(leave),
-    ]
-    return seen, handles
-
-
 def test_a_skip_adds_the_forecast_to_the_input_it_gets(case):
     """On every model: the stack's output is its input plus the forecast from the last two computed residuals."""
-    with magpolicy.attach(case.module, schedule=schedule()) as handle:
-        seen, hooks = stack_input_output(case)
-        with handle.run():
-            for key in range(6):
-                case(key)
-        for hook in hooks:
-            hook.remove()
-    tokens = seen[0][0].shape[1]
-    x = [a for a, _ in seen]
-    y = [b[:, -tokens:] for _, b in seen]
-    r = [b - a for a, b in zip(x, y, strict=True)]
+    around = [case.around_the_stack(key) for key in range(6)]
+    r = [y - x for x, y in around]
+    with magpolicy.attach(case.module, schedule=schedule()) as handle, handle.run():
+        found = [case(key) for key in range(6)]
     for step, (j, p) in {2: (1, 0), 4: (3, 1), 5: (3, 1)}.items():
-        expected = x[step] + r[j] + COEFFICIENTS[step] * (r[j] - r[p])
-        torch.testing.assert_close(y[step], expected, rtol=1e-4, atol=1e-5)
+        expected = case.with_stack_output(step, around[step][0] + r[j] + COEFFICIENTS[step] * (r[j] - r[p]))
+        torch.testing.assert_close(found[step], expected, rtol=1e-4, atol=1e-5)
     assert handle.report.forecasts == 3
     assert handle.report.held == {}
     assert "forecast 3 of 3 reused" in str(handle.report)

@@ -20,8 +20,8 @@ HALF = Schedule.from_mask([1, 0, 1, 0])
 
 
 def snapshot(module):
-    """Every attribute of every module, by identity."""
-    return {name: {k: id(v) for k, v in m.__dict__.items()} for name, m in module.named_modules()}
+    """Every attribute of every module, by identity, and its class."""
+    return {name: (type(m), {k: id(v) for k, v in m.__dict__.items()}) for name, m in module.named_modules()}
 
 
 def attach(case, mask=(1, 0, 1, 0), **settings):
@@ -143,20 +143,22 @@ def test_hooks_put_on_after_attaching_survive_detaching(plain):
     with handle.run():
         first = plain()
         torch.testing.assert_close(plain(), first)
+    assert len(calls) == 1, "a skip does not call the block"
     handle.detach()
     plain()
-    assert len(calls) == 3
+    assert len(calls) == 2
     assert "forward" not in plain.module.blocks[0].__dict__
 
 
-def test_forwards_replaced_after_attaching_are_noticed(plain):
-    """accelerate puts the class's forward back when its hooks go: the bypass is gone, and it computes."""
+def test_forwards_replaced_after_attaching_do_not_matter(plain):
+    """accelerate puts the class's forward back when its hooks go."""
     with attach(plain) as handle, handle.run():
         expected = plain()
-        for block in plain.blocks:
-            block.forward = functools.partial(type(block).forward, block)
+        for module in (plain.module, *plain.blocks):
+            module.forward = functools.partial(type(module).forward, module)
+        torch.testing.assert_close(plain(), expected)
         assert torch.equal(plain(), expected)
-    assert handle.report.trace[1].decision is Decision.UNSUPPORTED
+    assert handle.report.strip == "█·█"
 
 
 def test_state_and_signature_stay(case):
@@ -289,7 +291,7 @@ def test_a_run_may_start_in_the_middle(plain):
 
 
 def test_two_handles_on_two_models_do_not_see_each_other(cases):
-    """One is called from within the other's blocks: also where those are skipped (it is a hook that calls it)."""
+    """One is called from within the other's blocks, while they are not skipped."""
     outer, inner = cases["Plain"](), cases["InPlace"]()
     hook = outer.blocks[1].register_forward_pre_hook(lambda *_: inner())
     with attach(outer, (1, 1, 0)) as a, attach(inner, (1, 0, 1)) as b, a.run(), b.run():
@@ -298,7 +300,7 @@ def test_two_handles_on_two_models_do_not_see_each_other(cases):
         outer()
     hook.remove()
     assert a.report.schedule == Schedule.from_mask([1, 1, 0])
-    assert b.report.schedule == Schedule.from_mask([1, 0, 1])
+    assert b.report.schedule == Schedule.from_mask([1, 0])
 
 
 def test_a_model_that_calls_itself_is_one_evaluation(plain):

@@ -15,7 +15,7 @@ from magpolicy._forecast import FORECASTS
 from magpolicy._objective import DEFAULT, OBJECTIVES
 from magpolicy.cli import _output
 from magpolicy.cli._params import Command, NumberList, Part, Source, examples
-from magpolicy.cli._preview import JSON, SOURCE, STEPS
+from magpolicy.cli._preview import JSON, SOURCE, STEPS, strip_of
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 SIGMAS = click.option("--sigmas", type=NumberList(float), metavar="S,S,...", help="Or the noise levels of its evaluations.")
@@ -68,6 +68,10 @@ def plan(source: Any, form: str | None, as_json: bool, output: Path | None, plot
         _output.say_json(schedule.export(form or "json"))
     else:
         _output.say_strip(str(schedule))
+        if len(set(schedule.masks)) > 1:
+            width = max(map(len, schedule.streams))
+            for name, mask in zip(schedule.streams, schedule.masks, strict=True):
+                _output.say_strip(f"  {name:<{width}}  {strip_of(mask)}  {sum(mask)} computed")
         _output.say(f"  {summary(schedule)}", "dim")
     if plot is not None:
         click.echo(f"picture: {plot.resolve()}", err=as_json or form is not None)

@@ -83,7 +83,7 @@ def _say_streams(schedule: magpolicy.Schedule) -> None:
         return
     width = max(map(len, schedule.streams))
     for name, mask in zip(schedule.streams, schedule.masks, strict=True):
-        strip = f"  {_strip(mask)}" if len(set(schedule.masks)) > 1 else ""
+        strip = f"  {strip_of(mask)}" if len(set(schedule.masks)) > 1 else ""
         _output.say_strip(f"  {name:<{width}}{strip}  {_reasons(schedule, name)}")
 
 
@@ -92,7 +92,8 @@ def _reasons(schedule: magpolicy.Schedule, stream: str) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts)
 
 
-def _strip(mask: tuple[bool, ...]) -> str:
+def strip_of(mask: tuple[bool, ...]) -> str:
+    """One stream's strip."""
     return "".join(COMPUTE if computes else SKIP for computes in mask)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from magpolicy._decision import Decision
 from magpolicy.testing import strategies
@@ -29,6 +29,7 @@ def check_policy(make: Callable[..., _Policy], *, examples: int = 100) -> None:
 
     @settings(max_examples=examples, deadline=None)
     @given(strategies.ratios(), strategies.settings())
+    @example([1.0] + [0.97] * 11, {"threshold": 0.1, "max_skips": 2, "retention": 0.0})  # every accumulator decides somewhere
     def laws(ratios: list[float], chosen: dict[str, Any]) -> None:
         policy = make(ratios, **chosen)
         first = [policy.decide() for _ in ratios]

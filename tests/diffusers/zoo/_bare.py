@@ -11,6 +11,16 @@ import torch
 from ._case import Case
 
 
+def late(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Modules of which one is called late in every call: a skip does not call the last block, but what comes after it."""
+    names, children = zip(*model.named_children(), strict=True)
+    lists = [index for index, child in enumerate(children) if isinstance(child, torch.nn.ModuleList) and len(child)]
+    after = [
+        child for index, child in enumerate(children) if index not in lists and (index > lists[0] or "out" in names[index])
+    ]
+    return [children[index][-1] for index in lists] + after
+
+
 class Watch:
     """What one call of the bare model did at its stack; ``replace`` (if given) is put in place of the stack's output."""
 

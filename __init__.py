@@ -1,0 +1,58 @@
+"""The node pack, for a clone of this repository in ComfyUI's custom_nodes. ComfyUI imports this file; nothing else needs it."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+import sys
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+_SOURCES = (str(_HERE / "src"), str(_HERE / "adapters"))
+_NEEDED = ("numpy", "attrs", "pluggy", "cattrs", "torch")  # as in requirements.txt; torch comes with ComfyUI
+_PIP = f'"{sys.executable}" -m pip install'
+
+
+def _check_dependencies() -> None:
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f'magpolicy needs {", ".join(missing)}; run: {_PIP} -r "{_HERE / "requirements.txt"}"')
+
+
+def _find_sources() -> None:
+    """Make the packages importable: the clone's own, unless an installed magpolicy is as new. Never one of each."""
+    spec = importlib.util.find_spec("magpolicy")
+    where = None if spec is None or spec.origin is None else Path(spec.origin).resolve()
+    if where is not None and where.is_relative_to(_HERE):
+        return  # installed from this clone
+    if where is None:
+        sys.path.extend(_SOURCES)
+        return
+    installed, cloned = _version(where), _version(_HERE / "src" / "magpolicy" / "__init__.py")
+    if _numbers(installed) >= _numbers(cloned) and importlib.util.find_spec("magpolicy_comfyui") is not None:
+        logging.info("magpolicy: the installed %s is used (%s), not the clone's %s", installed, where.parent, cloned)
+        return
+    update = f'to update it, run: {_PIP} --upgrade "{_HERE}"'
+    text = f"magpolicy {installed} is installed in {where.parent}, older than the clone's {cloned}"
+    if any(name.split(".")[0].startswith("magpolicy") for name in sys.modules):
+        raise ImportError(f"{text}, and another node pack has loaded it already; {update}")
+    logging.warning("%s; the clone's is used here; %s", text, update)
+    sys.path[:0] = _SOURCES
+
+
+def _version(init: Path) -> str:
+    found = re.search(r'^__version__ = "([^"]+)"', init.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else "0"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)))
+
+
+if "folder_paths" in sys.modules:  # ComfyUI; a test runner that walks through folders imports this file as well
+    _check_dependencies()
+    _find_sources()
+    from magpolicy_comfyui._pack import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, WEB_DIRECTORY
+
+    __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]

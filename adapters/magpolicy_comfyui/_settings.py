@@ -1,0 +1,150 @@
+"""What a node asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import evolve, frozen
+
+import magpolicy
+from magpolicy import AttachRequest, Preset, Schedule
+from magpolicy._semantics import semantics as _semantics
+from magpolicy._setup import Setup, always_compute, set_up
+from magpolicy._simulate import _run
+from magpolicy_comfyui._noise import Place
+from magpolicy_torch._calibrating import TOKENS
+from magpolicy_torch._store import ResidualStore
+
+
+@frozen(kw_only=True)
+class Settings:
+    """The settings of one node, or of one call of :func:`magpolicy.attach`."""
+
+    source: Any
+    """A preset, curve or schedule, or ``None``: by the model and the run."""
+    threshold: float | None = None
+    max_skips: int | None = None
+    retention: float | None = None
+    start_step: int = 0
+    """First step of the sampler that may be skipped."""
+    end_step: int | None = None
+    """Last one; negative ones count from the end."""
+    semantics: str | None = None
+    speedup: float | None = None
+    """Plan for it; the threshold has no say then."""
+    forecast: str | None = None
+    offload: str | None = None
+    storage_dtype: Any = None
+    calibrate: bool = False
+    window: int | None = None
+    tokens: int | None = TOKENS
+    """Of a calibration: evaluations back and tokens that are compared; see :class:`magpolicy_torch.Moments`."""
+    name: str = ""
+    """Of the calibration."""
+    safeguard: Any = None
+    """Whether a planned run is compared with its plan."""
+    follow_steps: bool = False
+    """Of a model with tables for two numbers of steps: the run says which."""
+    given: Setup | None = None
+    """Settings that were checked elsewhere, in place of all the above."""
+    node: str | None = None
+    """The node's id in its workflow, for messages to the browser."""
+
+    def check(self) -> None:
+        """Complain about settings that no run could have.
+
+        Raises:
+            ArgumentError: one is out of range; the message names it.
+        """
+        ResidualStore(self.offload, self.storage_dtype)
+        _semantics(self.semantics)
+        if self.source is not None and not self.calibrate:
+            self._setup(self.source, 0, None, None)
+
+    @classmethod
+    def of_request(cls, request: AttachRequest) -> Settings:
+        """What :func:`magpolicy.attach` was asked."""
+        setup = request.setup
+        return cls(
+            source=setup.preset or setup.schedule or setup.calibration or setup.curve,
+            calibrate=request.calibrate,
+            offload=request.offload,
+            storage_dtype=request.storage_dtype,
+            given=setup,
+            window=request.window,
+            tokens=request.tokens,
+            safeguard=request.safeguard,
+        )
+
+    def preview(self, source: Any, steps: int) -> Schedule:
+        """The schedule of a whole run of ``steps`` steps.
+
+        Raises:
+            ArgumentError: a setting is missing.
+        """
+        count = list(range(steps))
+        place = Place(tuple(1 - i / steps for i in count), (), 0, 0, True)
+        setup = self.setup(source, place, count)
+        return _run(setup, steps, None, None, None)
+
+    def setup(self, source: Any, place: Place, sampler_steps: list[int]) -> Setup:
+        """The checked settings of a run that lies at ``place``; ``sampler_steps`` says which step each evaluation belongs to.
+
+        Raises:
+            ArgumentError: they do not fit.
+        """
+        if self.calibrate:
+            return always_compute()
+        setup = self.given or self._setup(source, *self._window(place, sampler_steps), None)
+        known = setup.preset
+        boundary = known.expert_boundary if known and setup.how.experts != "one" else None
+        if boundary and "boundary" in boundary and setup.how.interpolation == "noise_level" and place.flow:
+            return setup.switching(place.first + sum(s >= float(boundary["boundary"]) for s in place.flow))
+        return setup
+
+    def _setup(self, source: Any, start: int, end: int | None, expert: int | None) -> Setup:
+        if isinstance(source, Schedule):
+            return set_up(source)
+        planned = self.speedup is not None
+        return set_up(
+            source,
+            threshold=None if planned else self.threshold,
+            max_skips=self.max_skips,
+            retention=self.retention,
+            start_step=start,
+            end_step=end,
+            semantics=self.semantics,
+            expert_step=expert,
+            speedup=self.speedup,
+            forecast=self.forecast,
+        )
+
+    def _window(self, place: Place, sampler_steps: list[int]) -> tuple[int, int | None]:
+        """The window of positions that the window of the sampler's steps means."""
+        count = max(sampler_steps) + 1
+        last = count - 1 if self.end_step is None else self.end_step + count if self.end_step < 0 else self.end_step
+        inside = [i for i, step in enumerate(sampler_steps) if self.start_step <= step <= last]
+        if len(inside) == len(sampler_steps):
+            return 0, None
+        if not inside:
+            return place.steps, None
+        return place.first + inside[0], place.first + inside[-1]
+
+
+def with_streams(setup: Setup, names: dict[str, str]) -> Setup:
+    """The same with ratios for more streams: of each name, those of the stream it goes by."""
+    curve = setup.curve
+    if setup.schedule is not None or len(curve.streams) < 2:
+        return setup
+    more = {name: curve.of(base) for name, base in names.items() if name not in curve.streams and base in curve.streams}
+    if not more:
+        return setup
+    ratios = {**curve.ratios, **more}
+    return evolve(setup, curve=magpolicy.Curve(ratios, sigmas=curve.sigmas, first_step=curve.first_step), laid={})
+
+
+def recommended(source: Any) -> dict[str, Any]:
+    """The settings that come with a preset."""
+    if not isinstance(source, Preset):
+        return {}
+    return {"threshold": source.threshold, "max_skips": source.max_skips, "retention": source.retention}

@@ -1,0 +1,1 @@
+"""No vision models."""

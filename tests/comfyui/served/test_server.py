@@ -1,0 +1,63 @@
+"""The route that the panel asks, on a running server."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from typing import Any
+
+import pytest
+from host import Server
+
+import magpolicy
+
+FLUX = {"model_type": "flux", "magcache_thresh": 0.24, "retention_ratio": 0.1, "magcache_K": 5, "start_step": 0, "end_step": -1}
+
+
+def ask(server: Server, steps: Any = 20, **inputs: Any) -> dict[str, Any]:
+    answer: dict[str, Any] = server.post("magpolicy/simulate", {"inputs": FLUX | inputs, "sampler": {"steps": steps}})
+    return answer
+
+
+@pytest.mark.parametrize("steps", [1, 4, 20, 50])
+def test_the_preview_is_what_simulate_says(server: Server, steps: int) -> None:
+    answer = ask(server, steps)
+    schedule = magpolicy.simulate("flux", steps=steps, threshold=0.24, retention=0.1, max_skips=5, end_step=-1)
+    assert magpolicy.Schedule.from_dict(answer["schedule"]) == schedule
+    assert answer["strip"] == schedule.strip
+    assert answer["text"] == str(schedule)
+
+
+def test_settings_left_out_are_the_presets(server: Server) -> None:
+    answer = server.post("magpolicy/simulate", {"inputs": {"model_type": "chroma"}})
+    assert magpolicy.Schedule.from_dict(answer["schedule"]) == magpolicy.simulate("chroma")
+    assert any("chroma" in note for note in answer["notes"])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "steps", "said"),
+    [
+        ({"magcache_thresh": -1}, 20, "magcache_thresh=-1 must be >= 0"),
+        ({"retention_ratio": 2}, 20, "retention_ratio=2 must be from 0 to 1"),
+        ({"magcache_K": 1.5}, 20, "magcache_K=1.5 must be a whole number"),
+        ({"model_type": "file: ../server.json"}, 20, "is no file in"),
+        ({"model_type": "nothing"}, 20, "model_type='nothing' is not known"),
+        ({"model_type": "/etc/preset.json"}, 20, "is not one of the node's list"),
+        ({}, 0, "steps=0 must be a whole number from 1 to"),
+        ({}, 10**9, "steps=1000000000 must be a whole number from 1 to"),
+        ({}, "many", "steps='many' must be a whole number"),
+    ],
+)
+def test_bad_settings_are_told_in_the_nodes_names(server: Server, inputs: dict[str, Any], steps: Any, said: str) -> None:
+    assert said in ask(server, steps, **inputs)["error"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"nothing", b"[]", b'{"inputs": 3}', b'{"sampler": "x"}', b"{" * 100_000, b"[" * 60_000, b"\xff\xfe"]
+)
+def test_a_request_that_is_no_question_is_a_400(server: Server, body: bytes) -> None:
+    request = urllib.request.Request(f"{server.url}/api/magpolicy/simulate", body, {"Content-Type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=30)
+    assert caught.value.code == 400
+    assert b"request" in caught.value.read()

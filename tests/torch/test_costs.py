@@ -1,0 +1,111 @@
+"""What is done on a skip and on a computed step, counted: operations, waits for the device, calls of blocks, bytes kept."""
+
+import copy
+from collections import Counter
+
+import pytest
+
+import magpolicy
+from magpolicy import Schedule
+
+torch = pytest.importorskip("torch", reason="the torch extra is not installed")
+diffusers = pytest.importorskip("diffusers", reason="the diffusers extra is not installed")
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+# Each of these has the host wait for the device.
+WAITS = {"aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero", "aten::nonzero", "aten::item"}
+VIEWS = {"aten::view", "aten::detach", "aten::alias", "aten::slice", "aten::t", "aten::unsqueeze", "aten::_unsafe_view"}
+
+
+class Counting(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.ops = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.ops[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def counted(call):
+    with torch.no_grad(), Counting() as counting:
+        call()
+    return Counter({name: count for name, count in counting.ops.items() if name not in VIEWS})
+
+
+@pytest.fixture
+def flux(cases):
+    return cases["Flux"]()
+
+
+def emptied(case):
+    """The same model without a stack."""
+    empty = copy.deepcopy(case.module)
+    empty.transformer_blocks = empty.single_transformer_blocks = torch.nn.ModuleList()
+    other = copy.copy(case)
+    other.module = empty
+    return other
+
+
+def test_a_skip_is_the_rest_of_the_model_and_one_addition(flux):
+    ideal = counted(emptied(flux))
+    with magpolicy.attach(flux.module, schedule=Schedule.from_mask([1, 0, 0, 0])) as handle, handle.run():
+        with torch.no_grad():
+            flux(), flux()  # the first skip is made in two ways
+        flux.blocks_run()
+        done = counted(flux)
+        assert flux.blocks_run() == []
+    more = done - ideal
+    assert not ideal - done
+    # The text leaves the stack as it came; the host may write to it, so it is a copy.
+    assert more == Counter({"aten::add": 1, "aten::clone": 1})
+    assert not WAITS & done.keys()
+
+
+def test_a_forecast_is_one_operation_more(flux):
+    ideal = counted(emptied(flux))
+    forecasting = Schedule.from_mask([1, 1, 0, 0, 0], coefficients=[0, 0, 0.5, 1.0, 1.5])
+    with magpolicy.attach(flux.module, schedule=forecasting) as handle, handle.run():
+        with torch.no_grad():
+            flux(), flux(), flux()
+        done = counted(flux)
+    assert done - ideal == Counter({"aten::add": 1, "aten::clone": 1, "aten::lerp": 1})
+    assert not WAITS & done.keys()
+
+
+def test_a_computed_step_is_the_model_and_one_subtraction(flux):
+    bare = counted(flux)
+    with magpolicy.attach(flux.module, schedule=Schedule.from_mask([1, 0, 1, 0, 1, 1])) as handle, handle.run():
+        with torch.no_grad():
+            flux(), flux()
+        kept = counted(flux)
+        with torch.no_grad():
+            flux()
+        of_no_use = counted(flux)
+    more = kept - bare
+    # On a CPU the residual is looked at for NaN; on an accelerator that would be a wait.
+    assert more.pop("aten::sub") == 1
+    assert more.keys() <= {"aten::abs", "aten::eq", "aten::ne", "aten::mul", "aten::all", "aten::is_nonzero"} | WAITS
+    assert of_no_use == bare, "the next step computes as well, so nothing is kept"
+
+
+def test_a_computed_step_calls_nothing_on_the_blocks_in_between(flux):
+    with magpolicy.attach(flux.module, schedule=Schedule.from_mask([1, 0, 1, 0])) as handle, handle.run():
+        with torch.no_grad():
+            flux(), flux(), flux()
+        for block in flux.blocks:
+            assert "forward" not in vars(block)
+            assert type(block).__module__.startswith("diffusers")
+
+
+def test_one_residual_two_with_a_forecast_and_none_when_the_plan_needs_none(flux):
+    residual = flux.tokens * 32 * 4  # float32 of the width 32
+    mask, coefficients = [1, 0, 1, 0, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0, 0.5, 0]
+    held = []
+    planned = Schedule.from_mask(mask, coefficients=coefficients)
+    with torch.no_grad(), magpolicy.attach(flux.module, schedule=planned) as handle, handle.run():
+        store = handle._run.get().store
+        for _ in mask:
+            flux()
+            held.append(store.nbytes)
+    assert held == [residual * n for n in (1, 1, 1, 1, 1, 2, 2, 0)]
