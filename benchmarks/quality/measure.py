@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 from attrs import define
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-
 from benchmarks.quality.bypass import blocks_of
 from benchmarks.quality.methods import Bench
 from benchmarks.quality.models import LabModel
 from benchmarks.quality.sampling import Control, Job, generate
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
 from torch import Tensor, nn
 
 
@@ -104,5 +104,3 @@ class Judge:
         with control as entered:
             started = time.perf_counter()
             return generate(job, self.bench.network, entered), time.perf_counter() - started
-
-

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 from attrs import define
-
-import magpolicy
-import torch
-from benchmarks.quality import rules
+from benchmarks.quality import joint, rules
 from benchmarks.quality.bypass import Masked
 from benchmarks.quality.models import LabModel
 from benchmarks.quality.sampling import Job, generate
+
+import magpolicy
+import torch
 from diffusers import CacheMixin
 
 STREAMS = ("cond", "uncond")
@@ -37,7 +37,7 @@ class Bench:
         sample = calibration_job(model, steps=steps, sampler=sampler)
         fit = rules.TeaCacheFit(network)
         generate(sample, network, fit)
-        return cls(model, network, job, calibrated(sample, network), fit.fit())
+        return cls(model, network, job, calibrated(sample, network, window=sample.steps - 1), fit.fit())
 
     @property
     def steps(self) -> int:
@@ -89,7 +89,19 @@ def scheduled(bench: Bench, schedule: magpolicy.Schedule, **settings: Any) -> It
 
 
 def planned(bench: Bench, computed: int, **settings: Any) -> magpolicy.Schedule:
-    return magpolicy.plan(bench.calibration, computed=computed, **settings)
+    return magpolicy.plan(bench.calibration, computed=computed, guidance=bench.model.guidance, **settings)
+
+
+def factors(bench: Bench) -> dict[str, float]:
+    """With which each stream's error enters the latent."""
+    return {"cond": bench.model.guidance, "uncond": 1 - bench.model.guidance}
+
+
+@contextmanager
+def jointly(bench: Bench, mask: Sequence[bool], order: int) -> Iterator[joint.Weighted]:
+    """A mask with coefficients that are fitted together."""
+    weights = joint.fit(bench.calibration, mask, factors(bench), order=order)
+    yield joint.Weighted(bench.network, mask, weights)
 
 
 # Baselines and ablations.
@@ -161,7 +173,11 @@ def mag_cache(bench: Bench, *, threshold: float, max_skips: int, retention: floa
 
     ratios = list(bench.calibration.curve.ratios["cond"])
     config = MagCacheConfig(
-        threshold=threshold, max_skip_steps=max_skips, retention_ratio=retention, num_inference_steps=bench.steps, mag_ratios=ratios
+        threshold=threshold,
+        max_skip_steps=max_skips,
+        retention_ratio=retention,
+        num_inference_steps=bench.steps,
+        mag_ratios=ratios,
     )
     return diffusers_cache(bench, config)
 

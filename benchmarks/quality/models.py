@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from attrs import frozen
 from benchmarks.quality import data
+from safetensors.torch import load_file
+
+import torch
 from diffusers import SD3Transformer2DModel, WanTransformer3DModel
 from magpolicy_demo import model as demo
-from safetensors.torch import load_file
 from torch import Tensor
 
 NONE = 10  # the label of the unconditional branch
@@ -58,7 +59,9 @@ class LabModel:
     def labels(self, count: int, start: int = 0) -> Tensor:
         """``count`` prompts, walking through the classes."""
         base = torch.arange(start, start + count)
-        return torch.stack([(base * (1 + 2 * part)) % (10 if part == 0 else data.DIRECTIONS) for part in range(self.label_parts)], 1)
+        return torch.stack(
+            [(base * (1 + 2 * part)) % (10 if part == 0 else data.DIRECTIONS) for part in range(self.label_parts)], 1
+        )
 
 
 def words(labels: Tensor) -> Tensor:
@@ -91,9 +94,9 @@ def build_video() -> WanTransformer3DModel:
 
 
 def video_velocity(network: Any, latents: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-    out: Tensor = network(
-        hidden_states=latents, timestep=sigma * 1000, encoder_hidden_states=words(labels), return_dict=False
-    )[0]
+    out: Tensor = network(hidden_states=latents, timestep=sigma * 1000, encoder_hidden_states=words(labels), return_dict=False)[
+        0
+    ]
     return out
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 from attrs import define, field
-
 from benchmarks.quality.bypass import Bypass
+
 from torch import Tensor, nn
 
 DEGREE = 4

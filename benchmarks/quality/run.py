@@ -15,13 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import diffusers
-import torch
 from benchmarks.quality import data
 from benchmarks.quality.measure import Judge
 from benchmarks.quality.methods import Bench
 from benchmarks.quality.models import MODELS
 from benchmarks.quality.sweep import KINDS, PEER, Trial, trials
+
+import diffusers
+import torch
 
 RESULTS = data.CACHE / "results"
 COUNTS = {"digits": 10, "video": 5, "clothes": 10}
@@ -86,5 +87,3 @@ def measure(model: str, sampler: str, parts: Sequence[str] = PARTS, again: Itera
                 rows[key] = {"method": trial.method, "kind": KINDS[trial.method], "settings": trial.settings, **figures}
                 print(f"{model} {sampler} {key}: {figures['fraction']:.3f} {figures['psnr']:.2f} dB", flush=True)
                 path.write_text(json.dumps({"about": about(bench), "rows": rows}, indent=1))
-
-

@@ -5,9 +5,10 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
-import torch
 from attrs import frozen
 from benchmarks.quality.models import NONE, LabModel
+
+import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
@@ -43,7 +44,9 @@ class Job:
     sampler: str = "euler"
 
     @classmethod
-    def of(cls, model: LabModel, *, seed: int, count: int, steps: int | None = None, sampler: str = "euler", start: int = 0) -> Job:
+    def of(
+        cls, model: LabModel, *, seed: int, count: int, steps: int | None = None, sampler: str = "euler", start: int = 0
+    ) -> Job:
         return cls(model, model.noise(seed, count), model.labels(count, start), steps or model.steps, sampler)
 
     def scheduler(self) -> Any:
@@ -53,9 +56,7 @@ class Job:
             levels = [1 - i / self.steps for i in range(self.steps)]
             made.set_timesteps(sigmas=levels)
         else:
-            made = UniPCMultistepScheduler(
-                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=self.model.shift
-            )
+            made = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=self.model.shift)
             made.set_timesteps(self.steps)
         return made
 

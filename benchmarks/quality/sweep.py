@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -9,11 +10,11 @@ from typing import Any
 
 import numpy as np
 from attrs import frozen
-
-import magpolicy
 from benchmarks.quality import methods
 from benchmarks.quality.methods import Bench
 from benchmarks.quality.sampling import Control, Job
+
+import magpolicy
 
 
 @frozen
@@ -26,10 +27,14 @@ class Trial:
     job: Job | None = None
 
 
-OURS, ABLATION, BASELINE, PEER = "ours", "ablation", "baseline", "other"
+OURS, PROTOTYPE, ABLATION, BASELINE, PEER = "ours", "prototype", "ablation", "baseline", "other"
 KINDS = {
     "plan, calibrated forecast": OURS,
     "plan for hold": OURS,
+    "plan (trajectory), calibrated forecast": OURS,
+    "plan, joint forecast": PROTOTYPE,
+    "plan, joint second-order forecast": PROTOTYPE,
+    "uniform with ends, joint second-order forecast": PROTOTYPE,
     "plan, run with hold": ABLATION,
     "uniform with ends, our forecast": ABLATION,
     "fewer steps": BASELINE,
@@ -49,7 +54,7 @@ KINDS = {
 
 def budgets(steps: int) -> list[int]:
     """Computed steps that are tried: a fifth to two thirds, with the three of the comparison among them."""
-    return sorted({*range(-(-steps // 5), 2 * steps // 3 + 1, 2), *targets(steps)})
+    return sorted({*range(-(-steps // 5), 2 * steps // 3 + 1, 4), *targets(steps)})
 
 
 def targets(steps: int) -> list[int]:
@@ -61,11 +66,21 @@ def ours(bench: Bench) -> Iterator[Trial]:
     for k in budgets(bench.steps):
         hold = methods.planned(bench, k, forecast="hold")
         plan = methods.planned(bench, k)
+        whole = methods.planned(bench, k, objective="trajectory")
         mask = methods.uniform_mask(bench.steps, k, ends=True)
         yield _scheduled(bench, "plan, calibrated forecast", k, plan)
         yield _scheduled(bench, "plan for hold", k, hold)
         yield _scheduled(bench, "plan, run with hold", k, plan, forecast="hold")
         yield _scheduled(bench, "uniform with ends, our forecast", k, methods.with_forecast(bench, mask))
+        yield _scheduled(bench, "plan (trajectory), calibrated forecast", k, whole)
+        gap = methods.planned(bench, k, objective="gap")
+        for name, rows, order in (
+            ("plan, joint forecast", gap.mask, 1),
+            ("plan, joint second-order forecast", gap.mask, 2),
+            ("uniform with ends, joint second-order forecast", mask, 2),
+        ):
+            make = functools.partial(methods.jointly, bench, rows, order)
+            yield Trial(name, {"computed": k, "strip": magpolicy.Schedule.from_mask(rows).strip}, make)
 
 
 def _scheduled(bench: Bench, method: str, k: int, schedule: magpolicy.Schedule, **options: Any) -> Trial:
@@ -85,7 +100,7 @@ THRESHOLDS = tuple(float(f"{t:.3g}") for t in np.geomspace(0.01, 1.5, 28))
 
 
 def magnitude_rules(bench: Bench, each: int = 3) -> Iterator[Trial]:
-    """The published rule, here and in diffusers; of settings that decide alike one is run, ``each`` per number of computed steps."""
+    """The published rule, here and in diffusers; of settings that decide alike one is run, ``each`` per number of steps."""
     curve = bench.calibration.curve
     for method, semantics in (("published rule, hold", None), ("diffusers MagCache", "diffusers")):
         seen: set[tuple[bool, ...]] = set()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from benchmarks.quality import data, training
 from benchmarks.quality.models import MODELS
+
+import torch
 from torch import Tensor
 
 

@@ -1,7 +1,8 @@
 """Flow matching on a clock: train a lab model for so many minutes and keep its averaged weights.
 
-Flow matching (Lipman et al., arXiv 2210.02747), logit-normal noise levels as in SD3 (arXiv 2403.03206), one prompt in ten dropped
-so that the model can be guided. The learning rate follows the clock, so a busy machine gives fewer steps, not an unfinished schedule.
+Flow matching (Lipman et al., arXiv 2210.02747), logit-normal noise levels as in SD3 (arXiv 2403.03206), one prompt in ten
+dropped so that the model can be guided. The learning rate follows the clock, so a busy machine gives fewer steps, not an
+unfinished schedule.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import math
 import time
 from collections.abc import Callable
 
-import torch
 from benchmarks.quality.models import NONE, LabModel
+
+import torch
 from torch import Tensor
 
 Batch = Callable[[int], tuple[Tensor, Tensor]]  # count -> latents, labels (B, parts)
