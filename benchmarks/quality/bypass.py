@@ -1,8 +1,8 @@
 """Blocks bypassed from outside, by hand: what the rules of others run on here, and what residuals are measured with.
 
-A `Bypass` follows the blocks of one network through each forward. At the first block it asks `decide` whether to compute; if not, every
-block hands on what it got and the last one adds the residual it is told to. Independent of magpolicy's own adapter on purpose: the lab
-should not judge an adapter with itself.
+A `Bypass` follows the blocks of one network through each forward. At the first block it asks `decide` whether to compute;
+if not, every block hands on what it got and the last one adds the residual it is told to. Independent of magpolicy's own
+adapter on purpose: the lab should not judge an adapter with itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def blocks_of(network: Any) -> list[nn.Module]:
 
 
 class Bypass:
-    """Base of the rules: `decide` says whether this evaluation computes, `residual` what is added if not, `learn` sees the true one."""
+    """Base of the rules: `decide` whether to compute, `residual` is what is added if not, `learn` sees the true one."""
 
     def __init__(self, network: Any) -> None:
         self.network = network

@@ -1,17 +1,19 @@
-"""Forecast coefficients fitted together, over one, two or three differences of computed residuals: what the lab found to be worth it.
+"""Forecast coefficients fitted together, over one, two or three differences of computed residuals: what the lab found to be
+worth it.
 
-A skipped residual is forecast as r_j + c1 (r_j - r_p) + c2 (r_p - r_q) from the computed residuals j > p > q before it. The errors eps_i
-of all skipped steps enter the latent as h_i eps_i (h: step size), add up as vectors and fade like the ratio of noise levels, so all
-coefficients of a schedule are chosen at once to minimise
+A skipped residual is forecast as r_j + c1 (r_j - r_p) + c2 (r_p - r_q) from the computed residuals j > p > q before it. The
+errors eps_i of all skipped steps enter the latent as h_i eps_i (h: step size), add up as vectors and fade like the ratio of
+noise levels, so all coefficients of a schedule are chosen at once to minimise
 
     sum_ik K_ik h_i h_k <eps_i, eps_k> + ridge * sum_i h_i^2 sum_s w_s^2 |eps^s_i|^2,    K_ik = min(s_i, s_k) / max(s_i, s_k)
 
-with eps the error of the guided combination (stream weights w), s_i the level that step i goes to. Quadratic in the coefficients: one
-linear solve, from inner products of residuals alone.
+with eps the error of the guided combination (stream weights w), s_i the level that step i goes to. Quadratic in the
+coefficients: one linear solve, from inner products of residuals alone.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,7 +62,7 @@ def fit(
     order: int = 2,
     ridge: float = 0.1,
 ) -> dict[str, Floats]:
-    """Per stream ``(N, order + 1)``: weights of a skipped step's forecast on the last computed residuals, newest first; they sum to 1."""
+    """Per stream ``(N, order + 1)``: a skipped step's weights on the last computed residuals, newest first; they sum to 1."""
     streams, count = list(factors), len(mask)
     gram = inner_products(calibration, streams)
     sizes, fading = kernel(calibration.sigmas)
@@ -75,7 +77,7 @@ def fit(
             at = s * count
             base[s, i, at + history[0]] += factors[stream]
             base[s, i, at + i] -= factors[stream]
-            for o, (newer, older) in enumerate(zip(history, history[1:], strict=False)):
+            for o, (newer, older) in enumerate(itertools.pairwise(history)):
                 row = np.zeros(len(gram))
                 row[at + newer], row[at + older] = factors[stream], -factors[stream]
                 rows.append(row)

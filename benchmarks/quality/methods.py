@@ -108,7 +108,7 @@ def jointly(bench: Bench, mask: Sequence[bool], order: int) -> Iterator[joint.We
 
 
 def uniform_mask(steps: int, computed: int, *, ends: bool) -> list[bool]:
-    """Computed steps evenly spaced from the first; with ``ends`` the last computes, and the first two for a forecast to start from."""
+    """Evenly spaced from the first step; with ``ends`` the last computes too, and the first two, for a forecast to start."""
     mask = np.zeros(steps, bool)
     if ends and computed > 2:
         mask[0] = True

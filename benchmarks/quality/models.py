@@ -1,7 +1,8 @@
 """The lab's models: three diffusers classes, small enough to train on a processor, each with its own way of being called.
 
-A `LabModel` hides what differs: how to build it, how to call it, which labels it takes, how latents become pictures. Latents are
-pictures in [-1, 1]; there is no autoencoder in between. Sigma runs from 1 (noise) to 0, the network predicts noise minus data.
+A `LabModel` hides what differs: how to build it, how to call it, which labels it takes, how latents become pictures.
+Latents are pictures in [-1, 1]; there is no autoencoder in between. Sigma runs from 1 (noise) to 0, the network predicts
+noise minus data.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Rules of others, written from their formulas and run on a `Bypass` from outside.
 
-TeaCache (Liu et al., arXiv 2411.19108): the relative L1 change of the first block's input, modulated by the timestep, rescaled by a
-polynomial fitted once per model, is added up from step to step; the stack computes when the sum reaches a threshold. EasyCache (Zhou et
-al., arXiv 2507.02860): the change of the output is taken to be k times the change of the input, k measured at the last computed step.
+TeaCache (Liu et al., arXiv 2411.19108): the relative L1 change of the first block's input, modulated by the timestep,
+rescaled by a polynomial fitted once per model, is added up from step to step; the stack computes when the sum reaches a
+threshold. EasyCache (Zhou et al., arXiv 2507.02860): the change of the output is taken to be k times the change of the
+input, k measured at the last computed step.
 """
 
 from __future__ import annotations

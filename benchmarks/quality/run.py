@@ -34,6 +34,12 @@ def key_of(trial: Trial) -> str:
     return f"{trial.method} {json.dumps(settings, sort_keys=True)}"
 
 
+def kept(path: Path) -> dict[str, Any]:
+    """The rows measured so far."""
+    rows: dict[str, Any] = json.loads(path.read_text())["rows"] if path.exists() else {}
+    return rows
+
+
 def path_of(model: str, sampler: str) -> Path:
     return RESULTS / f"{model}-{sampler}.json"
 
@@ -66,7 +72,7 @@ def measure(model: str, sampler: str, parts: Sequence[str] = PARTS, again: Itera
     torch.set_num_threads(1)
     path = path_of(model, sampler)
     path.parent.mkdir(parents=True, exist_ok=True)
-    known: dict[str, Any] = json.loads(path.read_text())["rows"] if path.exists() else {}
+    known = kept(path)
     with hushed():
         bench = Bench.of(MODELS[model], sampler=sampler, count=COUNTS[model])
         judge = Judge.of(bench)
@@ -86,4 +92,5 @@ def measure(model: str, sampler: str, parts: Sequence[str] = PARTS, again: Itera
                     continue
                 rows[key] = {"method": trial.method, "kind": KINDS[trial.method], "settings": trial.settings, **figures}
                 print(f"{model} {sampler} {key}: {figures['fraction']:.3f} {figures['psnr']:.2f} dB", flush=True)
+                rows = kept(path) | rows  # another process may measure other parts
                 path.write_text(json.dumps({"about": about(bench), "rows": rows}, indent=1))

@@ -1,4 +1,4 @@
-"""The settings of every method that are tried. Others get the best of a sweep on the very samples they are judged by; ours one plan a budget."""
+"""The settings that are tried: others get the best of a sweep on the samples they are judged by, ours one plan a budget."""
 
 from __future__ import annotations
 
