@@ -73,7 +73,8 @@ def plot(about: dict[str, Any], rows: Rows, path: Path) -> None:
         mark, dash = "os^Dvx*"[styles[kind] % 7], ("-", "--", ":", "-.")[styles[kind] % 4]
         width = 2.2 if kind in ("ours", "prototype") else 1.1
         x, y = [r["fraction_all"] for r in points], [r["psnr"] for r in points]
-        axes.plot(x, y, mark, linestyle=dash, color=SHOWN[kind], linewidth=width, markersize=4, label=method)
+        color = plt.get_cmap("tab20")(2 * styles[kind] % 20) if kind == "other" else SHOWN[kind]
+        axes.plot(x, y, mark, linestyle=dash, color=color, linewidth=width, markersize=4, label=method)
     axes.set_xlabel("share of the full run's block computations")
     axes.set_ylabel("PSNR to the full run, dB")
     axes.set_title(f"{about['title']}, {about['steps']} steps, {about['sampler']}")

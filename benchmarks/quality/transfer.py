@@ -50,7 +50,10 @@ def measure(name: str) -> dict[str, list[float]]:
     other = Job.of(model, seed=3, count=COUNTS[name], sampler="unipc")
     job = calibration_job(model, sampler="unipc")
     own = calibrated(job, network, window=job.steps - 1)
-    for label, calibration in (("one sample under unipc", own), ("one sample under euler", made[0][1].resample(sigmas=other.sigmas))):
+    for label, calibration in (
+        ("one sample under unipc", own),
+        ("one sample under euler", made[0][1].resample(sigmas=other.sigmas)),
+    ):
         found[f"{label}; unipc"] = _figures(model, network, other, calibration)
         print(label, "on unipc", [round(v, 1) for v in found[f"{label}; unipc"]], flush=True)
     return found
