@@ -7,9 +7,6 @@ import json
 from collections.abc import Iterator
 
 from attrs import evolve
-
-import magpolicy
-import torch
 from benchmarks.quality import data, methods
 from benchmarks.quality.measure import psnr
 from benchmarks.quality.methods import Bench, calibrated, calibration_job
@@ -17,6 +14,9 @@ from benchmarks.quality.models import MODELS, LabModel
 from benchmarks.quality.run import COUNTS, RESULTS, hushed
 from benchmarks.quality.sampling import Job, generate
 from benchmarks.quality.sweep import targets
+
+import magpolicy
+import torch
 
 
 def calibrations(model: LabModel, network: object) -> Iterator[tuple[str, magpolicy.Calibration]]:
