@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from magpolicy import AdapterError, AttachRequest
@@ -40,7 +40,7 @@ class Denoiser:
         self._context: ContextVar[str | None] = ContextVar("magpolicy_cache_context", default=None)
         self.model = Model(module, self.stack)
         wrapper = None if target is module else target
-        self._front = Front(module, lambda original, args, kwargs: around(self, original, args, kwargs), wrapper)
+        self._front = Front(module, partial(around, self), wrapper)
         named = hasattr(module, "cache_context")
         self._named = Patch(module, self._cache_context, "cache_context") if named else None
 
@@ -73,16 +73,23 @@ class Denoiser:
 
     def _cache_context(self, original: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = args[0] if args else kwargs.get("name")
-        return self._within(original(*args, **kwargs), None if name is None else str(name))
+        return _Within(original(*args, **kwargs), self._context, None if name is None else str(name))
 
-    @contextmanager
-    def _within(self, context: Any, name: str | None) -> Iterator[Any]:
-        token = self._context.set(name)
-        try:
-            with context as value:
-                yield value
-        finally:
-            self._context.reset(token)
+
+class _Within:
+    """``context``, with its name noted. No generator: it is around every call of a pipeline."""
+
+    def __init__(self, context: Any, noted: ContextVar[str | None], name: str | None) -> None:
+        self._context, self._noted, self._name = context, noted, name
+
+    def __enter__(self) -> Any:
+        value = self._context.__enter__()
+        self._token = self._noted.set(self._name)
+        return value
+
+    def __exit__(self, *error: Any) -> Any:
+        self._noted.reset(self._token)
+        return self._context.__exit__(*error)
 
 
 def other_cache(module: nn.Module) -> str | None:

@@ -48,6 +48,7 @@ class Run:
     def __attrs_post_init__(self) -> None:
         self.learned = Learned.of(self.stack.kinds, self.stack.layouts)
         self.also = ResidualStore(self.store.offload, self.store.storage_dtype)
+        self.store.losses = self.record.losses
         self.session.on_end(self.free)
 
     def free(self) -> None:

@@ -11,6 +11,7 @@ from attrs import Factory, define, field, frozen
 
 import torch
 from magpolicy import Decision, Replan, Schedule, Session, TraceEntry
+from torch import Tensor
 
 _REST = {"replanned": "was planned again", "computes": "computes"}
 
@@ -56,6 +57,9 @@ class Record:
     forecasts: dict[tuple[int, str], Decision | None] = Factory(dict)
     """Per step and stream whose residual was to be forecast: why it was held instead, if it was."""
 
+    losses: list[Tensor] = Factory(list)
+    """Relative error of each residual as it was kept, where that is narrower than it was."""
+
     def forecast(self, step: int, stream: str, held: Decision | None) -> None:
         """Note a forecast; of several at one evaluation (a second stream of tokens) one that was held counts."""
         self.forecasts[step, stream] = held or self.forecasts.get((step, stream))
@@ -78,6 +82,7 @@ class Report:
     replans: tuple[Replan, ...] = ()
     """Where the run left its plan, with ``attach(..., safeguard=True)``."""
     _laps: tuple[tuple[bool, Lap], ...] = field(default=(), repr=False, eq=False)
+    _losses: tuple[Tensor, ...] = field(default=(), repr=False, eq=False)
 
     @classmethod
     def of(cls, session: Session, record: Record, scope: str = "stack") -> Report:
@@ -92,7 +97,16 @@ class Report:
         skips = [(e.step, e.stream) for e in trace if e.decision.skip]
         forecasts = [record.forecasts[key] for key in skips if key in record.forecasts]
         held = Counter(why.reason for why in forecasts if why is not None)
-        return cls(tuple(trace), schedule, scope, forecasts.count(None), dict(held), session.replans, tuple(record.laps))
+        return cls(
+            tuple(trace),
+            schedule,
+            scope,
+            forecasts.count(None),
+            dict(held),
+            session.replans,
+            tuple(record.laps),
+            tuple(record.losses),
+        )
 
     @property
     def computed(self) -> int:
@@ -103,6 +117,12 @@ class Report:
     def skipped(self) -> int:
         """Number of steps at which every stream reused its residual."""
         return len({e.step for e in self.trace}) - self.computed
+
+    @property
+    def storage_error(self) -> float | None:
+        """Relative error of a residual as it was kept, mean over the run; ``None`` without ``storage_dtype``. Waits for the
+        device."""
+        return float(torch.stack(self._losses).mean()) if self._losses else None
 
     @property
     def strip(self) -> str:
@@ -151,6 +171,8 @@ class Report:
         times = [f"{kind} {1000 * seconds:.3g} ms" for kind, seconds in self.seconds.items()]
         if times and self.measured_speedup is not None:
             lines.append(_listed([*times, f"{self.measured_speedup:.2f}x measured in the model"]))
+        if self.storage_error is not None:
+            lines.append(f"residuals kept with an error of {self.storage_error:.2g}")
         if self.scope == "model":
             lines.append("scope: the whole model")
         return "\n".join(lines)

@@ -21,6 +21,7 @@ class _Entry:
     dtype: torch.dtype
     device: torch.device
     ready: torch.cuda.Event | None  # marks the end of the copy off the accelerator
+    scale: Tensor | None = None  # what 8 bits have to be multiplied by; a scalar on the device
 
     @property
     def origin(self) -> tuple[torch.Size, torch.dtype, torch.device]:
@@ -33,7 +34,8 @@ class ResidualStore:
     Args:
         offload: ``"cpu"`` keeps residuals in main memory (pinned and copied without waiting where CUDA is available),
             ``None`` on the device they were computed on.
-        storage_dtype: floating dtype to keep them in, such as ``torch.bfloat16``; ``None`` keeps their own.
+        storage_dtype: floating dtype to keep them in, such as ``torch.bfloat16``; ``None`` keeps their own. In 8 bits
+            (``torch.float8_e4m3fn``) each residual is scaled so that its largest value fits.
 
     Raises:
         ArgumentError: another ``offload``, or a ``storage_dtype`` that holds no fractions.
@@ -48,6 +50,8 @@ class ResidualStore:
         self.storage_dtype = storage_dtype
         self._entries: dict[str, tuple[_Entry | Decision, ...]] = {}  # per stream, newest first
         self._held: dict[str, Decision] = {}
+        self.losses: list[Tensor] = []
+        """Relative error of each residual as it is kept, scalars on the device, where ``storage_dtype`` is given."""
 
     def put(self, stream: str, residual: Tensor, *, keep: int = 1) -> None:
         """Keep ``residual`` (any shape) for ``stream`` as its newest.
@@ -66,9 +70,14 @@ class ResidualStore:
             self._entries[stream] = (entry, *older)
 
     def _entry(self, residual: Tensor) -> _Entry | Decision:
-        data = residual if self.storage_dtype is None else residual.to(self.storage_dtype)
-        if data.device.type == "cpu" and not bool(torch.isfinite(data).all()):
+        data, scale = self._narrowed(residual)
+        looked_at = data if scale is None else residual
+        if data.device.type == "cpu" and not bool(torch.isfinite(looked_at).all()):
             return Decision.NOT_FINITE
+        if data is not residual:
+            kept = data.float() if scale is None else data.float() * scale
+            true = torch.linalg.vector_norm(residual, dtype=torch.float32).clamp(min=1e-30)
+            self.losses.append(torch.linalg.vector_norm(kept - residual) / true)
         ready = None
         if self.offload == "cpu" and data.device.type == "cuda":
             pinned = torch.empty(data.shape, dtype=data.dtype, pin_memory=True)
@@ -77,7 +86,16 @@ class ResidualStore:
             ready.record(torch.cuda.current_stream(residual.device))
         elif self.offload == "cpu":
             data = data.cpu()
-        return _Entry(data, residual.shape, residual.dtype, residual.device, ready)
+        return _Entry(data, residual.shape, residual.dtype, residual.device, ready, scale)
+
+    def _narrowed(self, residual: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``residual`` as it is kept, and what that has to be multiplied by."""
+        if self.storage_dtype is None:
+            return residual, None
+        if self.storage_dtype.itemsize > 1:
+            return residual.to(self.storage_dtype), None
+        scale = residual.abs().amax().float().clamp(min=1e-30) / torch.finfo(self.storage_dtype).max
+        return (residual.float() / scale).to(self.storage_dtype), scale
 
     def take(self, stream: str, like: Tensor, coefficient: float = 0.0) -> Tensor | Decision:
         """The stream's residual as forecast on ``like``'s device and in its dtype, or the reason why it cannot be used there.
@@ -170,7 +188,8 @@ class ResidualStore:
 def _back(entry: _Entry, like: Tensor, dtype: torch.dtype) -> Tensor:
     if entry.ready is not None:  # in case the host went on to another CUDA stream
         torch.cuda.current_stream(like.device).wait_event(entry.ready)
-    return entry.data.to(device=like.device, dtype=dtype, non_blocking=True)
+    data = entry.data.to(device=like.device, non_blocking=True)
+    return data.to(dtype) if entry.scale is None else (data.float() * entry.scale).to(dtype)
 
 
 def _fits(older: _Entry, newer: _Entry | Decision) -> bool:

@@ -15,7 +15,7 @@ from magpolicy._goal import Goal
 from magpolicy._objective import OBJECTIVES
 from magpolicy._schedule import Schedule
 from magpolicy._setup import Source
-from magpolicy._solve import Costs, schedule_of, solve
+from magpolicy._solve import ranking, schedule_of, solve
 from magpolicy._terrain import Terrain, terrain
 from magpolicy._trajectory import neighbours
 
@@ -117,7 +117,7 @@ class _Search:
 
     def __init__(self, place: Terrain, run: Run, allowed: int, progress: Progress | None) -> None:
         self._place, self._run, self._allowed, self._progress = place, run, allowed, progress
-        self._costs = Costs(place)
+        self._costs = ranking(place)
         self._known: dict[tuple[int, ...], float] = {}
         self._tried: list[tuple[Schedule, float]] = []
         self._found: list[tuple[int, tuple[int, ...], float]] = []

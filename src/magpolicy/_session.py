@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from types import TracebackType
 
-from attrs import evolve, frozen
+from attrs import define, evolve, frozen
 
 from magpolicy import _checks
 from magpolicy._curve import SINGLE
@@ -41,13 +41,13 @@ class TraceEntry:
 _NEVER = (-1, -1)
 
 
-@frozen
+@define  # and not frozen, which would take three times as long to make: one is made at every evaluation
 class _Pending:
     streams: tuple[str, ...]
     policies: tuple[Policy, ...]
-    proposed: tuple[Decision, ...]
-    decided: tuple[Decision, ...]
-    errors: tuple[float, ...]
+    proposed: Sequence[Decision]
+    decided: Sequence[Decision]
+    errors: Sequence[float]
     step: int
     sigma: float | None
 
@@ -206,9 +206,8 @@ class Session:
         if not names or len(set(names)) < len(names):
             raise ArgumentError(f"stream={stream!r} must name at least one stream, each once")
         policies = tuple(map(self._policy, names))
-        places = {policy.step for policy in policies}
         if step is None:
-            step = max(places)
+            step = max([policy.step for policy in policies])
         elif (step := _checks.whole("step", step, 0, example="0")) > self.steps - 1:
             raise RunError(f"step={step} lies past this run's {self.steps} steps; begin another run")
         elif step < self._first:
@@ -216,7 +215,9 @@ class Session:
         proposed, decided, errors = decide_together(policies, self._joint, step)
         if sigma is None and self.sigmas is not None:
             sigma = self.sigmas[step]
-        self._pending = _Pending(names, policies, tuple(proposed), tuple(decided), tuple(errors), step, sigma)
+        self._pending = _Pending(names, policies, proposed, decided, errors, step, sigma)
+        if len(decided) == 1:
+            return decided[0]
         return next((d for d in decided if not d.skip and d is not Decision.JOINT), decided[0])
 
     def commit(self, revised: Decision | None = None) -> None:
@@ -236,7 +237,7 @@ class Session:
             raise RunError(f"commit({revised}): a decision can only be revised to compute; pass a reason that computes")
         decided = pending.decided
         if revised is not None and decided[0].skip:
-            decided = (revised,) * len(decided)
+            decided = [revised] * len(decided)
         settle_together(pending.policies, pending.proposed, decided)
         self._pending = None
         for name, policy, decision, error in zip(pending.streams, pending.policies, decided, pending.errors, strict=True):

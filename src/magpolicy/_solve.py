@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -124,11 +124,16 @@ def _weighted(run: Terrain, how: Objective, shut: Any) -> Floats:
     return found
 
 
-class Costs:
-    """The expected cost of any joint schedule of a run, by one additive objective; infinite where it is not allowed."""
+def ranking(run: Terrain) -> Callable[[Sequence[int]], float]:
+    """The expected cost of any joint schedule of a run, by what orders schedules best; infinite where it is not allowed."""
+    return Trajectory(run.ledger, run.sizes, closed(run, None)).cost if run.count <= LONGEST else _Additive(run)
 
-    def __init__(self, run: Terrain, name: str = "latent") -> None:
-        how = OBJECTIVES[name]
+
+class _Additive:
+    """The same by an objective that is a sum over gaps."""
+
+    def __init__(self, run: Terrain) -> None:
+        how = OBJECTIVES["latent"]
         self._gaps = gap_costs(_weighted(run, how, closed(run, None)), how)
         self._count, self._reach = run.count, run.ledger.reach
 

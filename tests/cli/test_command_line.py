@@ -21,7 +21,7 @@ pytest.importorskip("rich")
 
 ANSI = "\x1b"
 SETTINGS = ("--threshold", ".06", "-K", "2", "--retention", ".2")
-COMMANDS = ("simulate", "sweep", "plan", "compare", "presets", "semantics", "plugins", "demo")
+COMMANDS = ("simulate", "sweep", "plan", "compare", "calibrate", "presets", "semantics", "plugins", "demo")
 
 # Runs several command lines in one process and reports [exit code, stdout, stderr] for each.
 MANY = """

@@ -112,6 +112,12 @@ def test_runs_that_give_no_number():
     assert refine(example(), sometimes, computed=5, runs=5).errors == (1.0,)
 
 
+def test_long_runs_are_refined_too():
+    refined = refine(example(210, window=12), lambda s: s.rms_error, computed=70, runs=6, objectives=["latent", "gap"])
+    assert refined.best.computed == 70
+    assert refined.runs == 6
+
+
 def test_an_error_in_a_run_is_the_callers():
     def broken(schedule):
         raise ZeroDivisionError

@@ -83,3 +83,30 @@ def test_the_command_writes_a_picture_and_says_what_it_did(tmp_path):
     with Image.open(picture) as image:
         assert image.size == (28 * 10 * 4, (28 * 5 + 4) * 4)
     assert not list(Path.cwd().glob("magpolicy-demo*.png"))
+
+
+def test_real_runs_choose_among_plans_and_a_larger_budget_is_never_worse(network, calibration):
+    """Deep calibration: candidates are run on the sample that was calibrated on, and the best is kept."""
+    sigmas, label, noise = model.sigmas_for(28), torch.tensor([0]), demo.noise_for(1, 1)
+
+    @torch.inference_mode()
+    def tokens(schedule=None):
+        if schedule is None:
+            return model.euler(demo.guided(network), noise, sigmas, label)
+        with magpolicy.attach(network, schedule=schedule) as handle, handle.run(sigmas=sigmas):
+            return model.euler(demo.guided(network, handle), noise, sigmas, label)
+
+    full = tokens()
+    told = []
+    found = magpolicy.refine(
+        calibration,
+        lambda schedule: float((tokens(schedule) - full).square().mean()),
+        computed=[8, 12],
+        runs=12,
+        progress=lambda *what: told.append(what[:2]),
+    )
+    assert told == [(i, 12) for i in range(1, found.runs + 1)]
+    assert found.errors[0] >= found.errors[1] > 0
+    first = magpolicy.plan(calibration, computed=12)
+    planned = float((tokens(first) - full).square().mean())
+    assert found.errors[1] <= planned * 1.0001, "the plan is the first candidate"

@@ -61,6 +61,32 @@ def test_a_value_that_the_storage_dtype_cannot_hold_is_not_reused():
     assert store.take("a", torch.ones(1, 2, 2)) is Decision.NOT_FINITE
 
 
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float8_e4m3fn, 0.04), (torch.float8_e5m2, 0.08)], ids=str)
+def test_eight_bits_hold_residuals_of_any_size_with_a_known_error(dtype, within, size):
+    residual = size * torch.randn(2, 64, 32, generator=torch.Generator().manual_seed(0))
+    store = ResidualStore(storage_dtype=dtype)
+    store.put("a", residual)
+    back = store.take("a", residual)
+    error = ((back - residual).norm() / residual.norm()).item()
+    assert 0 < error < within
+    torch.testing.assert_close(store.losses[0].item(), error, rtol=1e-4, atol=0)
+    assert store.nbytes == residual.numel()
+
+
+def test_a_report_says_what_narrow_storage_costs(cases):
+    case = cases["Plain"]()
+    for dtype, within in ((None, None), (torch.bfloat16, 0.004), (torch.float8_e4m3fn, 0.05)):
+        settings = {"schedule": magpolicy.Schedule.from_mask([1, 0, 0]), "storage_dtype": dtype}
+        with magpolicy.attach(case.module, **settings) as handle, handle.run():
+            case(0), case(1), case(2)
+        if within is None:
+            assert handle.report.storage_error is None
+        else:
+            assert 0 < handle.report.storage_error < within
+            assert "kept with an error of" in str(handle.report)
+
+
 @pytest.mark.parametrize("wrong", [{"offload": "disk"}, {"storage_dtype": torch.int8}, {"storage_dtype": "bf16"}], ids=str)
 def test_store_settings(wrong):
     with pytest.raises(ArgumentError):
