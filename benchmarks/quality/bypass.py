@@ -1,0 +1,133 @@
+"""Blocks bypassed from outside, by hand: what the rules of others run on here, and what residuals are measured with.
+
+A `Bypass` follows the blocks of one network through each forward. At the first block it asks `decide` whether to compute;
+if not, every block hands on what it got and the last one adds the residual it is told to. Independent of magpolicy's own
+adapter on purpose: the lab should not judge an adapter with itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def blocks_of(network: Any) -> list[nn.Module]:
+    """The blocks in the order they run."""
+    for names in (("transformer_blocks", "single_transformer_blocks"), ("blocks",), ("transformer_blocks",)):
+        if all(hasattr(network, name) for name in names):
+            return [block for name in names for block in getattr(network, name)]
+    raise TypeError(f"{type(network).__name__}: no blocks known; add their attribute to blocks_of()")
+
+
+class Bypass:
+    """Base of the rules: `decide` whether to compute, `residual` is what is added if not, `learn` sees the true one."""
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+        self.blocks = blocks_of(network)
+        self.name = ""
+        self.step: dict[str, int] = {}
+        self.sigmas: list[float] = []
+        self.computed: list[tuple[str, bool]] = []
+        self._skip: Tensor | None = None
+        self._input: Tensor | None = None
+
+    # What a rule says.
+
+    def start(self) -> None:
+        """A run begins."""
+
+    def decide(self, stream: str, step: int, hidden: Tensor, block: nn.Module, kwargs: dict[str, Any]) -> bool:
+        """Whether this evaluation computes. ``hidden`` is the stack's input."""
+        return True
+
+    def residual(self, stream: str, step: int, hidden: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def learn(self, stream: str, step: int, residual: Tensor) -> None:
+        """The residual of an evaluation that computed."""
+
+    # How it is carried out.
+
+    @contextmanager
+    def run(self, sigmas: list[float]) -> Iterator[None]:
+        self.sigmas, self.step, self.computed = sigmas, {}, []
+        self.start()
+        originals = [block.forward for block in self.blocks]
+        for index, block in enumerate(self.blocks):
+            block.forward = self._wrapped(index, block, originals[index])  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for block in self.blocks:
+                del block.forward  # type: ignore[method-assign]
+
+    @contextmanager
+    def stream(self, name: str) -> Iterator[None]:
+        self.name = name
+        self.step.setdefault(name, 0)
+        yield
+        self.step[name] += 1
+
+    def _wrapped(self, index: int, block: nn.Module, original: Callable[..., Any]) -> Callable[..., Any]:
+        last = index == len(self.blocks) - 1
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            step = self.step[self.name]
+            if index == 0:
+                computes = self.decide(self.name, step, hidden, block, {**kwargs, "args": args})
+                self.computed.append((self.name, computes))
+                self._skip = None if computes else self.residual(self.name, step, hidden)
+                self._input = hidden
+            if self._skip is None:
+                result = original(*args, **kwargs)
+                if last:
+                    after = result[1] if isinstance(result, tuple) else result
+                    self.learn(self.name, step, after - self._input)
+                    self._input = None
+                return result
+            after = hidden + self._skip if last else hidden
+            return (kwargs["encoder_hidden_states"], after) if "encoder_hidden_states" in kwargs else after
+
+        return forward
+
+    @property
+    def fraction(self) -> float:
+        """Share of the evaluations of the last run that computed."""
+        return sum(done for _, done in self.computed) / len(self.computed)
+
+
+class Masked(Bypass):
+    """A fixed mask, and a linear forecast from the last two computed residuals: r_j + c (r_j - r_p), or hold where c is 0."""
+
+    def __init__(self, network: Any, mask: Any, coefficients: dict[str, Any] | None = None) -> None:
+        super().__init__(network)
+        self.mask, self.coefficients = mask, coefficients
+
+    def start(self) -> None:
+        self.kept: dict[str, list[Tensor]] = {}
+
+    def decide(self, stream: str, step: int, hidden: Tensor, block: nn.Module, kwargs: dict[str, Any]) -> bool:
+        return bool(self.mask[step])
+
+    def residual(self, stream: str, step: int, hidden: Tensor) -> Tensor:
+        kept = self.kept[stream]
+        c = 0.0 if self.coefficients is None else float(self.coefficients[stream][step])
+        return kept[-1] if c == 0 or len(kept) < 2 else kept[-2].lerp(kept[-1], 1 + c)
+
+    def learn(self, stream: str, step: int, residual: Tensor) -> None:
+        self.kept[stream] = [*self.kept.get(stream, [])[-1:], residual]
+
+
+class Recorder(Bypass):
+    """Computes everything and keeps every residual: streams -> list of tensors."""
+
+    def start(self) -> None:
+        self.residuals: dict[str, list[Tensor]] = {}
+
+    def learn(self, stream: str, step: int, residual: Tensor) -> None:
+        self.residuals.setdefault(stream, []).append(residual.clone())
