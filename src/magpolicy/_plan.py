@@ -57,8 +57,9 @@ def plan(
         forced: steps that always compute; negative ones count from the end.
         forecast: ``"hold"``, ``"linear"`` or ``"calibrated"``; the best the source allows by default.
         damping: factor on the linear forecast, 0 to 1.
-        objective: what is made least: ``"latent"`` (the default), ``"gap"``, ``"trajectory"``, ``"relative"`` or ``"peak"``;
-            docs/explanation/forecast-and-planning.md tells them apart.
+        objective: what is made least: ``"latent"``, ``"gap"``, ``"trajectory"``, ``"relative"`` or ``"peak"``;
+            docs/explanation/forecast-and-planning.md tells them apart. By default ``"trajectory"`` for a joint plan from a
+            calibration with ``speedup`` or ``computed``, else ``"latent"``.
         power: power that errors are summed to; the objective's by default, most often 2.
         weights: a factor on the error of each step.
         batched: one plan for all streams (the default), or with ``False`` one for each, the budget shared.

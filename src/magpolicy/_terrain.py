@@ -40,6 +40,8 @@ class Terrain:
     why: str
     """What holds the number of computed evaluations up, for error messages."""
     first_step: int = 0
+    measured: bool = False
+    """Whether a calibration says what errors have in common, or ratios alone model them."""
 
     @property
     def count(self) -> int:
@@ -73,6 +75,7 @@ def terrain(
         sizes=(step_sizes(whole.sigmas) * weights)[first:stop],
         why=", ".join([f"at most {max(reach, 1) - 1} skips in a row", *why]),
         first_step=first,
+        measured=measured,
     )
 
 

@@ -12,7 +12,7 @@ import click
 import magpolicy
 from magpolicy._export import FORMS
 from magpolicy._forecast import FORECASTS
-from magpolicy._objective import DEFAULT, OBJECTIVES
+from magpolicy._objective import OBJECTIVES
 from magpolicy.cli import _output
 from magpolicy.cli._params import Command, NumberList, Part, Source, examples
 from magpolicy.cli._preview import JSON, SOURCE, STEPS, strip_of
@@ -42,7 +42,7 @@ GUIDANCE = click.option("--guidance", type=float, metavar="S", help="Guidance sc
 @click.option("--forced", type=NumberList(int), metavar="N,N,...", help="Steps always computed; -1 is the last one.")
 @click.option("--forecast", type=click.Choice(FORECASTS), help="How a skipped step's residual is made; the best there is.")
 @click.option("--damping", type=float, metavar="D", help="Factor on the linear forecast, 0 to 1.")
-@click.option("--objective", type=click.Choice(list(OBJECTIVES)), help=f"What is made least; {DEFAULT} by default.")
+@click.option("--objective", type=click.Choice(list(OBJECTIVES)), help="What is made least; see the documentation of plans.")
 @GUIDANCE
 @click.option("--batched/--separate", default=None, help="One plan for all streams (the default), or one for each.")
 @click.option("--expert-step", type=int, metavar="N", help="First step of the second expert of a two-expert model.")
