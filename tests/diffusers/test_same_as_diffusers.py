@@ -33,8 +33,11 @@ NAMES = [
     "Kandinsky5",
     "DiT",
     "PixArt",
+    "HunyuanVideoFramepack",
+    "Prior",
+    "TransformerTemporal",
 ]
-RIGHT = [case for case in CASES.values() if any(case.cls.startswith(f"{n}Transformer") for n in NAMES)]
+RIGHT = [case for case in CASES.values() if any(case.cls.startswith((f"{n}Transformer", f"{n}Model")) for n in NAMES)]
 
 
 def computed(case, model):
@@ -58,7 +61,7 @@ def test_the_same_steps_compute(case):
     config = MagCacheConfig(num_inference_steps=STEPS, mag_ratios=RATIOS, threshold=0.06, max_skip_steps=3, retention_ratio=0.2)
     apply_mag_cache(theirs, config)
     settings = {"threshold": 0.06, "max_skips": 3, "retention": 0.2, "semantics": "diffusers"}
-    with magpolicy.attach(ours, ratios=RATIOS, **settings) as handle:
+    with magpolicy.attach(ours, ratios=RATIOS, **settings) as handle, handle.run(steps=STEPS):
         found = computed(case, ours)
         assert found == handle.report.schedule.mask
     assert found == computed(case, theirs)
@@ -66,4 +69,4 @@ def test_the_same_steps_compute(case):
 
 
 def test_classes_are_compared():
-    assert len(RIGHT) >= 14
+    assert len(RIGHT) >= 18
