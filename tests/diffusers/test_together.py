@@ -247,3 +247,27 @@ def test_a_unet_is_skipped_as_a_whole():
 def test_what_cannot_be_attached_to(target):
     with pytest.raises(AdapterError, match="target="):
         magpolicy.attach(target, **SKIPPING)
+
+
+@pytest.mark.parametrize("when", ["before attaching", "after attaching", "in place"])
+@pytest.mark.parametrize("case", [FLUX, WAN], ids=lambda c: c.cls)
+def test_a_compiled_transformer_stays_compiled(case, when):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    with magpolicy.attach(case.make(), **SKIPPING) as handle:
+        expected = case.run(handle.target, WAY[case.cls], 6)
+    torch.compiler.reset()
+    pipe, counter = case.make(), CompileCounterWithBackend("eager")
+    options = {"fullgraph": True, "backend": counter}
+    if when == "before attaching":
+        pipe.transformer = torch.compile(pipe.transformer, **options)
+    with magpolicy.attach(pipe, **SKIPPING) as handle:
+        if when == "after attaching":
+            pipe.transformer = torch.compile(pipe.transformer, **options)
+        elif when == "in place":
+            magpolicy.compile(pipe, region="model", **options)
+        for _ in range(2):
+            torch.testing.assert_close(case.run(pipe, WAY[case.cls], 6), expected, rtol=1e-5, atol=1e-6)
+            assert handle.report.strip == "██·█··"
+    torch.compiler.reset()
+    assert counter.frame_count == 2, "one graph computes, one skips"
