@@ -50,9 +50,10 @@ class _Twins:
 
     def get(self, name: str, make: Callable[[], Twin | None]) -> Twin | None:
         """The twin of that name; made if there is none yet."""
-        if self.made.get(name) is None:
-            self.made[name] = make()
-        return self.made[name]
+        twin = self.made.get(name)
+        if twin is None or twin.stale:
+            twin = self.made[name] = make()
+        return twin
 
     def give_back(self) -> None:
         """The call is over."""
@@ -117,15 +118,21 @@ class Model:
 
     def probing(self, original: Original) -> Twin | None:
         """A twin whose blocks report to the call under way."""
-        if self._homes is None:
+        if self._homes is None or not self._at_home():
             return None
         parts = [Probe(block, partial(self._watch, "block", index)) for index, block in enumerate(self.stack.blocks)]
         parts += [Probe(block, partial(self._watch, "beside", index)) for index, block in enumerate(self.stack.beside)]
         return Twin(self.module, original.kind, self._contents(dict(zip(self._homes, parts, strict=True))))
 
     def computing(self, original: Original, understood: Understood, tap: Tap) -> Twin:
-        """A twin that computes, and notes what goes into the stack and what comes out."""
+        """A twin that computes, and notes what goes into the stack and what comes out.
+
+        Raises:
+            NoTwinError: the model has other blocks by now.
+        """
         assert self._homes is not None
+        if not self._at_home():
+            raise NoTwinError
         last, copied = len(self.stack) - 1, understood.learned.in_place is not False
         parts: dict[Home, nn.Module] = {}
         for index in {0, last}:
@@ -141,7 +148,7 @@ class Model:
         assert self._homes is not None
         count = len(self.stack)
         runs = [list(range(count))] if way == "full" else list(_runs(self._homes[:count]))
-        if self.stack.beside or (way != "full" and not self._clear(runs, understood)):
+        if self.stack.beside or not self._at_home() or (way != "full" and not self._clear(runs, understood)):
             return None
         if way == "last":
             kept = [count - 1]
@@ -164,6 +171,12 @@ class Model:
             held = [part for home, part in parts.items() if home.path == path]
             contents[path] = {str(place): part for place, part in enumerate(held)}
         return Twin(self.module, original.kind, contents)
+
+    def _at_home(self) -> bool:
+        """Whether the stack's blocks are still those of the model."""
+        blocks = (*self.stack.blocks, *self.stack.beside)
+        holders = {home.path: self.module.get_submodule(home.path)._modules for home in self._homes or ()}
+        return all(holders[home.path].get(home.name) is block for home, block in zip(self._homes or (), blocks, strict=True))
 
     def _clear(self, runs: Sequence[Sequence[int]], understood: Understood) -> bool:
         """Whether every list of blocks is run from end to end with nothing in between."""
@@ -331,11 +344,10 @@ class _Calling:
             return self._try_out(understood, twins)
         reason = self._load(understood, twins.tap)
         if reason is None:
-            twin = twins.made.get(understood.skipping)
+            way = understood.skipping
+            twin = twins.get(way, lambda: self.model.skipping(self.original, understood, twins.tap, way))
             if twin is None:
-                twin = self.model.skipping(self.original, understood, twins.tap, understood.skipping)
-                assert twin is not None
-                twins.made[understood.skipping] = twin
+                raise NoTwinError
             result = twin(self.original.compiling, self.args, self.kwargs)
             if not twins.tap.void:
                 return result, None

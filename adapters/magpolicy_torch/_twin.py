@@ -53,8 +53,10 @@ class Twin:
         self._root, self._kind = root, kind
         self._overlay = dict(contents.get("", {}))
         made: dict[str, nn.Module] = {}
+        self._made_of = [(root._modules, dict(root._modules))]
         for path in sorted({p for held in contents for p in _prefixes(held)}, key=len, reverse=True):
             source = root.get_submodule(path)
+            self._made_of.append((source._modules, dict(source._modules)))
             below = {name: made[f"{path}.{name}"] for name in source._modules if f"{path}.{name}" in made}
             made[path] = _like(source, type(source), {**contents.get(path, source._modules), **below})
         self._overlay |= {path: module for path, module in made.items() if "." not in path}
@@ -62,6 +64,14 @@ class Twin:
         self._compiled: tuple[Any, Any] | None = None
         self._seen: dict[str, Any] = {}
         self._left: dict[str, Any] = {}
+
+    @property
+    def stale(self) -> bool:
+        """Whether a submodule has been put in the place of another since: an adapter's layer, or another block."""
+        for now, then in self._made_of:  # noqa: SIM110 - on the way of every call: a generator costs more than the comparison
+            if not _same(now, then):
+                return True
+        return False
 
     def __call__(self, callback: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call it; frames are compiled as ``callback`` does it.

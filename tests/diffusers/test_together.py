@@ -121,6 +121,47 @@ def test_together_with(case, thing, first, tmp_path):
             assert handle.report.strip == "██·█··"
 
 
+def test_what_is_put_in_between_two_runs_counts_from_then_on():
+    """An adapter on layers outside of the blocks too, and its removal."""
+    names = ["proj_out", "x_embedder", "to_q"]
+
+    def adapt(pipe):
+        torch.manual_seed(1)
+        pipe.transformer.add_adapter(peft.LoraConfig(r=2, target_modules=names, init_lora_weights=False))
+
+    def by_hand(*done):
+        pipe = FLUX.make()
+        for do in done:
+            do(pipe)
+        with ByHand(FLUX, pipe, "true cfg", 6, MASK):
+            return FLUX.run(pipe, "true cfg", 6)
+
+    plain, adapted, pipe = by_hand(), by_hand(adapt), FLUX.make()
+    assert not torch.equal(plain, adapted)
+    with magpolicy.attach(pipe, **SKIPPING) as handle:
+        assert torch.equal(FLUX.run(pipe, "true cfg", 6), plain)
+        adapt(pipe)
+        assert torch.equal(FLUX.run(pipe, "true cfg", 6), adapted)
+        pipe.transformer.delete_adapters("default")
+        assert torch.equal(FLUX.run(pipe, "true cfg", 6), plain)
+        assert handle.report.strip == "██·█··"
+
+
+def test_blocks_that_were_replaced_run():
+    """The stack is no longer the one that was attached to: the new block runs, and nothing is skipped."""
+    pipe, other = FLUX.make(), FLUX.make()
+    with magpolicy.attach(pipe, **SKIPPING) as handle:
+        FLUX.run(pipe, "true cfg", 6)
+        block = copy.deepcopy(other.transformer.transformer_blocks[0])
+        with torch.no_grad():
+            block.attn.to_q.weight.mul_(0.5)
+        for each in (pipe, other):
+            each.transformer.transformer_blocks[0] = copy.deepcopy(block)
+        expected = FLUX.run(other, "true cfg", 6)
+        assert torch.equal(FLUX.run(pipe, "true cfg", 6), expected)
+        assert handle.report.skipped == 0
+
+
 @pytest.mark.parametrize("make_copy", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
 def test_a_copy_is_not_attached_and_the_original_is(make_copy):
     case, model = CASES["FluxTransformer2DModel"], CASES["FluxTransformer2DModel"].make()
