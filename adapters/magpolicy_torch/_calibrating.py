@@ -7,7 +7,6 @@ of the last few evaluations are all that is held, and one batched product a stre
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -25,9 +24,9 @@ if TYPE_CHECKING:
 Reduce = Callable[[Tensor], Any]
 """Adds up a tensor of float64 sums over ranks, in place or as its result: ``torch.distributed.all_reduce``."""
 
-WINDOW, SHARE = 12, 0.45
-"""Evaluations back that residuals are compared over, unless it is said otherwise: at least so many, and that share of a run. A
-calibration of many steps serves runs of few, whose steps are further apart."""
+WINDOW, WIDEST = 12, 100
+"""Evaluations back that residuals are compared over, unless it is said otherwise: where a run's length is not known, and at
+most. Errors add up over the whole run, so a plan gains from all of its inner products."""
 TOKENS = 2048
 """Tokens that are looked at, unless it is said otherwise."""
 _CHUNK = 2**22  # elements that are widened at a time
@@ -104,9 +103,9 @@ class Moments:
 
     @classmethod
     def of_run(cls, steps: int, *, window: int | None = None, **options: Any) -> Moments:
-        """For a run of ``steps`` evaluations; ``window=None``: wide enough that shorter runs can be planned from it too."""
+        """For a run of ``steps`` evaluations; ``window=None``: over all of it, or a hundred."""
         if window is None:
-            window = min(max(WINDOW, math.ceil(SHARE * steps)), max(steps - 1, 1))
+            window = min(max(steps - 1, 1), WIDEST)
         return cls(window=window, **options)
 
     def add(self, stream: str, residual: Tensor, channel_dim: int = -1, *, step: int | None = None) -> None:

@@ -102,25 +102,23 @@ class Bypass:
 
 
 class Masked(Bypass):
-    """A fixed mask, and a linear forecast from the last two computed residuals: r_j + c (r_j - r_p), or hold where c is 0."""
+    """A fixed mask; the last computed residual is held."""
 
-    def __init__(self, network: Any, mask: Any, coefficients: dict[str, Any] | None = None) -> None:
+    def __init__(self, network: Any, mask: Any) -> None:
         super().__init__(network)
-        self.mask, self.coefficients = mask, coefficients
+        self.mask = mask
 
     def start(self) -> None:
-        self.kept: dict[str, list[Tensor]] = {}
+        self.kept: dict[str, Tensor] = {}
 
     def decide(self, stream: str, step: int, hidden: Tensor, block: nn.Module, kwargs: dict[str, Any]) -> bool:
         return bool(self.mask[step])
 
     def residual(self, stream: str, step: int, hidden: Tensor) -> Tensor:
-        kept = self.kept[stream]
-        c = 0.0 if self.coefficients is None else float(self.coefficients[stream][step])
-        return kept[-1] if c == 0 or len(kept) < 2 else kept[-2].lerp(kept[-1], 1 + c)
+        return self.kept[stream]
 
     def learn(self, stream: str, step: int, residual: Tensor) -> None:
-        self.kept[stream] = [*self.kept.get(stream, [])[-1:], residual]
+        self.kept[stream] = residual
 
 
 class Recorder(Bypass):

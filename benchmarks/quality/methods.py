@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from attrs import define
-from benchmarks.quality import joint, rules
+from benchmarks.quality import rules
 from benchmarks.quality.bypass import Masked
 from benchmarks.quality.models import LabModel
 from benchmarks.quality.sampling import Job, generate
@@ -16,8 +16,6 @@ from benchmarks.quality.sampling import Job, generate
 import magpolicy
 import torch
 from diffusers import CacheMixin
-
-STREAMS = ("cond", "uncond")
 
 
 @define
@@ -92,18 +90,6 @@ def planned(bench: Bench, computed: int, **settings: Any) -> magpolicy.Schedule:
     return magpolicy.plan(bench.calibration, computed=computed, guidance=bench.model.guidance, **settings)
 
 
-def factors(bench: Bench) -> dict[str, float]:
-    """With which each stream's error enters the latent."""
-    return {"cond": bench.model.guidance, "uncond": 1 - bench.model.guidance}
-
-
-@contextmanager
-def jointly(bench: Bench, mask: Sequence[bool], order: int) -> Iterator[joint.Weighted]:
-    """A mask with coefficients that are fitted together."""
-    weights = joint.fit(bench.calibration, mask, factors(bench), order=order)
-    yield joint.Weighted(bench.network, mask, weights)
-
-
 # Baselines and ablations.
 
 
@@ -116,24 +102,6 @@ def uniform_mask(steps: int, computed: int, *, ends: bool) -> list[bool]:
     else:
         mask[np.floor(np.arange(computed) * steps / computed + 0.5).astype(int)] = True
     return mask.tolist()
-
-
-def coefficients(calibration: magpolicy.Calibration, mask: Sequence[bool]) -> dict[str, list[float]]:
-    """The calibrated forecast of every skipped step of a mask."""
-    rows = {}
-    for stream in calibration.streams:
-        row, last = [0.0] * len(mask), [0]
-        for i, computes in enumerate(mask):
-            if computes:
-                last = [*last[-1:], i] if i else [0]
-            elif len(last) == 2:
-                row[i] = calibration.coefficient(stream, last[0], last[1], i)
-        rows[stream] = row
-    return rows
-
-
-def with_forecast(bench: Bench, mask: Sequence[bool]) -> magpolicy.Schedule:
-    return magpolicy.Schedule.from_mask(dict.fromkeys(STREAMS, mask), coefficients=coefficients(bench.calibration, mask))
 
 
 # Others.

@@ -14,7 +14,7 @@ from benchmarks.quality.sweep import KINDS, targets
 ROOT = Path(__file__).parents[2]
 PAGE, ASSETS = ROOT / "docs/explanation/quality-figures.md", ROOT / "docs/assets"
 SLACK = 0.02  # of the full run's work, less than one step; given to everybody, ours never need it
-SHOWN = {"ours": "#c1121f", "prototype": "#f4a261", "ablation": "#6a4c93", "baseline": "#6c757d", "other": "#1d6fa5"}
+SHOWN = {"ours": "#c1121f", "ablation": "#6a4c93", "baseline": "#6c757d", "other": "#1d6fa5"}
 Rows = list[dict[str, Any]]
 
 
@@ -23,7 +23,7 @@ def load(model: str, sampler: str) -> tuple[dict[str, Any], Rows] | None:
     if not path.exists():
         return None
     found = json.loads(path.read_text())
-    return found["about"], list(found["rows"].values())
+    return found["about"], [row for row in found["rows"].values() if row["method"] == "full" or row["method"] in KINDS]
 
 
 def best(rows: Rows, method: str, share: float, work: str) -> dict[str, Any] | None:
@@ -71,7 +71,7 @@ def plot(about: dict[str, Any], rows: Rows, path: Path) -> None:
             continue
         styles[kind] = styles.get(kind, -1) + 1
         mark, dash = "os^Dvx*"[styles[kind] % 7], ("-", "--", ":", "-.")[styles[kind] % 4]
-        width = 2.2 if kind in ("ours", "prototype") else 1.1
+        width = 2.2 if kind in ("ours",) else 1.1
         x, y = [r["fraction_all"] for r in points], [r["psnr"] for r in points]
         color = plt.get_cmap("tab20")(2 * styles[kind] % 20) if kind == "other" else SHOWN[kind]
         axes.plot(x, y, mark, linestyle=dash, color=color, linewidth=width, markersize=4, label=method)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -27,14 +26,12 @@ class Trial:
     job: Job | None = None
 
 
-OURS, PROTOTYPE, ABLATION, BASELINE, PEER = "ours", "prototype", "ablation", "baseline", "other"
+OURS, ABLATION, BASELINE, PEER = "ours", "ablation", "baseline", "other"
 KINDS = {
-    "plan, calibrated forecast": OURS,
+    "plan": OURS,
+    "plan, first order": OURS,
+    "plan (latent), each forecast for itself": OURS,
     "plan for hold": OURS,
-    "plan (trajectory), calibrated forecast": OURS,
-    "plan, joint forecast": PROTOTYPE,
-    "plan, joint second-order forecast": PROTOTYPE,
-    "uniform with ends, joint second-order forecast": PROTOTYPE,
     "plan, run with hold": ABLATION,
     "uniform with ends, our forecast": ABLATION,
     "fewer steps": BASELINE,
@@ -64,23 +61,15 @@ def targets(steps: int) -> list[int]:
 
 def ours(bench: Bench) -> Iterator[Trial]:
     for k in budgets(bench.steps):
-        hold = methods.planned(bench, k, forecast="hold")
         plan = methods.planned(bench, k)
-        whole = methods.planned(bench, k, objective="trajectory")
-        mask = methods.uniform_mask(bench.steps, k, ends=True)
-        yield _scheduled(bench, "plan, calibrated forecast", k, plan)
-        yield _scheduled(bench, "plan for hold", k, hold)
+        even = methods.uniform_mask(bench.steps, k, ends=True)
+        yield _scheduled(bench, "plan", k, plan)
+        yield _scheduled(bench, "plan, first order", k, methods.planned(bench, k, forecast="calibrated"))
+        yield _scheduled(bench, "plan (latent), each forecast for itself", k, methods.planned(bench, k, objective="latent"))
+        yield _scheduled(bench, "plan for hold", k, methods.planned(bench, k, forecast="hold"))
         yield _scheduled(bench, "plan, run with hold", k, plan, forecast="hold")
-        yield _scheduled(bench, "uniform with ends, our forecast", k, methods.with_forecast(bench, mask))
-        yield _scheduled(bench, "plan (trajectory), calibrated forecast", k, whole)
-        gap = methods.planned(bench, k, objective="gap")
-        for name, rows, order in (
-            ("plan, joint forecast", gap.mask, 1),
-            ("plan, joint second-order forecast", gap.mask, 2),
-            ("uniform with ends, joint second-order forecast", mask, 2),
-        ):
-            make = functools.partial(methods.jointly, bench, rows, order)
-            yield Trial(name, {"computed": k, "strip": magpolicy.Schedule.from_mask(rows).strip}, make)
+        forced = [i for i, computes in enumerate(even) if computes]
+        yield _scheduled(bench, "uniform with ends, our forecast", k, methods.planned(bench, k, forced=forced))
 
 
 def _scheduled(bench: Bench, method: str, k: int, schedule: magpolicy.Schedule, **options: Any) -> Trial:

@@ -133,13 +133,11 @@ def _with_history(row: Iterable[tuple[bool, Coefficients]], first: int) -> list[
 
 
 def _kept(mask: Sequence[bool], coefficients: Sequence[Coefficients]) -> list[int]:
-    """Per computed step the residuals that skips after it use; of those, each later computed step displaces one."""
+    """Per step the residuals that skips after it use, if it computes; of those, each later computed step displaces one."""
     found, reach = [0] * len(mask), 0
     for i in reversed(range(len(mask))):
-        if mask[i]:
-            found[i], reach = reach, max(reach - 1, 0)
-        else:
-            reach = max(reach, 1 + len(coefficients[i]))
+        found[i] = reach
+        reach = max(reach - 1, 0) if mask[i] else max(reach, 1 + len(coefficients[i]))
     return found
 
 

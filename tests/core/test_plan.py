@@ -359,6 +359,17 @@ def test_no_other_coefficients_leave_the_latent_less_far_off(found, forecast, da
                 assert trajectory(found, other) >= least * (1 - 1e-5) - 1e-12, (name, i, o)
 
 
+def test_a_second_order_forecast_is_exact_where_residuals_are_quadratic_in_the_step():
+    steps = np.arange(9)[:, None] / 9
+    random = np.random.default_rng(0)
+    rows = {n: sum(random.normal(size=40) * steps**power for power in range(3)).reshape(9, 5, 8) for n in ("cond", "uncond")}
+    found = Calibration.from_residuals(rows, sigmas=[1 - i / 9 for i in range(9)])
+    settings = {"computed": 5, "forced": [0, 1, 2, 4, 7], "guidance": 3.0, "objective": "trajectory"}
+    exact, first = (plan(found, **settings, forecast=forecast) for forecast in ("second-order", "calibrated"))
+    assert exact.worst < 1e-3 < 0.02 < first.worst
+    assert trajectory(found, exact) < 1e-5 * trajectory(found, first)
+
+
 def recorded(steps, seed):
     random = np.random.default_rng(seed)
     level = np.linspace(1, 0.1, steps)

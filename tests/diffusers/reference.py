@@ -11,13 +11,13 @@ import torch
 class ByHand:
     """Runs a pipeline so that its denoisers skip as a mask says; knows each call's step and branches from the case.
 
-    With ``coefficients``, one a step, a skip adds r_j + c (r_j - r_p) where the last two steps that the mask computes are those
-    of the residuals at hand, else r_j.
+    With ``coefficients``, up to two a step, a skip adds r_j + c1 (r_j - r_p) + c2 (r_p - r_q) where the last steps that the mask
+    computes are those of the residuals at hand, else r_j.
     """
 
     def __init__(self, case, pipe, way, steps, mask, coefficients=None):
         self.mask, self.plan = mask, iter(case.ways[way].sequence(steps))
-        self.coefficients = coefficients or (0.0,) * steps
+        self.coefficients = coefficients or ((),) * steps
         self.modules = {name: (getattr(pipe, name), CASES[cls]) for name, cls in case.denoisers.items()}
         self.residuals, self.loop, self.expert = {}, None, None
         self.did, self.forecasts = [], 0
@@ -55,15 +55,18 @@ class ByHand:
             if whole:
                 split = [residual.chunk(len(branches)) for residual in seen.residuals]
                 for branch, parts in zip(branches, zip(*split, strict=True), strict=True):
-                    self.residuals[branch] = (*self.residuals.get(branch, ())[-1:], (step, parts))
+                    self.residuals[branch] = (*self.residuals.get(branch, ())[-2:], (step, parts))
             return result
 
         return forward
 
     def _forecast(self, branch, step):
-        (j, last), (p, before) = self.residuals[branch][-1], self.residuals[branch][0]
-        c = self.coefficients[step] if [p, j] == [s for s in range(step) if self.mask[s]][-2:] else 0.0
-        if not c:
-            return last
+        c, kept = self.coefficients[step], self.residuals[branch][::-1]
+        uses = len(c) + 1
+        if not c or [s for s, _ in kept[:uses]] != [s for s in range(step) if self.mask[s]][::-1][:uses]:
+            return kept[0][1]
         self.forecasts += 1
-        return [new + c * (new - old) for new, old in zip(last, before, strict=True)]
+        return [
+            parts[0] + sum(c[o] * (parts[o] - parts[o + 1]) for o in range(len(c)))
+            for parts in zip(*(parts for _, parts in kept[:uses]), strict=True)
+        ]

@@ -13,7 +13,7 @@ from pipes import PIPES  # noqa: E402
 from reference import ByHand  # noqa: E402
 
 MASK = (1, 1, 0, 1, 0, 0)
-COEFFICIENTS = (0.0, 0.0, 0.6, 0.0, -0.4, 0.8)
+COEFFICIENTS = ((), (), (0.6,), (), (-0.4, 0.3), (0.8,))
 NEVER_SKIPS = ("staggered", "no attention over time")
 # What is left of its batch when guidance goes off looks like another branch: it starts afresh, and holds.
 ANOTHER_BRANCH = ("HiDreamImagePipeline", "cfg off at half")

@@ -1,4 +1,4 @@
-"""The lab's own arithmetic: rules of others as their papers write them, evenly spaced masks, coefficients fitted together."""
+"""The lab's own arithmetic: rules of others as their papers write them, evenly spaced masks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import pytest
 pytest.importorskip("diffusers", reason="the lab compares diffusers models")
 pytest.importorskip("skimage", reason="the lab needs the demo extra")
 
-from benchmarks.quality import joint, rules
+from benchmarks.quality import rules
 from benchmarks.quality.methods import uniform_mask
-
-import magpolicy
 
 
 def test_teacache_adds_up_rescaled_changes_until_the_threshold() -> None:
@@ -49,48 +47,3 @@ def test_uniform_masks_compute_as_many_steps_as_asked(steps: int, ends: bool) ->
         gaps = np.diff(np.flatnonzero(mask))[1 if ends else 0 :]
         assert max(gaps, default=1) - min(gaps, default=1) <= 1
         assert not ends or (mask[1] and mask[-1])
-
-
-def calibration_of(residuals: dict[str, np.ndarray], sigmas: list[float]) -> magpolicy.Calibration:
-    """From residuals ``(N, D)`` a stream, with every inner product known."""
-    count, ones = len(sigmas), (1.0,) * len(sigmas)
-    streams, window = {}, count - 1
-    for name, rows in residuals.items():
-        gram = np.full((count, count), np.nan)
-        for back in range(count):
-            gram[back:, back] = (rows[back:] * rows[: count - back]).mean(axis=1)
-        streams[name] = magpolicy.StreamMoments(gram, ones, (0.0,) * count, (0.0,) * count)
-    (first, a), (second, b) = residuals.items()
-    cross = np.full((count, 2 * window + 1), np.nan)
-    for i in range(count):
-        for k in range(count):
-            cross[i, window + k - i] = (a[i] * b[k]).mean()
-    return magpolicy.Calibration(sigmas=sigmas, streams=streams, cross={(first, second): cross})
-
-
-SIGMAS = [1 - i / 9 for i in range(9)]
-FACTORS = {"cond": 3.0, "uncond": -2.0}
-MASK = [True, True, True, False, True, False, False, True, False]
-
-
-def test_a_second_order_forecast_is_exact_where_residuals_are_quadratic_in_the_step() -> None:
-    rng = np.random.default_rng(0)
-    steps = np.arange(9)[:, None] / 9
-    residuals = {s: sum(rng.normal(size=40) * steps**power for power in range(3)) for s in FACTORS}
-    calibration = calibration_of(residuals, SIGMAS)
-    weights = joint.fit(calibration, MASK, FACTORS, order=2)
-    scale = joint.cost(calibration, MASK, joint.fit(calibration, MASK, FACTORS, order=0), FACTORS)
-    assert joint.cost(calibration, MASK, weights, FACTORS) < 1e-5 * scale
-
-
-def test_no_other_coefficients_leave_less_of_the_error() -> None:
-    rng = np.random.default_rng(1)
-    calibration = calibration_of({s: rng.normal(size=(9, 40)).cumsum(axis=0) for s in FACTORS}, SIGMAS)
-    weights = joint.fit(calibration, MASK, FACTORS, order=1, ridge=0.0)
-    least = joint.cost(calibration, MASK, weights, FACTORS)
-    for stream in FACTORS:
-        for step in np.flatnonzero(~np.array(MASK)):
-            for change in (-0.05, 0.05):
-                other = {s: w.copy() for s, w in weights.items()}
-                other[stream][step] += change * np.array([1.0, -1.0])
-                assert joint.cost(calibration, MASK, other, FACTORS) > least

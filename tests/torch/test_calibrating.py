@@ -274,8 +274,8 @@ def test_defaults_are_those_of_attach():
     assert request["window"] is None
 
 
-@pytest.mark.parametrize(("steps", "window"), [(2, 1), (9, 8), (20, 12), (28, 13), (50, 23)])
-def test_the_window_spans_a_share_of_the_run(plain, steps, window):
+@pytest.mark.parametrize(("steps", "window"), [(2, 1), (9, 8), (28, 27), (120, 100)])
+def test_the_window_spans_the_run(plain, steps, window):
     with magpolicy.attach(plain.module, calibrate=True) as handle:
         with handle.run(steps=steps):
             for _ in range(steps):

@@ -164,7 +164,7 @@ def test_two_streams_and_forecasts_share_the_graphs(way):
     model, counter = made(flux), CompileCounterWithBackend("eager")
     compiled = way(model, backend=counter)
     for scale in (0.0, 0.5, 0.7):
-        forecasting = Schedule.from_mask(MASKS[0], coefficients=[0, 0, scale, 0, scale, 2 * scale])
+        forecasting = Schedule.from_mask(MASKS[0], coefficients=[0, 0, scale, 0, [scale, scale], [2 * scale, -scale]])
         with magpolicy.attach(compiled, schedule=forecasting) as handle:
             run(handle, compiled, model, streams=("cond", "uncond"))
             assert handle.report.forecasts == (6 if scale else 0)

@@ -62,14 +62,15 @@ def test_a_skip_is_the_rest_of_the_model_and_one_addition(flux):
     assert not WAITS & done.keys()
 
 
-def test_a_forecast_is_one_operation_more(flux):
+@pytest.mark.parametrize(("second", "operations"), [((), ["lerp"]), ((0.2,), ["lerp", "sub", "add_"])], ids=["first", "second"])
+def test_a_forecast_is_one_operation_more_or_three(flux, second, operations):
     ideal = counted(emptied(flux))
-    forecasting = Schedule.from_mask([1, 1, 0, 0, 0], coefficients=[0, 0, 0.5, 1.0, 1.5])
+    forecasting = Schedule.from_mask([1, 1, 1, 0, 0], coefficients=[0, 0, 0, (0.5, *second), (1.0, *second)])
     with magpolicy.attach(flux.module, schedule=forecasting) as handle, handle.run():
         with torch.no_grad():
-            flux(), flux(), flux()
+            flux(), flux(), flux(), flux()
         done = counted(flux)
-    assert done - ideal == Counter({"aten::add": 1, "aten::clone": 1, "aten::lerp": 1})
+    assert done - ideal == Counter({"aten::add": 1, "aten::clone": 1} | {f"aten::{name}": 1 for name in operations})
     assert not WAITS & done.keys()
 
 
@@ -98,9 +99,14 @@ def test_a_computed_step_calls_nothing_on_the_blocks_in_between(flux):
             assert type(block).__module__.startswith("diffusers")
 
 
-def test_one_residual_two_with_a_forecast_and_none_when_the_plan_needs_none(flux):
+@pytest.mark.parametrize(
+    ("coefficients", "residuals"),
+    [(0.5, (1, 1, 1, 1, 1, 2, 2, 0)), ((0.5, 0.2), (1, 1, 1, 1, 2, 3, 3, 0))],
+    ids=["two", "three"],
+)
+def test_one_residual_two_or_three_with_a_forecast_and_none_when_the_plan_needs_none(flux, coefficients, residuals):
     residual = flux.tokens * 32 * 4  # float32 of the width 32
-    mask, coefficients = [1, 0, 1, 0, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0, 0.5, 0]
+    mask, coefficients = [1, 0, 1, 0, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0, coefficients, 0]
     held = []
     planned = Schedule.from_mask(mask, coefficients=coefficients)
     with torch.no_grad(), magpolicy.attach(flux.module, schedule=planned) as handle, handle.run():
@@ -108,4 +114,4 @@ def test_one_residual_two_with_a_forecast_and_none_when_the_plan_needs_none(flux
         for _ in mask:
             flux()
             held.append(store.nbytes)
-    assert held == [residual * n for n in (1, 1, 1, 1, 1, 2, 2, 0)]
+    assert held == [residual * n for n in residuals]

@@ -35,7 +35,32 @@ def error(found, true):
 def test_a_forecast_is_the_formula(c, dtype):
     last, before = draw(1, 6, 8).to(dtype), draw(1, 6, 8, seed=1).to(dtype)
     true = last.double() + c * (last.double() - before.double())
-    torch.testing.assert_close(_residual.forecast(last, before, c).double(), true, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(_residual.forecast([last, before], [c]).double(), true, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(c=st.tuples(st.floats(-2, 4), st.floats(-2, 2)), dtype=st.sampled_from([torch.float32, torch.float64]))
+def test_a_second_order_forecast_is_the_formula_and_writes_to_nothing(c, dtype):
+    residuals = [draw(1, 6, 8, seed=seed).to(dtype) for seed in range(3)]
+    copies = [t.clone() for t in residuals]
+    last, before, first = (t.double() for t in residuals)
+    true = last + c[0] * (last - before) + c[1] * (before - first)
+    torch.testing.assert_close(_residual.forecast(residuals, c).double(), true, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(copies, residuals, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_16_bit_a_second_order_forecast_rounds_less_than_its_terms_would(dtype):
+    """Residuals of one run: differences are small against them."""
+    last = draw(100, 1000)
+    before = last + 0.1 * draw(100, 1000, seed=1)
+    residuals = [t.to(dtype) for t in (last, before, before + 0.1 * draw(100, 1000, seed=2))]
+    last, before, first = residuals
+    for a, b in ((1.7, 0.6), (0.8, -0.4)):
+        exact = last.double() + a * (last.double() - before.double()) + b * (before.double() - first.double())
+        found = error(_residual.forecast(residuals, (a, b)), exact)
+        assert found < 1.5 * error(exact.to(dtype), exact)  # twice rounded, and nothing more
+        assert error((1 + a) * last + (b - a) * before - b * first, exact) > 1.5 * found
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -46,7 +71,7 @@ def test_in_16_bit_a_forecast_is_the_truth_rounded_once(dtype, c):
     before = (last + 0.3 * draw(100, 1000, seed=1)).to(dtype)
     last = last.to(dtype)
     true = last.double() + c * (last.double() - before.double())
-    found = _residual.forecast(last, before, c)
+    found = _residual.forecast([last, before], [c])
     assert float((found == true.to(dtype)).double().mean()) > 0.995  # the rest lies at a tie within float32's rounding
     naive = (1 + c) * last - c * before
     assert error(naive, true) > 1.3 * error(found, true)
@@ -61,7 +86,7 @@ def test_residuals_stored_in_16_bit_are_forecast_in_the_models_own_dtype(dtype):
         store.put("a", draw(100, 100, seed=seed).float(), keep=2)
     before, last = (draw(100, 100, seed=seed).float().to(dtype) for seed in (1, 2))
     true = last.double() + 0.7 * (last.double() - before.double())
-    found = store.take("a", last.float(), 0.7)
+    found = store.take("a", last.float(), (0.7,))
     assert found.dtype == torch.float32
     assert 1000 * error(found, true) < error(last + 0.7 * (last - before), true)
 
@@ -71,9 +96,9 @@ def test_residuals_stored_wider_than_the_model_are_rounded_at_the_end():
     before, last = draw(50, 50, seed=1).bfloat16(), draw(50, 50, seed=2).bfloat16()
     store.put("a", before)
     store.put("a", last, keep=2)
-    found = store.take("a", last, 0.7)
+    found = store.take("a", last, (0.7,))
     assert found.dtype == torch.bfloat16
-    assert torch.equal(found, _residual.forecast(last.float(), before.float(), 0.7).bfloat16())
+    assert torch.equal(found, _residual.forecast([last.float(), before.float()], [0.7]).bfloat16())
 
 
 # The store
@@ -87,10 +112,10 @@ def test_two_residuals_are_kept_where_asked_for_and_no_more():
     assert (store.count, store.nbytes) == (1, size)
     store.put("a", residuals[1], keep=2)
     assert (store.count, store.nbytes) == (2, 2 * size)
-    assert torch.equal(store.take("a", like, 2.0), torch.full((2, 3), 3.0))
+    assert torch.equal(store.take("a", like, (2.0,)), torch.full((2, 3), 3.0))
     assert torch.equal(store.take("a", like), residuals[1])
     store.put("a", residuals[3], keep=2)
-    assert torch.equal(store.take("a", like, 1.0), torch.full((2, 3), 5.0))
+    assert torch.equal(store.take("a", like, (1.0,)), torch.full((2, 3), 5.0))
     assert (store.count, store.nbytes, store.streams) == (2, 2 * size, ("a",))
     store.trim("a", 1)
     assert (store.count, store.nbytes) == (1, size)
@@ -105,11 +130,11 @@ def test_taking_writes_to_nothing():
     store.put("a", last, keep=2)
     like = draw(2, 3, seed=3)
     copies = [t.clone() for t in (before, last, like)]
-    first = store.take("a", like, 0.5)
-    assert torch.equal(first, store.take("a", like, 0.5))
+    first = store.take("a", like, (0.5,))
+    assert torch.equal(first, store.take("a", like, (0.5,)))
     first.zero_()
     assert all(torch.equal(a, b) for a, b in zip(copies, (before, last, like), strict=True))
-    assert not torch.equal(store.take("a", like, 0.5), first)
+    assert not torch.equal(store.take("a", like, (0.5,)), first)
 
 
 @pytest.mark.parametrize(
@@ -123,11 +148,11 @@ def test_where_only_the_older_one_is_unusable_the_last_one_is_held_and_it_is_sai
     if older is not None:
         store.put("a", older)
     store.put("a", last, keep=2)
-    assert torch.equal(store.take("a", last, 1.0), last)
+    assert torch.equal(store.take("a", last, (1.0,)), last)
     assert store.held("a") is Decision[reason]
     assert store.nbytes == 2 * 3 * 4
     store.put("a", last * 2, keep=2)
-    assert torch.equal(store.take("a", last, 1.0), torch.full((2, 3), 6.0))
+    assert torch.equal(store.take("a", last, (1.0,)), torch.full((2, 3), 6.0))
     assert store.held("a") is None
 
 
@@ -135,10 +160,10 @@ def test_where_the_last_one_is_unusable_there_is_nothing():
     store = ResidualStore()
     store.put("a", torch.ones(2, 3))
     store.put("a", torch.full((2, 3), float("inf")), keep=2)
-    assert store.take("a", torch.ones(2, 3), 1.0) is Decision.NOT_FINITE
+    assert store.take("a", torch.ones(2, 3), (1.0,)) is Decision.NOT_FINITE
     assert store.missing("a") is Decision.NOT_FINITE
     store.put("a", torch.ones(2, 3), keep=2)
-    assert store.take("a", torch.ones(5, 3), 1.0) is Decision.MISMATCH
+    assert store.take("a", torch.ones(5, 3), (1.0,)) is Decision.MISMATCH
 
 
 # run_step
@@ -192,6 +217,19 @@ def test_a_skip_adds_the_forecast_to_the_input_it_gets(case):
     assert handle.report.forecasts == 3
     assert handle.report.held == {}
     assert "forecast 3 of 3 reused" in str(handle.report)
+
+
+def test_a_skip_adds_the_second_order_forecast(case):
+    around = [case.around_the_stack(key) for key in range(6)]
+    r = [y - x for x, y in around]
+    second = {2: (0.6,), 4: (-0.4, 0.3), 5: (0.8, -0.2)}
+    with magpolicy.attach(case.module, schedule=schedule(MASK, [second.get(i, 0) for i in range(6)])) as handle, handle.run():
+        found = [case(key) for key in range(6)]
+    for step in (4, 5):
+        a, b = second[step]
+        forecast = r[3] + a * (r[3] - r[1]) + b * (r[1] - r[0])
+        torch.testing.assert_close(found[step], case.with_stack_output(step, around[step][0] + forecast), rtol=1e-4, atol=1e-5)
+    assert (handle.report.forecasts, handle.report.held) == (3, {})
 
 
 def test_what_is_held_in_place_of_a_forecast_is_the_last_residual(case):
