@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -33,13 +35,16 @@ def apply(before: Tensor, residual: Tensor) -> Tensor:
     return after if after.dtype is before.dtype else after.to(before.dtype)
 
 
-def forecast(last: Tensor, before: Tensor, coefficient: float) -> Tensor:
-    """``last + coefficient * (last - before)``, all of one shape, dtype and device: a fresh tensor.
+def forecast(residuals: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
+    """``r_j + c1 (r_j - r_p) + c2 (r_p - r_q)`` of ``residuals`` r_j, r_p, r_q, all of one shape, dtype and device.
 
-    One pass over the data. In bf16 and fp16 torch interpolates in float32 and rounds once, at the end, so that what is small
-    against the residuals (their difference) is not lost to their rounding.
+    One residual more than coefficients, of which there are one or two; a fresh tensor. The first difference takes one pass over
+    the data: in bf16 and fp16 torch interpolates in float32 and rounds once, at the end, so that what is small against the
+    residuals (their difference) is not lost to their rounding. The second is small itself, and formed before it is added.
     """
-    return torch.lerp(before, last, 1.0 + coefficient)
+    last, before, *oldest = residuals
+    found = torch.lerp(before, last, 1.0 + coefficients[0])
+    return found.add_(torch.sub(before, oldest[0]), alpha=coefficients[1]) if oldest else found
 
 
 def token_norms(residual: Tensor, *, channel_dim: int = -1) -> NDArray[np.float32]:

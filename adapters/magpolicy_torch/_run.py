@@ -66,11 +66,11 @@ class Run:
         """
         taken: list[Tensor] = []
         for stream, like in zip(streams, likes, strict=True):
-            coefficient = self.session.coefficient(stream)
-            residual = store.take(stream, like, coefficient)
+            coefficients = self.session.coefficients(stream)
+            residual = store.take(stream, like, coefficients)
             if isinstance(residual, Decision):
                 return residual
-            if coefficient:
+            if coefficients:
                 self.record.forecast(self.session.step(stream), stream, store.held(stream))
             taken.append(residual)
         return taken[0] if len(taken) == 1 else torch.cat(taken, dim=batch)

@@ -85,7 +85,7 @@ def run_step(
 def _take(session: Session, store: ResidualStore, streams: Sequence[str], x: Tensor) -> Tensor | Decision:
     taken = []
     for name, part in zip(streams, _parts(x, streams), strict=True):
-        residual = store.take(name, part, session.coefficient(name))
+        residual = store.take(name, part, session.coefficients(name))
         if isinstance(residual, Decision):
             return residual
         taken.append(residual)

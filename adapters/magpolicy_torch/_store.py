@@ -1,6 +1,8 @@
-"""Where residuals wait for the steps that reuse them: one or two per stream, freed when no step to come needs them."""
+"""Where residuals wait for the steps that reuse them: up to three per stream, freed when no step to come needs them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from attrs import evolve, frozen
 
@@ -29,7 +31,7 @@ class _Entry:
 
 
 class ResidualStore:
-    """The last residual of each stream, and where a forecast may need it the one before.
+    """The last residual of each stream, and where a forecast may need them the one or two before.
 
     Args:
         offload: ``"cpu"`` keeps residuals in main memory (pinned and copied without waiting where CUDA is available),
@@ -60,7 +62,7 @@ class ResidualStore:
         make the host wait for the device, and there a NaN residual means the computed output was NaN already.
 
         Args:
-            keep: how many the steps to come can use: 1 this one alone, 2 this one and the one before, 0 none.
+            keep: how many the steps to come can use: 1 this one alone, 2 this one and the one before, ..., 0 none.
         """
         before = self._entries.pop(stream, ())[: max(keep - 1, 0)]
         if keep > 0:
@@ -97,12 +99,12 @@ class ResidualStore:
         scale = residual.abs().amax().float().clamp(min=1e-30) / torch.finfo(self.storage_dtype).max
         return (residual.float() / scale).to(self.storage_dtype), scale
 
-    def take(self, stream: str, like: Tensor, coefficient: float = 0.0) -> Tensor | Decision:
+    def take(self, stream: str, like: Tensor, coefficients: Sequence[float] = ()) -> Tensor | Decision:
         """The stream's residual as forecast on ``like``'s device and in its dtype, or the reason why it cannot be used there.
 
-        With r_j the newest and r_p the one before, the forecast is ``r_j + coefficient * (r_j - r_p)``, formed in one
-        operation that is exact to the last place of ``like``'s dtype: the difference is not rounded by itself. A coefficient
-        of 0 holds r_j. Where r_p alone is unusable, r_j is held too, and :meth:`held` says why.
+        With r_j the newest, r_p and r_q those before, the forecast is ``r_j + c1 (r_j - r_p) + c2 (r_p - r_q)``, right to the
+        last place of ``like``'s dtype: differences are not lost to the rounding of what they are added to. No coefficient
+        holds r_j. Where an older one alone is unusable, r_j is held too, and :meth:`held` says why.
 
         The reason is ``NO_RESIDUAL`` (none stored), ``NOT_FINITE``, or ``MISMATCH``: it was computed from another
         shape, dtype or device than ``like`` has. The residuals stay stored. Never waits for a device.
@@ -113,22 +115,25 @@ class ResidualStore:
             return last
         if last.origin != (like.shape, like.dtype, like.device):
             return Decision.MISMATCH
-        if not coefficient:
+        if not coefficients:
             return _back(last, like, like.dtype)
-        before = more[0] if more else Decision.NO_RESIDUAL
-        if isinstance(before, Decision):
-            self._held[stream] = before
-            return _back(last, like, like.dtype)
+        entries = [last]
+        for place in range(len(coefficients)):
+            before = more[place] if place < len(more) else Decision.NO_RESIDUAL
+            if isinstance(before, Decision):
+                self._held[stream] = before
+                return _back(last, like, like.dtype)
+            entries.append(before)
         # In the wider of both dtypes, so that nothing is rounded before the difference is formed.
         wide = last.data.dtype if last.data.dtype.itemsize > like.dtype.itemsize else like.dtype
-        return _residual.forecast(_back(last, like, wide), _back(before, like, wide), coefficient).to(like.dtype)
+        return _residual.forecast([_back(entry, like, wide) for entry in entries], coefficients).to(like.dtype)
 
-    def error(self, stream: str, residual: Tensor, coefficient: float, channel_dim: int = -1) -> Tensor | None:
+    def error(self, stream: str, residual: Tensor, coefficients: Sequence[float], channel_dim: int = -1) -> Tensor | None:
         """Relative error that the forecast of ``residual`` would have had, a scalar on its device; ``None`` if there is none.
 
         Evenly spaced tokens are looked at, about a thousand of a sample: a part of those along the last dimension of tokens.
         """
-        wanted = 2 if coefficient else 1
+        wanted = 1 + len(coefficients)
         origin = residual.shape, residual.dtype, residual.device
         entries = [e for e in self._entries.get(stream, ())[:wanted] if isinstance(e, _Entry) and e.origin == origin]
         if len(entries) < wanted or not residual.ndim:
@@ -137,8 +142,8 @@ class ResidualStore:
         stride = max(1, residual.shape[tokens] // _LOOKED_AT) if tokens >= 0 else 1
         some = (*(slice(None),) * max(tokens, 0), slice(None, None, stride))
         true = residual.detach()[some].float()
-        last, *more = (_back(evolve(e, data=e.data[some]), true, torch.float32) for e in entries)
-        found = _residual.forecast(last, more[0], coefficient) if more else last
+        parts = [_back(evolve(e, data=e.data[some]), true, torch.float32) for e in entries]
+        found = _residual.forecast(parts, coefficients) if coefficients else parts[0]
         error: Tensor = torch.linalg.vector_norm(true - found) / torch.linalg.vector_norm(true)
         return error
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from magpolicy import _gram
 from magpolicy._errors import ArgumentError
+from magpolicy._forecast import History, computed_after
 from magpolicy._schedule import Schedule
 from magpolicy._setup import Source
 from magpolicy._terrain import at_levels
@@ -44,16 +43,12 @@ def expected_errors(
     for name, moments in run.streams.items():
         place = schedule.streams.index(name) if name in schedule.streams else 0
         errors = [0.0] * schedule.steps
-        p, j = -1, -1
+        history: History = ()
         for at, computes in enumerate(schedule.masks[place]):
             i = at + schedule.first_step
             if computes:
-                p, j = j, i
-                continue
-            c = schedule.coefficients[place][at]
-            left = _gram.remaining(*_gram.differences(moments.gram, p if c else j, j, i), c)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                error = float(np.sqrt(left / _gram.inner(moments.gram, i, i)))
-            errors[at] = error if np.isfinite(error) else float("inf")
+                history = computed_after(history, i)
+            else:
+                errors[at] = _gram.error_of(moments.gram, history, i, schedule.coefficients[place][at])
         found[name] = tuple(errors)
     return found

@@ -1,8 +1,8 @@
-"""How a skipped step's residual is made from the last two computed ones: the coefficient of each skip."""
+"""How a skipped step's residual is made from those computed last: the coefficients of each skip."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,9 +11,10 @@ from attrs import frozen
 from magpolicy import _checks, _gram
 from magpolicy._calibration import Calibration
 from magpolicy._errors import ArgumentError
-from magpolicy._schedule import Schedule
+from magpolicy._schedule import ORDER, Coefficients, Schedule
 
-FORECASTS = ("hold", "linear", "calibrated")
+MEASURED = ("calibrated", "second-order")
+FORECASTS = ("hold", "linear", *MEASURED)
 
 
 def check_forecast(forecast: Any, damping: Any) -> tuple[str | None, float]:
@@ -27,22 +28,36 @@ def check_forecast(forecast: Any, damping: Any) -> tuple[str | None, float]:
     return forecast, _checks.number("damping", damping, 0, 1, example="0.5")
 
 
-class Forecast(Protocol):
-    """The coefficients of one run. p and j are the last two computed evaluations, -1 where there is none."""
+History = tuple[int, ...]
+"""The evaluations computed last, newest first; as many as there are, and at most as a forecast can use."""
 
-    def coefficient(self, stream: str, p: int, j: int, i: int) -> float:
-        """The c with which a skipped evaluation i reuses r_j + c (r_j - r_p)."""
+
+def check_measured(forecast: str | None, measured: bool) -> None:
+    """Make sure that what a forecast needs is there.
+
+    Raises:
+        ArgumentError: a forecast from measured errors without such.
+    """
+    if forecast in MEASURED and not measured:
+        raise ArgumentError(f"forecast={forecast!r} needs a Calibration, ratios alone do not say; try forecast='hold'")
+
+
+class Forecast(Protocol):
+    """The forecasts of one run."""
+
+    def coefficients(self, stream: str, history: History, i: int) -> Coefficients:
+        """How a skipped evaluation i is forecast from the residuals of ``history`` (:attr:`Schedule.coefficients`)."""
 
     def keeps(self, stream: str, i: int) -> int:
-        """Residuals later skips can use once evaluation i computes: 0, 1 (its own) or 2 (the one before as well)."""
+        """Residuals later skips can use once evaluation i computes: its own and those computed before it, newest first."""
 
 
 @frozen
 class Hold:
     """The last computed residual, as it is."""
 
-    def coefficient(self, stream: str, p: int, j: int, i: int) -> float:
-        return 0.0
+    def coefficients(self, stream: str, history: History, i: int) -> Coefficients:
+        return ()
 
     def keeps(self, stream: str, i: int) -> int:
         return 1
@@ -55,8 +70,11 @@ class Linear:
     levels: tuple[float, ...]
     damping: float
 
-    def coefficient(self, stream: str, p: int, j: int, i: int) -> float:
-        return self.damping * float(_gram.slopes(np.asarray(self.levels), p, j, i))
+    def coefficients(self, stream: str, history: History, i: int) -> Coefficients:
+        if len(history) < 2:
+            return ()
+        j, p = history[:2]
+        return _single(self.damping * float(_gram.slopes(np.asarray(self.levels), p, j, i)))
 
     def keeps(self, stream: str, i: int) -> int:
         return 2
@@ -68,54 +86,73 @@ class Measured:
 
     calibration: Calibration
 
-    def coefficient(self, stream: str, p: int, j: int, i: int) -> float:
-        return self.calibration.coefficient(stream, p, j, i) if p >= 0 else 0.0
+    def coefficients(self, stream: str, history: History, i: int) -> Coefficients:
+        if len(history) < 2:
+            return ()
+        j, p = history[:2]
+        return _single(self.calibration.coefficient(stream, p, j, i))
 
     def keeps(self, stream: str, i: int) -> int:
         return 2
 
 
-@frozen
-class Planned:
+class Planned:  # looked up at every skip, so it is laid out once
     """The coefficients of a schedule, where what was computed is what it planned."""
 
-    schedule: Schedule
+    def __init__(self, schedule: Schedule) -> None:
+        self._places = {name: place for place, name in enumerate(schedule.streams)}
+        self._first = schedule.first_step
+        rows = [zip(*row, strict=True) for row in zip(schedule.masks, schedule.coefficients, strict=True)]
+        self._forecasts = [_with_history(row, self._first) for row in rows]
+        self._keeps = [_kept(*row) for row in zip(schedule.masks, schedule.coefficients, strict=True)]
+        if len(set(schedule.masks)) > 1:  # a joint call computes more than a stream's mask says
+            most = 1 + max(len(c) for row in schedule.coefficients for c in row)
+            self._keeps = [[most] * schedule.steps] * len(schedule.streams)
 
-    def coefficient(self, stream: str, p: int, j: int, i: int) -> float:
-        place = self._place(stream)
-        mask, first = self.schedule.masks[place], self.schedule.first_step
-        before = [x + first for x in range(i - first) if mask[x]][-2:]
-        return self.schedule.coefficients[place][i - first] if before == [p, j] else 0.0
+    def coefficients(self, stream: str, history: History, i: int) -> Coefficients:
+        wanted, found = self._forecasts[self._places.get(stream, 0)][i - self._first]
+        return found if history[: len(wanted)] == wanted else ()
 
     def keeps(self, stream: str, i: int) -> int:
-        place, at = self._place(stream), i - self.schedule.first_step
-        if len(set(self.schedule.masks)) > 1:  # a joint call computes more than this stream's mask says
-            return 2 if any(map(any, self.schedule.coefficients)) else 1
-        mask, coefficients = self.schedule.masks[place], self.schedule.coefficients[place]
-        own, following = _gap(mask, at), 0
-        if own.stop < len(mask):
-            following = any(coefficients[x] for x in _gap(mask, own.stop))
-        if any(coefficients[x] for x in own):
-            return 2
-        return 1 if own or following else 0
-
-    def _place(self, stream: str) -> int:
-        return self.schedule.streams.index(stream) if stream in self.schedule.streams else 0
+        at = i - self._first
+        return self._keeps[self._places.get(stream, 0)][at] if at >= 0 else 0
 
 
-def _gap(mask: Sequence[bool], at: int) -> range:
-    """The skipped steps after the computed step ``at``."""
-    stop = at + 1
-    while stop < len(mask) and not mask[stop]:
-        stop += 1
-    return range(at + 1, stop)
+def _single(c: float) -> Coefficients:
+    return (c,) if c else ()
 
 
-def along(forecast: Forecast, stream: str, mask: Sequence[bool], first: int = 0) -> list[float]:
-    """The coefficient of every step of a run that computes where ``mask`` says; 0 where it computes."""
-    found, p, j = [], -1, -1
+def _with_history(row: Iterable[tuple[bool, Coefficients]], first: int) -> list[tuple[History, Coefficients]]:
+    """Per step its coefficients and the evaluations they are for."""
+    found: list[tuple[History, Coefficients]] = []
+    history: History = ()
+    for i, (computes, c) in enumerate(row, first):
+        found.append((history[: 1 + len(c)], c))
+        history = computed_after(history, i) if computes else history
+    return found
+
+
+def _kept(mask: Sequence[bool], coefficients: Sequence[Coefficients]) -> list[int]:
+    """Per computed step the residuals that skips after it use; of those, each later computed step displaces one."""
+    found, reach = [0] * len(mask), 0
+    for i in reversed(range(len(mask))):
+        if mask[i]:
+            found[i], reach = reach, max(reach - 1, 0)
+        else:
+            reach = max(reach, 1 + len(coefficients[i]))
+    return found
+
+
+def computed_after(history: History, i: int) -> History:
+    """``history`` once evaluation i was computed."""
+    return (i, *history[:ORDER])
+
+
+def along(forecast: Forecast, stream: str, mask: Sequence[bool], first: int = 0) -> list[Coefficients]:
+    """The forecast of every step of a run that computes where ``mask`` says; ``()`` where it computes."""
+    found: list[Coefficients] = []
+    history: History = ()
     for i, computes in enumerate(mask, first):
-        found.append(0.0 if computes else forecast.coefficient(stream, p, j, i))
-        if computes:
-            p, j = j, i
+        found.append(() if computes else forecast.coefficients(stream, history, i))
+        history = computed_after(history, i) if computes else history
     return found

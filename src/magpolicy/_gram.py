@@ -11,6 +11,7 @@ so everything a plan needs is a handful of table lookups; no residual is held.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,27 @@ def remaining(uu: Floats, uv: Floats, vv: Floats, c: Any) -> Floats:
     return rest
 
 
+def on_residuals(coefficients: Sequence[Any]) -> list[Any]:
+    """The weights of r_j, r_p, ... in the forecast that these coefficients make; they sum to 1."""
+    found = [1.0, *(0.0 for _ in coefficients)]
+    for place, c in enumerate(coefficients):
+        found[place] = found[place] + c
+        found[place + 1] = found[place + 1] - c
+    return found
+
+
+def error_of(gram: Floats, history: Sequence[int], i: int, coefficients: Sequence[float]) -> float:
+    """Relative error of forecasting r_i from the residuals computed last, newest first; infinite where not known."""
+    weights = np.array([1.0, *(-w for w in on_residuals(coefficients))])
+    places = np.array([i, *history[: len(coefficients) + 1]])
+    if len(places) < len(weights):
+        return np.inf
+    products = inner(gram, places[:, None], places[None, :])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error = float(np.sqrt(max(weights @ products @ weights, 0.0) / inner(gram, i, i)))
+    return error if np.isfinite(error) else np.inf
+
+
 def calibrated(gram: Floats, samples: Floats | None, p: Any, j: Any, i: Any) -> Floats:
     """The coefficients of the calibrated forecast: least squares, 0 where that is not known or does not pay.
 
@@ -117,7 +139,8 @@ def tabulate(
     Args:
         gram: (N, W+1) banded Gram matrix.
         reach: longest distance from one computed evaluation to the next.
-        forecast: ``"hold"``, ``"linear"`` (c = damping (s_i - s_j) / (s_j - s_p)) or ``"calibrated"``.
+        forecast: ``"hold"``, ``"linear"`` (c = damping (s_i - s_j) / (s_j - s_p)), or ``"calibrated"``; its table also stands
+            for ``"second-order"``, whose coefficients depend on the whole schedule.
         levels: (N,) noise levels s, for ``"linear"``.
         damping: factor on the linear forecast.
         samples: (S, N, W+1) the Gram matrices ``gram`` is the mean of, for ``"calibrated"``.
@@ -128,7 +151,7 @@ def tabulate(
     k = np.arange(reach + 1)[None, None, :]
     p, i = j - a, j + k
     uu, uv, vv = differences(gram, p, j, i)
-    if forecast == "calibrated":
+    if forecast in ("calibrated", "second-order"):
         c = calibrated(gram, samples, p, j, i)
     elif forecast == "linear":
         c = np.where(np.isfinite(uv) & np.isfinite(vv), damping * slopes(np.asarray(levels), p, j, i), 0.0)

@@ -22,6 +22,8 @@ class Ledger:
 
     calibration: Calibration
     tables: Mapping[str, Table]
+    forecast: str
+    """How skipped residuals are forecast."""
     factors: Mapping[str, float] | None
     """What each stream is multiplied with in the combination the sampler uses; ``None``: not known, streams count alike."""
     _known: dict[str, Any] = field(factory=dict, init=False)
@@ -35,7 +37,7 @@ class Ledger:
             name: _gram.tabulate(m.gram, reach, forecast, levels=calibration.sigmas, damping=damping, samples=m.samples)
             for name, m in calibration.streams.items()
         }
-        return cls(calibration, tables, factors)
+        return cls(calibration, tables, forecast, factors)
 
     @property
     def count(self) -> int:
@@ -91,6 +93,20 @@ class Ledger:
             if (a, b) in self.calibration.cross or (b, a) in self.calibration.cross
         ]
         return own + mixed
+
+    def form(self) -> Floats:
+        """The square of the combination as a form over the residuals of all streams, one stream after another.
+
+        (S*N, S*N): products times the factors of their streams, nan where not known.
+        """
+        names, count = list(self.tables), self.count
+        at = {name: slice(place * count, (place + 1) * count) for place, name in enumerate(names)}
+        i, j = np.arange(count)[:, None], np.arange(count)[None, :]
+        form = np.zeros((len(names) * count, len(names) * count))
+        for a, b, factor in self.pairs():
+            products = factor * self.look_up(a, b)(i, j) / (1 if a == b else 2)
+            form[at[a], at[b]], form[at[b], at[a]] = products, products.T
+        return form
 
     def look_up(self, first: str, second: str) -> Lookup:
         """<r^first_i, r^second_j> as a function of positions."""

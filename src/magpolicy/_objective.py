@@ -37,6 +37,7 @@ OBJECTIVES = {
     )
 }
 DEFAULT = "latent"
+LONGEST = 200  # steps that "trajectory" plans; its form takes steps^3 operations, and more steps gain nothing from it
 
 
 def objective(name: Any, power: Any = None) -> Objective:

@@ -12,12 +12,12 @@ from attrs import evolve, field, frozen
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 from magpolicy._goal import Goal
+from magpolicy._moves import neighbours
 from magpolicy._objective import OBJECTIVES
 from magpolicy._schedule import Schedule
 from magpolicy._setup import Source
 from magpolicy._solve import ranking, schedule_of, solve
 from magpolicy._terrain import Terrain, terrain
-from magpolicy._trajectory import neighbours
 
 Run = Callable[[Schedule], float]
 Progress = Callable[[int, int, Schedule, float], None]

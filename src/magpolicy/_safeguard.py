@@ -7,6 +7,7 @@ says what that comparison should give (:attr:`magpolicy.Schedule.checks`); when 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from attrs import evolve, field, frozen
 
@@ -110,7 +111,7 @@ def compute_rest(plan: Schedule, at: int) -> Schedule:
     """The plan up to the step ``at``, then every step computed."""
     names = plan.streams
 
-    def cut(rows: tuple[tuple[float, ...], ...]) -> dict[str, list[float]]:
+    def cut(rows: tuple[tuple[Any, ...], ...]) -> dict[str, list[Any]]:
         return {n: [v if i <= at else 0.0 for i, v in enumerate(row)] for n, row in zip(names, rows, strict=True)}
 
     masks = {n: [m or i > at for i, m in enumerate(mask)] for n, mask in zip(names, plan.masks, strict=True)}

@@ -24,8 +24,14 @@ if TYPE_CHECKING:
 
 COMPUTE, SKIP = "█", "·"
 
-Check = tuple[float, float]
-"""A forecast coefficient and the relative error it is expected to have."""
+Coefficients = tuple[float, ...]
+"""How a skipped step's residual is forecast from those computed last, r_j, r_p and r_q, newest first: ``(c1, c2)`` gives
+``r_j + c1 (r_j - r_p) + c2 (r_p - r_q)``, ``(c1,)`` leaves r_q out, ``()`` holds r_j."""
+
+ORDER = 2  # most coefficients a step
+
+Check = tuple[Coefficients, float]
+"""A forecast and the relative error it is expected to have."""
 
 
 @frozen(eq=False)
@@ -46,12 +52,12 @@ class Schedule:
     """Per stream, the accumulated error abs(1-P) summed over the current run of skips; 0 where computed."""
     first_step: int = 0
     """Position in the full run of the first step here (img2img, later stages)."""
-    coefficients: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
-    """Per stream and step the c with which a skipped step reuses ``r_j + c (r_j - r_p)``: r_j the residual computed last, r_p
-    the one computed before it. 0 holds r_j; computed steps have 0."""
+    coefficients: tuple[tuple[Coefficients, ...], ...] = field(default=(), repr=False)
+    """Per stream and step how a skipped step forecasts: ``(c1, c2)`` reuses ``r_j + c1 (r_j - r_p) + c2 (r_p - r_q)`` of the
+    residuals computed last, r_j the newest; ``(c1,)`` leaves r_q out, ``()`` holds r_j. Computed steps have ``()``."""
 
     checks: tuple[tuple[Check | None, ...], ...] = field(default=(), repr=False)
-    """Per stream and computed step, what a skip there would have been and cost: its coefficient and expected relative error.
+    """Per stream and computed step, what a skip there would have been and cost: its forecast and expected relative error.
     Compared with the residual that was computed, it tells at run time whether the plan holds. ``None`` where not known."""
 
     terrain: Terrain | None = field(default=None, repr=False)
@@ -61,7 +67,7 @@ class Schedule:
         if not self.checks:
             object.__setattr__(self, "checks", tuple((None,) * len(mask) for mask in self.masks))
         if not self.coefficients:
-            object.__setattr__(self, "coefficients", tuple((0.0,) * len(mask) for mask in self.masks))
+            object.__setattr__(self, "coefficients", tuple(((),) * len(mask) for mask in self.masks))
 
     @property
     def _key(self) -> frozenset[tuple[str, tuple[bool, ...]]]:
@@ -143,8 +149,8 @@ class Schedule:
         """The accumulated modelled error of one stream."""
         return self.modelled[self._place(stream)]
 
-    def stream_coefficients(self, stream: str) -> tuple[float, ...]:
-        """The forecast coefficients of one stream."""
+    def stream_coefficients(self, stream: str) -> tuple[Coefficients, ...]:
+        """The forecast of each step of one stream."""
         return self.coefficients[self._place(stream)]
 
     def reasons(self, stream: str | None = None) -> dict[str, int]:
@@ -193,8 +199,8 @@ class Schedule:
                     "errors": list(errors),
                     "reasons": [d.reason for d in decisions],
                 }
-                | ({"coefficients": list(coefficients)} if any(coefficients) else {})
-                | ({"checks": [check and list(check) for check in checks]} if any(checks) else {})
+                | ({"coefficients": list(map(list, coefficients))} if any(coefficients) else {})
+                | ({"checks": [check and [list(check[0]), check[1]] for check in checks]} if any(checks) else {})
                 for name, mask, errors, decisions, coefficients, checks in zip(
                     self.streams, self.masks, self.modelled, self.decisions, self.coefficients, self.checks, strict=True
                 )
@@ -228,7 +234,7 @@ class Schedule:
         rows: Mapping[str, Sequence[tuple[Decision, float]]],
         *,
         first_step: int = 0,
-        coefficients: Mapping[str, Sequence[float]] | None = None,
+        coefficients: Mapping[str, Sequence[float | Sequence[float]]] | None = None,
         checks: Mapping[str, Sequence[Check | None]] | None = None,
     ) -> Schedule:
         """From per-stream sequences of (decision, tested error), all of one length; coefficients as in :meth:`from_mask`."""
@@ -250,7 +256,7 @@ class Schedule:
         cls,
         mask: Sequence[Any] | Mapping[str, Sequence[Any]],
         *,
-        coefficients: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+        coefficients: Sequence[float | Sequence[float]] | Mapping[str, Sequence[float | Sequence[float]]] | None = None,
         errors: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
         checks: Mapping[str, Sequence[Check | None]] | None = None,
         first_step: int = 0,
@@ -259,7 +265,8 @@ class Schedule:
 
         Args:
             mask: one value a step, or a mapping from stream to such.
-            coefficients: forecast coefficients (:attr:`coefficients`), likewise; 0 at computed steps. All 0 by default: hold.
+            coefficients: the forecast of each step (:attr:`coefficients`), likewise: one number or two, 0 at computed steps.
+                All 0 by default: hold.
             errors: the error to state for each skipped step, likewise.
             checks: what to compare at computed steps (:attr:`checks`), per stream.
             first_step: position of the first step in the full run.
@@ -329,15 +336,31 @@ def _numbers(name: str, values: Any, count: int) -> tuple[float, ...]:
 def _checked(values: Any, count: int) -> tuple[Check | None, ...]:
     if values is None:
         return (None,) * count
-    pairs = tuple(None if pair is None else (float(pair[0]), float(pair[1])) for pair in values)
+    pairs = tuple(None if pair is None else (_forecast("checks", pair[0]), float(pair[1])) for pair in values)
     if len(pairs) != count:
         raise ArgumentError(f"checks has {len(pairs)} values for {count} steps; give one a step")
     return pairs
 
 
-def _coefficients(values: Any, stream: str, row: Sequence[tuple[Decision, float]]) -> tuple[float, ...]:
-    found = _numbers(f"coefficients[{stream!r}]", values, len(row))
+def _coefficients(values: Any, stream: str, row: Sequence[tuple[Decision, float]]) -> tuple[Coefficients, ...]:
+    if values is None:
+        return ((),) * len(row)
+    name = f"coefficients[{stream!r}]"
+    found = tuple(_forecast(f"{name}[{i}]", value) for i, value in enumerate(_checks.listed(name, values, "numbers")))
+    if len(found) != len(row):
+        raise ArgumentError(f"{name} has {len(found)} values for {len(row)} steps; give one a step")
     for i, (c, (decision, _)) in enumerate(zip(found, row, strict=True)):
         if c and not decision.skip:
-            raise ArgumentError(f"coefficients[{stream!r}][{i}]={c} must be 0: that step computes")
+            raise ArgumentError(f"{name}[{i}]={_checks._short(values[i])} must be 0: that step computes")
     return found
+
+
+def _forecast(name: str, value: Any) -> Coefficients:
+    """A number, or a few, as coefficients: without zeros at the end."""
+    given = list(value) if isinstance(value, Sequence) else [value]
+    found = [_checks.number(name, c, -np.inf, example="0.5") for c in given]
+    if len(found) > ORDER:
+        raise ArgumentError(f"{name}={_checks._short(given)} has {len(found)} coefficients; give at most {ORDER}")
+    while found and not found[-1]:
+        found.pop()
+    return tuple(found)

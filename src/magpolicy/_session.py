@@ -12,10 +12,10 @@ from magpolicy import _checks
 from magpolicy._curve import SINGLE
 from magpolicy._decision import Decision
 from magpolicy._errors import ArgumentError, RunError
-from magpolicy._forecast import Planned
+from magpolicy._forecast import History, Planned, computed_after
 from magpolicy._policy import Policy, decide_together, settle_together
 from magpolicy._safeguard import Replan, Safeguard, safeguard_of
-from magpolicy._schedule import Schedule
+from magpolicy._schedule import Check, Coefficients, Schedule
 from magpolicy._semantics import Semantics
 from magpolicy._setup import Setup, Source, following, set_up
 
@@ -36,9 +36,6 @@ class TraceEntry:
     """Error the rule tested: what reusing the residual here is modelled to cost; 0 where the rule had no say."""
     skips: int
     """Consecutive skips, after this decision."""
-
-
-_NEVER = (-1, -1)
 
 
 @define  # and not frozen, which would take three times as long to make: one is made at every evaluation
@@ -141,7 +138,7 @@ class Session:
         self._guard: Safeguard | None = None
         self._replans: list[Replan] = []
         self._lay_out(setup.schedule.first_step if setup.schedule is not None else 0)
-        self._computed: dict[str, tuple[int, int]] = {}  # per stream the last two computed evaluations; -1: none
+        self._computed: dict[str, History] = {}  # per stream
         self._policies: dict[str, Policy] = {}
         self._pending: _Pending | None = None
         self._trace: list[TraceEntry] = []
@@ -245,7 +242,7 @@ class Session:
             entry = TraceEntry(pending.step, name, pending.sigma, decision, ratio, error, policy.skips)
             self._trace.append(entry)
             if decision.computes:
-                self._computed[name] = (self._computed.get(name, _NEVER)[1], pending.step)
+                self._computed[name] = computed_after(self._computed.get(name, ()), pending.step)
             self._observers.tell("on_decision", session=self, entry=entry)
 
     def cancel(self) -> None:
@@ -273,21 +270,22 @@ class Session:
         """Have ``callback`` called once when the run ends, also by an exception: the place to free residuals."""
         self._on_end.append(callback)
 
-    def coefficient(self, stream: Hashable = SINGLE) -> float:
-        """Between :meth:`decide` and :meth:`commit` of a skip: the c with which ``stream`` reuses ``r_j + c (r_j - r_p)``.
+    def coefficients(self, stream: Hashable = SINGLE) -> Coefficients:
+        """Between :meth:`decide` and :meth:`commit` of a skip: how ``stream`` forecasts its residual.
 
-        r_j is the residual it computed last, r_p the one before; 0 holds r_j.
+        ``(c1, c2)`` is ``r_j + c1 (r_j - r_p) + c2 (r_p - r_q)`` of the residuals it computed last, r_j the newest; ``(c1,)``
+        leaves r_q out, ``()`` holds r_j.
 
         Raises:
             RunError: nothing is decided for that stream.
         """
         name, step = str(stream), self._decided(stream).step
-        return self._forecast.coefficient(name, *self._computed.get(name, _NEVER), step)
+        return self._forecast.coefficients(name, self._computed.get(name, ()), step)
 
     def keeps(self, stream: Hashable = SINGLE) -> int:
         """Between :meth:`decide` and :meth:`commit` of a computed evaluation: residuals later skips can use, this one included.
 
-        0: none will be used; 1: this one alone; 2: this one and the one computed before it.
+        0: none will be used; 1: this one alone; 2: this one and the one computed before it; 3: and the one before that.
 
         Raises:
             RunError: nothing is decided for that stream.
@@ -295,13 +293,14 @@ class Session:
         pending = self._decided(stream)
         if pending.step >= self.steps - 1:
             return 0
-        return 2 if self._guard is not None else self._forecast.keeps(str(stream), pending.step)
+        keeps = self._forecast.keeps(str(stream), pending.step)
+        return keeps if self._guard is None else max(2, keeps)  # what is compared may be a forecast from two
 
-    def check(self, stream: Hashable = SINGLE) -> tuple[float, float] | None:
+    def check(self, stream: Hashable = SINGLE) -> Check | None:
         """Between :meth:`decide` and :meth:`commit` of a computed evaluation of a guarded run: what to compare it with.
 
         Returns:
-            the coefficient c a skip would have used and the relative error expected of it, to be followed by :meth:`measured`;
+            the forecast a skip would have used and the relative error expected of it, to be followed by :meth:`measured`;
             ``None`` where there is nothing to compare (no safeguard, or the run is not where the plan says).
 
         Raises:
@@ -315,11 +314,11 @@ class Session:
         at = step - plan.first_step
         if not 0 <= at < plan.steps or not plan.masks[place][at]:
             return None
-        before = ([-1, -1] + [i + plan.first_step for i in range(at) if plan.masks[place][i]])[-2:]
-        return plan.checks[place][at] if tuple(before) == self._computed.get(name, _NEVER) else None
+        before = tuple(i + plan.first_step for i in reversed(range(at)) if plan.masks[place][i])
+        return plan.checks[place][at] if before[:2] == self._computed.get(name, ())[:2] else None
 
     def measured(self, stream: Hashable, error: float) -> Replan | None:
-        """Tell the relative error |r - forecast| / |r| of :meth:`check`'s coefficient; if it is much, the rest is replanned.
+        """Tell the relative error |r - forecast| / |r| of :meth:`check`'s forecast; if it is much, the rest is replanned.
 
         Returns:
             what became of the rest, ``None`` if the run goes as planned.

@@ -13,7 +13,7 @@ from magpolicy import _checks
 from magpolicy._calibration import Calibration
 from magpolicy._curve import Curve
 from magpolicy._errors import ArgumentError
-from magpolicy._forecast import Forecast, Hold, Linear, Measured, Planned, check_forecast
+from magpolicy._forecast import Forecast, Hold, Linear, Measured, Planned, check_forecast, check_measured
 from magpolicy._goal import Goal
 from magpolicy._objective import Objective
 from magpolicy._policy import MagPolicy, Policy, ScheduledPolicy, check_rule
@@ -209,6 +209,8 @@ def set_up(
         )
     if forecast == "calibrated" and calibration is None:
         raise ArgumentError("forecast='calibrated' needs a Calibration or a planned Schedule; try forecast='linear'")
+    if forecast == "second-order":
+        raise ArgumentError("forecast='second-order' is fitted to a plan; try speedup=2.0, or forecast='calibrated'")
     ratios = found.curve if isinstance(found, Preset | Calibration) else found
     curve = ratios if isinstance(ratios, Curve) else Curve(ratios)
     how = _semantics(semantics, preset=known.name if known else None)
@@ -256,8 +258,7 @@ def _of_goal(found: Any, calibration: Calibration | None, beside: Mapping[str, A
     known = found if isinstance(found, Preset) else None
     ratios = found.curve if isinstance(found, Preset | Calibration) else found
     curve = ratios if isinstance(ratios, Curve) else Curve(ratios)
-    if goal.forecast == "calibrated" and calibration is None:
-        raise ArgumentError("forecast='calibrated' needs a Calibration, ratios alone do not say; try forecast='hold'")
+    check_measured(goal.forecast, calibration is not None)
     return Setup(
         curve=curve,
         rule=(0.0, 0),

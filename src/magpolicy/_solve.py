@@ -6,17 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from attrs import evolve
+from attrs import define, evolve
 
+from magpolicy import _gram
 from magpolicy._errors import ArgumentError
+from magpolicy._forecast import History, computed_after
 from magpolicy._goal import Goal
 from magpolicy._gram import Floats
 from magpolicy._ledger import axes, mean_length, skipped_values
-from magpolicy._objective import OBJECTIVES, Objective, gap_costs
-from magpolicy._schedule import Check, Schedule
+from magpolicy._moves import improve
+from magpolicy._objective import LONGEST, OBJECTIVES, Objective, gap_costs
+from magpolicy._schedule import Check, Coefficients, Schedule
 from magpolicy._shortest import Path, shortest_paths
 from magpolicy._terrain import Terrain, alone
-from magpolicy._trajectory import LONGEST, Trajectory, improve
+from magpolicy._trajectory import Trajectory
 
 Rows = Mapping[str, Sequence[int]]
 """Per stream the computed evaluations."""
@@ -59,7 +62,7 @@ def replan(plan: Schedule, at: int, factor: float, extra: int | None) -> Schedul
     start = (before[-1] - before[-2] if len(before) > 1 else 0, at)
     if start[0] > run.reach:
         return None
-    shut = closed(run, max(plan.worst, 1e-12) / factor)
+    shut = closed(run, max(_accepted(plan, run), 1e-12) / factor)
     how = OBJECTIVES["latent"]
     paths = shortest_paths(gap_costs(_weighted(run, how, shut), how), most, start)
     enough = [n for n in paths if n >= min(left, most)]
@@ -71,7 +74,20 @@ def replan(plan: Schedule, at: int, factor: float, extra: int | None) -> Schedul
             return None
         path = paths[max(paths)]
     rows = dict.fromkeys(run.ledger.tables, (*before[:-1], *path.computed))
-    return schedule_of(run, rows)
+    # What cancels as planned no longer does: each forecast is for its own error.
+    return schedule_of(evolve(run, together=False), rows)
+
+
+def _accepted(plan: Schedule, run: Terrain) -> float:
+    """The largest error of a skip in the plan, each being forecast for itself: by this errors of other skips compare."""
+    worst, p, j = 0.0, -1, 0
+    for i, computes in enumerate(plan.mask):
+        if not computes:
+            at = (j - p if p >= 0 else 0), j, i - j
+            worst = max(worst, *(float(run.ledger.relative(name)[at]) for name in run.ledger.tables))
+        elif i:
+            p, j = j, i
+    return worst
 
 
 def closed(run: Terrain, bound: float | None) -> Any:
@@ -93,7 +109,7 @@ def _paths(run: Terrain, goal: Goal, most: int) -> dict[int, Path]:
             f"objective='trajectory' plans at most {LONGEST} steps, this run has {run.count}; try objective='latent'"
         )
     starts = [_exact(run, OBJECTIVES[name], shut, most) for name in ("latent", "gap", "relative")]
-    score = Trajectory(run.ledger, run.sizes, shut)
+    score = _trajectory(run, shut)
     wanted = [most] if goal.error is None and goal.targets else sorted(set().union(*starts))
     found = {}
     for length in wanted:
@@ -139,7 +155,11 @@ def _weighted(run: Terrain, how: Objective, shut: Any) -> Floats:
 
 def ranking(run: Terrain) -> Callable[[Sequence[int]], float]:
     """The expected cost of any joint schedule of a run, by what orders schedules best; infinite where it is not allowed."""
-    return Trajectory(run.ledger, run.sizes, closed(run, None)).cost if run.count <= LONGEST else _Additive(run)
+    return _trajectory(run, closed(run, None)).cost if run.count <= LONGEST else _Additive(run)
+
+
+def _trajectory(run: Terrain, shut: Any) -> Trajectory:
+    return Trajectory(run.ledger, run.sizes, shut)
 
 
 class _Additive:
@@ -212,22 +232,46 @@ def _infeasible(run: Terrain, goal: Goal, wanted: int | None) -> ArgumentError:
 
 def schedule_of(run: Terrain, computed: Rows) -> Schedule:
     """The schedule that computes these evaluations, with coefficients, expected errors and what to compare at run time."""
-    masks, coefficients, errors, checks = {}, {}, {}, {}
-    for name, table in run.ledger.tables.items():
-        taken = set(computed[name])
-        mask = [i in taken for i in range(run.count)]
-        relative = run.ledger.relative(name)
-        c, e = [0.0] * run.count, [0.0] * run.count
-        trial: list[Check | None] = [None] * run.count
-        p, j = -1, 0
-        for i in range(1, run.count):
-            a, k = (j - p if p >= 0 else 0), i - j
-            known = k <= run.ledger.reach and np.isfinite(relative[a, j, k])
-            pair = (float(table.coefficient[a, j, k]), float(relative[a, j, k])) if known else None
-            if mask[i]:
-                trial[i], p, j = pair, j, i
-            elif pair is not None:
-                c[i], e[i] = pair
-        masks[name], coefficients[name], errors[name], checks[name] = mask, c, e, trial
-    schedule = Schedule.from_mask(masks, coefficients=coefficients, errors=errors, checks=checks, first_step=run.first_step)
+    one, *others = {tuple(row) for row in computed.values()}
+    fitted = _trajectory(run, closed(run, None)).fit(one) if run.together and not others else {}
+    lanes = {name: _lane(run, name, row, fitted.get(name)) for name, row in computed.items()}
+    schedule = Schedule.from_mask(
+        {name: lane.mask for name, lane in lanes.items()},
+        coefficients={name: lane.coefficients for name, lane in lanes.items()},
+        errors={name: lane.errors for name, lane in lanes.items()},
+        checks={name: lane.checks for name, lane in lanes.items()},
+        first_step=run.first_step,
+    )
     return evolve(schedule, terrain=run)
+
+
+@define
+class _Lane:
+    """One stream of a schedule."""
+
+    mask: list[bool]
+    coefficients: list[Coefficients]
+    errors: list[float]
+    checks: list[Check | None]
+
+
+def _lane(run: Terrain, stream: str, computed: Sequence[int], fitted: Mapping[int, Coefficients] | None) -> _Lane:
+    table, relative, gram = run.ledger.tables[stream], run.ledger.relative(stream), run.ledger.gram(stream)
+    taken = set(computed)
+    count = run.count
+    lane = _Lane([i in taken for i in range(count)], [()] * count, [0.0] * count, [None] * count)
+    history: History = (0,)
+    for i in range(1, run.count):
+        j, k = history[0], i - history[0]
+        a = j - history[1] if len(history) > 1 else 0
+        known = k <= run.ledger.reach and np.isfinite(relative[a, j, k])
+        c = float(table.coefficient[a, j, k]) if known else 0.0
+        own: Check | None = ((c,) if c else (), float(relative[a, j, k])) if known else None
+        if lane.mask[i]:
+            lane.checks[i], history = own, computed_after(history, i)
+        elif fitted is not None:
+            lane.coefficients[i] = fitted[i]
+            lane.errors[i] = _gram.error_of(gram, history, i, fitted[i])
+        elif own is not None:
+            lane.coefficients[i], lane.errors[i] = own
+    return lane

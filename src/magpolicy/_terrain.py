@@ -13,10 +13,11 @@ from magpolicy import _checks
 from magpolicy._calibration import Calibration, StreamMoments
 from magpolicy._curve import Curve
 from magpolicy._errors import ArgumentError
+from magpolicy._forecast import check_measured
 from magpolicy._goal import Goal
 from magpolicy._gram import Floats
 from magpolicy._ledger import Ledger, factors_of
-from magpolicy._objective import step_sizes
+from magpolicy._objective import LONGEST, step_sizes
 from magpolicy._presets import Preset, preset
 
 # Ratios alone say nothing of the residual's direction, so the model of long gaps is not to be trusted.
@@ -42,6 +43,8 @@ class Terrain:
     first_step: int = 0
     measured: bool = False
     """Whether a calibration says what errors have in common, or ratios alone model them."""
+    together: bool = False
+    """Whether the coefficients of a joint plan are fitted together, for the latent's way, or each for its own error."""
 
     @property
     def count(self) -> int:
@@ -58,7 +61,8 @@ def terrain(
         ArgumentError: settings that do not fit the source or the run.
     """
     whole, known, measured = at_levels(source, steps, sigmas)
-    forecast = _forecast(goal, measured)
+    together = _together(goal, measured, whole.steps)
+    forecast = _forecast(goal, measured, together)
     first, stop = _checks.part(part, whole.steps)
     run = whole.part(first, stop) if (first, stop) != (0, whole.steps) else whole
     max_skips = _or(goal.max_skips, known.max_skips if known is not None else None)
@@ -76,6 +80,7 @@ def terrain(
         why=", ".join([f"at most {max(reach, 1) - 1} skips in a row", *why]),
         first_step=first,
         measured=measured,
+        together=together,
     )
 
 
@@ -94,10 +99,18 @@ def _or(value: Any, other: Any) -> Any:
     return other if value is None else value
 
 
-def _forecast(goal: Goal, measured: bool) -> str:
-    if goal.forecast == "calibrated" and not measured:
-        raise ArgumentError("forecast='calibrated' needs a Calibration, ratios alone do not say; try forecast='hold'")
-    return goal.forecast or ("calibrated" if measured else "hold")
+def _forecast(goal: Goal, measured: bool, together: bool) -> str:
+    check_measured(goal.forecast, measured)
+    return goal.forecast or ("hold" if not measured else "second-order" if together else "calibrated")
+
+
+def _together(goal: Goal, measured: bool, count: int) -> bool:
+    """A bound on the error of each step is for that step's own forecast, and so are objectives that sum such errors."""
+    if not measured or goal.batched is False or count > LONGEST:
+        return False
+    asked = goal.objective is not None or goal.power is not None
+    along = goal.how.gather == "trajectory" if asked else goal.error is None
+    return along or goal.forecast == "second-order"
 
 
 def modelled(curve: Curve, steps: int | None, sigmas: Sequence[float] | None) -> Calibration:
@@ -163,4 +176,4 @@ def alone(run: Terrain, stream: str) -> Terrain:
     calibration = run.ledger.calibration
     one = evolve(calibration, streams={stream: calibration.streams[stream]}, cross={})
     factors = None if run.ledger.factors is None else {stream: run.ledger.factors[stream]}
-    return evolve(run, ledger=Ledger(one, {stream: run.ledger.tables[stream]}, factors))
+    return evolve(run, ledger=Ledger(one, {stream: run.ledger.tables[stream]}, run.ledger.forecast, factors))

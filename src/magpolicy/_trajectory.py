@@ -1,114 +1,211 @@
-"""How far a schedule takes the latent off its way, to first order, and moves that make it less.
+"""How far a schedule takes the latent off its way, to first order, and the forecasts that leave the least of it.
 
-The error of a skipped step is added to the latent and stays there. Errors of different gaps are vectors that may add up or
-cancel, so the distance at the end is not a sum over gaps; it is a quadratic form of the inner products that are known anyway:
+The error eps_i of a skipped step enters the latent as h_i eps_i (h: step size) and fades on the way down like the ratio of the
+noise levels. Errors of different steps are vectors that add up or cancel, so the distance is no sum over steps but a
+quadratic form of the inner products that are known anyway:
 
-    L_i = sum of h_t d_t over skipped t <= i,    cost = |L_last|^2 + sum_i h_i |L_i|^2 / sum_i h_i
+    sum_ik W_ik <eps_i, eps_k>,    W_ik = h_i h_k min(s_i, s_k) / max(s_i, s_k), RIDGE more of it on the diagonal
 
-with d_t the combined error at t and h_t the step size. It has no exact shortest path; a plan of another objective is taken and
-computed steps are moved while that helps. Errors whose inner product is not known whole, because they lie further apart than
-the window is wide, are taken to be at right angles: parts of one would not cancel.
+with eps the error of the guided combination and s_i the level that step i goes to. The ridge keeps a plan from counting on
+errors that cancel on the calibration sample alone. A skipped residual is forecast as r_j + c1 (r_j - r_p) + c2 (r_p - r_q);
+the form is quadratic in the coefficients of all skips, so those that make it least are found together, by one linear solve.
+How it was chosen: docs/explanation/quality.md.
+
+Errors whose inner product is not known whole, because they lie further apart than the window is wide, are taken to be at
+right angles: parts of one would not cancel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from attrs import frozen
 from numpy.typing import NDArray
 
+from magpolicy import _gram
 from magpolicy._gram import Floats
 from magpolicy._ledger import Ledger
+from magpolicy._schedule import ORDER, Coefficients
 
-LONGEST = 200  # steps; the quadratic form takes steps^3 operations, and more steps gain nothing from it
+RIDGE = 0.1
+ORDERS = {"calibrated": 1, "second-order": 2}
+"""Coefficients a step that are fitted; other forecasts bring theirs."""
+
+Ints = NDArray[np.int64]
+
+
+@frozen(eq=False)
+class _Skips:
+    """The skipped evaluations of a schedule."""
+
+    at: Ints
+    """(n,) where."""
+    computed: Ints
+    """(n, ORDER+1) the evaluations computed before each, newest first; -1 where there is none."""
+
+
+@frozen(eq=False)
+class _Terms:
+    """Coefficients to find: each multiplies the difference of two residuals, in one stream, at one skip."""
+
+    skip: Ints
+    stream: Ints
+    place: Ints
+    """Which of the step's coefficients it is."""
+    newer: Ints
+    older: Ints
+    """The two residuals, among those of all streams one after another."""
 
 
 class Trajectory:
-    """Scores schedules of one run by the latent's distance from its way."""
+    """Scores schedules of one run by the latent's distance from its way, and fits their forecasts."""
 
     def __init__(self, ledger: Ledger, sizes: Floats, closed: NDArray[np.bool_]) -> None:
-        self._ledger, self._sizes, self._closed = ledger, sizes, closed
-        self._count = count = ledger.count
-        names = list(ledger.tables)
-        at = {name: slice(place * count, (place + 1) * count) for place, name in enumerate(names)}
-        i, j = np.arange(count)[:, None], np.arange(count)[None, :]
-        # One quadratic form over the residuals of all streams, side by side.
-        self._form = np.zeros((len(names) * count, len(names) * count))
-        for a, b, factor in ledger.pairs():
-            self._form[at[a], at[b]] = factor * ledger.look_up(a, b)(i, j)
-        self._unknown = np.isnan(self._form).astype(np.float32)
+        self._ledger, self._closed = ledger, closed
+        self._order = ORDERS.get(ledger.forecast, 0)
+        self._names = list(ledger.tables)
+        self._form = ledger.form()
+        unknown = np.isnan(self._form)
+        self._unknown = unknown.astype(np.float32) if unknown.any() else None
         self._form = np.nan_to_num(self._form)
-        self._share = sizes / max(float(sizes.sum()), 1e-300)
+        share = sizes / max(float(sizes.sum()), 1e-300)
+        self._weights = np.outer(share, share) * (fading(ledger.calibration.sigmas) + RIDGE * np.eye(ledger.count))
 
     def cost(self, computed: Sequence[int]) -> float:
-        """The cost of computing these evaluations only; infinite where a forecast is not known."""
+        """The cost of computing these evaluations only, forecasts being the best; infinite where one is not known."""
+        skips = self._skips(computed)
+        return np.inf if skips is None else self._fit(skips)[1]
+
+    def fit(self, computed: Sequence[int]) -> dict[str, dict[int, Coefficients]]:
+        """Per stream the coefficients of each skip with which computing these evaluations costs least."""
         skips = self._skips(computed)
         if skips is None:
-            return np.inf
-        at = skips[1] + skips[2]
-        rows = np.concatenate([self._errors(name, skips) for name in self._ledger.tables], axis=1)
-        products = rows @ self._form @ rows.T
-        if self._unknown.any():
-            used = (rows != 0).astype(np.float32)
-            products = np.where(used @ self._unknown @ used.T > 0.5, 0.0, products)
-        products *= self._sizes[at][:, None] * self._sizes[at][None, :]
-        # |L_i|^2 after each skipped evaluation; it stays as it is until the next.
-        square = np.maximum(np.diagonal(products.cumsum(axis=0).cumsum(axis=1)), 0.0)
-        if not len(square):
-            return 0.0
-        lasts = np.diff(np.cumsum(self._share)[[*at[1:] - 1, self._count - 1]], prepend=np.cumsum(self._share)[at[0] - 1])
-        return float(square[-1] + (square * lasts).sum())
+            raise ValueError(f"{computed}: not all that is skipped there may be")
+        found: dict[str, dict[int, Coefficients]] = {}
+        for name, rows in zip(self._names, self._fit(skips)[0], strict=True):
+            found[name] = {int(i): _trimmed(row) for i, row in zip(skips.at, rows, strict=True)}
+        return found
 
-    def _skips(self, computed: Sequence[int]) -> tuple[NDArray[np.int64], ...] | None:
-        """(a, j, k) of every skipped evaluation; ``None`` where one may not be skipped so."""
-        reach = self._ledger.reach
-        found, p = [], -1
-        for j, following in zip(computed, (*computed[1:], self._count), strict=True):
-            if following - j > reach:
-                return None
-            found += [(j - p if p >= 0 else 0, j, k) for k in range(1, following - j)]
-            p = j
-        skips = tuple(np.array(found, dtype=np.int64).reshape(-1, 3).T)
-        return None if self._closed[skips].any() else skips
+    def _skips(self, computed: Sequence[int]) -> _Skips | None:
+        """The skips between; ``None`` where one is not allowed."""
+        reach, count = self._ledger.reach, self._ledger.count
+        following = np.array([*computed[1:], count])
+        taken = np.array(computed)
+        if (following - taken).max() > reach:
+            return None
+        number = following - taken - 1
+        gap = np.repeat(np.arange(len(taken)), number)
+        at = np.flatnonzero(~np.isin(np.arange(count), taken) & (np.arange(count) > taken[0]))
+        padded = np.concatenate([np.full(ORDER, -1), taken])
+        before = padded[gap[:, None] + np.arange(ORDER, -1, -1)]
+        a = np.where(before[:, 1] >= 0, before[:, 0] - before[:, 1], 0)
+        if (a > reach).any() or self._closed[a, before[:, 0], at - before[:, 0]].any():
+            return None
+        return _Skips(at, before)
 
-    def _errors(self, stream: str, skips: tuple[NDArray[np.int64], ...]) -> Floats:
-        """For each skipped evaluation a row of weights on the residuals, which gives the error there."""
-        a, j, k = skips
-        c = self._ledger.tables[stream].coefficient[a, j, k]
-        row = np.arange(len(j))
-        rows = np.zeros((len(j), self._count))
-        rows[row, j + k] = 1.0
-        rows[row, j] = -(1.0 + c)
-        rows[row, j - a] += c  # c is 0 where a is
-        return rows
+    def _fit(self, skips: _Skips) -> tuple[Floats, float]:
+        """Coefficients (streams, n, ORDER), and the cost."""
+        found = self._given(skips)
+        base, fitted = self._errors(skips, found), self._fitted(skips)
+        weights = self._weighted(skips, fitted | (found != 0).any(axis=0))
+        cost = self._cost(base, weights)
+        terms = self._terms(skips, fitted)
+        if not len(terms.skip):
+            return found, cost
+        right = self._pull(terms, base, weights)
+        try:
+            c = np.linalg.solve(self._curvature(terms, weights), right)
+        except np.linalg.LinAlgError:  # pragma: no cover - a singular form: nothing says which forecast is better
+            return found, cost
+        found[terms.stream, terms.skip, terms.place] = c
+        return found, max(cost - float(right @ c), 0.0)
+
+    def _given(self, skips: _Skips) -> Floats:
+        """The coefficients of a forecast that is not fitted; 0 of one that is."""
+        found = np.zeros((len(self._names), len(skips.at), ORDER))
+        if not self._order:
+            j, p = skips.computed[:, 0], skips.computed[:, 1]
+            for s, name in enumerate(self._names):
+                found[s, :, 0] = self._ledger.tables[name].coefficient[np.where(p >= 0, j - p, 0), j, skips.at - j]
+        return found
+
+    def _terms(self, skips: _Skips, fitted: NDArray[np.bool_]) -> _Terms:
+        stream, skip, place = np.nonzero(np.broadcast_to(fitted, (len(self._names), *fitted.shape)))
+        offset = stream * self._ledger.count
+        return _Terms(skip, stream, place, offset + skips.computed[skip, place], offset + skips.computed[skip, place + 1])
+
+    def _fitted(self, skips: _Skips) -> NDArray[np.bool_]:
+        """(n, ORDER) the coefficients that are fitted: those for which there are residuals, all products being known."""
+        known = (skips.computed[:, 1:] >= 0) & (np.arange(ORDER) < self._order)
+        if self._unknown is None:
+            return known
+        places = np.column_stack([skips.at, skips.computed])
+        for order in range(self._order):
+            for a, b in itertools.combinations(range(order + 3), 2):
+                for s in range(len(self._names)):
+                    offset = s * self._ledger.count
+                    known[:, order] &= self._unknown[offset + places[:, a], offset + places[:, b]] == 0
+        return np.logical_and.accumulate(known, axis=1)
+
+    def _errors(self, skips: _Skips, coefficients: Floats) -> Floats:
+        """(n, streams x steps) what each skip's error is made of, in residuals."""
+        n, count = len(skips.at), self._ledger.count
+        rows = np.zeros((n, len(self._names), count))
+        row = np.arange(n)
+        rows[row, :, skips.at] = 1.0
+        for s in range(len(self._names)):
+            for place, weight in enumerate(_gram.on_residuals(coefficients[s].T)):
+                known = skips.computed[:, place] >= 0
+                rows[row[known], s, skips.computed[known, place]] -= weight[known]
+        return rows.reshape(n, len(self._names) * count)
+
+    def _weighted(self, skips: _Skips, forecast: NDArray[np.bool_]) -> Floats:
+        """(n, n) what the products of errors are multiplied by, with (n, ORDER) the coefficients there are."""
+        weights: Floats = self._weights[np.ix_(skips.at, skips.at)]
+        if self._unknown is None:
+            return weights
+        count = self._ledger.count
+        used = np.zeros((len(skips.at), count), np.float32)
+        row = np.arange(len(skips.at))
+        used[row, skips.at] = 1.0
+        for place, taken in enumerate((np.ones(len(row), dtype=bool), *forecast.T)):
+            for at in (place - 1, place) if place else (0,):
+                used[row[taken], skips.computed[taken, at]] = 1.0
+        everywhere = np.tile(used, len(self._names))
+        apart = everywhere @ self._unknown @ everywhere.T > 0.5
+        np.fill_diagonal(apart, False)
+        return np.where(apart, 0.0, weights)
+
+    def _cost(self, errors: Floats, weights: Floats) -> float:
+        return max(float((weights * (errors @ self._form @ errors.T)).sum()), 0.0)
+
+    def _curvature(self, terms: _Terms, weights: Floats) -> Floats:
+        moved = self._form[terms.newer] - self._form[terms.older]
+        curvature: Floats = weights[np.ix_(terms.skip, terms.skip)] * (moved[:, terms.newer] - moved[:, terms.older])
+        # Differences that vanish, or are alike, leave a coefficient open; it is then small.
+        diagonal = np.diag_indices_from(curvature)
+        curvature[diagonal] += 1e-6 * curvature[diagonal] + 1e-12 * max(float(curvature[diagonal].max()), 1e-300)
+        return curvature
+
+    def _pull(self, terms: _Terms, errors: Floats, weights: Floats) -> Floats:
+        """Half of what the cost falls by for each coefficient at 0."""
+        products = (self._form[terms.newer] - self._form[terms.older]) @ errors.T
+        pull: Floats = (weights[terms.skip] * products).sum(axis=1)
+        return pull
 
 
-def improve(
-    computed: Sequence[int],
-    cost: Callable[[Sequence[int]], float],
-    allowed: Callable[[Sequence[int]], bool],
-    count: int,
-) -> tuple[tuple[int, ...], float]:
-    """Move single computed evaluations while that makes ``cost`` less; the result never costs more than the start."""
-    best, least = tuple(computed), cost(computed)
-    moved = True
-    while moved:
-        moved = False
-        for place in range(1, len(best)):
-            for candidate in neighbours(best, count, places=(place,)):
-                if allowed(candidate) and (value := cost(candidate)) < least * (1 - 1e-9):
-                    best, least, moved = candidate, value, True
-                    break  # the places after this one are still to come
-    return best, least
+def fading(sigmas: Sequence[float]) -> Floats:
+    """(N, N) how much of the error of one step is still there at another."""
+    reached = np.append(np.asarray(sigmas)[1:], sigmas[-1] / 2)
+    found: Floats = np.minimum.outer(reached, reached) / np.maximum.outer(reached, reached)
+    return found
 
 
-def neighbours(
-    computed: Sequence[int], count: int, far: int = 2, places: Iterable[int] | None = None
-) -> Iterator[tuple[int, ...]]:
-    """Schedules with one computed evaluation (not the first; those of ``places`` only) moved by up to ``far``."""
-    taken = set(computed)
-    for place in range(1, len(computed)) if places is None else places:
-        for move in (step for distance in range(1, far + 1) for step in (-distance, distance)):
-            at = computed[place] + move
-            if 1 <= at < count and at not in taken:
-                yield tuple(sorted((*computed[:place], at, *computed[place + 1 :])))
+def _trimmed(row: Any) -> Coefficients:
+    kept = [float(c) for c in row]
+    while kept and not kept[-1]:
+        kept.pop()
+    return tuple(kept)

@@ -1,0 +1,36 @@
+"""Schedules made better by small moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+
+def improve(
+    computed: Sequence[int],
+    cost: Callable[[Sequence[int]], float],
+    allowed: Callable[[Sequence[int]], bool],
+    count: int,
+) -> tuple[tuple[int, ...], float]:
+    """Move single computed evaluations while that makes ``cost`` less; the result never costs more than the start."""
+    best, least = tuple(computed), cost(computed)
+    moved = True
+    while moved:
+        moved = False
+        for place in range(1, len(best)):
+            for candidate in neighbours(best, count, places=(place,)):
+                if allowed(candidate) and (value := cost(candidate)) < least * (1 - 1e-9):
+                    best, least, moved = candidate, value, True
+                    break  # the places after this one are still to come
+    return best, least
+
+
+def neighbours(
+    computed: Sequence[int], count: int, far: int = 2, places: Iterable[int] | None = None
+) -> Iterator[tuple[int, ...]]:
+    """Schedules with one computed evaluation (not the first; those of ``places`` only) moved by up to ``far``."""
+    taken = set(computed)
+    for place in range(1, len(computed)) if places is None else places:
+        for move in (step for distance in range(1, far + 1) for step in (-distance, distance)):
+            at = computed[place] + move
+            if 1 <= at < count and at not in taken:
+                yield tuple(sorted((*computed[:place], at, *computed[place + 1 :])))
