@@ -6,7 +6,9 @@ process, everything measured in turn, ``--repeats`` times:
 - a skip over the ideal: the same forward with empty stacks, and one addition;
 - a computed step over the same step of the bare model, also where nothing is ever skipped;
 - the loop's speedup over the bare model, as a share of steps / computed steps;
-- bytes held between two steps, in units of one residual.
+- bytes held between two steps, in units of one residual, and the run's peak above the weights over the bare model's.
+
+The ideal skip is compiled as the contenders are. A peak is exact: on a CPU every allocation is followed by torch's profiler.
 
 ``--size narrow`` fits a CPU and shows overhead; the others are the sizes of published models, for a GPU (``--device cuda``).
 """
@@ -17,6 +19,7 @@ import argparse
 import contextlib
 import copy
 import gc
+import itertools
 import platform
 import statistics
 import sys
@@ -26,6 +29,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from attrs import define, frozen
+from torch._C._profiler import _EventType
+from torch.profiler import ProfilerActivity, profile
 
 import diffusers
 import magpolicy
@@ -131,6 +136,17 @@ def ours(model: Any, compiled: Any, mask: Sequence[bool], name: str = "magpolicy
     return Contender(name, compiled, lambda: handle.run(steps=len(mask)), mask)
 
 
+def forecasting(model: Any, compiled: Any, mask: Sequence[bool]) -> Contender:
+    coefficients = [0.0 if computes else 0.5 for computes in mask]
+    handle = magpolicy.attach(compiled, schedule=magpolicy.Schedule.from_mask(mask, coefficients=coefficients))
+    return Contender("magpolicy, forecast", compiled, lambda: handle.run(steps=len(mask)), mask)
+
+
+def offloaded(model: Any, compiled: Any, mask: Sequence[bool]) -> Contender:
+    handle = magpolicy.attach(compiled, schedule=magpolicy.Schedule.from_mask(mask), offload="cpu")
+    return Contender("magpolicy, offload='cpu'", compiled, lambda: handle.run(steps=len(mask)), mask)
+
+
 def never(model: Any, compiled: Any, mask: Sequence[bool]) -> Contender:
     handle = magpolicy.attach(compiled, ratios=[1.0] * len(mask), threshold=0.0, max_skips=0, retention=0.0)
     return Contender("magpolicy, never skipping", compiled, lambda: handle.run(steps=len(mask)), [True] * len(mask))
@@ -205,7 +221,9 @@ class Bench:
         scale = 1 if "pooled_projections" in self.inputs or "img_shapes" in self.inputs else 1000
         return torch.full((1,), scale * (1 - step / steps), device=self.device, dtype=self.dtype)
 
-    def loop(self, contender: Contender, steps: int, skipped: Contender | None = None) -> tuple[list[float], int]:
+    def loop(
+        self, contender: Contender, steps: int, skipped: Contender | None = None, *, looking: bool = True
+    ) -> tuple[list[float], int]:
         """Seconds of each step, and the bytes held before the last one. ``skipped`` takes the steps that compute nothing."""
         times, held, levels = [], 0, [self.timestep(step, steps) for step in range(steps)]
         with contender.run():
@@ -218,23 +236,54 @@ class Bench:
                         call(timestep=level, **self.inputs)
                 self.wait()
                 times.append(time.perf_counter() - started)
-                if step == steps - 2:
+                if looking and step == steps - 2:
                     held = live(self.device)
         return times, held
+
+    def peak(self, contender: Contender, steps: int) -> int:
+        """Most bytes that a run has at once, above what there was before it."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self.loop(contender, steps, looking=False)
+            return torch.cuda.max_memory_allocated() - before
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            self.loop(contender, steps, looking=False)
+        pending, changes = list(profiler.profiler.kineto_results.experimental_event_tree()), []
+        while pending:
+            event = pending.pop()
+            pending.extend(event.children)
+            if event.tag == _EventType.Allocation:
+                changes.append((event.start_time_ns, event.extra_fields.alloc_size))
+        return max(itertools.accumulate(size for _, size in sorted(changes)))
 
     def wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def ideal(self, plain: Contender) -> Contender:
-        """The forward of the plain model with empty stacks, and one addition for the residual."""
+    def ideal(self, plain: Contender, how: str) -> Contender:
+        """The forward of the plain model with empty stacks, and one addition for the residual; compiled where the model is
+        compiled as a whole. Of one compiled by blocks nothing is left to compile."""
         empty = copy.copy(getattr(plain.call, "_orig_mod", plain.call))
         lists = {
             name: torch.nn.ModuleList() for name, child in empty.named_children() if isinstance(child, torch.nn.ModuleList)
         }
         empty._modules = {**empty._modules, **lists}
         residual = torch.zeros(1, *self.size.residual, device=self.device, dtype=self.dtype)
-        return Contender("ideal", lambda **given: (empty(**given), residual + residual))
+        ideal = Ideal(empty, residual)
+        return Contender("ideal", torch.compile(ideal, fullgraph=True) if how == "full" else ideal)
+
+
+class Ideal(torch.nn.Module):
+    """What a skip cannot do without."""
+
+    def __init__(self, rest: torch.nn.Module, residual: torch.Tensor) -> None:
+        super().__init__()
+        self.rest, self.residual = rest, residual
+
+    def forward(self, **given: Any) -> Any:
+        return self.rest(**given), self.residual + self.residual
 
 
 @contextlib.contextmanager
@@ -281,13 +330,15 @@ def table(bench: Bench, how: str, repeats: int) -> None:
     steps, mask = bench.size.steps, pattern(bench.size.steps)
     bare = bench.model
     plain = Contender("plain", COMPILED[how](copy.deepcopy(bare)))
-    ideal = bench.ideal(plain)
-    makers: list[Callable[..., Contender]] = [ours, never, *PEERS]
+    ideal = bench.ideal(plain, how)
+    makers: list[Callable[..., Contender]] = [ours, forecasting, offloaded, never, *PEERS]
+    if bench.device.type == "cpu":
+        makers.remove(offloaded)  # there is nowhere to go
     if bench.size.plan:
         published = list(magpolicy.simulate(bench.size.plan, steps=steps).mask)
         makers.insert(1, lambda m, c, _: ours(m, c, published, f"magpolicy, {bench.size.plan}"))
     print(f"\n{how}: {steps} steps, {sum(mask)} computed ({steps / sum(mask):.2f}x at most)")
-    print(f"{'':42} {'skip/ideal':>10} {'step/plain':>10} {'speedup':>8} {'of bound':>8} {'held':>6}  spread")
+    print(f"{'':42} {'skip/ideal':>10} {'step/plain':>10} {'speedup':>8} {'of bound':>8} {'held':>6} {'peak':>6}  spread")
     for make in makers:
         model = copy.deepcopy(bare)
         try:
@@ -305,7 +356,7 @@ def row(bench: Bench, contender: Contender, plain: Contender, ideal: Contender, 
     steps, computes = bench.size.steps, contender.computes
     unit = torch.Size(bench.size.residual).numel() * torch.finfo(bench.dtype).bits // 8
     speedups, skips, computed, held = [], [], [], 0
-    for warm in (contender, plain):
+    for warm in (contender, plain, ideal):
         bench.loop(warm, steps)
     for _ in range(repeats):
         ours, held = bench.loop(contender, steps)
@@ -319,11 +370,12 @@ def row(bench: Bench, contender: Contender, plain: Contender, ideal: Contender, 
             computed.append(statistics.median(done) / statistics.median(theirs))
             if left:
                 skips.append(statistics.median(left) / statistics.median(best))
+    peak = bench.peak(contender, steps) / bench.peak(plain, steps)
     middle = statistics.median(speedups)
     bound = f"{middle / (steps / sum(computes)):8.2f}" if computes else f"{'':8}"
     shown = [f"{statistics.median(values):10.3f}" if values else f"{'':10}" for values in (skips, computed)]
     spread = f"{min(speedups):.2f} to {max(speedups):.2f}"
-    print(f"{contender.name:42} {shown[0]} {shown[1]} {middle:8.2f} {bound} {(held - base) / unit:6.1f}  {spread}")
+    print(f"{contender.name:42} {shown[0]} {shown[1]} {middle:8.2f} {bound} {(held - base) / unit:6.1f} {peak:6.2f}  {spread}")
     sys.stdout.flush()
 
 

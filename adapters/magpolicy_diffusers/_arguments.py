@@ -72,8 +72,8 @@ class Arguments:
         """What is denoised: the first argument."""
         return self._given(args, kwargs).get(self._names[0]) if self._names else None
 
-    def _given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(zip(self._names, args, strict=False)) | dict(kwargs)
+    def _given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**dict(zip(self._names, args, strict=False)), **kwargs} if args else kwargs
 
 
 class Fingerprints:
