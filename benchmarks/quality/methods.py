@@ -35,7 +35,7 @@ class Bench:
         sample = calibration_job(model, steps=steps, sampler=sampler)
         fit = rules.TeaCacheFit(network)
         generate(sample, network, fit)
-        return cls(model, network, job, calibrated(sample, network, window=sample.steps - 1), fit.fit())
+        return cls(model, network, job, calibrated(sample, network), fit.fit())
 
     @property
     def steps(self) -> int:

@@ -24,7 +24,7 @@ def calibrations(model: LabModel, network: object) -> Iterator[tuple[str, magpol
 
     def one(**options: object) -> magpolicy.Calibration:
         job = calibration_job(model, **options)  # type: ignore[arg-type]
-        return calibrated(job, network, window=job.steps - 1)
+        return calibrated(job, network)
 
     yield "one sample", one()
     several = [one(seed=200 + n, start=2 * n) for n in range(4)]
@@ -35,8 +35,10 @@ def calibrations(model: LabModel, network: object) -> Iterator[tuple[str, magpol
         yield f"one sample at {steps} steps, resampled", one(steps=steps).resample(sigmas=Job.of(model, seed=1, count=1).sigmas)
     if model.name == "video":
         short = evolve(model, shape=(1, 4, data.VIDEO_SIZE, data.VIDEO_SIZE))
-        job = calibration_job(short)
-        yield "one sample of 4 frames instead of 6", calibrated(job, network, window=job.steps - 1)
+        yield "one sample of 4 frames instead of 6", calibrated(calibration_job(short), network)
+    if model.name == "clothes":
+        small = evolve(model, shape=(1, 24, 24))
+        yield "one sample of 24 by 24 pixels instead of 28", calibrated(calibration_job(small), network)
 
 
 def measure(name: str) -> dict[str, list[float]]:
@@ -49,7 +51,7 @@ def measure(name: str) -> dict[str, list[float]]:
         print(label, [round(v, 1) for v in found[f"{label}; euler"]], flush=True)
     other = Job.of(model, seed=3, count=COUNTS[name], sampler="unipc")
     job = calibration_job(model, sampler="unipc")
-    own = calibrated(job, network, window=job.steps - 1)
+    own = calibrated(job, network)
     for label, calibration in (
         ("one sample under unipc", own),
         ("one sample under euler", made[0][1].resample(sigmas=other.sigmas)),

@@ -11,8 +11,8 @@ import torch
 class ByHand:
     """Runs a pipeline so that its denoisers skip as a mask says; knows each call's step and branches from the case.
 
-    With ``coefficients``, up to two a step, a skip adds r_j + c1 (r_j - r_p) + c2 (r_p - r_q) where the last steps that the mask
-    computes are those of the residuals at hand, else r_j.
+    With ``coefficients``, up to two a step, a skip adds r_j + c1 (r_j - r_p) + c2 (r_p - r_q) where the last steps that the
+    mask computes are those of the residuals at hand, else r_j.
     """
 
     def __init__(self, case, pipe, way, steps, mask, coefficients=None):
