@@ -65,8 +65,8 @@ def _more() -> dict[str, Any]:
              "tooltip": "Plan for a speedup in place of a threshold, e.g. 2 for half the evaluations. 0: by the threshold."},
         ),
         "forecast": (
-            ["auto", "hold", "linear", "calibrated"],
-            {"default": "auto", "tooltip": "What a skipped step gets: the last residual, or where the last two are heading."},
+            ["auto", "hold", "linear", "calibrated", "second-order"],
+            {"default": "auto", "tooltip": "What a skipped step gets: the last residual, or where the last ones are heading."},
         ),
     }  # fmt: skip
 

@@ -76,7 +76,7 @@ class Report:
     scope: str = "stack"
     """What a skip left out: the block ``"stack"``, or the whole ``"model"``."""
     forecasts: int = 0
-    """Skipped evaluations whose residual was forecast from the last two computed ones."""
+    """Skipped evaluations whose residual was forecast from the last two or three computed ones."""
     held: Mapping[str, int] = Factory(dict)
     """Skipped evaluations whose residual was to be forecast but was held, by reason."""
     replans: tuple[Replan, ...] = ()

@@ -23,7 +23,7 @@ def run_step(
     offload: str | None = None,
     storage_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """``fn(x)``, or ``x`` plus the residual ``fn`` had when it last ran (or its forecast from the last two), as the session
+    """``fn(x)``, or ``x`` plus the residual ``fn`` had when it last ran (or its forecast from the last few), as the session
     decides.
 
     >>> import magpolicy, torch

@@ -133,7 +133,8 @@ def attach(
         calibration: a calibration, or the path of one.
         schedule: a schedule to follow, in place of the rule.
         steps: steps of a run, where nothing else tells (a pipeline's scheduler does); ``run(steps=...)`` overrides it.
-        forecast: ``"hold"``, ``"linear"`` or ``"calibrated"``; a planned schedule's own by default, else hold.
+        forecast: ``"hold"``, ``"linear"``, ``"calibrated"`` (two residuals a stream) or, of a run that is planned,
+            ``"second-order"`` (three); a planned schedule's own by default, else hold.
         damping: factor on the linear forecast, 0 to 1.
         speedup: plan each run to be this many times as fast, in evaluations over computed ones, instead of applying the rule.
             ``attach(pipe, speedup=2.0)`` is all it takes; see :func:`magpolicy.plan`, also for the next four.
@@ -148,8 +149,8 @@ def attach(
         offload: ``"cpu"`` keeps residuals in CPU memory between uses.
         storage_dtype: dtype to store residuals in.
         calibrate: compute every step and measure the residuals: ``handle.calibration``, and ``handle.curve`` of it.
-        window: calibrating, compare residuals over this many evaluations back, and hold that many per stream; by default 45 %
-            of the run, at least 12.
+        window: calibrating, compare residuals over this many evaluations back, and hold that many per stream; by default over
+            all of the run, or a hundred.
         tokens: calibrating, look at no more than this many tokens, chosen at random once; ``None`` looks at all.
         reduce: calibrating where ranks share the tokens (sequence parallelism), what adds up a tensor over ranks, in place or
             as its result, such as ``torch.distributed.all_reduce``. Every rank then has to read ``handle.calibration``.

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import numpy as np
+
+
+def evenly(count: int, computed: int) -> tuple[int, ...]:
+    """So many of ``count`` evaluations as evenly as can be; the first two, for a forecast to begin with, and the last among them."""
+    return tuple(sorted({0, *(round(x) for x in np.linspace(min(1, count - 1), count - 1, computed - 1).tolist())}))
+
 
 def improve(
     computed: Sequence[int],

@@ -35,8 +35,9 @@ def plan(
 ) -> Schedule:
     """The best schedule for a speed, with its forecast coefficients and the error it is expected to make at each step.
 
-    Give one of ``speedup``, ``computed`` and ``error``. The plan is an exact shortest path over the last two computed steps
-    (``objective="trajectory"`` is improved from there by local moves) and takes milliseconds.
+    Give one of ``speedup``, ``computed`` and ``error``. The plan is an exact shortest path over the last two computed steps,
+    in milliseconds; ``objective="trajectory"`` goes on from several of these by local moves, each time with the forecasts that
+    serve the run best, which takes some tenths of a second for 50 steps.
 
     >>> import magpolicy
     >>> print(magpolicy.plan("flux.1-dev", speedup=2.0))
@@ -55,7 +56,9 @@ def plan(
             the preset's.
         retention: leading share of the run that always computes; 0, or the preset's.
         forced: steps that always compute; negative ones count from the end.
-        forecast: ``"hold"``, ``"linear"`` or ``"calibrated"``; the best the source allows by default.
+        forecast: ``"hold"``; ``"linear"``; ``"calibrated"``, from the last two computed residuals; or ``"second-order"``, from
+            the last three. By default ``"second-order"`` where the objective is ``"trajectory"``, which fits the coefficients
+            of all steps together; else ``"calibrated"``, each step's coefficient for its own error, or ``"hold"``.
         damping: factor on the linear forecast, 0 to 1.
         objective: what is made least: ``"latent"``, ``"gap"``, ``"trajectory"``, ``"relative"`` or ``"peak"``;
             docs/explanation/forecast-and-planning.md tells them apart. By default ``"trajectory"`` for a joint plan from a

@@ -6,13 +6,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from attrs import evolve, field, frozen
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 from magpolicy._goal import Goal
-from magpolicy._moves import neighbours
+from magpolicy._moves import evenly, neighbours
 from magpolicy._objective import OBJECTIVES
 from magpolicy._schedule import Schedule
 from magpolicy._setup import Source
@@ -169,9 +168,9 @@ class _Search:
                 yield _computed(solve(last, evolve(goal, objective=name)))
             except ArgumentError:  # no room for the last step
                 break
-        even = {round(x) for x in np.linspace(0, count - 1, size).tolist()}
-        if self._place.must <= even:
-            yield tuple(sorted(even))
+        even = evenly(count, size)
+        if self._place.must.issubset(even):
+            yield even
 
     def _grown(self, computed: tuple[int, ...], size: int) -> tuple[int, ...]:
         """``computed`` with steps added one by one where the expected cost falls most."""

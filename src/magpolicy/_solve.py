@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,12 +15,12 @@ from magpolicy._forecast import History, computed_after
 from magpolicy._goal import Goal
 from magpolicy._gram import Floats
 from magpolicy._ledger import axes, mean_length, skipped_values
-from magpolicy._moves import improve
+from magpolicy._moves import evenly, improve
 from magpolicy._objective import LONGEST, OBJECTIVES, Objective, gap_costs
 from magpolicy._schedule import Check, Coefficients, Schedule
 from magpolicy._shortest import Path, shortest_paths
 from magpolicy._terrain import Terrain, alone
-from magpolicy._trajectory import Trajectory
+from magpolicy._trajectory import Trajectory, distance, fading
 
 Rows = Mapping[str, Sequence[int]]
 """Per stream the computed evaluations."""
@@ -108,14 +109,16 @@ def _paths(run: Terrain, goal: Goal, most: int) -> dict[int, Path]:
         raise ArgumentError(
             f"objective='trajectory' plans at most {LONGEST} steps, this run has {run.count}; try objective='latent'"
         )
-    starts = [_exact(run, OBJECTIVES[name], shut, most) for name in ("latent", "gap", "relative")]
-    score = _trajectory(run, shut)
+    starts = [_exact(run, OBJECTIVES[name], shut, most) for name in ("latent", "gap")]
+    cost = functools.cache(_distance(run, shut).cost)
     wanted = [most] if goal.error is None and goal.targets else sorted(set().union(*starts))
     found = {}
     for length in wanted:
         candidates = {start[length].computed for start in starts if length in start}
         if candidates:
-            improved = [improve(c, score.cost, lambda c: run.must.issubset(c), run.count) for c in sorted(candidates)]
+            even = evenly(run.count, length)
+            candidates |= {even} if run.must.issubset(even) and np.isfinite(cost(even)) else set()
+            improved = [improve(c, cost, run.must.issubset, run.count) for c in sorted(candidates)]
             found[length] = Path(*min(improved, key=lambda pair: pair[1]))
     return found
 
@@ -155,11 +158,18 @@ def _weighted(run: Terrain, how: Objective, shut: Any) -> Floats:
 
 def ranking(run: Terrain) -> Callable[[Sequence[int]], float]:
     """The expected cost of any joint schedule of a run, by what orders schedules best; infinite where it is not allowed."""
-    return _trajectory(run, closed(run, None)).cost if run.count <= LONGEST else _Additive(run)
+    return _distance(run, closed(run, None)).cost if run.count <= LONGEST else _Additive(run)
 
 
-def _trajectory(run: Terrain, shut: Any) -> Trajectory:
-    return Trajectory(run.ledger, run.sizes, shut)
+def _distance(run: Terrain, shut: Any) -> Trajectory:
+    """What orders schedules."""
+    return Trajectory(run.ledger, run.sizes, shut, distance(run.sizes))
+
+
+def _fitted(run: Terrain, computed: Sequence[int]) -> Mapping[str, Mapping[int, Coefficients]]:
+    """The forecasts of one schedule, all together."""
+    shares = fading(run.ledger.calibration.sigmas)
+    return Trajectory(run.ledger, run.sizes, closed(run, None), shares).fit(computed)
 
 
 class _Additive:
@@ -233,7 +243,7 @@ def _infeasible(run: Terrain, goal: Goal, wanted: int | None) -> ArgumentError:
 def schedule_of(run: Terrain, computed: Rows) -> Schedule:
     """The schedule that computes these evaluations, with coefficients, expected errors and what to compare at run time."""
     one, *others = {tuple(row) for row in computed.values()}
-    fitted = _trajectory(run, closed(run, None)).fit(one) if run.together and not others else {}
+    fitted = _fitted(run, one) if run.together and not others else {}
     lanes = {name: _lane(run, name, row, fitted.get(name)) for name, row in computed.items()}
     schedule = Schedule.from_mask(
         {name: lane.mask for name, lane in lanes.items()},

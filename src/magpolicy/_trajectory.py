@@ -1,15 +1,14 @@
 """How far a schedule takes the latent off its way, to first order, and the forecasts that leave the least of it.
 
-The error eps_i of a skipped step enters the latent as h_i eps_i (h: step size) and fades on the way down like the ratio of the
-noise levels. Errors of different steps are vectors that add up or cancel, so the distance is no sum over steps but a
-quadratic form of the inner products that are known anyway:
+The error eps_i of a skipped step, that of the guided combination, enters the latent as h_i eps_i (h: step size). Errors of
+different steps are vectors that add up or cancel, so the distance is no sum over steps but a quadratic form of the inner
+products that are known anyway:
 
-    sum_ik W_ik <eps_i, eps_k>,    W_ik = h_i h_k min(s_i, s_k) / max(s_i, s_k), RIDGE more of it on the diagonal
+    sum_ik h_i h_k W_ik <eps_i, eps_k>
 
-with eps the error of the guided combination and s_i the level that step i goes to. The ridge keeps a plan from counting on
-errors that cancel on the calibration sample alone. A skipped residual is forecast as r_j + c1 (r_j - r_p) + c2 (r_p - r_q);
-the form is quadratic in the coefficients of all skips, so those that make it least are found together, by one linear solve.
-How it was chosen: docs/explanation/quality.md.
+A skipped residual is forecast as r_j + c1 (r_j - r_p) + c2 (r_p - r_q). The form is quadratic in the coefficients of all skips,
+so those that make it least are found together, by one linear solve. There are two W, each the best on models really run
+(docs/explanation/quality.md): one to compare schedules by, one to fit the coefficients of the schedule chosen.
 
 Errors whose inner product is not known whole, because they lie further apart than the window is wide, are taken to be at
 right angles: parts of one would not cancel.
@@ -30,7 +29,6 @@ from magpolicy._gram import Floats
 from magpolicy._ledger import Ledger
 from magpolicy._schedule import ORDER, Coefficients
 
-RIDGE = 0.1
 ORDERS = {"calibrated": 1, "second-order": 2}
 """Coefficients a step that are fitted; other forecasts bring theirs."""
 
@@ -63,7 +61,8 @@ class _Terms:
 class Trajectory:
     """Scores schedules of one run by the latent's distance from its way, and fits their forecasts."""
 
-    def __init__(self, ledger: Ledger, sizes: Floats, closed: NDArray[np.bool_]) -> None:
+    def __init__(self, ledger: Ledger, sizes: Floats, closed: NDArray[np.bool_], shares: Floats) -> None:
+        """``shares`` is W: :func:`distance` or :func:`fading`."""
         self._ledger, self._closed = ledger, closed
         self._order = ORDERS.get(ledger.forecast, 0)
         self._names = list(ledger.tables)
@@ -71,8 +70,8 @@ class Trajectory:
         unknown = np.isnan(self._form)
         self._unknown = unknown.astype(np.float32) if unknown.any() else None
         self._form = np.nan_to_num(self._form)
-        share = sizes / max(float(sizes.sum()), 1e-300)
-        self._weights = np.outer(share, share) * (fading(ledger.calibration.sigmas) + RIDGE * np.eye(ledger.count))
+        share = share_of_run(sizes)
+        self._weights = np.outer(share, share) * shares
 
     def cost(self, computed: Sequence[int]) -> float:
         """The cost of computing these evaluations only, forecasts being the best; infinite where one is not known."""
@@ -197,10 +196,27 @@ class Trajectory:
         return pull
 
 
-def fading(sigmas: Sequence[float]) -> Floats:
-    """(N, N) how much of the error of one step is still there at another."""
-    reached = np.append(np.asarray(sigmas)[1:], sigmas[-1] / 2)
-    found: Floats = np.minimum.outer(reached, reached) / np.maximum.outer(reached, reached)
+def share_of_run(sizes: Floats) -> Floats:
+    """Step sizes as shares of the run."""
+    share: Floats = sizes / max(float(sizes.sum()), 1e-300)
+    return share
+
+
+def distance(sizes: Floats, ridge: float = 0.1) -> Floats:
+    """(N, N) W of the squared distance of the latent at the end plus its mean along the run: it stays off from an error on.
+
+    The ridge, on the diagonal, keeps a plan from counting on errors that cancel on the calibration sample alone.
+    """
+    share = share_of_run(sizes)
+    ahead = 1.0 + share[::-1].cumsum()[::-1]
+    found: Floats = np.minimum.outer(ahead, ahead) + ridge * np.eye(len(sizes))
+    return found
+
+
+def fading(sigmas: Sequence[float], ridge: float = 0.03) -> Floats:
+    """(N, N) W of errors that fade like the ratio of noise levels: how much of that of one step is still there at another."""
+    reached = np.append(np.asarray(sigmas)[1:], sigmas[-1] / 2)  # the level that a step goes to
+    found: Floats = np.minimum.outer(reached, reached) / np.maximum.outer(reached, reached) + ridge * np.eye(len(sigmas))
     return found
 
 

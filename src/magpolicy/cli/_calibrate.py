@@ -58,7 +58,7 @@ def _assignments(ctx: click.Context, param: click.Parameter, values: tuple[str, 
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="As which it is loaded.")
 @click.option("--device", metavar="NAME", help="Where it runs; CUDA if there is one.")
 @click.option("--offload", is_flag=True, help="Keep the parts of the pipeline that wait in main memory.")
-@click.option("--window", type=click.IntRange(1), metavar="W", help="Steps compared back; 45 % of the run by default.")
+@click.option("--window", type=click.IntRange(1), metavar="W", help="Steps compared back; by default all of the run, or 100.")
 @click.option("--tokens", type=click.IntRange(1), default=2048, show_default=True, metavar="N", help="Tokens looked at.")
 @click.option("--name", default="", metavar="NAME", help="Name it, to find it by.")
 def calibrate(

@@ -55,7 +55,7 @@ def plan(source: Any, form: str | None, as_json: bool, output: Path | None, plot
     """Plan the best schedule for a speed.
 
     SOURCE is a calibration or what `magpolicy simulate` takes. From a calibration the errors are those measured, and a
-    skipped step's residual is forecast from the last two computed ones; from magnitude ratios alone they are modelled.
+    skipped step's residual is forecast from the last computed ones; from magnitude ratios alone they are modelled.
     """
     schedule = magpolicy.plan(source, **settings)
     if output is not None:
