@@ -156,7 +156,9 @@ class Moments:
         last = (slot - 1) % len(entry.labels)
         entry.window[:, slot] = new
         entry.labels[slot] = step
-        dots = _inner(entry.window, new)
+        filled = min(len(entry.steps) + 1, len(entry.labels))
+        dots = new.new_zeros(len(new), len(entry.labels), dtype=torch.promote_types(new.dtype, torch.float32))
+        dots[:, :filled] = _inner(entry.window[:, :filled], new)
         entry.rows.append(torch.cat([_total(dots), _growth(dots[:, slot], dots[:, last], entry.squares)]))
         entry.squares = dots[:, slot].clone()
         entry.compared.append(list(entry.labels))

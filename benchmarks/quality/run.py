@@ -90,7 +90,7 @@ def measure(model: str, sampler: str, parts: Sequence[str] = PARTS, again: Itera
                         raise
                     print(f"{model} {sampler} {key}: fails, {error}", flush=True)
                     continue
-                rows[key] = {"method": trial.method, "kind": KINDS[trial.method], "settings": trial.settings, **figures}
+                row = {"method": trial.method, "kind": KINDS[trial.method], "settings": trial.settings, **figures}
                 print(f"{model} {sampler} {key}: {figures['fraction']:.3f} {figures['psnr']:.2f} dB", flush=True)
-                rows = kept(path) | rows  # another process may measure other parts
+                rows = kept(path) | {"full": rows["full"], key: row}  # another process may measure other parts
                 path.write_text(json.dumps({"about": about(bench), "rows": rows}, indent=1))

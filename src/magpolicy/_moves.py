@@ -8,7 +8,7 @@ import numpy as np
 
 
 def evenly(count: int, computed: int) -> tuple[int, ...]:
-    """So many of ``count`` evaluations as evenly as can be; the first two, for a forecast to begin with, and the last among them."""
+    """So many of ``count`` evaluations, as evenly as can be; the last among them and the first two, for a forecast to begin."""
     return tuple(sorted({0, *(round(x) for x in np.linspace(min(1, count - 1), count - 1, computed - 1).tolist())}))
 
 
