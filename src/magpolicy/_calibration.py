@@ -232,9 +232,9 @@ class Calibration:
     def resample(self, *, steps: int | None = None, sigmas: Sequence[float] | None = None) -> Calibration:
         """The calibration of another run of the same model: any number of steps, any schedule, any order of evaluations.
 
-        The residual is taken for a smooth path over noise level and read at the run's levels (cubic interpolation over the
-        share of the run); inner products follow. Levels outside the calibrated range are not known (nan): a plan computes
-        there.
+        The residual is taken for a smooth path over noise level and read at the run's levels (interpolation over the share of
+        the run, of the fifth order where the window spans the run, else of the third); inner products follow. Levels outside
+        the calibrated range are not known (nan): a plan computes there.
 
         Args:
             steps: number of steps, on this calibration's own schedule; as calibrated if neither is given.
