@@ -156,12 +156,13 @@ class _Presets(Mapping[str, Preset]):
         return sum(1 for _ in self)
 
     def every(self, name: str) -> Iterator[Preset]:
-        """Those of that name or alias: the user's own, the shipped one, those of plugins."""
+        """Those of that name or alias: the user's own, and the shipped one, or where there is none those of plugins."""
         wanted = name.lower()
         yield from _named(wanted, _own())
         if wanted in _aliases():
             yield _shipped(_aliases()[wanted])
-        yield from _named(wanted, _of_plugins())
+        else:
+            yield from _named(wanted, _of_plugins())
 
 
 def _named(wanted: str, found: Mapping[str, Preset]) -> Iterator[Preset]:
