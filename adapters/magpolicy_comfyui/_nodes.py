@@ -85,7 +85,7 @@ def _settings(
     forecast: str = "auto",
     unique_id: str | None = None,
 ) -> Settings:
-    source = _presets.find(model_type)
+    source = _presets.find(model_type, published=settings == _PRESET and not speedup)
     rule: dict[str, Any] = {"threshold": magcache_thresh, "max_skips": magcache_K, "retention": retention_ratio}
     if settings == _PRESET:
         known = recommended(source)

@@ -37,7 +37,8 @@ class Outcome:
             return None
         report = Report.of(session, sampling.record, sampling._scope)
         source = sampling._source
-        name = getattr(source, "name", "") or (source if isinstance(source, str) else type(source).__name__)
+        known = session._setup.preset  # of several by a name, the one that served
+        name = getattr(known or source, "name", "") or (source if isinstance(source, str) else type(source).__name__)
         outcome = cls(report, place, "calibration" if sampling.settings.calibrate else str(name), list(sampling.notes))
         if sampling.settings.calibrate:
             outcome._measure(sampling)

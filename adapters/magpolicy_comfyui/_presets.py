@@ -10,6 +10,7 @@ from attrs import evolve
 
 import magpolicy
 from magpolicy import Calibration, Preset, PresetError
+from magpolicy._presets import named
 
 AUTO = "auto"
 # As ComfyUI-MagCache wrote them into workflows; first, so that a saved place in the list means what it meant.
@@ -32,7 +33,7 @@ _ELSEWHERE = ("open-sora", "kandinsky-5", "framepack (hunyuanvideo)")  # familie
 FOLDER = "magpolicy"
 _SUFFIXES = (".json", ".toml", ".safetensors")
 _MARK = "file: "
-_RULE = {"threshold": 0.06, "max_skips": 3, "retention": 0.2}
+RULE = {"threshold": 0.06, "max_skips": 3, "retention": 0.2}
 
 
 def folder() -> Path:
@@ -65,8 +66,11 @@ def choices(*, auto: bool = True) -> list[str]:
     return [*([AUTO] if auto else []), *ORIGIN, *MORE, *fitting, *files()]
 
 
-def find(model_type: str) -> Preset | None:
+def find(model_type: str, *, published: bool = False) -> Preset | None:
     """The preset that ``model_type`` names; ``None`` for ``"auto"``.
+
+    Args:
+        published: whether its own settings of the rule are asked for, which a calibration of that name has none of.
 
     Raises:
         PresetError: there is none of that name, or its file cannot be read.
@@ -78,12 +82,12 @@ def find(model_type: str) -> Preset | None:
         if path is None:
             raise PresetError(f"model_type={model_type!r} is no file in {folder()}; calibrate again, or pick another")
         return _with_rule(magpolicy.preset(path))
-    return magpolicy.preset(model_type)
+    return named(model_type).with_settings(RULE if published else ())
 
 
 def _with_rule(preset: Preset) -> Preset:
     """A calibration recommends no settings; where none are given, cautious ones serve."""
-    rule: dict[str, Any] = {name: value for name, value in _RULE.items() if getattr(preset, name) is None}
+    rule: dict[str, Any] = {name: value for name, value in RULE.items() if getattr(preset, name) is None}
     return evolve(preset, **rule)
 
 

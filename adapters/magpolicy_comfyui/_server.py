@@ -88,10 +88,11 @@ def _answer(question: Mapping[str, Any]) -> dict[str, Any]:
     name = str(inputs.get("model_type", _presets.AUTO))
     if name.lower().endswith((".json", ".toml", ".safetensors")) and name not in _presets.files():
         raise magpolicy.PresetError(f"model_type={name!r} is not one of the node's list; files belong into {_presets.folder()}")
-    preset = _presets.find(name)
+    linked = [name for name in SETTINGS if inputs.get(name) is None]
+    asked = bool(linked) or inputs.get("settings") == _nodes._PRESET
+    preset = _presets.find(name, published=asked and not inputs.get("speedup"))
     if preset is None:
         return {"headline": "auto: chosen when the model is loaded", "schedule": None, "notes": []}
-    linked = [name for name in SETTINGS if inputs.get(name) is None]
     shown = {name: _default(name, preset) for name in linked} | {k: v for k, v in inputs.items() if v is not None}
     settings = _nodes._settings(**{name: value for name, value in shown.items() if name in _KNOWN})
     values = question.get("sampler") or {}

@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from magpolicy_diffusers._handle import Handle
+    from magpolicy_diffusers._trial import trial
 else:
+    _HOMES = {"Handle": "_handle", "trial": "_trial"}
+
     # The core loads this package as a plugin with every run; torch and diffusers are to be imported by those who use them.
     def __getattr__(name):
-        if name != "Handle":
+        if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from magpolicy_diffusers._handle import Handle
+        from importlib import import_module
 
-        return Handle
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
-__all__ = ["Handle"]
+__all__ = ["Handle", "trial"]

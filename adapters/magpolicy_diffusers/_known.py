@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -72,17 +72,32 @@ FAMILIES = {
 }
 
 
-def preset_of(target: Any) -> str | None:
-    """The name of the preset of a pipeline or model.
+def presets_of(target: Any) -> list[str]:
+    """The names of the presets of a pipeline or model: the user's calibrations of it, then the published one.
+
+    Raises:
+        PresetError: none fits, or several published ones do; the message says what to pass.
+    """
+    modules = _modules(target)
+    kept = [name for repo in repos(target, *modules) for name, calibrated in _by_repo(repo) if calibrated]
+    try:
+        return list(dict.fromkeys([*kept, preset_of(target)]))
+    except PresetError:
+        if not kept:
+            raise
+        return kept
+
+
+def preset_of(target: Any) -> str:
+    """The name of the preset of a pipeline or model, calibrations aside.
 
     Raises:
         PresetError: none fits, or several do; the message says what to pass.
     """
-    model = unwrapped(target)
-    modules = list(denoisers_of(target).values()) or [model]
+    modules = _modules(target)
     for repo in repos(target, *modules):
-        if (name := _by_repo(repo)) is not None:
-            return name
+        if found := [name for name, calibrated in _by_repo(repo) if not calibrated]:
+            return found[0]
     kind = type(modules[0]).__name__
     row = next((row for row in TABLE if _fits(row, target, modules)), None)
     if row is not None and len(row.presets) == 1:
@@ -99,14 +114,17 @@ def preset_of(target: Any) -> str | None:
     )
 
 
-def _by_repo(repo: str) -> str | None:
-    """By the whole id, or by the last part of a local path; a calibration of the user's comes before published tables."""
+def _modules(target: Any) -> list[Any]:
+    return list(denoisers_of(target).values()) or [unwrapped(target)]
+
+
+def _by_repo(repo: str) -> Iterator[tuple[str, bool]]:
+    """By the whole id, or by the last part of a local path; and whether it is a calibration."""
     last = PurePath(repo.replace("\\", "/")).name.lower()
-    for name, known in sorted(magpolicy.presets().items(), key=lambda item: item[1].calibration is None):
+    for name, known in magpolicy.presets().items():
         aliases = [alias for alias in known.aliases if "/" in alias]
         if repo.lower() in map(str.lower, aliases) or last in (alias.lower().rsplit("/", 1)[1] for alias in aliases):
-            return name
-    return None
+            yield name, known.calibration is not None
 
 
 def _fits(row: Known, target: Any, modules: list[Any]) -> bool:

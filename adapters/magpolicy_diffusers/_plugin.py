@@ -22,13 +22,13 @@ def attach(target: Any, request: magpolicy.AttachRequest) -> Handle | None:
 
 
 @magpolicy.hookimpl
-def preset_for(target: Any) -> str | None:
-    """The preset of a pipeline or model, by repo id, class and config."""
+def preset_for(target: Any) -> list[str] | None:
+    """The presets of a pipeline or model, by repo id, class and config; a calibration of the user's first."""
     if not _ours(target):
         return None
-    from magpolicy_diffusers._known import preset_of
+    from magpolicy_diffusers._known import presets_of
 
-    return preset_of(target)
+    return presets_of(target)
 
 
 @magpolicy.hookimpl(tryfirst=True)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from magpolicy_torch._stack import BlockStack
     from magpolicy_torch._step import run_step
     from magpolicy_torch._store import ResidualStore
+    from magpolicy_torch._trial import trial
 else:
     _HOMES = {
         "BlockStack": "_stack",
@@ -28,6 +29,7 @@ else:
         "Run": "_run",
         "evaluate": "_call",
         "run_step": "_step",
+        "trial": "_trial",
     }
 
     # The core loads this package as a plugin with every run; torch is to be imported by those who use it.
@@ -39,4 +41,4 @@ else:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
-__all__ = ["BlockStack", "Handle", "Layout", "Moments", "Report", "ResidualStore", "Run", "evaluate", "run_step"]
+__all__ = ["BlockStack", "Handle", "Layout", "Moments", "Report", "ResidualStore", "Run", "evaluate", "run_step", "trial"]

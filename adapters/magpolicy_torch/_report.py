@@ -81,6 +81,8 @@ class Report:
     """Skipped evaluations whose residual was to be forecast but was held, by reason."""
     replans: tuple[Replan, ...] = ()
     """Where the run left its plan, with ``attach(..., safeguard=True)``."""
+    source: str = ""
+    """What decided, in words: the rule on a preset, a plan from a calibration. Empty where every step computes."""
     _laps: tuple[tuple[bool, Lap], ...] = field(default=(), repr=False, eq=False)
     _losses: tuple[Tensor, ...] = field(default=(), repr=False, eq=False)
 
@@ -104,6 +106,7 @@ class Report:
             forecasts.count(None),
             dict(held),
             session.replans,
+            session._setup.source,
             tuple(record.laps),
             tuple(record.losses),
         )
@@ -171,6 +174,8 @@ class Report:
         times = [f"{kind} {1000 * seconds:.3g} ms" for kind, seconds in self.seconds.items()]
         if times and self.measured_speedup is not None:
             lines.append(_listed([*times, f"{self.measured_speedup:.2f}x measured in the model"]))
+        if self.source:
+            lines.append(f"by {self.source}")
         if self.storage_error is not None:
             lines.append(f"residuals kept with an error of {self.storage_error:.2g}")
         if self.scope == "model":

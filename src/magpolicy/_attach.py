@@ -13,7 +13,7 @@ from magpolicy import _checks, _plugins
 from magpolicy._calibration import Calibration
 from magpolicy._curve import Curve
 from magpolicy._errors import ArgumentError
-from magpolicy._presets import Preset
+from magpolicy._presets import Found, Preset
 from magpolicy._safeguard import Safeguard
 from magpolicy._schedule import Schedule
 from magpolicy._semantics import Semantics
@@ -22,7 +22,7 @@ from magpolicy._setup import Setup, always_compute, set_up
 
 SCOPES = ("stack", "model")
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "preset": ((Preset, Calibration, str, Path), "a preset's name, alias or file, or a Preset; see presets()"),
+    "preset": ((Preset, Calibration, str, Path, Found), "a preset's name, alias or file, or a Preset; see presets()"),
     "curve": ((Curve, Calibration), "a Curve; try Curve(ratios)"),
     "calibration": ((Calibration, str, Path), "a Calibration, or the path of one"),
     "schedule": ((Schedule,), "a Schedule; try Schedule.from_mask(mask)"),
@@ -127,7 +127,9 @@ def attach(
 
     Args:
         target: a diffusers pipeline or model, a ``torch.nn.Module``, or what another installed adapter knows.
-        preset: a preset or its name, alias or file; by default the one that an adapter finds for ``target``.
+        preset: a preset or its name, alias or file; by default the one that an adapter finds for ``target``. Where both a
+            calibration of the user's and a published table are found, a target takes the calibration, the rule the table;
+            ``report.source`` says which.
         ratios: one ratio a step, or a mapping from stream to such.
         curve: a calibrated curve.
         calibration: a calibration, or the path of one.
@@ -172,7 +174,7 @@ def attach(
     given = {name: value for name, value in sources.items() if value is not None}
     _checks.one_of("calibrate", calibrate, (False, True))
     if not given and not calibrate and (known := _plugins.preset_for(target)) is not None:
-        sources["preset"] = given["preset"] = known
+        given["preset"] = Found.of(known) if isinstance(known, list | tuple) else known
     if len(given) + bool(calibrate) != 1:
         names = ", ".join([*given, *(["calibrate"] if calibrate else [])]) or "none"
         raise ArgumentError(f"{names} given: pass one of preset, ratios, curve, calibration, schedule or calibrate=True")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,30 @@ class Preset:
         return int((times >= 1000 * boundary).sum())
 
 
+class Found(tuple[Preset, ...]):
+    """Presets that all go by the name asked for, or all fit a model: the first one serves it best."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, names: Iterable[Preset | str | Path]) -> Found:
+        """Those, and whatever else goes by the names among them.
+
+        Raises:
+            PresetError: one of the names is not known.
+        """
+        every = [preset for name in names for preset in ([name] if isinstance(name, Preset) else named(name))]
+        return cls({preset.name: preset for preset in every}.values())
+
+    def with_settings(self, wanted: Iterable[str]) -> Preset:
+        """The first that has the settings of the rule in ``wanted``; where none has them all, the first.
+
+        A calibration has none: one that a user keeps is passed over for the published table where the rule decides.
+        """
+        wanted = tuple(wanted)
+        return next((preset for preset in self if all(getattr(preset, name) is not None for name in wanted)), self[0])
+
+
 def presets() -> Mapping[str, Preset]:
     """Every preset by name: those published, in order, those of plugins, and the user's own. Read-only.
 
@@ -97,12 +121,17 @@ def preset(name: str | Path) -> Preset:
     Raises:
         PresetError: nothing has that name; the message lists what comes close. Or the file holds no preset.
     """
+    return named(name)[0]
+
+
+def named(name: str | Path) -> Found:
+    """Every preset of that name or alias, as :func:`preset`, which gives the first."""
     if isinstance(name, Path) or str(name).lower().endswith((".json", ".toml", ".safetensors")):
         from magpolicy._preset_file import load_preset
 
-        return load_preset(name)
-    found = _Presets().find(str(name))
-    if found is None:
+        return Found([load_preset(name)])
+    found = Found(_Presets().every(str(name)))
+    if not found:
         import difflib
 
         near = difflib.get_close_matches(str(name).lower(), {n.lower() for n in _names()}, n=4, cutoff=0.4)
@@ -126,20 +155,20 @@ class _Presets(Mapping[str, Preset]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-    def find(self, name: str) -> Preset | None:
+    def every(self, name: str) -> Iterator[Preset]:
+        """Those of that name or alias: the user's own, and the shipped one, or where there is none those of plugins."""
         wanted = name.lower()
-        if (mine := _named(wanted, _own())) is not None:
-            return mine
+        yield from _named(wanted, _own())
         if wanted in _aliases():
-            return _shipped(_aliases()[wanted])
-        return _named(wanted, _of_plugins())
+            yield _shipped(_aliases()[wanted])
+        else:
+            yield from _named(wanted, _of_plugins())
 
 
-def _named(wanted: str, found: Mapping[str, Preset]) -> Preset | None:
+def _named(wanted: str, found: Mapping[str, Preset]) -> Iterator[Preset]:
     for preset in found.values():
         if wanted in (preset.name.lower(), *(alias.lower() for alias in preset.aliases)):
-            return preset
-    return None
+            yield preset
 
 
 def _own() -> dict[str, Preset]:

@@ -17,7 +17,7 @@ from magpolicy._forecast import Forecast, Hold, Linear, Measured, Planned, check
 from magpolicy._goal import Goal
 from magpolicy._objective import Objective
 from magpolicy._policy import MagPolicy, Policy, ScheduledPolicy, check_rule
-from magpolicy._presets import Preset, preset
+from magpolicy._presets import Found, Preset, named
 from magpolicy._schedule import Schedule
 from magpolicy._semantics import Semantics, semantics
 from magpolicy._track import Limits, Track, lay_out
@@ -40,6 +40,8 @@ class Setup:
     damping: float = 1.0
     goal: Goal | None = None
     """With one, each run is planned for it once its length is known, and the rule has no say."""
+    source: str = ""
+    """What decides, in words; empty where every step computes."""
     _laid: dict[Any, Any] = field(factory=dict, eq=False, repr=False)
 
     @property
@@ -151,7 +153,7 @@ def following(schedule: Schedule) -> Callable[[str], ScheduledPolicy]:
 
 
 def set_up(
-    source: Source | Schedule,
+    source: Source | Schedule | Found,
     *,
     threshold: float | None = None,
     max_skips: int | None = None,
@@ -170,6 +172,9 @@ def set_up(
     guidance: float | Mapping[str, float] | None = None,
 ) -> Setup:
     """Check a source and settings; what is not given comes from the preset.
+
+    Where several presets go by a name, the first serves that has what is not given: for a plan the user's calibration, for the
+    rule the published table.
 
     Raises:
         ArgumentError: something is missing, unknown or out of range.
@@ -191,7 +196,9 @@ def set_up(
             semantics=semantics,
             expert_step=expert_step,
         )
-    found = preset(source) if isinstance(source, str | Path) else source
+    planned = any(value is not None for value in aims.values()) or forecast in ("calibrated", "second-order")
+    rule = {"threshold": threshold, "max_skips": max_skips, "retention": retention}
+    found = _chosen(source, () if planned else [name for name, value in rule.items() if value is None])
     known = found if isinstance(found, Preset) else None
     calibration = found if isinstance(found, Calibration) else known.calibration if known is not None else None
     if any(value is not None for value in aims.values()):
@@ -230,7 +237,31 @@ def set_up(
         calibration=calibration,
         forecast=forecast,
         damping=factor,
+        source=f"the rule on {_what(found)}",
     )
+
+
+def _chosen(source: Any, wanted: Iterable[str]) -> Any:
+    """The source, of several presets the one that has the settings in ``wanted``; the log says which was passed over."""
+    several = named(source) if isinstance(source, str | Path) else source
+    if not isinstance(several, Found):
+        return several
+    chosen = several.with_settings(wanted)
+    if chosen is not several[0]:
+        import logging
+
+        logging.getLogger("magpolicy").info(
+            "magpolicy: by the rule on %s; %s plans with speedup=2.0", _what(chosen), _what(several[0])
+        )
+    return chosen
+
+
+def _what(source: Any) -> str:
+    if isinstance(source, Preset):
+        return f"{'preset' if source.calibration is None else 'calibration'} {source.name!r}"
+    if isinstance(source, Calibration):
+        return f"calibration {source.name!r}" if source.name else "the calibration given"
+    return "the curve given" if isinstance(source, Curve) else "the ratios given"
 
 
 _semantics = semantics  # the argument of the same name hides it
@@ -268,6 +299,7 @@ def _of_goal(found: Any, calibration: Calibration | None, beside: Mapping[str, A
         calibration=calibration,
         goal=goal,
         forecast=goal.forecast,
+        source=f"a plan from {_what(found)}",
     )
 
 
@@ -283,6 +315,7 @@ def _of_schedule(schedule: Schedule, forecast: str | None, damping: float, **set
         schedule=schedule,
         forecast=forecast,
         damping=damping,
+        source="the schedule given",
     )
 
 

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -39,8 +39,11 @@ def attach(target: Any, request: AttachRequest) -> Any:
 
 
 @hookspec(firstresult=True)
-def preset_for(target: Any) -> Preset | str | None:
+def preset_for(target: Any) -> Preset | str | Sequence[Preset | str] | None:
     """The preset for ``target``, a model or pipeline that was attached to without ratios; ``None`` if this is not yours.
+
+    Or several, the best first: one that lacks settings of the rule, as a calibration does, is then passed over for the next
+    where the rule is asked for.
 
     Raise :class:`magpolicy.PresetError` for one of yours that no preset fits; say which come close, and how to calibrate.
     """

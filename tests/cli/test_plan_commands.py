@@ -2,6 +2,7 @@
 
 import json
 
+import attrs
 import numpy as np
 import pytest
 
@@ -74,6 +75,19 @@ def test_a_plan_of_a_published_table(run, model):
     code, out, _ = run("plan", "flux.1-dev", "--speedup", "2")
     assert code == 0
     assert out.startswith(str(magpolicy.plan("flux.1-dev", speedup=2)))
+
+
+def test_a_calibration_of_ones_own_does_not_hide_the_published_table(model, run):
+    before = run("simulate", "flux.1-dev", "--steps", "20")
+    found = magpolicy.load_calibration(model)
+    mine = attrs.evolve(found, name="mine", aliases=("flux.1-dev",))
+    magpolicy.keep(mine)
+    assert run("simulate", "flux.1-dev", "--steps", "20") == before
+    assert run("sweep", "flux.1-dev", "--steps", "20", "--thresholds", "0.1")[0] == 0
+    assert run("plan", "flux.1-dev", "--speedup", "2")[1].startswith(str(magpolicy.plan(mine, speedup=2)))
+    code, _, err = run("simulate", "mine")
+    assert code == 2
+    assert "speedup=2.0" in err
 
 
 @pytest.mark.parametrize(

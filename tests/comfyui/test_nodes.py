@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import pytest
 from host import models, running
 
@@ -140,6 +141,34 @@ def test_auto(nodes: dict[str, Any], name: str, config: dict[str, Any], how: dic
     assert attachment is not None
     assert attachment.outcome is not None
     assert attachment.outcome.source == preset
+
+
+def test_auto_has_its_published_settings_though_a_calibration_of_that_name_is_kept(
+    nodes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from magpolicy_comfyui import _presets
+    from magpolicy_comfyui._sampling import attached
+    from magpolicy_comfyui._server import preview
+
+    monkeypatch.setenv("MAGPOLICY_HOME", str(tmp_path))
+    rows = torch.randn(12, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).cumsum(0).numpy()
+    found = magpolicy.Calibration.from_residuals({"cond": rows}, window=6)
+    mine = attrs.evolve(found, name="mine", aliases=("flux.1-dev", "flux"))
+    asked = json.dumps({"inputs": {"model_type": "flux"}, "sampler": {"steps": 20}}).encode()
+    before = preview(asked)
+    magpolicy.keep(mine)
+    patcher = figures(models.make("Flux"), **FLUX)
+    for kind in ("auto", "flux"):
+        for speedup, source in ((0.0, "flux.1-dev"), (2.0, "mine")):
+            values = VALUES | {"model_type": kind, "settings": "the preset's", "speedup": speedup}
+            (node,) = nodes["MagCache"]().apply(model=patcher, **values)
+            running.sample(node, "Flux", steps=10)
+            outcome = attached(node).outcome  # type: ignore[union-attr]
+            assert outcome is not None
+            assert outcome.source == source
+            assert repr(source) in outcome.text
+    assert preview(asked) == before
+    assert _presets.find("flux").name == "mine"  # type: ignore[union-attr]
 
 
 def test_auto_says_what_to_do_for_a_model_nobody_calibrated(nodes: dict[str, Any]) -> None:

@@ -85,6 +85,47 @@ def test_the_users_own_are_listed_and_found_by_name_alias_and_model(form, home):
     assert preset("flux.1-dev").calibration is None
 
 
+def test_by_a_name_that_both_have_the_rule_goes_by_the_published_table_and_a_plan_by_the_calibration(home, caplog):
+    published = magpolicy.simulate("flux.1-dev", steps=20), magpolicy.simulate("flux.1-dev", threshold=0.3)
+    mine = example(name="mine", aliases=("flux.1-dev",))
+    magpolicy.keep(mine)
+    with caplog.at_level("INFO", "magpolicy"):
+        assert (magpolicy.simulate("flux.1-dev", steps=20), magpolicy.simulate("flux.1-dev", threshold=0.3)) == published
+    assert "by the rule on preset 'flux.1-dev'; calibration 'mine' plans with speedup=2.0" in caplog.messages[0]
+    with magpolicy.Session("flux.1-dev", steps=20) as session:
+        assert session.steps == 20
+    assert plan("flux.1-dev", speedup=2.0) == plan(mine, speedup=2.0)
+    with magpolicy.Session("flux.1-dev", speedup=2.0) as session:
+        assert session.schedule == plan(mine, speedup=2.0)
+    rule = {"threshold": 0.5, "max_skips": 2, "retention": 0.1}
+    assert magpolicy.simulate("flux.1-dev", **rule) == magpolicy.simulate(mine, **rule)
+    with pytest.raises(magpolicy.ArgumentError, match="calibration 'mine' carries no settings of the rule"):
+        magpolicy.simulate("mine")
+
+
+def test_an_adapter_may_name_several_presets(home):
+    """The hook ``preset_for`` of one that knows plain strings."""
+
+    class Knows:
+        @magpolicy.hookimpl
+        def preset_for(self, target):
+            return ["mine", "flux.1-dev"] if target == "model" else None
+
+        @magpolicy.hookimpl
+        def attach(self, target, request):
+            return request if target == "model" else None
+
+    magpolicy.keep(example(name="mine"))
+    plugin = Knows()
+    manager = magpolicy.manager()
+    manager.register(plugin)
+    try:
+        assert magpolicy.attach("model").setup.preset == preset("flux.1-dev")
+        assert magpolicy.attach("model", computed=4).setup.preset == preset("mine")
+    finally:
+        manager.unregister(plugin)
+
+
 def test_a_broken_file_among_the_users_own_is_left_out_with_a_warning(home):
     home.mkdir()
     (home / "broken.json").write_text("{")

@@ -13,7 +13,7 @@ from pipes import PIPES  # noqa: E402
 
 from zoo import CASES  # noqa: E402
 
-from magpolicy_diffusers._known import TABLE, preset_of  # noqa: E402
+from magpolicy_diffusers._known import TABLE, Known, preset_of, presets_of  # noqa: E402
 
 
 @pytest.mark.parametrize("row", [r for r in TABLE if not r.pipelines and r.experts != 2], ids=lambda r: "-".join(r.presets))
@@ -69,17 +69,68 @@ def test_what_is_given_wins():
         pass
 
 
-def test_a_speed_is_all_a_user_types_once_the_model_was_calibrated(tmp_path, monkeypatch):
+KONTEXT = "black-forest-labs/FLUX.1-Kontext-dev"
+
+
+@pytest.fixture
+def keeping(tmp_path, monkeypatch):
+    """A pipeline of a given repo id that was calibrated, its calibration kept under that id as ``mine``."""
     monkeypatch.setenv("MAGPOLICY_HOME", str(tmp_path))
-    pipe = PIPES["FluxPipeline"].make()
-    pipe.transformer.register_to_config(_name_or_path="black-forest-labs/FLUX.1-Kontext-dev")
-    with magpolicy.attach(pipe, calibrate=True) as handle:
-        PIPES["FluxPipeline"].run(pipe, "distilled", 12)
-        found = handle.calibration
-    magpolicy.keep(attrs.evolve(found, name="mine", aliases=("black-forest-labs/FLUX.1-Kontext-dev",)))
-    with magpolicy.attach(pipe, speedup=2.0) as handle:
-        PIPES["FluxPipeline"].run(pipe, "distilled", 12)
-        report = handle.report
-    assert report.schedule == magpolicy.plan(found, computed=6)
-    with pytest.raises(magpolicy.ArgumentError, match="calibration 'mine' carries no settings of the rule"):
+
+    def made(repo):
+        pipe = PIPES["FluxPipeline"].make()
+        pipe.transformer.register_to_config(_name_or_path=repo)
+        with magpolicy.attach(pipe, calibrate=True) as handle:
+            PIPES["FluxPipeline"].run(pipe, "distilled", 12)
+            found = handle.calibration
+        magpolicy.keep(attrs.evolve(found, name="mine", aliases=(repo,)))
+        return pipe, found
+
+    return made
+
+
+def run(pipe, steps=12, **settings):
+    with magpolicy.attach(pipe, **settings) as handle:
+        PIPES["FluxPipeline"].run(pipe, "distilled", steps)
+        return handle.report
+
+
+@pytest.mark.parametrize("settings", [{"computed": 6}, {"speedup": 2.0}, {"error": 0.05}], ids=str)
+def test_a_speed_is_all_a_user_types_once_the_model_was_calibrated(keeping, settings):
+    pipe, found = keeping(KONTEXT)
+    report = run(pipe, **settings)
+    assert report.schedule == magpolicy.plan(found, **settings)
+    assert report.source == "a plan from calibration 'mine'"
+
+
+@pytest.mark.parametrize("settings", [{}, {"threshold": 0.1}, {"max_skips": 2, "retention": 0.1}], ids=str)
+def test_a_model_that_was_calibrated_still_has_its_published_table(keeping, settings):
+    pipe, _ = keeping(KONTEXT)
+    report = run(pipe, 9, **settings)
+    assert report.schedule == magpolicy.simulate(magpolicy.presets()["flux.1-kontext-dev"], steps=9, **settings)
+    assert report.source == "the rule on preset 'flux.1-kontext-dev'"
+    assert "by the rule on preset 'flux.1-kontext-dev'" in str(report).splitlines()
+
+
+def test_a_calibrated_model_known_by_its_config_alone_keeps_that_table(keeping, monkeypatch):
+    pipe, found = keeping("me/my-flux")
+    here = Known("FluxTransformer2DModel", ("flux.1-dev",))
+    monkeypatch.setattr("magpolicy_diffusers._known.TABLE", (here,))
+    assert presets_of(pipe) == ["mine", "flux.1-dev"]
+    assert run(pipe).schedule == magpolicy.simulate("flux.1-dev", steps=12)
+    assert run(pipe, speedup=2.0).schedule == magpolicy.plan(found, speedup=2.0)
+
+
+def test_all_settings_of_the_rule_given_apply_to_the_calibration(keeping):
+    pipe, found = keeping(KONTEXT)
+    rule = {"threshold": 0.5, "max_skips": 2, "retention": 0.1}
+    assert run(pipe, **rule).schedule == magpolicy.simulate(found, **rule)
+
+
+def test_a_calibration_alone_asks_for_a_speed(keeping):
+    pipe, _ = keeping("me/my-flux")
+    with pytest.raises(magpolicy.ArgumentError, match=r"calibration 'mine' carries no settings of the rule.*speedup=2\.0"):
         magpolicy.attach(pipe)
+    with pytest.raises(magpolicy.ArgumentError, match="calibration 'mine' carries no settings"):
+        magpolicy.attach(pipe, forecast="calibrated")
+    assert run(pipe, speedup=2.0).computed == 6
