@@ -175,6 +175,18 @@ class Lying(OwnRig):
         return magpolicy.attach(self.model, **{"ratios": [1.0] * 12, **settings, "max_skips": 1})
 
 
+class Holding(OwnRig):
+    """Skips as planned, and takes no notice of coefficients."""
+
+    def attach(self, **settings):
+        return magpolicy.attach(self.model, **({"forecast": "hold"} if "schedule" in settings else {}) | settings)
+
+
+def test_the_kit_notices_an_adapter_that_does_not_forecast():
+    with pytest.raises(AssertionError, match="forecasts: a forecast from 2 residuals is not"):
+        check_adapter(Holding)
+
+
 def test_the_kit_notices_an_adapter_that_decides_otherwise():
     with pytest.raises(AssertionError, match=r"exact|as simulated|skips"):
         check_adapter(Lying)

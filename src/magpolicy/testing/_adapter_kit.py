@@ -159,6 +159,24 @@ def _batched_streams_apart(rig: AdapterRig) -> None:
         _close(other, one, 10 * rig.tolerance, "streams in one call differ from the same streams in separate calls")
 
 
+def _forecasts(rig: AdapterRig) -> None:
+    """Coefficients of -1 take each difference back and leave an older residual; held in another run, it must do the same."""
+    for order in (1, 2):
+        computed = [1] * (order + 1)
+        taken_back = Schedule.from_mask([*computed, 0], coefficients=[*([()] * len(computed)), (-1.0,) * order])
+        with rig.attach(schedule=taken_back) as handle:
+            found = rig.run(handle, order + 2)
+        with rig.attach(schedule=Schedule.from_mask([1, *([0] * (order + 1))])) as handle:
+            expected = rig.run(handle, order + 2)
+        with rig.attach(schedule=taken_back, forecast="hold") as handle:
+            held = rig.run(handle, order + 2)
+        complaint = f"a forecast from {order + 1} residuals is not r_j + c1 (r_j - r_p) + c2 (r_p - r_q)"
+        last = len(STREAMS)
+        for one, other, last_held in zip(found[-last:], expected[-last:], held[-last:], strict=True):
+            _close(one, other, 10 * rig.tolerance, complaint)
+            assert not np.array_equal(last_held, other), "all residuals of the rig are alike; nothing is shown"
+
+
 def _runs_are_fresh(rig: AdapterRig) -> None:
     ratios = curve_for(6)
     with rig.attach(ratios=ratios, **MIXED) as handle:
@@ -266,6 +284,7 @@ CHECKS: dict[str, Callable[[AdapterRig], None]] = {
     "another number of steps": _another_number_of_steps,
     "streams apart": _streams_apart,
     "batched streams apart": _batched_streams_apart,
+    "forecasts": _forecasts,
     "runs are fresh": _runs_are_fresh,
     "another shape computes": _other_shape_computes,
     "frugal": _frugal,
