@@ -110,17 +110,25 @@ class Trajectory:
         found = self._given(skips)
         base, fitted = self._errors(skips, found), self._fitted(skips)
         weights = self._weighted(skips, fitted | (found != 0).any(axis=0))
-        cost = self._cost(base, weights)
         terms = self._terms(skips, fitted)
         if not len(terms.skip):
-            return found, cost
+            return found, self._cost(base, weights)
+        weights, curvature = self._bounded(terms, weights)
         right = self._pull(terms, base, weights)
-        try:
-            c = np.linalg.solve(self._curvature(terms, weights), right)
-        except np.linalg.LinAlgError:  # pragma: no cover - a singular form: nothing says which forecast is better
-            return found, cost
+        c = np.linalg.solve(curvature, right)
         found[terms.stream, terms.skip, terms.place] = c
-        return found, max(cost - float(right @ c), 0.0)
+        return found, max(self._cost(base, weights) - float(right @ c), 0.0)
+
+    def _bounded(self, terms: _Terms, weights: Floats) -> tuple[Floats, Floats]:
+        """The weights and the curvature with them, such that there is a least: where products are left out of a form, it may
+        fall without end. What steps have in common then counts for less, at last for nothing."""
+        alone = np.diag(np.diagonal(weights))
+        for common in (1.0, 0.5, 0.2):
+            mixed = common * weights + (1 - common) * alone
+            curvature = self._curvature(terms, mixed)
+            if self._unknown is None or np.linalg.eigvalsh(curvature)[0] > 0:
+                return mixed, curvature
+        return alone, self._curvature(terms, alone)
 
     def _given(self, skips: _Skips) -> Floats:
         """The coefficients of a forecast that is not fitted; 0 of one that is."""
