@@ -69,7 +69,7 @@ class Trial:
         """The latents of each sample."""
         for sample in self._samples:
             with attach(self._target, schedule=schedule, **self._options) as handle, torch.no_grad():
-                found = [latents.detach().to("cpu", torch.float64) for latents in _tensors(sample(handle))]
+                found = [latents.detach().cpu().double() for latents in _tensors(sample(handle))]
                 if not found:
                     raise ArgumentError("the sample holds no tensor to compare; return the latents")
                 if (computed := handle.report.computed) > schedule.computed:

@@ -1,4 +1,6 @@
-"""``magpolicy calibrate`` on a pipeline saved to a folder, text encoder and tokenizer included."""
+"""``magpolicy calibrate`` and ``refine`` on a pipeline saved to a folder, text encoder and tokenizer included."""
+
+import json
 
 import pytest
 
@@ -122,6 +124,88 @@ def test_mistakes(run, tmp_path, monkeypatch, args, code, message):
     assert found == code
     assert message in err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def refining(run, saved, tmp_path, capsys):
+    """Runs ``refine`` with a fresh calibration; returns exit code, output, what it says on stderr, and the file's path."""
+    calibration, best = tmp_path / "wan.json", tmp_path / "best.json"
+    assert run("--steps", STEPS, "--prompt", "a cat", "-o", calibration)[0] == 0
+
+    def command(*args, prompts=("a cat", "a dog")):
+        asked = [word for prompt in prompts for word in ("--prompt", prompt)]
+        code = main(list(map(str, ["refine", saved, calibration, *SIZE, "--steps", STEPS, *asked, "-o", best, *args])))
+        out, err = capsys.readouterr()
+        said = [line for line in err.splitlines() if line.startswith(("Error", "Stopped"))]
+        return code, out, "\n".join(said), best
+
+    return command
+
+
+def test_the_schedule_that_did_best_is_written(refining, saved):
+    code, out, err, best = refining("--computed", 3, "--runs", 5, "--seed", 4)
+    assert (code, err) == (0, "")
+    *runs, last = out.splitlines()
+    found = magpolicy.Schedule.from_dict(json.loads(best.read_text()))
+    assert found.computed == 3
+    assert 2 <= len(runs) <= 5
+    assert runs[0].startswith("run 1 of 5  ")
+    errors = [float(line.split()[-1]) for line in runs]
+    assert last == f"{found}  mean squared error {min(errors):.3g}"
+    by_hand = []
+    for prompt, seed in (("a cat", 4), ("a dog", 5)):
+        pipe = diffusers.DiffusionPipeline.from_pretrained(saved)
+        pipe.set_progress_bar_config(disable=True)
+        say = {"prompt": prompt, "num_inference_steps": STEPS, "height": 32, "width": 32, "num_frames": 5}
+        say |= {"guidance_scale": 3.0, "max_sequence_length": 16, "output_type": "latent"}
+        full = pipe(**say, generator=torch.Generator().manual_seed(seed)).frames
+        with magpolicy.attach(pipe, schedule=found):
+            by_hand.append((pipe(**say, generator=torch.Generator().manual_seed(seed)).frames - full).square().mean())
+    assert min(errors) == pytest.approx(float(sum(by_hand)) / 2, rel=0.01)
+
+
+def test_several_speeds_share_the_runs_and_are_a_list(refining):
+    code, out, _, best = refining("--speedup", "1.5,2", "--runs", 6, prompts=("a cat",))
+    assert code == 0
+    few, many = map(magpolicy.Schedule.from_dict, json.loads(best.read_text()))
+    assert few.computed <= 3
+    assert many.computed <= 4
+    assert out.splitlines()[-2].startswith(str(few))
+
+
+@pytest.mark.parametrize(("fault", "code"), [(KeyboardInterrupt, 130), (RuntimeError, 1)])
+def test_a_refinement_that_is_stopped_or_fails_writes_nothing(refining, monkeypatch, fault, code):
+    calls, forward = [], diffusers.WanTransformer3DModel.forward
+
+    def failing(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4 * STEPS - 2:  # beyond the full run and the first schedule
+            raise fault("out of luck")
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(diffusers.WanTransformer3DModel, "forward", failing)
+    found, _, err, best = refining("--computed", 3, "--runs", 5, prompts=("a cat",))
+    assert found == code
+    assert "nothing is written" in err
+    assert not best.exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((), "give one of them"),
+        (("--speedup", 2, "--computed", 3), "give one of them"),
+        (("--speedup", 5, "-K", 1), "--speedup=5"),
+        (("--computed", 3, "-o", "x.txt"), "must end in .json"),
+        (("--computed", "3,4,5", "--runs", 2), "--runs=2"),
+    ],
+    ids=str,
+)
+def test_mistakes_of_a_refinement_are_told_before_the_pipeline_is_loaded(refining, monkeypatch, args, message):
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *_, **__: pytest.fail("it was loaded"))
+    code, _, err, _ = refining(*args)
+    assert code == 2
+    assert message in err
 
 
 def test_what_is_no_pipeline(run, tmp_path):

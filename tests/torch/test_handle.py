@@ -242,7 +242,7 @@ def test_the_report_reads_well_and_is_there_during_the_run(plain):
             plain()
     strip, reasons, times, by = str(handle.report).splitlines()
     assert (strip, reasons) == (str(HALF), "scheduled 2, reused 2")
-    assert by == "by the rule on the ratios given"
+    assert by == "by the schedule given"
     assert "computed" in times
     assert "skipped" in times
     assert handle.report.estimated_speedup == 2.0

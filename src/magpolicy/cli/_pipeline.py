@@ -1,0 +1,91 @@
+"""What commands that run a pipeline of diffusers have in common: which one, and what it is to generate."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from magpolicy._checks import MAX_STEPS
+from magpolicy._errors import require
+from magpolicy.cli import _output
+
+_LOADING = ("dtype", "device", "offload")
+
+
+def _assignments(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for text in values:
+        name, sign, value = text.partition("=")
+        if not sign or not name.isidentifier():
+            raise click.BadParameter(f"{text!r} is not of the form NAME=VALUE; try true_cfg_scale=4.0")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+_OPTIONS = (
+    click.option("--steps", type=click.IntRange(2, MAX_STEPS), required=True, metavar="N", help="Steps of the run."),
+    click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="What to generate; a sample for each."),
+    click.option("--negative-prompt", metavar="TEXT", help="What not to generate."),
+    click.option("--guidance", "guidance_scale", type=float, metavar="S", help="Guidance scale; the pipeline's by default."),
+    click.option("--height", type=click.IntRange(1), metavar="PX", help="Height; the pipeline's by default."),
+    click.option("--width", type=click.IntRange(1), metavar="PX", help="Width; likewise."),
+    click.option("--frames", "num_frames", type=click.IntRange(1), metavar="N", help="Frames of a video; likewise."),
+    click.option("--set", "more", multiple=True, callback=_assignments, metavar="NAME=VALUE", help="Any other argument."),
+    click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Noise seed of the first."),
+    click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="As which it is loaded."),
+    click.option("--device", metavar="NAME", help="Where it runs; CUDA if there is one."),
+    click.option("--offload", is_flag=True, help="Keep the parts of the pipeline that wait in main memory."),
+)
+
+
+def output(what: str, *endings: str) -> Callable[[Any], Any]:
+    """The option ``--output``, checked before anything is loaded."""
+
+    def checked(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
+        if path.suffix.lower() not in endings:
+            raise click.BadParameter(f"{path} must end in {' or '.join(endings)}")
+        if not path.resolve().parent.is_dir():
+            raise click.BadParameter(f"{path.resolve().parent} is no folder; make it first")
+        return path
+
+    kind = click.Path(dir_okay=False, path_type=Path)
+    return click.option("--output", "-o", type=kind, required=True, metavar="FILE", callback=checked, help=what)
+
+
+def pipeline(command: Callable[..., None]) -> Callable[..., None]:
+    """Options for a pipeline and its calls; ``command`` is given a function that loads it, in place of them.
+
+    That function returns the pipeline, and the arguments of a call for each prompt.
+    """
+
+    @functools.wraps(command)
+    def with_pipeline(source: str, steps: int, prompts: tuple[str, ...], more: dict[str, Any], **rest: Any) -> None:
+        measure = require("magpolicy_diffusers._calibrate", "diffusers")
+        loading = {name: rest.pop(name) for name in _LOADING}
+        seed = rest["seed"]
+        options = {name: rest.pop(name) for name in ("negative_prompt", "height", "width", "num_frames")}
+        options["guidance_scale"] = rest["guidance_scale"]
+
+        def load() -> tuple[Any, list[dict[str, Any]]]:
+            pipe = measure.load(source, **loading, progress=_output.on_terminal())
+            return pipe, measure.calls(pipe, prompts, steps, seed=seed, options=options | more)
+
+        command(load=load, steps=steps, **rest)
+
+    for option in reversed(_OPTIONS):
+        with_pipeline = option(with_pipeline)
+    return click.argument("source", metavar="REPO_OR_PATH")(with_pipeline)
+
+
+def stopped(why: BaseException) -> click.Abort:
+    """What ends a command that the user stopped, said first."""
+    click.echo(f"Stopped: {str(why) or 'nothing is written'}", err=True)
+    return click.Abort()
