@@ -69,7 +69,7 @@ class Goal:
         """Evaluations that may compute of so many; ``None``: as few as the bound on the error allows."""
         if self.computed is not None:
             return self.computed
-        return None if self.speedup is None else max(1, int(evaluations / self.speedup + 1e-9))
+        return None if self.speedup is None else int(evaluations / self.speedup + 1e-9)
 
 
 _CHECKS: dict[str, Callable[[Any], Any]] = {

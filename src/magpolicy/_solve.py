@@ -35,7 +35,7 @@ def solve(run: Terrain, goal: Goal) -> Schedule:
     if goal.batched is False and len(run.ledger.tables) > 1:
         return schedule_of(run, _separate(run, goal))
     budget = goal.budget(run.count)
-    paths = _paths(run, goal, run.count if budget is None else min(budget, run.count))
+    paths = _paths(run, goal, run.count if budget is None else min(max(budget, 1), run.count))
     wanted = min(paths, default=None) if budget is None else budget
     if wanted not in paths:
         raise _infeasible(run, goal, wanted)

@@ -94,7 +94,7 @@ def test_a_calibration_of_ones_own_does_not_hide_the_published_table(model, run)
     ("args", "message"),
     [
         (["model.json"], "no target given: pass one of speedup, computed and error"),
-        (["model.json", "--speedup", "30"], "--speedup=30 leaves 1 of 20 evaluations"),
+        (["model.json", "--speedup", "30"], "--speedup=30 leaves 0 of 20 evaluations"),
         (["model.json", "--computed", "0"], "--computed=0 must be a whole number >= 1"),
         (["model.json", "--speedup", "2", "--objective", "x"], "'x' is not one of 'latent'"),
         (["nothing.json", "--speedup", "2"], "nothing.json cannot be read"),

@@ -230,6 +230,7 @@ def test_fifty_steps_are_planned_in_no_time(objective, most):
             r"computed=2 leaves 2 .* at least 7 must \(at most 3 skips in a row\); try computed=7",
         ),
         ({"computed": 2, "forced": [4, 5, 6]}, "3 forced"),
+        ({"speedup": 99}, r"speedup=99 leaves 0 of 28 evaluations to compute, at least 1 must .*; try speedup=28 or less"),
     ],
 )
 def test_what_cannot_be_is_said(settings, message):
