@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,7 @@ class Loop:
         return self._runs[denoiser]
 
 
-class Driver:
+class Driver(abc.ABC):
     """Says which loop a call belongs to. One for each pipeline call, with block, or user's own loop."""
 
     def __init__(self, request: AttachRequest) -> None:
@@ -111,11 +112,11 @@ class Driver:
         self.problem = ""
         """Why calls here are not part of a run."""
 
+    @abc.abstractmethod
     def enter(self, timestep: Timestep) -> Loop | None:
         """The loop of the call to come, gone to its step; ``None``: it computes, and is part of no run."""
-        raise NotImplementedError
 
-    def left(self) -> None:
+    def left(self) -> None:  # noqa: B027  (for some there is nothing to do)
         """The call is through."""
 
     def failed(self) -> None:

@@ -102,9 +102,9 @@ class ResidualStore:
     def take(self, stream: str, like: Tensor, coefficients: Sequence[float] = ()) -> Tensor | Decision:
         """The stream's residual as forecast on ``like``'s device and in its dtype, or the reason why it cannot be used there.
 
-        With r_j the newest, r_p and r_q those before, the forecast is ``r_j + c1 (r_j - r_p) + c2 (r_p - r_q)``, right to the
-        last place of ``like``'s dtype: differences are not lost to the rounding of what they are added to. No coefficient
-        holds r_j. Where an older one alone is unusable, r_j is held too, and :meth:`held` says why.
+        With r_j the newest, r_p and r_q those before, the forecast is ``r_j + c1 (r_j - r_p) + c2 (r_p - r_q)``, formed in
+        ``like``'s dtype or, if wider, the stored one: from two residuals rounded once, from three twice. No coefficient holds
+        r_j. Where an older one alone is unusable, r_j is held too, and :meth:`held` says why.
 
         The reason is ``NO_RESIDUAL`` (none stored), ``NOT_FINITE``, or ``MISMATCH``: it was computed from another
         shape, dtype or device than ``like`` has. The residuals stay stored. Never waits for a device.

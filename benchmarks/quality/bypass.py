@@ -23,7 +23,10 @@ def blocks_of(network: Any) -> list[nn.Module]:
 
 
 class Bypass:
-    """Base of the rules: `decide` whether to compute, `residual` is what is added if not, `learn` sees the true one."""
+    """Base of the rules: `decide` whether to compute, `residual` is what is added if not, `learn` sees the true one.
+
+    By itself it computes always; of the residuals that were computed, the last of each stream is held.
+    """
 
     def __init__(self, network: Any) -> None:
         self.network = network
@@ -39,16 +42,19 @@ class Bypass:
 
     def start(self) -> None:
         """A run begins."""
+        self.kept: dict[str, Tensor] = {}
 
     def decide(self, stream: str, step: int, hidden: Tensor, block: nn.Module, kwargs: dict[str, Any]) -> bool:
         """Whether this evaluation computes. ``hidden`` is the stack's input."""
         return True
 
     def residual(self, stream: str, step: int, hidden: Tensor) -> Tensor:
-        raise NotImplementedError
+        """What a skipped evaluation adds to the stack's input."""
+        return self.kept[stream]
 
     def learn(self, stream: str, step: int, residual: Tensor) -> None:
         """The residual of an evaluation that computed."""
+        self.kept[stream] = residual
 
     # How it is carried out.
 
@@ -102,30 +108,11 @@ class Bypass:
 
 
 class Masked(Bypass):
-    """A fixed mask; the last computed residual is held."""
+    """A fixed mask."""
 
     def __init__(self, network: Any, mask: Any) -> None:
         super().__init__(network)
         self.mask = mask
 
-    def start(self) -> None:
-        self.kept: dict[str, Tensor] = {}
-
     def decide(self, stream: str, step: int, hidden: Tensor, block: nn.Module, kwargs: dict[str, Any]) -> bool:
         return bool(self.mask[step])
-
-    def residual(self, stream: str, step: int, hidden: Tensor) -> Tensor:
-        return self.kept[stream]
-
-    def learn(self, stream: str, step: int, residual: Tensor) -> None:
-        self.kept[stream] = residual
-
-
-class Recorder(Bypass):
-    """Computes everything and keeps every residual: streams -> list of tensors."""
-
-    def start(self) -> None:
-        self.residuals: dict[str, list[Tensor]] = {}
-
-    def learn(self, stream: str, step: int, residual: Tensor) -> None:
-        self.residuals.setdefault(stream, []).append(residual.clone())

@@ -65,9 +65,9 @@ class TeaCache(Bypass):
         self.threshold, self.polynomial = threshold, polynomial
 
     def start(self) -> None:
+        super().start()
         self.before: dict[str, Tensor] = {}
         self.sums: dict[str, Accumulator] = {}
-        self.kept: dict[str, Tensor] = {}
 
     def decide(self, stream: str, step: int, hidden: Tensor, block: nn.Module, kwargs: dict[str, Any]) -> bool:
         new = modulated(block, hidden, kwargs)
@@ -75,12 +75,6 @@ class TeaCache(Bypass):
         self.before[stream] = new
         rule = self.sums.setdefault(stream, Accumulator(self.threshold, len(self.sigmas) - 1, self.polynomial))
         return rule.computes(None if old is None else relative_change(new, old))
-
-    def residual(self, stream: str, step: int, hidden: Tensor) -> Tensor:
-        return self.kept[stream]
-
-    def learn(self, stream: str, step: int, residual: Tensor) -> None:
-        self.kept[stream] = residual
 
 
 class TeaCacheFit(TeaCache):

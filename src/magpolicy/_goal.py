@@ -41,6 +41,14 @@ class Goal:
         _checks.one_of("batched", self.batched, (None, True, False))
         if self.batched is False and self.how.gather == "trajectory":
             raise ArgumentError("objective='trajectory' plans streams jointly; leave batched out, or try objective='latent'")
+        if self.forecast == "second-order" and self.error is not None:
+            raise ArgumentError(
+                f"error={self.error:g} bounds each step, forecast='second-order' fits all together; try forecast='calibrated'"
+            )
+        if self.forecast == "second-order" and self.batched is False:
+            raise ArgumentError(
+                "batched=False plans each stream, forecast='second-order' fits all together; try forecast='calibrated'"
+            )
         if self.guidance is not None and not isinstance(self.guidance, Mapping):
             _checks.number("guidance", self.guidance, -math.inf, example="5.0")
 

@@ -346,18 +346,19 @@ def _coefficients(values: Any, stream: str, row: Sequence[tuple[Decision, float]
     if values is None:
         return ((),) * len(row)
     name = f"coefficients[{stream!r}]"
-    found = tuple(_forecast(f"{name}[{i}]", value) for i, value in enumerate(_checks.listed(name, values, "numbers")))
+    given = _checks.listed(name, values, "numbers")
+    found = tuple(_forecast(f"{name}[{i}]", value) for i, value in enumerate(given))
     if len(found) != len(row):
         raise ArgumentError(f"{name} has {len(found)} values for {len(row)} steps; give one a step")
     for i, (c, (decision, _)) in enumerate(zip(found, row, strict=True)):
         if c and not decision.skip:
-            raise ArgumentError(f"{name}[{i}]={_checks._short(values[i])} must be 0: that step computes")
+            raise ArgumentError(f"{name}[{i}]={_checks._short(given[i])} must be 0: that step computes")
     return found
 
 
 def _forecast(name: str, value: Any) -> Coefficients:
     """A number, or a few, as coefficients: without zeros at the end."""
-    given = list(value) if isinstance(value, Sequence) else [value]
+    given = list(value) if isinstance(value, Sequence | np.ndarray) and np.ndim(value) else [value]
     found = [_checks.number(name, c, -np.inf, example="0.5") for c in given]
     if len(found) > ORDER:
         raise ArgumentError(f"{name}={_checks._short(given)} has {len(found)} coefficients; give at most {ORDER}")

@@ -130,10 +130,7 @@ def _objective_of(run: Terrain, goal: Goal) -> Objective:
     nothing of errors that cancel; and for many lengths at once it takes long.
     """
     asked = goal.objective is not None or goal.power is not None
-    one_length = goal.error is None and bool(goal.targets)
-    if asked or not run.measured or not one_length or goal.batched is False or run.count > LONGEST:
-        return goal.how
-    return OBJECTIVES["trajectory"]
+    return goal.how if asked or not run.together or not goal.targets else OBJECTIVES["trajectory"]
 
 
 def _exact(run: Terrain, how: Objective, shut: Any, most: int) -> dict[int, Path]:

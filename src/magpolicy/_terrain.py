@@ -41,10 +41,9 @@ class Terrain:
     why: str
     """What holds the number of computed evaluations up, for error messages."""
     first_step: int = 0
-    measured: bool = False
-    """Whether a calibration says what errors have in common, or ratios alone model them."""
     together: bool = False
-    """Whether the coefficients of a joint plan are fitted together, for the latent's way, or each for its own error."""
+    """Whether errors are measured and a joint plan is made for the latent's way: its coefficients are then fitted together,
+    else each for its own error."""
 
     @property
     def count(self) -> int:
@@ -79,7 +78,6 @@ def terrain(
         sizes=(step_sizes(whole.sigmas) * weights)[first:stop],
         why=", ".join([f"at most {max(reach, 1) - 1} skips in a row", *why]),
         first_step=first,
-        measured=measured,
         together=together,
     )
 
@@ -101,6 +99,8 @@ def _or(value: Any, other: Any) -> Any:
 
 def _forecast(goal: Goal, measured: bool, together: bool) -> str:
     check_measured(goal.forecast, measured)
+    if goal.forecast == "second-order" and not together:
+        raise ArgumentError(f"forecast='second-order' plans at most {LONGEST} steps; try forecast='calibrated'")
     return goal.forecast or ("hold" if not measured else "second-order" if together else "calibrated")
 
 

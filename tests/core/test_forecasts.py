@@ -225,6 +225,9 @@ def test_schedules_carry_coefficients_that_equality_ignores():
     second = Schedule.from_mask([1, 1, 0, 0], coefficients=[0, [], [0.5, 0.0], (0.5, -0.25)])
     assert second.stream_coefficients("single") == ((), (), (0.5,), (0.5, -0.25))
     assert Schedule.from_dict(json.loads(json.dumps(second.to_dict()))).coefficients == second.coefficients
+    assert Schedule.from_mask(
+        [1, 1, 0, 0], coefficients=iter(np.array([[0, 0], [0, 0], [0.5, 0], [0.5, -0.25]]))
+    ).coefficients == (second.coefficients)
     assert (made.errors, made.worst) == ((0, 0, 0.1, 0.2), 0.2)
     assert made.rms_error == pytest.approx(math.sqrt(0.05 / 4))
     again = Schedule.from_dict(json.loads(json.dumps(made.to_dict())))

@@ -230,6 +230,11 @@ def test_fifty_steps_are_planned_in_no_time(objective, most):
             r"computed=2 leaves 2 .* at least 7 must \(at most 3 skips in a row\); try computed=7",
         ),
         ({"computed": 2, "forced": [4, 5, 6]}, "3 forced"),
+        ({"error": 0.1, "forecast": "second-order"}, r"error=0.1 bounds each step, .*; try forecast='calibrated'"),
+        (
+            {"speedup": 2, "batched": False, "forecast": "second-order"},
+            r"batched=False plans each .*; try forecast='calibrated'",
+        ),
         ({"speedup": 99}, r"speedup=99 leaves 0 of 28 evaluations to compute, at least 1 must .*; try speedup=28 or less"),
     ],
 )
@@ -415,6 +420,8 @@ def product_or_nan(found, name, i, j):
 def test_the_trajectory_is_for_runs_of_usual_length():
     with pytest.raises(ArgumentError, match="plans at most 200 steps, this run has 201"):
         plan(example(201, window=4), speedup=2, objective="trajectory")
+    with pytest.raises(ArgumentError, match="forecast='second-order' plans at most 200 steps; try forecast='calibrated'"):
+        plan(example(201, window=4), speedup=2, forecast="second-order")
 
 
 def test_weights_move_computed_steps_to_where_they_count():
