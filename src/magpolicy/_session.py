@@ -312,10 +312,10 @@ class Session:
             return found
         latest = max(map(self.step, self._policies), default=0)
         for streams in _latest(self._calls):
-            policies = [copy.copy(self._policies[name]) for name in streams]
-            step = max(policy.step for policy in policies)
+            step = self.step(streams[0])  # that of all of them
             if step >= self.steps or step < latest - 1:
                 continue
+            policies = [copy.copy(self._policies[name]) for name in streams]  # a proposal leaves its mark on them
             if not decide_together(policies, self._joint, step)[1][0].skip:
                 break
             for name in streams:

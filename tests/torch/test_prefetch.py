@@ -9,7 +9,7 @@ from magpolicy import Decision, Schedule
 
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 
-from magpolicy_torch import ResidualStore, _offload, run_step  # noqa: E402
+from magpolicy_torch import ResidualStore, Run, _offload, _residual, run_step  # noqa: E402
 from magpolicy_torch._offload import Copy  # noqa: E402
 from magpolicy_torch._step import _stores  # noqa: E402
 
@@ -139,6 +139,40 @@ def test_where_an_older_residual_is_of_no_use_the_newest_alone_comes():
     assert store.held("a") is Decision.NOT_FINITE
 
 
+@pytest.mark.parametrize("bad", [0, 1])
+def test_of_a_forecast_that_will_be_held_no_older_residual_comes(bad):
+    copier = Noting()
+    store = ResidualStore("cpu", copier=copier)
+    for step in range(3):
+        store.put("a", draw(step) / (step != bad), keep=3)
+    copier.since()
+    store.bring({"a": 3})
+    assert copier.since() == ["back"]
+    assert torch.equal(store.take("a", draw(2), (0.5, 0.1)), draw(2))
+
+
+def test_what_was_never_computed_does_not_come():
+    copier = Noting()
+    store = ResidualStore("cpu", copier=copier)
+    for step in range(2):
+        store.put("a", draw(step), keep=3)
+    copier.since()
+    store.bring({"a": 3})
+    assert copier.since() == ["back"]
+    assert torch.equal(store.take("a", draw(1), (0.5, 0.1)), draw(1))
+
+
+def test_an_error_is_measured_alike_with_the_residual_here_and_away():
+    store = ResidualStore("cpu", copier=Noting())
+    for step in range(2):
+        store.put("a", torch.randn(1, 5000, 4, generator=torch.Generator().manual_seed(step)), keep=2)
+    new = torch.randn(1, 5000, 4, generator=torch.Generator().manual_seed(2))
+    errors = [store.error("a", new, (0.5,))]
+    store.bring({"a": 2})
+    errors.append(store.error("a", new, (0.5,)))
+    assert errors[0] == errors[1]
+
+
 def test_a_device_that_is_full_is_asked_again_by_the_skip():
     class Full(Noting):
         def back(self, copy, device):
@@ -218,6 +252,22 @@ def test_an_exception_an_early_end_and_another_shape_leave_nothing_on_the_device
         assert seen == [0, 0, 0, 0]
         assert store.near_nbytes == SIZE // 2
     assert (store.near_nbytes, store.nbytes) == (0, 0)
+
+
+def test_a_skip_that_fails_leaves_nothing_on_the_device(monkeypatch):
+    def fail(x, residual):
+        raise MemoryError
+
+    with magpolicy.Session(Schedule.from_mask((1, 0))) as session:
+        store = _stores[session] = ResidualStore("cpu", copier=Noting())
+        run_step(session, draw(0), heavy)
+        with monkeypatch.context() as patch:
+            patch.setattr(_residual, "apply", fail)
+            with pytest.raises(MemoryError):
+                run_step(session, draw(1), heavy)
+        assert store.near_nbytes == 0
+        assert torch.equal(run_step(session, draw(1), heavy), draw(1) + (heavy(draw(0)) - draw(0)))
+        assert len(session.trace) == 2
 
 
 def test_a_plan_that_is_left_is_followed_no_longer():
@@ -300,6 +350,118 @@ def test_a_change_of_resolution_computes_with_nothing_on_the_device(case):
     assert [e.decision for e in trace][1:] == [Decision.REUSED, Decision.MISMATCH, Decision.REUSED]
     assert during == [0, 0]
     assert after[1] > after[2] > after[3] == 0
+
+
+def test_back_at_a_known_resolution_the_residual_of_the_other_is_let_go_of(plain):
+    calls = [0, 1, lambda: plain(2, tokens=4), lambda: plain(3)]
+    with torch.no_grad():
+        _, during, after, trace = attached(plain, calls, copier=Noting(), schedule=Schedule.from_mask((1, 0, 0, 0, 0)))
+    assert [e.decision for e in trace][1:] == [Decision.REUSED, Decision.MISMATCH, Decision.MISMATCH]
+    assert during == [0, 0, 0]
+    assert after[2] < after[3] == after[0]
+
+
+def test_blocks_in_another_order_compute_with_nothing_on_the_device(plain):
+    blocks, x = plain.module.blocks, torch.ones(1, 9, 8)
+    during = []
+    with magpolicy.attach(plain.module, schedule=Schedule.from_mask((1, 0, 0)), offload="cpu") as handle, handle.run():
+        run = handle._run.get()
+        run.store.copier = Noting()
+        blocks[0].inner.register_forward_hook(lambda *_: during.append(run.store.near_nbytes))
+        plain.module(x)
+        assert run.store.near_nbytes
+        plain.module.forward = lambda x: blocks[1](blocks[0](x))  # the host leaves the last block out
+        with torch.no_grad():
+            plain.module(x)
+        del plain.module.forward
+        assert run.session.trace[-1].decision is Decision.UNSUPPORTED
+        assert during == [0, 0]
+        assert run.store.near_nbytes == 0
+
+
+class Talking(torch.nn.Module):
+    """Sound goes through its blocks beside the picture."""
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.picture, self.sound = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+
+        def forward(self, hidden_states, audio_hidden_states):
+            hidden, audio = self.picture(hidden_states), self.sound(audio_hidden_states)
+            return hidden_states + audio.mean(1, keepdim=True), audio_hidden_states + hidden.mean(1, keepdim=True)
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([self.Block() for _ in range(3)])
+
+    def forward(self, x, y):
+        for block in self.blocks:
+            x, y = block(hidden_states=x, audio_hidden_states=y)
+        return torch.cat([x, y], dim=1)
+
+
+def test_the_sound_of_a_video_comes_back_too(kit):
+    torch.manual_seed(0)
+    net, plan = Talking().eval(), Schedule.from_mask(SECOND["mask"], coefficients=SECOND["coefficients"])
+    found, copiers, during = [], [Noting(), None], []
+    for copier in copiers:
+        with torch.no_grad(), magpolicy.attach(net, schedule=plan, offload="cpu") as handle, handle.run():
+            run = handle._run.get()
+            if copier is not None:
+                run.store.copier = run.also.copier = copier
+                net.blocks[1].sound.register_forward_hook(lambda *_, run=run: during.append(run.also.near_nbytes))
+            found.append([net(kit.noise(key, (1, 9, 8)), kit.noise(key, 1, (1, 4, 8))) for key in range(8)])
+            if copier is not None:
+                assert (run.store.nbytes, run.also.nbytes) == (0, 0)
+            assert handle.report.forecasts == 3
+    assert equal(*found)
+    assert copiers[0].log.count("back") == 2 * 2 * 2  # in both gaps, two older residuals, of picture and sound
+    assert set(during) == {0}
+
+
+def test_both_stores_of_a_run_copy_in_the_same_way(plain):
+    copier = Noting()
+    with magpolicy.attach(plain.module, schedule=Schedule.from_mask((1, 0))) as handle, handle.run():
+        stack = handle._run.get().stack
+        session = magpolicy.Session(Schedule.from_mask((1, 0)))
+        assert Run(stack, session, ResidualStore("cpu", copier=copier)).also.copier is copier
+
+
+def test_a_run_that_the_safeguard_plans_anew(kit):
+    torch.manual_seed(0)
+    net, sigmas = kit.Net().eval().requires_grad_(False), [1 - i / 20 for i in range(20)]
+    start, end, other = (kit.noise(key, (1, 9, 8)) for key in (1, 2, 9))
+
+    def call(step, sigma, jump):
+        return net(sigma * start + (1 - sigma) * end + (3 * other if step >= jump else 0))
+
+    with magpolicy.attach(net, calibrate=True) as handle:
+        with handle.run(sigmas=sigmas):
+            for step, sigma in enumerate(sigmas):
+                call(step, sigma, 20)
+        calibration = handle.calibration
+    settings = {"calibration": calibration, "speedup": 3.0, "safeguard": True, "offload": "cpu"}
+    found, here, during = [], [], []
+    for copier in (Noting(), None):
+        with magpolicy.attach(net, **settings) as handle, handle.run(sigmas=sigmas):
+            run = handle._run.get()
+            if copier is not None:
+                run.store.copier = copier
+                hook = net.blocks[1].inner.register_forward_hook(lambda *_, run=run: during.append(run.store.near_nbytes))
+            results = []
+            for step, sigma in enumerate(sigmas):
+                results.append(call(step, sigma, 6))
+                here.append(run.store.near_nbytes > 0)
+            if copier is not None:
+                hook.remove()
+            assert run.session.replans
+            skips = [entry.decision.skip for entry in run.session.trace]
+        found.append(results)
+    assert equal(*found)
+    assert here[:20] == [*skips[1:], False]
+    assert not any(here[20:])
+    assert set(during) == {0}
 
 
 def test_a_model_that_raises_leaves_nothing_on_the_device(plain):
