@@ -74,11 +74,13 @@ def evaluate(
         result, late = watched(run, streams, forward, way, skip=skip) if done is None else done
     except BaseException:
         session.cancel()
+        run.send_away()
         raise
     revised = revised or late
     lap.stop()
     run.record.laps.append((decision.skip and revised is None, lap))
     session.commit(revised)
+    run.look_ahead()
     return result
 
 
@@ -96,6 +98,7 @@ def watched(
         if revised is None:
             run.unsupported.update(streams)
             revised = Decision.UNSUPPORTED
+        run.send_away()
         call = Call(run, streams, learned, skip=False)
         with visiting(call):
             result = forward()
@@ -289,6 +292,7 @@ class Call:
         if index == 0:
             reason = self._prepare(streams) if known else Decision.MISMATCH
             if reason is not None:
+                self._run.send_away()
                 self.revised = reason
                 self.skipping = self._left_out  # void already: it is called once more
                 return None

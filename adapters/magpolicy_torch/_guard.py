@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 def make_room(session: Session, store: ResidualStore, stream: str) -> None:
-    """Before ``stream`` computes: let go of what no step after this one can use, nor the comparison after it."""
+    """Before ``stream`` computes: let go of what no step after this one can use, nor the comparison after it, and of
+    every copy on the device of what is in main memory."""
+    store.bring({})
     if session.check(stream) is None:
         store.trim(stream, max(session.keeps(stream) - 1, 0))
 

@@ -353,6 +353,7 @@ class _Calling:
                 return result, None
             reason = Decision.MISMATCH
         twins.tap.clear()
+        self.run.send_away()
         return self._compute(understood, twins), reason
 
     def _load(self, understood: Understood, tap: Tap) -> Decision | None:

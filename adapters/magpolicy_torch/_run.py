@@ -12,6 +12,7 @@ from magpolicy import Decision, Session
 from magpolicy_torch import _guard, _residual
 from magpolicy_torch._calibrating import Moments
 from magpolicy_torch._layout import Learned
+from magpolicy_torch._offload import look_ahead
 from magpolicy_torch._report import Record
 from magpolicy_torch._stack import BlockStack
 from magpolicy_torch._store import ResidualStore
@@ -42,7 +43,7 @@ class Run:
 
     def __attrs_post_init__(self) -> None:
         self.learned = Learned.of(self.stack.kinds, self.stack.layouts)
-        self.also = ResidualStore(self.store.offload, self.store.storage_dtype)
+        self.also = ResidualStore(self.store.offload, self.store.storage_dtype, copier=self.store.copier)
         self.store.losses = self.record.losses
         self.session.on_end(self.free)
 
@@ -92,6 +93,15 @@ class Run:
             for store in (self.store, self.also):
                 _guard.make_room(self.session, store, stream)
 
+    def look_ahead(self) -> None:
+        """After an evaluation: have what the next skips reuse on its way to the device."""
+        look_ahead(self.session, self.store, self.also)
+
+    def send_away(self) -> None:
+        """A skip computes after all, or failed: let go of every copy on the device of what is in main memory."""
+        for store in (self.store, self.also):
+            store.bring({})
+
     def keep(self, streams: Sequence[str], given: Mapping[str, tuple[Tensor, ...]], order: Sequence[int]) -> None:
         """Store what a computed call gave: per stream its residuals, if it gave any, and the blocks that ran. Forget what is of
         no use after it."""
@@ -105,7 +115,7 @@ class Run:
             keep = 0 if self.moments is not None or stream in self.unsupported else self.session.keeps(stream)
             for place, store in enumerate((self.store, self.also)):
                 if place < len(residuals):
-                    store.put(stream, residuals[place], keep=keep)
+                    store.put(stream, residuals[place], keep=keep, near=True)  # look_ahead or send_away follows
                 else:  # what is from before this call is stale, even if this call gave nothing
                     store.drop(stream)
 

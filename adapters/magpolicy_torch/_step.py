@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from magpolicy import ArgumentError, Decision, Session
 from magpolicy_torch import _guard, _residual
+from magpolicy_torch._offload import look_ahead
 from magpolicy_torch._store import ResidualStore
 from torch import Tensor
 
@@ -62,8 +63,10 @@ def run_step(
         if decision.skip:
             taken = _take(session, store, streams, x)
             if isinstance(taken, Tensor):
+                result = _residual.apply(x, taken)
                 session.commit()
-                return _residual.apply(x, taken)
+                look_ahead(session, store)
+                return result
             revised = taken
         for name in streams:
             _guard.make_room(session, store, name)
@@ -74,11 +77,13 @@ def run_step(
         for name, a, b in zip(streams, _parts(result, streams), _parts(before, streams), strict=True):
             residual = _residual.difference(a, b)
             _guard.compare(session, store, name, residual)
-            store.put(name, residual, keep=session.keeps(name))
+            store.put(name, residual, keep=session.keeps(name), near=True)
     except BaseException:
         session.cancel()
+        store.bring({})
         raise
     session.commit(revised)
+    look_ahead(session, store)
     return result
 
 

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 
-from attrs import evolve, frozen
+from attrs import define, evolve
 
 import torch
 from magpolicy import ArgumentError, Decision
 from magpolicy_torch import _residual
+from magpolicy_torch._offload import Copier, Copy, Cuda
 from torch import Tensor
 
 _LOOKED_AT = 1024  # tokens, where a residual is compared with its forecast
 
 
-@frozen(eq=False)
+@define(eq=False)
 class _Entry:
     """A stored residual, and what it must be given back as."""
 
-    data: Tensor
+    kept: Copy
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
-    ready: torch.cuda.Event | None  # marks the end of the copy off the accelerator
     scale: Tensor | None = None  # what 8 bits have to be multiplied by; a scalar on the device
+    away: bool = False  # in main memory, and a copier can bring it back
+    near: Copy | None = None  # on the device, besides
+
+    @property
+    def data(self) -> Tensor:
+        return self.kept.data
 
     @property
     def origin(self) -> tuple[torch.Size, torch.dtype, torch.device]:
@@ -35,27 +42,31 @@ class ResidualStore:
 
     Args:
         offload: ``"cpu"`` keeps residuals in main memory (pinned and copied without waiting where CUDA is available),
-            ``None`` on the device they were computed on.
+            ``None`` on the device they were computed on. They come back when they are taken, or before it by :meth:`bring`.
         storage_dtype: floating dtype to keep them in, such as ``torch.bfloat16``; ``None`` keeps their own. In 8 bits
             (``torch.float8_e4m3fn``) each residual is scaled so that its largest value fits.
+        copier: makes the copies of ``offload="cpu"``; by default CUDA's.
 
     Raises:
         ArgumentError: another ``offload``, or a ``storage_dtype`` that holds no fractions.
     """
 
-    def __init__(self, offload: str | None = None, storage_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, offload: str | None = None, storage_dtype: torch.dtype | None = None, *, copier: Copier | None = None
+    ) -> None:
         if offload not in (None, "cpu"):
             raise ArgumentError(f"offload={offload!r} is not known; use None or 'cpu'")
         if not getattr(storage_dtype, "is_floating_point", storage_dtype is None):
             raise ArgumentError(f"storage_dtype={storage_dtype!r} must be a floating torch dtype; try torch.bfloat16")
         self.offload = offload
         self.storage_dtype = storage_dtype
+        self.copier: Copier = Cuda() if copier is None else copier
         self._entries: dict[str, tuple[_Entry | Decision, ...]] = {}  # per stream, newest first
         self._held: dict[str, Decision] = {}
         self.losses: list[Tensor] = []
         """Relative error of each residual as it is kept, scalars on the device, where ``storage_dtype`` is given."""
 
-    def put(self, stream: str, residual: Tensor, *, keep: int = 1) -> None:
+    def put(self, stream: str, residual: Tensor, *, keep: int = 1, near: bool = False) -> None:
         """Keep ``residual`` (any shape) for ``stream`` as its newest.
 
         A residual with NaN or infinity is not kept. Only CPU tensors are looked at: on an accelerator the test would
@@ -63,15 +74,16 @@ class ResidualStore:
 
         Args:
             keep: how many the steps to come can use: 1 this one alone, 2 this one and the one before, ..., 0 none.
+            near: leave it on its device too, until :meth:`bring` says whether it is wanted there.
         """
         before = self._entries.pop(stream, ())[: max(keep - 1, 0)]
         if keep > 0:
             # Of another shape the one before is of no use, and as a reason it takes no memory.
-            entry = self._entry(residual.detach())
+            entry = self._entry(residual.detach(), near)
             older = tuple(o if isinstance(o, Decision) or _fits(o, entry) else Decision.MISMATCH for o in before)
             self._entries[stream] = (entry, *older)
 
-    def _entry(self, residual: Tensor) -> _Entry | Decision:
+    def _entry(self, residual: Tensor, near: bool) -> _Entry | Decision:
         data, scale = self._narrowed(residual)
         looked_at = data if scale is None else residual
         if data.device.type == "cpu" and not bool(torch.isfinite(looked_at).all()):
@@ -80,15 +92,13 @@ class ResidualStore:
             kept = data.float() if scale is None else data.float() * scale
             true = torch.linalg.vector_norm(residual, dtype=torch.float32).clamp(min=1e-30)
             self.losses.append(torch.linalg.vector_norm(kept - residual) / true)
-        ready = None
-        if self.offload == "cpu" and data.device.type == "cuda":
-            pinned = torch.empty(data.shape, dtype=data.dtype, pin_memory=True)
-            data = pinned.copy_(data, non_blocking=True)
-            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            ready.record(torch.cuda.current_stream(residual.device))
+        entry = _Entry(Copy(data), residual.shape, residual.dtype, residual.device, scale)
+        if self.offload == "cpu" and self.copier.remote(data.device):
+            entry.kept, entry.away = self.copier.away(data), True
+            entry.near = Copy(data, entry.kept.done) if near else None  # the same work comes before both
         elif self.offload == "cpu":
-            data = data.cpu()
-        return _Entry(data, residual.shape, residual.dtype, residual.device, ready, scale)
+            entry.kept = Copy(data.cpu())
+        return entry
 
     def _narrowed(self, residual: Tensor) -> tuple[Tensor, Tensor | None]:
         """``residual`` as it is kept, and what that has to be multiplied by."""
@@ -142,10 +152,29 @@ class ResidualStore:
         stride = max(1, residual.shape[tokens] // _LOOKED_AT) if tokens >= 0 else 1
         some = (*(slice(None),) * max(tokens, 0), slice(None, None, stride))
         true = residual.detach()[some].float()
-        parts = [_back(evolve(e, data=e.data[some]), true, torch.float32) for e in entries]
+        parts = [_back(evolve(e, kept=evolve(e.kept, data=e.data[some]), near=None), true, torch.float32) for e in entries]
         found = _residual.forecast(parts, coefficients) if coefficients else parts[0]
         error: Tensor = torch.linalg.vector_norm(true - found) / torch.linalg.vector_norm(true)
         return error
+
+    def bring(self, wanted: Mapping[str, int]) -> None:
+        """Begin to copy the newest residuals of these streams back to their device, so many of each, unless they are there; let
+        go of every other copy there. With ``{}`` none is left. Nothing happens without ``offload``. Never waits for a device.
+        """
+        if self.offload is None:
+            return
+        for stream, entries in self._entries.items():
+            count = wanted.get(stream, 0)
+            if count > 1 and not (len(entries) >= count and all(isinstance(e, _Entry) for e in entries[:count])):
+                count = 1  # it will be held
+            for place, entry in enumerate(entries):
+                if not isinstance(entry, _Entry) or not entry.away:
+                    continue
+                if place >= count:
+                    entry.near = None
+                elif entry.near is None:
+                    with contextlib.suppress(torch.cuda.OutOfMemoryError):  # when it is asked for there may be room
+                        entry.near = self.copier.back(entry.kept, entry.device)
 
     def held(self, stream: str) -> Decision | None:
         """Why the last :meth:`take` of ``stream`` held the residual where a forecast was asked for; ``None`` if it did not."""
@@ -183,17 +212,28 @@ class ResidualStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held, in whatever memory."""
+        """Bytes held, in whatever memory, without :attr:`near_nbytes`."""
         return sum(entry.data.untyped_storage().nbytes() for entry in self._stored())
+
+    @property
+    def near_nbytes(self) -> int:
+        """Bytes held on the device besides, of residuals that are in main memory."""
+        return sum(e.near.data.untyped_storage().nbytes() for e in self._stored() if e.near is not None)
+
+    @property
+    def away(self) -> bool:
+        """Whether :meth:`bring` has anything to do."""
+        return self.offload is not None and any(entry.away for entry in self._stored())
 
     def _stored(self) -> list[_Entry]:
         return [entry for entries in self._entries.values() for entry in entries if isinstance(entry, _Entry)]
 
 
 def _back(entry: _Entry, like: Tensor, dtype: torch.dtype) -> Tensor:
-    if entry.ready is not None:  # in case the host went on to another CUDA stream
-        torch.cuda.current_stream(like.device).wait_event(entry.ready)
-    data = entry.data.to(device=like.device, non_blocking=True)
+    if entry.near is not None:
+        data = entry.near.on(like.device)
+    else:
+        data = entry.kept.on(like.device).to(device=like.device, non_blocking=True)
     return data.to(dtype) if entry.scale is None else (data.float() * entry.scale).to(dtype)
 
 

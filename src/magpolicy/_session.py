@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from types import TracebackType
 
@@ -139,6 +140,7 @@ class Session:
         self._replans: list[Replan] = []
         self._lay_out(setup.schedule.first_step if setup.schedule is not None else 0)
         self._computed: dict[str, History] = {}  # per stream
+        self._calls: dict[tuple[str, ...], None] = {}  # streams evaluated together, the latest last
         self._policies: dict[str, Policy] = {}
         self._pending: _Pending | None = None
         self._trace: list[TraceEntry] = []
@@ -171,6 +173,7 @@ class Session:
             self._lay_out(step)
         self._policies.clear()
         self._computed.clear()
+        self._calls.clear()
         self._trace.clear()
         self._pending, self._first, self.active = None, step, True
         from magpolicy._plugins import Observers  # late: looking for plugins costs more than the rest of the import
@@ -237,6 +240,8 @@ class Session:
             decided = [revised] * len(decided)
         settle_together(pending.policies, pending.proposed, decided)
         self._pending = None
+        self._calls.pop(pending.streams, None)
+        self._calls[pending.streams] = None
         for name, policy, decision, error in zip(pending.streams, pending.policies, decided, pending.errors, strict=True):
             ratio = float(policy.accumulated_ratio)
             entry = TraceEntry(pending.step, name, pending.sigma, decision, ratio, error, policy.skips)
@@ -295,6 +300,27 @@ class Session:
             return 0
         keeps = self._forecast.keeps(str(stream), pending.step)
         return keeps if self._guard is None else max(2, keeps)  # what is compared may be a forecast from two
+
+    def foresees(self) -> dict[str, Coefficients]:
+        """After :meth:`commit`: the streams that skip before anything computes, each with its :meth:`coefficients` then.
+
+        A forecast of decisions, from which nothing follows: the calls to come are taken to hold the streams they held last, in
+        the same order, one evaluation each; a stream that has sat one out is left aside. Empty where a decision is under way.
+        """
+        found: dict[str, Coefficients] = {}
+        if not self.active or self._pending is not None:
+            return found
+        latest = max(map(self.step, self._policies), default=0)
+        for streams in _latest(self._calls):
+            step = self.step(streams[0])  # that of all of them
+            if step >= self.steps or step < latest - 1:
+                continue
+            policies = [copy.copy(self._policies[name]) for name in streams]  # a proposal leaves its mark on them
+            if not decide_together(policies, self._joint, step)[1][0].skip:
+                break
+            for name in streams:
+                found[name] = self._forecast.coefficients(name, self._computed.get(name, ()), step)
+        return found
 
     def check(self, stream: Hashable = SINGLE) -> Check | None:
         """Between :meth:`decide` and :meth:`commit` of a computed evaluation of a guarded run: what to compare it with.
@@ -396,3 +422,12 @@ class Session:
     def __repr__(self) -> str:
         state = "under way" if self.active else "not under way"
         return f"<Session of {self.steps} steps, {state}, {len(self._trace)} decisions>"
+
+
+def _latest(calls: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Of these calls, in order, those whose streams were in no later one."""
+    found: list[tuple[str, ...]] = []
+    for streams in reversed(list(calls)):
+        if all(set(streams).isdisjoint(later) for later in found):
+            found.append(streams)
+    return found[::-1]
