@@ -2,15 +2,15 @@
 
 The first computed call of a kind is watched, block by block (``_call``). What it showed serves every call that looks like it:
 computed calls only note what goes into the stack and what comes out, skips leave out the blocks, also the loop over them where
-nothing happens in between. The first such skip is made in both ways and compared.
+nothing happens in between, and modules whose results go into the blocks alone. The first such skip is made in both ways, and
+compared.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from attrs import Factory, define
@@ -20,23 +20,16 @@ from magpolicy import Decision
 from magpolicy_torch._call import Call, evaluate, image_of, watched
 from magpolicy_torch._front import Original, uncompiled
 from magpolicy_torch._layout import Learned
-from magpolicy_torch._parts import Probe, Skipped, Tap, Tapped, narrow, version
+from magpolicy_torch._making import WAYS, Making
+from magpolicy_torch._parts import Tap, narrow, version
 from magpolicy_torch._run import Run, differences
 from magpolicy_torch._stack import BlockStack, Unwatched, current, enter, leave
-from magpolicy_torch._twin import Home, NoTwinError, Twin, homes_of
+from magpolicy_torch._twin import Home, NoTwinError, Twin
 from magpolicy_torch._understood import Understood, same, shown
+from magpolicy_torch._unused import UsedError, blanks, find_unused
 from torch import Tensor, nn
 
 _KINDS_KEPT = 64  # kinds of calls that are remembered: shapes, switches, optional arguments
-
-WAYS = {
-    "last": "only the last list holds a block, which is first and last",
-    "short": "every list holds one block",
-    "full": "every block is called, and returns what it is given",
-}
-"""How a skip can be made, quickest first."""
-
-Contents = dict[str, dict[str, nn.Module]]
 
 
 @define(eq=False)
@@ -55,6 +48,14 @@ class _Twins:
             twin = self.made[name] = make()
         return twin
 
+    @classmethod
+    def lent(cls, idle: list[_Twins]) -> _Twins:
+        """Twins for one call, to be given back. They are kept: a compiled twin is to be the same one again."""
+        try:
+            return idle.pop()  # atomic, as append is
+        except IndexError:
+            return cls(idle)
+
     def give_back(self) -> None:
         """The call is over."""
         self.tap.clear()
@@ -71,9 +72,9 @@ class Model:
 
     def __init__(self, module: nn.Module, stack: BlockStack) -> None:
         self.module, self.stack = module, stack
-        self._homes = homes_of(module, (*stack.blocks, *stack.beside)) if stack.scope == "stack" else None
+        self.making = Making(module, stack)
         self._known: dict[Any, Understood] = {}
-        self._idle: dict[Any, list[_Twins]] = {}
+        self.watching: list[_Twins] = []
         self._lock = threading.Lock()
         self.unwatched = Unwatched(stack)
         self.everything = tuple(range(len(stack)))
@@ -101,118 +102,8 @@ class Model:
         """Calls of this kind are understood."""
         with self._lock:
             if kind not in self._known and len(self._known) >= _KINDS_KEPT:
-                oldest = next(iter(self._known))
-                self._known.pop(oldest)
-                self._idle.pop(oldest, None)
+                self._known.pop(next(iter(self._known)))
             self._known[kind] = understood
-
-    def lend(self, kind: Any) -> _Twins:
-        """Twins for one call of this kind, to be given back. They are kept: a compiled twin is to be the same one again."""
-        idle = self._idle.get(kind)
-        if idle is None:
-            idle = self._idle.setdefault(kind, [])
-        try:
-            return idle.pop()  # atomic, as append is
-        except IndexError:
-            return _Twins(idle)
-
-    def probing(self, original: Original) -> Twin | None:
-        """A twin whose blocks report to the call under way."""
-        if self._homes is None or not self._at_home():
-            return None
-        parts = [Probe(block, partial(self._watch, "block", index)) for index, block in enumerate(self.stack.blocks)]
-        parts += [Probe(block, partial(self._watch, "beside", index)) for index, block in enumerate(self.stack.beside)]
-        return Twin(self.module, original.kind, self._contents(dict(zip(self._homes, parts, strict=True))))
-
-    def computing(self, original: Original, understood: Understood, tap: Tap) -> Twin:
-        """A twin that computes, and notes what goes into the stack and what comes out.
-
-        Raises:
-            NoTwinError: the model has other blocks by now.
-        """
-        assert self._homes is not None
-        if not self._at_home():
-            raise NoTwinError
-        last, copied = len(self.stack) - 1, understood.learned.in_place is not False
-        parts: dict[Home, nn.Module] = {}
-        for index in {0, last}:
-            part = Tapped(
-                self.stack.blocks[index], tap, understood.reads[index], understood.builds[index],
-                first=index == 0, last=index == last, copied=copied,
-            )  # fmt: skip
-            parts[self._homes[index]] = part
-        return Twin(self.module, original.kind, self._contents(parts))
-
-    def skipping(self, original: Original, understood: Understood, tap: Tap, way: str) -> Twin | None:
-        """A twin that skips in one of the :data:`WAYS`; ``None`` if it cannot."""
-        assert self._homes is not None
-        count = len(self.stack)
-        runs = [list(range(count))] if way == "full" else list(_runs(self._homes[:count]))
-        if self.stack.beside or not self._at_home() or (way != "full" and not self._clear(runs, understood)):
-            return None
-        if way == "last":
-            kept = [count - 1]
-        elif way == "short":
-            kept = sorted({run[0] for run in runs} | {count - 1})
-        else:
-            kept = runs[0]
-        parts: dict[Home, nn.Module] = {}
-        for index in kept:
-            part = Skipped(
-                self.stack.blocks[index], tap, understood.reads[index], understood.builds[index],
-                self.stack.layouts[index], understood.learned.side,
-            )  # fmt: skip
-            part.first, part.last = index == kept[0], index == kept[-1]
-            parts[self._homes[index]] = part
-        if way == "full":
-            return Twin(self.module, original.kind, self._contents(parts))
-        contents = {}
-        for path in (self._homes[run[0]].path for run in runs):
-            held = [part for home, part in parts.items() if home.path == path]
-            contents[path] = {str(place): part for place, part in enumerate(held)}
-        return Twin(self.module, original.kind, contents)
-
-    def _at_home(self) -> bool:
-        """Whether the stack's blocks are still those of the model."""
-        blocks = (*self.stack.blocks, *self.stack.beside)
-        holders = {home.path: self.module.get_submodule(home.path)._modules for home in self._homes or ()}
-        return all(holders[home.path].get(home.name) is block for home, block in zip(self._homes or (), blocks, strict=True))
-
-    def _clear(self, runs: Sequence[Sequence[int]], understood: Understood) -> bool:
-        """Whether every list of blocks is run from end to end with nothing in between."""
-        assert self._homes is not None
-        paths = [self._homes[run[0]].path for run in runs]
-        holders = [self.module.get_submodule(path) for path in paths]
-        whole = all(
-            type(holder) is nn.ModuleList and len(holder) == len(run) for holder, run in zip(holders, runs, strict=True)
-        )
-        between = {index for run in runs for index in run[1:]}
-        return whole and len(set(paths)) == len(paths) and not between & understood.touched
-
-    def _contents(self, parts: Mapping[Home, nn.Module]) -> Contents:
-        contents: Contents = {}
-        for home, part in parts.items():
-            if home.path not in contents:
-                contents[home.path] = dict(self.module.get_submodule(home.path)._modules) if home.path else {}  # type: ignore[arg-type]
-            contents[home.path][home.name] = part
-        return contents
-
-    def _watch(self, what: str, index: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = current(self.stack)
-        if call is None:
-            return block(*args, **kwargs)
-        return getattr(call, what)(index, block, args, kwargs)
-
-
-def _runs(homes: Sequence[Home]) -> Iterator[list[int]]:
-    """The blocks, by the module that holds them, as long as they follow one another there."""
-    run: list[int] = []
-    for index, home in enumerate(homes):
-        if run and homes[run[-1]].path != home.path:
-            yield run
-            run = []
-        run.append(index)
-    yield run
 
 
 class _Calling:
@@ -229,21 +120,34 @@ class _Calling:
     ) -> None:
         self.model, self.run, self.streams = model, run, streams
         self.original, self.args, self.kwargs = original, args, kwargs
-        # What makes a call one of its kind: shapes, switches, and which of the optional arguments are given; no contents.
-        self.kind = (
-            len(streams),
-            torch.is_inference_mode_enabled(),
-            shown(args) if args else (),
-            *[(n, v.shape, v.dtype, v.device) if isinstance(v, Tensor) else (n, shown(v)) for n, v in kwargs.items()],
-        )
+        self._kind: Any = None
+        self._understood: Understood | None = None
+
+    @property
+    def kind(self) -> Any:
+        """What makes a call one of its kind: shapes, switches, and which of the optional arguments are given; no contents."""
+        if self._kind is None:
+            self._kind = (
+                len(self.streams),
+                torch.is_inference_mode_enabled(),
+                shown(self.args) if self.args else (),
+                *[(n, v.shape, v.dtype, v.device) if isinstance(v, Tensor) else (n, shown(v)) for n, v in self.kwargs.items()],
+            )
+        return self._kind
+
+    @property
+    def understood(self) -> Understood | None:
+        """What is understood of calls of this kind."""
+        if self._understood is None:
+            self._understood = self.model.known(self.kind)
+        return self._understood
 
     @property
     def learned(self) -> Learned | None:
-        understood = self.model.known(self.kind)
-        return None if understood is None else understood.learned
+        return None if self.understood is None else self.understood.learned
 
     def learn(self, call: Call) -> None:
-        if self.model.known(self.kind) is None and self.model._homes is not None:
+        if self.understood is None and self.model.making.possible:
             understood = Understood.of(call)
             if understood is not None:
                 self.model.remember(self.kind, understood)
@@ -263,9 +167,9 @@ class _Calling:
             if call is None:
                 return original(*self.args, **self.kwargs)
             return call.block(0, original, self.args, self.kwargs)
-        twins = model.lend(None)
+        twins = _Twins.lent(model.watching)
         try:
-            probing = twins.get("probing", lambda: model.probing(original))
+            probing = twins.get("probing", lambda: model.making.probing(original))
             if probing is not None:
                 with contextlib.suppress(NoTwinError):
                     return probing.watched(original.compiling, self.args, self.kwargs)
@@ -280,10 +184,10 @@ class _Calling:
             result = self.plain()
             self.run.keep(self.streams, {}, ())
             return result, None
-        understood = self.model.known(self.kind)
+        understood = self.understood
         if understood is None or not self.run.unsupported.isdisjoint(self.streams):
             return None
-        visit, twins = enter(self.model.unwatched), self.model.lend(self.kind)
+        visit, twins = enter(self.model.unwatched), _Twins.lent(understood.idle)
         try:
             return self._skip(understood, twins) if skip else (self._compute(understood, twins), None)
         except NoTwinError:
@@ -304,7 +208,7 @@ class _Calling:
     def _compute(self, understood: Understood, twins: _Twins) -> Any:
         copied = understood.learned.in_place is not False
         name = "computing, input copied" if copied else "computing"
-        twin = twins.get(name, lambda: self.model.computing(self.original, understood, twins.tap))
+        twin = twins.get(name, lambda: self.model.making.computing(self.original, understood, twins.tap))
         assert twin is not None
         result = twin(self.original.compiling, self.args, self.kwargs)
         residuals = self._residuals(understood, twins.tap, copied=copied) if self._wanted else {}
@@ -345,10 +249,18 @@ class _Calling:
         reason = self._load(understood, twins.tap)
         if reason is None:
             way = understood.skipping
-            twin = twins.get(way, lambda: self.model.skipping(self.original, understood, twins.tap, way))
+            twin = twins.get(way, lambda: self.model.making.skipping(self.original, understood, twins.tap, way))
             if twin is None:
                 raise NoTwinError
-            result = twin(self.original.compiling, self.args, self.kwargs)
+            used = False
+            try:
+                result = twin(self.original.compiling, self.args, self.kwargs)
+            except UsedError:
+                used = True
+            if used or (understood.unused and blanks(result)):  # the model goes another way than when it was tried out
+                understood.skipping, understood.unused = None, frozenset()
+                twins.made.pop(way)
+                return self._skip(understood, twins)
             if not twins.tap.void:
                 return result, None
             reason = Decision.MISMATCH
@@ -372,19 +284,48 @@ class _Calling:
 
     def _try_out(self, understood: Understood, twins: _Twins) -> tuple[Any, Decision | None]:
         """The first skip of its kind: watched, and then in the quicker ways; the first that gives just the same is taken."""
-        model, tap, callback = self.model, twins.tap, self.original.compiling
+        tap = twins.tap
         result, revised = watched(self.run, self.streams, self.watched, self, skip=True)
         understood.skipping = "watched"
         if revised is not None or self._load(understood, tap) is not None:
             return result, revised
         devices = [tensor.device for tensor in (tap.residual,) if tensor is not None and tensor.is_cuda]
-        for name in WAYS:
-            twin = model.skipping(self.original, understood, tap, name)
-            if twin is None:
-                continue
-            with torch.random.fork_rng(devices), contextlib.suppress(Exception):
-                if same(twin.watched(callback, self.args, self.kwargs), result) and not tap.void:
+        with torch.random.fork_rng(devices):
+            for name in WAYS:
+                twin = self._trial(name, understood, tap, result, {})
+                if twin is not None:
                     understood.skipping, twins.made[name] = name, twin
+                    if not self._compiled:  # a compiler leaves out by itself what is of no use
+                        self._leave_out(understood, twins, result)
                     break
-            self._load(understood, tap)
         return result, None
+
+    def _trial(self, way: str, understood: Understood, tap: Tap, result: Any, unused: Mapping[Home, nn.Module]) -> Twin | None:
+        """The twin that skips that way, with these in the place of modules, if it gives ``result`` as well.
+
+        Raises:
+            UsedError: one of these modules is needed.
+        """
+        twin = self.model.making.skipping(self.original, understood, tap, way, unused)
+        if twin is None or self._load(understood, tap) is not None:
+            return None
+        try:
+            found = twin.watched(self.original.compiling, self.args, self.kwargs)
+            return twin if same(found, result) and not tap.void else None
+        except UsedError:
+            raise
+        except Exception:  # it went well when it was watched
+            return None
+
+    def _leave_out(self, understood: Understood, twins: _Twins, result: Any) -> None:
+        """Find what else of the model a skip can do without."""
+        way, last = str(understood.skipping), None
+
+        def attempt(unused: Mapping[Home, nn.Module]) -> bool:
+            nonlocal last
+            last = self._trial(way, understood, twins.tap, result, unused)
+            return last is not None
+
+        understood.unused = find_unused(self.model.module, set(self.model.stack.blocks), attempt)
+        if understood.unused:
+            twins.made[way] = last

@@ -27,6 +27,7 @@ class _Entry:
     scale: Tensor | None = None  # what 8 bits have to be multiplied by; a scalar on the device
     away: bool = False  # in main memory, and a copier can bring it back
     near: Copy | None = None  # on the device, besides
+    plain: bool = False  # as it was computed, where it was computed
 
     @property
     def data(self) -> Tensor:
@@ -98,6 +99,7 @@ class ResidualStore:
             entry.near = Copy(data, entry.kept.done) if near else None  # the same work comes before both
         elif self.offload == "cpu":
             entry.kept = Copy(data.cpu())
+        entry.plain = entry.kept.data is residual
         return entry
 
     def _narrowed(self, residual: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -123,7 +125,7 @@ class ResidualStore:
         self._held.pop(stream, None)
         if isinstance(last, Decision):
             return last
-        if last.origin != (like.shape, like.dtype, like.device):
+        if last.shape != like.shape or last.dtype is not like.dtype or last.device != like.device:
             return Decision.MISMATCH
         if not coefficients:
             return _back(last, like, like.dtype)
@@ -230,6 +232,8 @@ class ResidualStore:
 
 
 def _back(entry: _Entry, like: Tensor, dtype: torch.dtype) -> Tensor:
+    if entry.plain and dtype is entry.dtype:
+        return entry.data
     if entry.near is not None:
         data = entry.near.on(like.device)
     else:

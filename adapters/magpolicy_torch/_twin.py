@@ -56,7 +56,8 @@ class Twin:
         self._made_of = [(root._modules, dict(root._modules))]
         for path in sorted({p for held in contents for p in _prefixes(held)}, key=len, reverse=True):
             source = root.get_submodule(path)
-            self._made_of.append((source._modules, dict(source._modules)))
+            if path not in contents or contents[path].keys() == source._modules.keys():  # else nothing of it is in here
+                self._made_of.append((source._modules, dict(source._modules)))
             below = {name: made[f"{path}.{name}"] for name in source._modules if f"{path}.{name}" in made}
             made[path] = _like(source, type(source), {**contents.get(path, source._modules), **below})
         self._overlay |= {path: module for path, module in made.items() if "." not in path}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import define, frozen
+from attrs import Factory, define, frozen
 
 import torch
 from magpolicy_torch._call import Call
 from magpolicy_torch._layout import Learned
 from magpolicy_torch._parts import Build, Read
+from magpolicy_torch._twin import Home
 from torch import Tensor
 
 
@@ -48,6 +49,10 @@ class Understood:
     _shares: list[Like] | None = None
     skipping: str | None = None
     """One of the :data:`WAYS`, or ``"watched"``; ``None``: not tried out yet."""
+    unused: frozenset[Home] = frozenset()
+    """Modules of which nothing comes on a skip."""
+    idle: list[Any] = Factory(list)
+    """Twins for calls of this kind that are not in use."""
 
     def entered(self, image: Tensor) -> None:
         """``image`` went into the stack just now: autocast or another device may make another tensor of the same arguments."""

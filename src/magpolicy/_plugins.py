@@ -168,6 +168,11 @@ class Observers:
         active = any(getattr(manager.hook, hook).get_hookimpls() for hook in OBSERVERS)
         self._calls = {hook: list(registry().implementing(hook)) for hook in OBSERVERS} if active else {}
 
+    @property
+    def any(self) -> bool:
+        """Whether there are some."""
+        return bool(self._calls)
+
     def tell(self, hook: str, **values: Any) -> None:
         for name, caller in self._calls.get(hook, ()):
             try:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
 from attrs import define, evolve, frozen
 
@@ -144,6 +145,7 @@ class Session:
         self._policies: dict[str, Policy] = {}
         self._pending: _Pending | None = None
         self._trace: list[TraceEntry] = []
+        self._noted: list[tuple[Any, ...]] = []  # what is to be added to it: an entry takes as long to make as a decision
         self._on_end: list[Callable[[], None]] = []
         self._first = 0
         self.active = False
@@ -175,6 +177,7 @@ class Session:
         self._computed.clear()
         self._calls.clear()
         self._trace.clear()
+        self._noted.clear()
         self._pending, self._first, self.active = None, step, True
         from magpolicy._plugins import Observers  # late: looking for plugins costs more than the rest of the import
 
@@ -244,11 +247,11 @@ class Session:
         self._calls[pending.streams] = None
         for name, policy, decision, error in zip(pending.streams, pending.policies, decided, pending.errors, strict=True):
             ratio = float(policy.accumulated_ratio)
-            entry = TraceEntry(pending.step, name, pending.sigma, decision, ratio, error, policy.skips)
-            self._trace.append(entry)
+            self._noted.append((pending.step, name, pending.sigma, decision, ratio, error, policy.skips))
             if decision.computes:
                 self._computed[name] = computed_after(self._computed.get(name, ()), pending.step)
-            self._observers.tell("on_decision", session=self, entry=entry)
+            if self._observers.any:
+                self._observers.tell("on_decision", session=self, entry=self.trace[-1])
 
     def cancel(self) -> None:
         """Forget a decision that was not carried out (the model raised); the step is decided again next time."""
@@ -404,6 +407,8 @@ class Session:
     @property
     def trace(self) -> tuple[TraceEntry, ...]:
         """Every decision of the run so far, or of the last one."""
+        noted, self._noted = self._noted, []
+        self._trace.extend(TraceEntry(*values) for values in noted)
         return tuple(self._trace)
 
     def _policy(self, name: str) -> Policy:
@@ -421,7 +426,7 @@ class Session:
 
     def __repr__(self) -> str:
         state = "under way" if self.active else "not under way"
-        return f"<Session of {self.steps} steps, {state}, {len(self._trace)} decisions>"
+        return f"<Session of {self.steps} steps, {state}, {len(self.trace)} decisions>"
 
 
 def _latest(calls: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
