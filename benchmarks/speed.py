@@ -136,10 +136,16 @@ def ours(model: Any, compiled: Any, mask: Sequence[bool], name: str = "magpolicy
     return Contender(name, compiled, lambda: handle.run(steps=len(mask)), mask)
 
 
-def forecasting(model: Any, compiled: Any, mask: Sequence[bool]) -> Contender:
-    coefficients = [0.0 if computes else 0.5 for computes in mask]
+def forecasting(model: Any, compiled: Any, mask: Sequence[bool], *given: float) -> Contender:
+    given = given or (0.5,)
+    coefficients = [() if computes else given for computes in mask]
     handle = magpolicy.attach(compiled, schedule=magpolicy.Schedule.from_mask(mask, coefficients=coefficients))
-    return Contender("magpolicy, forecast", compiled, lambda: handle.run(steps=len(mask)), mask)
+    name = f"magpolicy, forecast from {1 + len(given)}"
+    return Contender(name, compiled, lambda: handle.run(steps=len(mask)), mask)
+
+
+def second_order(model: Any, compiled: Any, mask: Sequence[bool]) -> Contender:
+    return forecasting(model, compiled, mask, 0.5, 0.2)
 
 
 def offloaded(model: Any, compiled: Any, mask: Sequence[bool]) -> Contender:
@@ -285,6 +291,9 @@ class Ideal(torch.nn.Module):
     def forward(self, **given: Any) -> Any:
         return self.rest(**given), self.residual + self.residual
 
+    def cache_context(self, name: str) -> Any:
+        return self.rest.cache_context(name)
+
 
 @contextlib.contextmanager
 def context(call: Any, stream: str) -> Iterator[None]:
@@ -331,7 +340,7 @@ def table(bench: Bench, how: str, repeats: int) -> None:
     bare = bench.model
     plain = Contender("plain", COMPILED[how](copy.deepcopy(bare)))
     ideal = bench.ideal(plain, how)
-    makers: list[Callable[..., Contender]] = [ours, forecasting, offloaded, never, *PEERS]
+    makers: list[Callable[..., Contender]] = [ours, forecasting, second_order, offloaded, never, *PEERS]
     if bench.device.type == "cpu":
         makers.remove(offloaded)  # there is nowhere to go
     if bench.size.plan:

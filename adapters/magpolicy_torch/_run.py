@@ -95,7 +95,8 @@ class Run:
 
     def look_ahead(self) -> None:
         """After an evaluation: have what the next skips reuse on its way to the device."""
-        look_ahead(self.session, self.store, self.also)
+        if self.store.offload is not None:
+            look_ahead(self.session, self.store, self.also)
 
     def send_away(self) -> None:
         """A skip computes after all, or failed: let go of every copy on the device of what is in main memory."""

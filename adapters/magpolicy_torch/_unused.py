@@ -6,14 +6,20 @@ skip of a kind: all of them give tensors that say who made them as soon as anybo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
+
+from torch._C import DisableTorchFunctionSubclass
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 import torch
 from magpolicy_torch._parts import Part
 from magpolicy_torch._twin import Home
+from magpolicy_torch._understood import shown
 from torch import Tensor, nn
 
+_DEVICES = (torch.device, str, int)
 _DEPTH = 2  # below the model: an embedder of three things, one of them the text
 
 
@@ -26,58 +32,111 @@ class UsedError(Exception):
 
 
 class Blank(Tensor):
-    """In the place of a tensor that nobody looks at; any use raises :class:`UsedError`. Passing it on, or a copy, is none."""
+    """In the place of a tensor that nobody looks at. It has a shape, a dtype and a device, and what is made of blanks alone is
+    blank. To ask for its contents, or to bring it together with another tensor, raises :class:`UsedError`.
+    """
 
     by: Unused
+    sized: torch.Size
+    typed: torch.dtype
+    at: torch.device
+
+    @classmethod
+    def like(cls, tensor: Tensor, by: Unused, at: torch.device) -> Blank:
+        """A blank of that shape and dtype, on the device ``at``."""
+        meta = tensor.detach().to("meta")
+        found = meta.as_subclass(cls)
+        found.by, found.sized, found.typed, found.at = by, meta.shape, meta.dtype, at
+        return found
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        told = _TOLD.get(func)
+        if told is not None:
+            return getattr(args[0], told)
         if func is Tensor.clone:
             return args[0]
-        raise UsedError(blanks((args, kwargs))[0].by)
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        blank = next(leaf for leaf in given if type(leaf) is Blank)
+        try:
+            with DisableTorchFunctionSubclass():
+                if func is Tensor.to:
+                    return _converted(blank, [*args[1:], *(kwargs or {}).values()])
+                if all(type(leaf) is Blank for leaf in given):
+                    result = func(*args, **(kwargs or {}))
+                    return tree_map_only(Tensor, partial(cls.like, by=blank.by, at=blank.at), result)
+        except Exception as error:  # the meta device has no contents
+            raise UsedError(blank.by) from error
+        raise UsedError(blank.by)
+
+
+# The getters of what is asked for most often.
+_TOLD = {
+    Tensor.shape.__get__: "sized",  # type: ignore[attr-defined]
+    Tensor.dtype.__get__: "typed",  # type: ignore[attr-defined]
+    Tensor.device.__get__: "at",
+}
+
+
+def _converted(blank: Blank, to: Sequence[Any]) -> Blank:
+    """As ``Tensor.to``, whose arguments name a dtype, a device, or a tensor that has both."""
+    dtype, at = blank.typed, blank.at
+    for value in to:
+        dtype = value if isinstance(value, torch.dtype) else value.dtype if isinstance(value, Tensor) else dtype
+        at = value.device if isinstance(value, Tensor) else torch.device(value) if isinstance(value, _DEVICES) else at
+    return Blank.like(blank.to(dtype), blank.by, at)
 
 
 class Unused(Part):
-    """In the place of a module, whose attributes it shows. The first call runs it, all others give blanks in the same form."""
+    """In the place of a module, whose attributes it shows. The first time that it is given something of a kind the module runs;
+    from then on there are blanks in the same form.
+    """
 
     def __init__(self, module: nn.Module) -> None:
-        super().__init__(module)
-        self.gives: Any = None
+        super().__init__(module, inside=True)  # hosts ask such modules for the dtype of their parameters
+        self.gives: dict[Any, Any] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.gives is not None:
-            return self.gives
+        kind = shown((args, kwargs))
+        if kind in self.gives:
+            return self.gives[kind]
         result = self.shown(*args, **kwargs)
-        self.gives = _blanked(result, self)
+        self.gives[kind] = tree_map_only(Tensor, lambda tensor: Blank.like(tensor, self, tensor.device), result)
         return result
 
+    @property
+    def spares(self) -> bool:
+        """Whether anything is saved: it is called, and gives tensors. What gives none is there for something else."""
+        return bool(self.gives) and all(map(blanks, self.gives.values()))
 
-def find_unused(
-    root: nn.Module, blocks: set[nn.Module], attempt: Callable[[Mapping[Home, nn.Module]], bool]
-) -> frozenset[Home]:
+
+Attempt = Callable[[Mapping[Home, nn.Module]], bool]
+
+
+def find_unused(root: nn.Module, blocks: set[nn.Module], attempt: Attempt) -> frozenset[Home]:
     """Where the modules outside of ``blocks`` are that a skip can do without.
 
     Args:
         attempt: makes the skip with these in the place of modules, and says whether it gave the same bits.
     """
     tried = _below(root, "", blocks)
-    settled = False
     while tried:
-        new = [part for part in tried.values() if part.gives is None]
+        before = [len(part.gives) for part in tried.values()]
         try:
             if not attempt(tried):
                 break
-            # Those that are not called, or give no tensor (they may be there for something else), stay as they are.
-            tried = {home: part for home, part in tried.items() if blanks(part.gives)}
-            settled = not new
         except UsedError as used:
             home = next(home for home, part in tried.items() if part is used.by)
             del tried[home]
             path = f"{home.path}.{home.name}".lstrip(".")
             if path.count(".") + 1 < _DEPTH:
                 tried |= _below(used.by.shown, path, blocks)
-        if settled:
-            return frozenset(tried)
+            continue
+        settled = before == [len(part.gives) for part in tried.values()]  # else a module ran, to show what it gives
+        kept = {home: part for home, part in tried.items() if part.spares}
+        if settled and len(kept) == len(tried):
+            return frozenset(kept)
+        tried = kept
     return frozenset()
 
 
@@ -88,22 +147,8 @@ def _below(module: nn.Module, path: str, blocks: set[nn.Module]) -> dict[Home, U
     return {Home(path, name): Unused(child) for name, child in children.items() if blocks.isdisjoint(child.modules())}
 
 
-def _blanked(value: Any, by: Unused) -> Any:
-    """``value`` with a blank for each tensor in it."""
-    if isinstance(value, Tensor):
-        blank = torch.Tensor._make_subclass(Blank, torch.empty(0))
-        blank.by = by
-        return blank
-    if type(value) in (list, tuple):
-        return type(value)(_blanked(item, by) for item in value)
-    if type(value) is dict:
-        return {key: _blanked(item, by) for key, item in value.items()}
-    return value
-
-
-def blanks(value: Any) -> list[Blank]:
-    """Those in a result, or among arguments."""
-    if isinstance(value, Blank):
-        return [value]
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return [blank for item in items for blank in blanks(item)]
+def blanks(value: Any) -> bool:
+    """Whether a result holds any."""
+    if type(value) is tuple and len(value) == 1:  # as models return it most often
+        return type(value[0]) is Blank
+    return any(type(leaf) is Blank for leaf in tree_leaves(value))

@@ -39,15 +39,16 @@ def flux(cases):
 
 
 def emptied(case):
-    """The same model without a stack."""
+    """The same model without a stack, and without what only the stack uses: rotary tables and the text."""
     empty = copy.deepcopy(case.module)
     empty.transformer_blocks = empty.single_transformer_blocks = torch.nn.ModuleList()
+    empty.pos_embed = empty.context_embedder = torch.nn.Identity()
     other = copy.copy(case)
     other.module = empty
     return other
 
 
-def test_a_skip_is_the_rest_of_the_model_and_one_addition(flux):
+def test_a_skip_is_what_reaches_the_result_and_one_addition(flux):
     ideal = counted(emptied(flux))
     with magpolicy.attach(flux.module, schedule=Schedule.from_mask([1, 0, 0, 0])) as handle, handle.run():
         with torch.no_grad():
@@ -57,8 +58,7 @@ def test_a_skip_is_the_rest_of_the_model_and_one_addition(flux):
         assert flux.blocks_run() == []
     more = done - ideal
     assert not ideal - done
-    # The text leaves the stack as it came; the host may write to it, so it is a copy.
-    assert more == Counter({"aten::add": 1, "aten::clone": 1})
+    assert more == Counter({"aten::add": 1})
     assert not WAITS & done.keys()
 
 
@@ -70,7 +70,7 @@ def test_a_forecast_is_one_operation_more_or_three(flux, second, operations):
         with torch.no_grad():
             flux(), flux(), flux(), flux()
         done = counted(flux)
-    assert done - ideal == Counter({"aten::add": 1, "aten::clone": 1} | {f"aten::{name}": 1 for name in operations})
+    assert done - ideal == Counter({"aten::add": 1} | {f"aten::{name}": 1 for name in operations})
     assert not WAITS & done.keys()
 
 
