@@ -326,14 +326,27 @@ def same(one: Any, other: Any) -> bool:
     return all((a + b).shape == b.shape for a, b in zip(tree_leaves(one), tree_leaves(other), strict=True))
 
 
-def count(published: Published) -> tuple[Work, Part, dict[str, Part]]:
-    """The stack of a computed evaluation, all else of it, and a skipped one by part."""
+@frozen
+class Counted:
+    """What was counted of one model."""
+
+    stack: Work
+    rest: Work
+    """Of an evaluation of the bare model."""
+    more: int
+    """Bytes that a computed evaluation moves besides, where the residual is kept."""
+    skip: dict[str, Part]
+    """A skipped evaluation, by part."""
+
+
+def count(published: Published) -> Counted:
+    """One evaluation of each kind."""
     with torch.device("meta"):
         model = getattr(diffusers, published.cls)(**published.config).to(torch.bfloat16).eval().requires_grad_(False)
         inputs = published.inputs()
         changing = {name: value for name, value in inputs.items() if name in CHANGES}
-        computed, skipped = Counting(changing), Counting(changing)
-        schedule = magpolicy.Schedule.from_mask([1, 0, 0])
+        bare, computed, skipped = (Counting(changing) for _ in range(3))
+        schedule = magpolicy.Schedule.from_mask([1, 0, 1, 0])
         with contextlib.ExitStack() as stack:
             for patch in (
                 mock.patch.object(nn.functional, "scaled_dot_product_attention", attention),
@@ -345,35 +358,38 @@ def count(published: Published) -> tuple[Work, Part, dict[str, Part]]:
                 mock.patch.object(Arguments, "timestep", return_value=None),  # there is none to read
             ):
                 stack.enter_context(patch)
-            with torch.no_grad(), computed.watching(model, published.blocks), computed:
+            with torch.no_grad(), bare.watching(model, published.blocks), bare:
                 model(**inputs, return_dict=False)
             handle = stack.enter_context(magpolicy.attach(model, schedule=schedule, blocks=published.blocks))
             with torch.no_grad(), handle.run(), handle.stream("cond"):
-                for _ in range(2):  # the first skip looks for the quickest way
+                for _ in range(2):  # the first of each kind is watched
+                    model(**inputs, return_dict=False)
+                with computed:
                     model(**inputs, return_dict=False)
                 with skipped.watching(model, published.blocks), skipped:
                     model(**inputs, return_dict=False)
-    work = computed.parts.pop("stack").all
-    return work, Part.of(computed.parts), dict(skipped.parts)
+    whole, blocks = Part.of(bare.parts).all, bare.parts.pop("stack").all
+    more = Part.of(computed.parts).all.moved - whole.moved
+    return Counted(blocks, Part.of(bare.parts).all, more, dict(skipped.parts))
 
 
 def show(name: str, published: Published, intensity: float, *, parts: bool) -> None:
-    stack, rest, counted = count(published)
-    left = Part.of(counted)
+    counted = count(published)
+    stack, rest, left = counted.stack, counted.rest, Part.of(counted.skip)
 
     def share(work: Work) -> float:
         """Of the evaluation, in percent: products and bytes one after the other, over the stack's products."""
         return 100 * (work.flops + work.moved * intensity) / stack.flops
 
-    whole, skip = 1 + share(rest.all) / 100, share(left.all) / 100
+    whole, skip = 1 + share(rest) / 100, share(left.all) / 100
     bound = 3 * whole / (whole + 2 * skip)
     print(
-        f"| {name}, {published.what} | {stack.flops / 1e12:.1f} | {rest.all.operations} | {share(rest.all):.2f} "
+        f"| {name}, {published.what} | {stack.flops / 1e12:.1f} | {rest.operations} | {share(rest):.2f} "
         f"| {left.all.operations} | {100 * left.all.flops / stack.flops:.3f} | {share(left.all):.2f} | {bound:.2f} "
-        f"| {left.constant.operations} | {share(left.constant):.3f} |"
+        f"| {left.constant.operations} | {share(left.constant):.3f} | {share(Work(moved=counted.more)):.3f} |"
     )
     if parts:
-        for label, part in sorted(counted.items(), key=lambda item: -share(item[1].all)):
+        for label, part in sorted(counted.skip.items(), key=lambda item: -share(item[1].all)):
             if share(part.all) >= 0.0005:
                 print(
                     f"    {label:32} {part.all.flops / 1e9:10.2f} GFLOP {part.all.moved / 2**20:9.1f} MiB "
@@ -401,6 +417,7 @@ def main() -> None:
         "3x becomes",
         "constant: operations",
         "% of time, at most",
+        "a computed step more, % of time, at most",
     ]
     print("| " + " | ".join(head) + " |")
     print("|---" * len(head) + "|")
