@@ -94,12 +94,12 @@ class Making:
             found = ((home, self.module.get_submodule(home.path)._modules.get(home.name)) for home in understood.unused)
             unused = {home: Unused(child) for home, child in found if child is not None}
         if way == "full":
-            return Twin(self.module, original.kind, self._contents({**parts, **unused}))
+            return Twin(self.module, original.kind, self._contents({**parts, **unused}), lacks=bool(unused))
         contents = self._contents(unused)
         for path in (self._homes[run[0]].path for run in runs):
             held = [part for home, part in parts.items() if home.path == path]
             contents[path] = {str(place): part for place, part in enumerate(held)}
-        return Twin(self.module, original.kind, contents)
+        return Twin(self.module, original.kind, contents, lacks=bool(unused))
 
     def _at_home(self) -> bool:
         """Whether the stack's blocks are still those of the model."""

@@ -238,26 +238,27 @@ class _Calling:
         return differences(self.streams, pairs, layout.batch)
 
     def _skip(self, understood: Understood, twins: _Twins) -> tuple[Any, Decision | None] | None:
-        seen, everything = self.run.seen, self.model.everything
-        if understood.skipping == "watched":
+        seen, everything, way = self.run.seen, self.model.everything, understood.skipping
+        if way == "watched":
             return None
         for stream in self.streams:
             if seen.get(stream) != everything:
                 return None
-        if understood.skipping is None:
+        if way is None:
             return self._try_out(understood, twins)
         reason = self._load(understood, twins.tap)
         if reason is None:
-            way = understood.skipping
             twin = twins.get(way, lambda: self.model.making.skipping(self.original, understood, twins.tap, way))
             if twin is None:
                 raise NoTwinError
-            used = False
             try:
                 result = twin(self.original.compiling, self.args, self.kwargs)
-            except UsedError:
-                used = True
-            if used or (understood.unused and blanks(result)):  # the model goes another way than when it was tried out
+                used = twin.lacks and blanks(result)
+            except Exception:
+                used = twin.lacks
+                if not used:
+                    raise
+            if used:  # the model goes another way than when it was tried out
                 understood.skipping, understood.unused = None, frozenset()
                 twins.made.pop(way)
                 return self._skip(understood, twins)

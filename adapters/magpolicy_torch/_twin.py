@@ -28,6 +28,11 @@ class Home:
     name: str
     """Under which it is held there."""
 
+    @property
+    def inside(self) -> str:
+        """The path of what it holds."""
+        return f"{self.path}.{self.name}".lstrip(".")
+
 
 def homes_of(root: nn.Module, blocks: Sequence[nn.Module]) -> tuple[Home, ...] | None:
     """Where each of ``blocks`` is kept below ``root``; ``None`` if one is kept nowhere, or twice."""
@@ -49,8 +54,12 @@ class Twin:
     Everything but that is shared: parameters, buffers, submodules. What the forward sets on it is carried over to ``root``.
     """
 
-    def __init__(self, root: nn.Module, kind: type, contents: Mapping[str, Mapping[str, nn.Module]]) -> None:
+    def __init__(
+        self, root: nn.Module, kind: type, contents: Mapping[str, Mapping[str, nn.Module]], *, lacks: bool = False
+    ) -> None:
         self._root, self._kind = root, kind
+        self.lacks = lacks
+        """Whether it may turn out to lack something."""
         self._overlay = dict(contents.get("", {}))
         made: dict[str, nn.Module] = {}
         self._made_of = [(root._modules, dict(root._modules))]

@@ -20,7 +20,7 @@ from magpolicy_torch._understood import shown
 from torch import Tensor, nn
 
 _DEVICES = (torch.device, str, int)
-_DEPTH = 2  # below the model: an embedder of three things, one of them the text
+_DEPTH = 2  # an embedder of three things, one of them the text
 
 
 class UsedError(Exception):
@@ -92,13 +92,16 @@ class Unused(Part):
     from then on there are blanks in the same form.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, depth: int = 1) -> None:
         super().__init__(module, inside=True)  # hosts ask such modules for the dtype of their parameters
+        self.depth = depth
+        self.runs = False
+        """Whether it runs whatever it is given."""
         self.gives: dict[Any, Any] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         kind = shown((args, kwargs))
-        if kind in self.gives:
+        if kind in self.gives and not self.runs:
             return self.gives[kind]
         result = self.shown(*args, **kwargs)
         self.gives[kind] = tree_map_only(Tensor, lambda tensor: Blank.like(tensor, self, tensor.device), result)
@@ -119,32 +122,38 @@ def find_unused(root: nn.Module, blocks: set[nn.Module], attempt: Attempt) -> fr
     Args:
         attempt: makes the skip with these in the place of modules, and says whether it gave the same bits.
     """
-    tried = _below(root, "", blocks)
+    tried, new = _below(root, "", blocks), True
     while tried:
-        before = [len(part.gives) for part in tried.values()]
+        for part in tried.values():
+            part.runs = new  # once, to see what they give
         try:
-            if not attempt(tried):
-                break
+            same = attempt(tried)
         except UsedError as used:
             home = next(home for home, part in tried.items() if part is used.by)
             del tried[home]
-            path = f"{home.path}.{home.name}".lstrip(".")
-            if path.count(".") + 1 < _DEPTH:
-                tried |= _below(used.by.shown, path, blocks)
+            children = _below(used.by.shown, home.inside, blocks, used.by.depth + 1) if used.by.depth < _DEPTH else {}
+            tried, new = tried | children, bool(children)
             continue
-        settled = before == [len(part.gives) for part in tried.values()]  # else a module ran, to show what it gives
-        kept = {home: part for home, part in tried.items() if part.spares}
-        if settled and len(kept) == len(tried):
-            return frozenset(kept)
-        tried = kept
+        if not same:
+            break
+        if not new:
+            return frozenset(tried)
+        tried, new = {home: part for home, part in tried.items() if part.spares}, False
     return frozenset()
 
 
-def _below(module: nn.Module, path: str, blocks: set[nn.Module]) -> dict[Home, Unused]:
-    """The children of a module that could be left out."""
-    lists = (nn.ModuleList, nn.ModuleDict)
-    children = {name: child for name, child in module.named_children() if not isinstance(child, lists)}
-    return {Home(path, name): Unused(child) for name, child in children.items() if blocks.isdisjoint(child.modules())}
+def _below(module: nn.Module, path: str, blocks: set[nn.Module], depth: int = 1) -> dict[Home, Unused]:
+    """The children of a module that could be left out; of one that holds the stack, its own children."""
+    found: dict[Home, Unused] = {}
+    for name, child in module.named_children():
+        home = Home(path, name)
+        if isinstance(child, nn.ModuleList | nn.ModuleDict) or child in blocks:
+            continue
+        if blocks.isdisjoint(child.modules()):
+            found[home] = Unused(child, depth)
+        else:
+            found |= _below(child, home.inside, blocks, depth)
+    return found
 
 
 def blanks(value: Any) -> bool:

@@ -140,6 +140,24 @@ def test_what_the_blocks_alone_would_use_is_left_out(net):
     check(net, [0, 1, 2, 3], found)
 
 
+def test_in_a_model_inside_of_a_model_too(net):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.before, self.inner = Counted(WIDTH, WIDTH), net
+
+        def forward(self, x, time, words):
+            return self.inner(x, time, self.before(words))
+
+        embed = property(lambda self: self.inner.embed)
+        blocks = property(lambda self: self.inner.blocks)
+
+    wrapped = Wrapped().eval().requires_grad_(False)
+    found = run(wrapped, [0, 1, 2])
+    assert found[2][1] == {"inner.embed", "inner.out", "inner.condition.time"}
+    check(wrapped, [0, 1, 2], found)
+
+
 def test_what_is_used_after_the_blocks_stays(net):
     net.looks_later = True
     found = run(net, [0, 1, 2])
