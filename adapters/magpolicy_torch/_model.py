@@ -131,7 +131,8 @@ class _Calling:
                 len(self.streams),
                 torch.is_inference_mode_enabled(),
                 shown(self.args) if self.args else (),
-                *[(n, v.shape, v.dtype, v.device) if isinstance(v, Tensor) else (n, shown(v)) for n, v in self.kwargs.items()],
+                *self.kwargs,
+                *[(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else shown(v) for v in self.kwargs.values()],
             )
         return self._kind
 
