@@ -255,10 +255,8 @@ class _Calling:
             try:
                 result = twin(self.original.compiling, self.args, self.kwargs)
                 used = twin.lacks and blanks(result)
-            except Exception:
-                used = twin.lacks
-                if not used:
-                    raise
+            except UsedError:
+                used = True
             if used:  # the model goes another way than when it was tried out
                 understood.skipping, understood.unused = None, frozenset()
                 twins.made.pop(way)
