@@ -89,6 +89,14 @@ class Handle(Attached):
         with self._under_way(), self._driven_by(GivenRun(self._request, steps, sigmas, start)):
             yield self
 
+    def go_to(self, step: int) -> None:
+        driver = self._driver.get()
+        if not isinstance(driver, GivenRun):
+            raise RunError(f"go_to({step}): no run is under way here; use it inside 'with handle.run(steps=...):'")
+        driver.go_to(step)
+
+    go_to.__doc__ = Attached.go_to.__doc__
+
     @property
     def report(self) -> Report:
         """What the run under way here has done so far, or else what the last one did.

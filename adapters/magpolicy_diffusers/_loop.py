@@ -12,6 +12,7 @@ from magpolicy_diffusers._branches import Branches
 from magpolicy_diffusers._provenance import guidance
 from magpolicy_diffusers._steps import Levels, SchedulerClock, TimestepClock
 from magpolicy_torch._calibrating import Moments, calibrated, curve_of, measured, moments_for
+from magpolicy_torch._handle import check_step
 from magpolicy_torch._report import Record, Report
 from magpolicy_torch._run import Run
 from magpolicy_torch._store import ResidualStore
@@ -183,11 +184,20 @@ class GivenRun(Driver):
     def __init__(self, request: AttachRequest, steps: int | None, sigmas: Sequence[float] | None, start: int) -> None:
         super().__init__(request)
         self._clock = TimestepClock(start)
+        self._told = False
         session = request.session(steps, sigmas)
         self._begin(session, start, session.sigmas)
 
+    def go_to(self, step: int) -> None:
+        """As :meth:`Handle.go_to`: from now on no timestep is read."""
+        assert self.loop is not None
+        self.loop.go_to(check_step(step, self.loop.session.steps, self.loop.step))
+        self._told = True
+
     def enter(self, timestep: Timestep) -> Loop | None:
         assert self.loop is not None
+        if self._told:
+            return self.loop
         if self._clock.tell(timestep()) == "untold":
             self.loop.branches.begin_step()  # each call is its stream's next
         self.loop.go_to(min(self._clock.count, self.loop.session.steps - 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -59,7 +60,18 @@ def checkpointing(module: nn.Module) -> bool:
     return torch.is_grad_enabled() and bool(getattr(module, "gradient_checkpointing", False))
 
 
-class Attached:
+def check_step(step: int, steps: int, now: int) -> int:
+    """``step`` of a run of ``steps``, which has come to ``now``.
+
+    Raises:
+        ArgumentError: there is no such step to come.
+    """
+    if not isinstance(step, int) or not now <= step < steps:
+        raise ArgumentError(f"step={step!r} is not to come in this run of {steps} steps; use {now} to {steps - 1}")
+    return step
+
+
+class Attached(abc.ABC):
     """What every handle has: named streams, patches that come off again, and care for runs under way."""
 
     def __init__(self) -> None:
@@ -110,6 +122,23 @@ class Attached:
             yield self
         finally:
             self._streams.reset(token)
+
+    @abc.abstractmethod
+    def go_to(self, step: int) -> None:
+        """Inside :meth:`run`: the calls to come are those of ``step``, counted from 0 at the beginning of the full run.
+
+        >>> with handle.run(steps=28):  # doctest: +SKIP
+        ...     for step, t in enumerate(timesteps):
+        ...         handle.go_to(step)
+        ...         model(x, t, ...)
+
+        Only needed where it is not plain: without it each call is its stream's next evaluation, or, with a model of diffusers,
+        the timestep tells. To read that from an accelerator, the host has to wait for it at every call; this spares the wait.
+
+        Raises:
+            RunError: no run is under way here.
+            ArgumentError: ``step`` lies outside the run, or before where it is.
+        """
 
     def detach(self) -> None:
         """Leave everything as it was before; calling it again does nothing.
@@ -219,6 +248,14 @@ class Handle(Attached):
                     with self._lock:
                         self._last = run
 
+    def go_to(self, step: int) -> None:
+        run = self._run.get()
+        if run is None:
+            raise RunError(f"go_to({step}): no run is under way here; use it inside 'with handle.run(steps=...):'")
+        run.at = check_step(step, run.session.steps, run.at or 0)
+
+    go_to.__doc__ = Attached.go_to.__doc__
+
     @property
     def report(self) -> Report:
         """What the run under way here has done so far, or else what the last finished one did.
@@ -288,7 +325,9 @@ class Handle(Attached):
         if checkpointing(unwrapped(self.module)):
             run.unsupported.update(streams)
         before = len(run.record.past_end)
-        result = self._model.evaluate(run, streams, original, args, kwargs)
+        # A stream that comes again without a step in between is at its next evaluation.
+        step = None if run.at is None else max(run.at, *map(run.session.step, streams))
+        result = self._model.evaluate(run, streams, original, args, kwargs, step=step)
         if run.record.past_end and not before:
             self._warn(
                 f"{self._name} was evaluated more often than the run's {run.session.steps} steps; the rest computes. "

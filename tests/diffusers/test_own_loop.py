@@ -53,6 +53,49 @@ def test_unnamed_calls_at_one_timestep_are_streams_in_call_order(model):
         assert [e.stream for e in handle.report.trace] == streams * 6
 
 
+class Reads(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts what the host waits for."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func._schema.name == "aten::_local_scalar_dense"
+        return func(*args, **(kwargs or {}))
+
+
+def test_who_tells_the_step_has_no_timestep_read(model):
+    """With one branch's guidance left out for a while, the traces are the same either way."""
+    branches = {2: ("cond",), 3: ("cond",)}
+    found = []
+    with magpolicy.attach(model, schedule=Schedule.from_mask([1, 0, 1, 0, 1, 0])) as handle:
+        for told in (False, True):
+            with handle.run(), Reads() as reads:
+                for step in range(6):
+                    if told:
+                        handle.go_to(step)
+                    for name in branches.get(step, ("cond", "uncond")):
+                        with model.cache_context(name):
+                            WAN.call(model, draw(step))
+            found.append((handle.report.trace, reads.count))
+    (trace, waits), (told, none) = found
+    assert [entry.step for entry in told] == [0, 0, 1, 1, 2, 3, 4, 4, 5, 5]
+    assert told == trace
+    assert waits - none == len(told), "one for each call; the others look for NaN, which is done on a CPU alone"
+
+
+def test_only_a_run_of_ones_own_is_told_the_step(model):
+    with magpolicy.attach(model, ratios=RATIOS, **RULE) as handle:
+        with pytest.raises(RunError, match=r"go_to\(1\): no run is under way"):
+            handle.go_to(1)
+        with (
+            handle.run(),
+            pytest.raises(magpolicy.ArgumentError, match="step=6 is not to come in this run of 6 steps; use 0 to 5"),
+        ):
+            handle.go_to(6)
+
+
 @pytest.mark.parametrize("case", [WAN, REVERSED], ids=lambda c: c.cls)
 @pytest.mark.parametrize("until", range(1, 6))
 def test_a_loop_broken_off_leaves_nothing_to_the_next(case, until):

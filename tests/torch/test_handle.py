@@ -291,6 +291,43 @@ def test_a_run_may_start_in_the_middle(plain):
     assert handle.report.schedule == magpolicy.simulate(ratios, **settings, part=(4, 10))
 
 
+def test_a_stream_that_sits_steps_out_goes_on_where_it_is_told(plain):
+    with attach(plain, [1, 0, 0, 1, 0, 0]) as handle:
+        for told in (True, False):
+            with handle.run():
+                for step in range(6):
+                    if told:
+                        handle.go_to(step)
+                    for stream in ("cond", "uncond") if step not in (1, 2) else ("cond",):
+                        with handle.stream(stream):
+                            plain()
+            trace = [(e.step, e.decision.skip) for e in handle.report.trace if e.stream == "uncond"]
+            expected = [0, 3, 4, 5] if told else [0, 1, 2, 3]
+            assert trace == [(step, step not in (0, 3)) for step in expected]
+
+
+def test_a_stream_that_comes_twice_at_a_step_is_at_its_next_evaluation(plain):
+    with attach(plain, [1, 0, 0, 1]) as handle, handle.run():
+        for step in (0, 1):
+            handle.go_to(step)
+            plain(), plain()
+        assert [e.step for e in handle.report.trace] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("step", [-1, 4, 1.5, "1"])
+def test_a_step_that_is_not_to_come_is_an_error(plain, step):
+    with attach(plain) as handle:
+        with pytest.raises(RunError, match="no run is under way"):
+            handle.go_to(0)
+        with handle.run():
+            handle.go_to(1)
+            for wrong in (step, 0):
+                with pytest.raises(ArgumentError, match="is not to come in this run of 4 steps; use 1 to 3"):
+                    handle.go_to(wrong)
+            plain()
+            assert handle.report.trace[0].step == 1
+
+
 def test_two_handles_on_two_models_do_not_see_each_other(cases):
     """One is called from within the other's blocks, while they are not skipped."""
     outer, inner = cases["Plain"](), cases["InPlace"]()
