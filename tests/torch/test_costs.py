@@ -10,6 +10,8 @@ from magpolicy import Schedule
 
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 diffusers = pytest.importorskip("diffusers", reason="the diffusers extra is not installed")
+from torch._C._profiler import _EventType  # noqa: E402
+from torch.profiler import ProfilerActivity, profile  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 # Each of these has the host wait for the device.
@@ -72,6 +74,45 @@ def test_a_forecast_is_one_operation_more_or_three(flux, second, operations):
         done = counted(flux)
     assert done - ideal == Counter({"aten::add": 1} | {f"aten::{name}": 1 for name in operations})
     assert not WAITS & done.keys()
+
+
+def allocated(call):
+    """Bytes of every allocation that is made."""
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    pending, sizes = list(profiler.profiler.kineto_results.experimental_event_tree()), []
+    while pending:
+        event = pending.pop()
+        pending.extend(event.children)
+        if event.tag == _EventType.Allocation:
+            sizes.append(max(event.extra_fields.alloc_size, 0))
+    return sum(sizes)
+
+
+def test_a_skip_allocates_one_tensor_more_than_what_reaches_the_result(flux):
+    residual = flux.tokens * 32 * 4
+    ideal = allocated(emptied(flux))
+    with magpolicy.attach(flux.module, schedule=Schedule.from_mask([1, 0, 0, 0])) as handle, handle.run():
+        with torch.no_grad():
+            flux(), flux()
+        done = allocated(flux)
+    assert ideal > residual
+    assert done == ideal + residual
+
+
+def test_a_computed_step_allocates_its_residual_and_what_it_is_looked_at_with(flux):
+    residual, element = flux.tokens * 32 * 4, 4
+    bare = allocated(flux)
+    with magpolicy.attach(flux.module, schedule=Schedule.from_mask([1, 0, 1, 0, 1, 1])) as handle, handle.run():
+        with torch.no_grad():
+            flux(), flux()
+        kept = allocated(flux)
+        with torch.no_grad():
+            flux()
+        of_no_use = allocated(flux)
+    looking = residual + 3 * residual // element  # on a CPU alone: absolute values, and three masks
+    assert residual <= kept - bare <= residual + looking + 64
+    assert of_no_use == bare
 
 
 def test_a_computed_step_is_the_model_and_one_subtraction(flux):
