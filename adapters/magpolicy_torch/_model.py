@@ -17,6 +17,7 @@ from attrs import Factory, define
 
 import torch
 from magpolicy import Decision
+from magpolicy_torch import _accelerator
 from magpolicy_torch._call import Call, evaluate, image_of, watched
 from magpolicy_torch._front import Original, uncompiled
 from magpolicy_torch._layout import Learned
@@ -377,12 +378,12 @@ class _Calling:
         understood.skipping = "watched"
         if revised is not None or self._load(understood, tap) is not None:
             return result, revised
-        devices = [tensor.device for tensor in (tap.residual,) if tensor is not None and tensor.is_cuda]
+        devices = [tensor.device for tensor in (tap.residual,) if tensor is not None]
         for name in WAYS:
             twin = model.skipping(self.original, understood, tap, name)
             if twin is None:
                 continue
-            with torch.random.fork_rng(devices), contextlib.suppress(Exception):
+            with _accelerator.forked(devices), contextlib.suppress(Exception):
                 if same(twin.watched(callback, self.args, self.kwargs), result) and not tap.void:
                     understood.skipping, twins.made[name] = name, twin
                     break

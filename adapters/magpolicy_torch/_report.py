@@ -11,6 +11,7 @@ from attrs import Factory, define, field, frozen
 
 import torch
 from magpolicy import Decision, Replan, Schedule, Session, TraceEntry
+from magpolicy_torch import _accelerator
 from torch import Tensor
 
 _REST = {"replanned": "was planned again", "computes": "computes"}
@@ -20,7 +21,7 @@ class Lap:
     """How long one evaluation took on its device; reading it waits for the device, taking it does not."""
 
     def __init__(self) -> None:
-        self._events = [_mark()] if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+        self._events = [_accelerator.timer()] if _accelerator.awake() else None
         self._start = time.perf_counter()
         self._end = self._start
 
@@ -28,7 +29,7 @@ class Lap:
         """The evaluation is through (or, on an accelerator, all of it is queued)."""
         self._end = time.perf_counter()
         if self._events is not None:
-            self._events.append(_mark())
+            self._events.append(_accelerator.timer())
 
     @property
     def seconds(self) -> float:
@@ -38,12 +39,6 @@ class Lap:
         first, last = self._events
         last.synchronize()
         return float(first.elapsed_time(last)) / 1000
-
-
-def _mark() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record()
-    return event
 
 
 @define(eq=False)
