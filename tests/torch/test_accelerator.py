@@ -57,16 +57,18 @@ def on_one(test):
 
 
 class Watching(TorchDispatchMode):
-    """Notes what has the host wait for the device: a look at a value, and a copy that is not queued or not of pinned memory."""
+    """Notes what has the host wait for the device (a look at a value, a copy that is not queued or not of pinned memory), copies,
+    and what is lent to another stream."""
 
     def __init__(self):
         super().__init__()
-        self.waits, self.copies = [], 0
+        self.waits, self.copies, self.lent = [], 0, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result, name = func(*args, **(kwargs or {})), func._schema.name.removeprefix("aten::")
         if name in WAITS:
             self.waits.append(name)
+        self.lent += name == "record_stream"
         pair = {"_to_copy": (result, args[0]), "copy_": args[:2]}.get(name, ())
         host = [tensor for tensor in pair if tensor.device.type == "cpu"]
         if len(host) == 1:
@@ -160,6 +162,8 @@ def test_the_host_waits_for_no_copy():
             run_step(session, x, heavy, offload="cpu")
     assert not watching.waits
     assert watching.copies == 5 + 2 * 2 - 1  # the last one computed is not kept; two older ones come back in either gap
+    if _accelerator.beside(DEVICE) != _accelerator.current_stream(DEVICE):
+        assert watching.lent >= 3 * 3, "of three skips, each reads three residuals"
 
 
 @on_one
@@ -273,6 +277,43 @@ def test_a_copy_waits_for_the_work_before_it():
         store.put("a", draw(key) + lag(1200))
         store.bring({"a": 1})
         assert torch.equal(store.take("a", like).cpu(), draw(key).cpu())
+
+
+@on_one
+def test_work_waits_for_the_copy_before_it():
+    """The stream of the copies lags behind."""
+    store, residual = ResidualStore("cpu"), draw(1)
+    store.put("a", residual)
+    for _ in range(5):
+        with _accelerator.using(_accelerator.beside(DEVICE)):
+            late = lag(1200)
+        store.bring({"a": 1})
+        assert torch.equal((store.take("a", residual) * 2).cpu(), (residual * 2).cpu())
+        store.bring({})
+        assert late.device == DEVICE
+
+
+@on_one
+def test_threads_go_back_to_streams_of_their_own():
+    beside, seen = _accelerator.beside(DEVICE), []
+    entered, left = threading.Event(), threading.Event()
+
+    def other():
+        own = torch.Stream(device=DEVICE)
+        with own:
+            with _accelerator.using(beside):
+                entered.set()
+                left.wait(10)
+            seen.append(_accelerator.current_stream(DEVICE) == own)
+
+    usual, thread = _accelerator.current_stream(DEVICE), threading.Thread(target=other)
+    with _accelerator.using(beside):
+        thread.start()
+        assert entered.wait(10)
+    seen.append(_accelerator.current_stream(DEVICE) == usual)
+    left.set()
+    thread.join()
+    assert seen == [True, True]
 
 
 @on_one
