@@ -57,8 +57,8 @@ def on_one(test):
 
 
 class Watching(TorchDispatchMode):
-    """Notes copies, what is lent to another stream, and what has the host wait for the device: a look at a value, and a copy that
-    is not queued or not of pinned memory."""
+    """Notes copies, what is lent to another stream, and what has the host wait for the device: a look at a value, and a copy
+    that is not queued or not of pinned memory."""
 
     def __init__(self):
         super().__init__()
