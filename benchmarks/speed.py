@@ -213,8 +213,8 @@ class Bench:
         torch.manual_seed(0)
         with self.device:
             self.model = size.make().to(dtype).eval().requires_grad_(False)
-        draw = torch.Generator(self.device).manual_seed(1)
-        self.inputs = size.inputs(lambda *shape: torch.randn(shape, generator=draw, device=self.device, dtype=dtype))
+        draw = torch.Generator().manual_seed(1)
+        self.inputs = size.inputs(lambda *shape: torch.randn(shape, generator=draw, dtype=dtype).to(self.device))
         self.dtype = dtype
 
     def timestep(self, step: int, steps: int) -> torch.Tensor:
