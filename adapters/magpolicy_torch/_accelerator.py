@@ -33,7 +33,7 @@ def kind() -> str | None:
 def default() -> str:
     """The type of device to run on if none is asked for: the accelerator if one is there, or the CPU."""
     found = kind()
-    return found if found is not None and getattr(torch, found).is_available() else "cpu"
+    return found if found is not None and getattr(getattr(torch, found, None), "is_available", bool)() else "cpu"
 
 
 def awake() -> bool:
@@ -58,10 +58,30 @@ def forked(devices: Iterable[torch.device]) -> contextlib.AbstractContextManager
 
 
 def timer() -> Any:
-    """An event that is recorded now on the current device's stream; two of them tell the time in between."""
-    event: Any = torch.Event(enable_timing=True) if _COMMON else torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record()
-    return event
+    """An event that is recorded now on the current device's stream; two of them tell the time in between. ``None`` if an
+    accelerator is not in use, or has no such events.
+    """
+    if not awake():
+        return None
+    with contextlib.suppress(RuntimeError):
+        event: Any = torch.Event(enable_timing=True) if _COMMON else torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+    return None
+
+
+def remote(device: torch.device) -> bool:
+    """Whether this is an accelerator, and one with streams and events."""
+    return device.type == kind() and _queues(device)
+
+
+@functools.cache
+def _queues(device: torch.device) -> bool:
+    try:
+        current_stream(device).record_event()
+    except RuntimeError:
+        return False
+    return True
 
 
 def current_stream(device: torch.device) -> Any:
@@ -77,8 +97,11 @@ def beside(device: torch.device) -> Any:
 @functools.cache
 def _beside(device: torch.device) -> Any:
     """One a device for all runs: torch keeps freed memory by stream."""
-    stream: Any = torch.Stream(device=device) if _COMMON else torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    return stream if lend(torch.empty(0, device=device), stream) else None
+    with contextlib.suppress(RuntimeError):
+        stream: Any = torch.Stream(device=device) if _COMMON else torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        if lend(torch.empty(0, device=device), stream):
+            return stream
+    return None
 
 
 def using(stream: Any) -> contextlib.AbstractContextManager[Any]:

@@ -50,7 +50,7 @@ class Accelerator:
     """Pinned memory; the way there on the current stream, the way back on one of its own."""
 
     def remote(self, device: torch.device) -> bool:
-        return device.type == _accelerator.kind()
+        return _accelerator.remote(device)
 
     def away(self, tensor: Tensor) -> Copy:
         pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

@@ -21,24 +21,23 @@ class Lap:
     """How long one evaluation took on its device; reading it waits for the device, taking it does not."""
 
     def __init__(self) -> None:
-        self._events = [_accelerator.timer()] if _accelerator.awake() else None
+        self._first, self._last = _accelerator.timer(), None
         self._start = time.perf_counter()
         self._end = self._start
 
     def stop(self) -> None:
         """The evaluation is through (or, on an accelerator, all of it is queued)."""
         self._end = time.perf_counter()
-        if self._events is not None:
-            self._events.append(_accelerator.timer())
+        if self._first is not None:
+            self._last = _accelerator.timer()
 
     @property
     def seconds(self) -> float:
         """Time between the two."""
-        if self._events is None:
+        if self._last is None:
             return self._end - self._start
-        first, last = self._events
-        last.synchronize()
-        return float(first.elapsed_time(last)) / 1000
+        self._last.synchronize()
+        return float(self._first.elapsed_time(self._last)) / 1000
 
 
 @define(eq=False)

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from magpolicy_torch import ResidualStore, _accelerator, run_step  # noqa: E402
 from magpolicy_torch._offload import Accelerator  # noqa: E402
+from magpolicy_torch._report import Lap  # noqa: E402
 from magpolicy_torch._step import _stores  # noqa: E402
 
 DEVICE = torch.device(_accelerator.default(), 0)
@@ -84,6 +85,7 @@ class Watching(TorchDispatchMode):
 
 def test_what_counts_as_an_accelerator(monkeypatch):
     copier = Accelerator()
+    monkeypatch.setattr(_accelerator, "_queues", lambda device: True)
     for name in ("cuda", "xpu", "mps", None):
         found = None if name is None else torch.device(name)
         monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda found=found: found)
@@ -93,10 +95,32 @@ def test_what_counts_as_an_accelerator(monkeypatch):
 
 def test_before_torch_had_one_form_for_all_cuda_is_served(monkeypatch):
     monkeypatch.setattr(_accelerator, "_COMMON", False)
+    monkeypatch.setattr(_accelerator, "_queues", lambda device: True)
     assert _accelerator.kind() == "cuda"
     assert _accelerator.awake() == torch.cuda.is_initialized()
     assert _accelerator.default() == ("cuda" if torch.cuda.is_available() else "cpu")
     assert Accelerator().remote(torch.device("cuda:0"))
+
+
+def test_a_device_without_streams_or_events_is_copied_from_plainly_and_timed_by_the_host(monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("Backend doesn't support this.")
+
+    monkeypatch.setattr(_accelerator, "kind", lambda: "cpu")  # it plays the accelerator
+    monkeypatch.setattr(_accelerator, "current_stream", fail)
+    monkeypatch.setattr(torch, "Event", fail)
+    _accelerator._queues.cache_clear()
+    monkeypatch.setattr(_accelerator, "awake", lambda: True)
+    lap = Lap()
+    x = torch.ones(4)
+    store = ResidualStore("cpu")
+    assert not store.copier.remote(x.device)
+    store.put("a", x, near=True)
+    store.bring({"a": 1})
+    assert torch.equal(store.take("a", x), x)
+    lap.stop()
+    assert lap.seconds > 0
+    _accelerator._queues.cache_clear()
 
 
 def test_what_is_drawn_inside_is_drawn_again_outside():
