@@ -6,6 +6,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from attrs import Factory, define, field, frozen
 
@@ -21,7 +22,8 @@ class Lap:
     """How long one evaluation took on its device; reading it waits for the device, taking it does not."""
 
     def __init__(self) -> None:
-        self._first, self._last = _accelerator.timer(), None
+        self._first: Any = _accelerator.timer()
+        self._last: Any = None
         self._start = time.perf_counter()
         self._end = self._start
 
