@@ -219,8 +219,8 @@ class Bench:
         torch.manual_seed(0)
         with self.device:
             self.model = size.make().to(dtype).eval().requires_grad_(False)
-        draw = torch.Generator(self.device).manual_seed(1)
-        self.inputs = size.inputs(lambda *shape: torch.randn(shape, generator=draw, device=self.device, dtype=dtype))
+        draw = torch.Generator().manual_seed(1)
+        self.inputs = size.inputs(lambda *shape: torch.randn(shape, generator=draw, dtype=dtype).to(self.device))
         self.dtype = dtype
 
     def timestep(self, step: int, steps: int) -> torch.Tensor:
@@ -249,11 +249,11 @@ class Bench:
     def peak(self, contender: Contender, steps: int) -> int:
         """Most bytes that a run has at once, above what there was before it."""
         gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
+        if self.device.type != "cpu":
+            torch.accelerator.reset_peak_memory_stats()
+            before = torch.accelerator.memory_allocated()
             self.loop(contender, steps, looking=False)
-            return torch.cuda.max_memory_allocated() - before
+            return torch.accelerator.max_memory_allocated() - before
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             self.loop(contender, steps, looking=False)
         pending, changes = list(profiler.profiler.kineto_results.experimental_event_tree()), []
@@ -265,8 +265,8 @@ class Bench:
         return max(itertools.accumulate(size for _, size in sorted(changes)))
 
     def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
 
     def ideal(self, plain: Contender, how: str) -> Contender:
         """The forward of the plain model with empty stacks, and one addition for the residual; compiled where the model is
@@ -306,8 +306,8 @@ def context(call: Any, stream: str) -> Iterator[None]:
 def live(device: torch.device) -> int:
     """Bytes of all tensors alive on the device."""
     gc.collect()
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated()
+    if device.type != "cpu":
+        return torch.accelerator.memory_allocated()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Not the stand-ins that compilers keep.
@@ -319,7 +319,7 @@ def live(device: torch.device) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="narrow")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=(torch.accelerator.current_accelerator(True) or torch.device("cpu")).type)
     parser.add_argument("--compile", choices=COMPILED, nargs="+", default=["eager"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -327,7 +327,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(given.threads)
     bench = Bench(SIZES[given.size], given.device, torch.float32 if given.device == "cpu" else torch.bfloat16)
-    where = torch.cuda.get_device_name() if given.device.startswith("cuda") else f"{platform.machine()} CPU"
+    named = getattr(torch.get_device_module(given.device), "get_device_name", lambda: given.device)
+    where = f"{platform.machine()} CPU" if given.device == "cpu" else named()
     print(f"{given.size}, {where}, torch {torch.__version__}, diffusers {diffusers.__version__}")
     with torch.no_grad():
         for how in given.compile:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from magpolicy_torch import _accelerator
 
 _MOST = 50  # evaluations for each step, before a sampler is taken to follow what the model returns
 
@@ -64,9 +65,8 @@ def rehearse(sampler: Any, guider: Any, sigmas: Any, seed: Any, dimensions: int)
     model = _Model(guider, _MOST * len(listed))
     noise = torch.ones((1,) * dimensions, device=sigmas.device)
     options = {"transformer_options": {"sample_sigmas": sigmas}}
-    devices = [sigmas.device] if sigmas.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
+        with _accelerator.forked([sigmas.device]), torch.no_grad():
             sampler.sample(
                 model, sigmas, {"model_options": options, "seed": seed}, None, noise, torch.zeros_like(noise), None, True
             )

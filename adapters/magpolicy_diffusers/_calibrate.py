@@ -14,6 +14,7 @@ import diffusers
 import torch
 from magpolicy import AdapterError, ArgumentError, Calibration, MagPolicyError, RunError, attach
 from magpolicy_diffusers._handle import Handle
+from magpolicy_torch import _accelerator
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -25,14 +26,14 @@ def load(
 
     Args:
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default float32 on the CPU, else bfloat16.
-        device: a torch device; by default CUDA where there is one.
+        device: a torch device; by default the accelerator where there is one, else the CPU.
         offload: keep the parts that are not running in main memory.
         progress: show bars while it loads and runs.
 
     Raises:
         AdapterError: it cannot be loaded.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or _accelerator.default()
     wanted = DTYPES[dtype or ("float32" if device == "cpu" else "bfloat16")]
     if not progress:
         diffusers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Reduce = Callable[[Tensor], Any]
-"""Adds up a tensor of float64 sums over ranks, in place or as its result: ``torch.distributed.all_reduce``."""
+"""Adds up a tensor of float64 or float32 sums over ranks, in place or as its result: ``torch.distributed.all_reduce``."""
 
 WINDOW, WIDEST = 12, 100
 """Evaluations back that residuals are compared over, unless it is said otherwise: where a run's length is not known, and at
@@ -71,7 +71,7 @@ class Moments:
     (1.0, 2.0, 1.5)
 
     Nothing waits for a device before :meth:`calibration`. Sums of 16-bit residuals are formed in float32 within a token and in
-    float64 across tokens.
+    float64 (on devices other than the CPU and CUDA float32) across tokens.
 
     Args:
         window: evaluations back that each residual is compared with, >= 1. That many residuals a stream are held, and one more.
@@ -379,4 +379,4 @@ def _growth(squares: Tensor, products: Tensor, before: Tensor | None) -> Tensor:
 
 
 def _widest(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64
+    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32  # MPS has none, nor have all of the others

@@ -17,6 +17,7 @@ from attrs import Factory, define
 
 import torch
 from magpolicy import Decision
+from magpolicy_torch import _accelerator
 from magpolicy_torch._call import Call, evaluate, image_of, watched
 from magpolicy_torch._front import Original, uncompiled
 from magpolicy_torch._layout import Learned
@@ -289,8 +290,8 @@ class _Calling:
         understood.skipping = "watched"
         if revised is not None or self._load(understood, tap) is not None:
             return result, revised
-        devices = [tensor.device for tensor in (tap.residual,) if tensor is not None and tensor.is_cuda]
-        with torch.random.fork_rng(devices):
+        devices = [tensor.device for tensor in (tap.residual,) if tensor is not None]
+        with _accelerator.forked(devices):
             for name in WAYS:
                 twin = self._trial(name, understood, tap, result, {})
                 if twin is not None:

@@ -1,17 +1,14 @@
-"""Residuals that wait in main memory: the copies there, and back before they are asked for.
-
-All that is done with CUDA's streams and events is in :class:`Cuda`.
-"""
+"""Residuals that wait in main memory: the copies there, and back before they are asked for."""
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import frozen
 
 import torch
 from magpolicy import Session
+from magpolicy_torch import _accelerator
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -24,15 +21,15 @@ class Copy:
 
     data: Tensor
     done: Any = None
-    """Marks the end of the copy, a ``torch.cuda.Event``; ``None`` if it is over."""
+    """Marks the end of the copy, an event; ``None`` if it is over."""
 
     def on(self, device: torch.device) -> Tensor:
         """The tensor, for work on the current stream of ``device``: that waits for the copy, the host does not."""
         if self.done is not None:
-            stream = torch.cuda.current_stream(device)
+            stream = _accelerator.current_stream(device)
             stream.wait_event(self.done)
-            if self.data.is_cuda:  # of another stream: its memory is not to be given away while this one reads it
-                self.data.record_stream(stream)
+            if self.data.device == device:  # of another stream: its memory is not to be given away while this one reads it
+                _accelerator.lend(self.data, stream)
         return self.data
 
 
@@ -49,33 +46,23 @@ class Copier(Protocol):
         """A copy on ``device`` of a copy in main memory, begun as soon as that is complete, beside the device's work."""
 
 
-class Cuda:
+class Accelerator:
     """Pinned memory; the way there on the current stream, the way back on one of its own."""
 
     def remote(self, device: torch.device) -> bool:
-        return device.type == "cuda"
+        return _accelerator.remote(device)
 
     def away(self, tensor: Tensor) -> Copy:
         pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record(torch.cuda.current_stream(tensor.device))
-        return Copy(pinned, done)
+        return Copy(pinned, _accelerator.current_stream(tensor.device).record_event())
 
     def back(self, copy: Copy, device: torch.device) -> Copy:
-        stream = _beside(device)
+        stream = _accelerator.beside(device)
         if copy.done is not None:
             stream.wait_event(copy.done)
-        with torch.cuda.stream(stream):
+        with _accelerator.using(stream):
             data = copy.data.to(device, non_blocking=True)
-            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            done.record(stream)
-        return Copy(data, done)
-
-
-@functools.cache
-def _beside(device: torch.device) -> torch.cuda.Stream:
-    """One stream a device for all runs: torch keeps freed memory by stream."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        return Copy(data, stream.record_event())
 
 
 def look_ahead(session: Session, *stores: ResidualStore) -> None:

@@ -6,11 +6,13 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from attrs import Factory, define, field, frozen
 
 import torch
 from magpolicy import Decision, Replan, Schedule, Session, TraceEntry
+from magpolicy_torch import _accelerator
 from torch import Tensor
 
 _REST = {"replanned": "was planned again", "computes": "computes"}
@@ -20,30 +22,24 @@ class Lap:
     """How long one evaluation took on its device; reading it waits for the device, taking it does not."""
 
     def __init__(self) -> None:
-        self._events = [_mark()] if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+        self._first: Any = _accelerator.timer()
+        self._last: Any = None
         self._start = time.perf_counter()
         self._end = self._start
 
     def stop(self) -> None:
         """The evaluation is through (or, on an accelerator, all of it is queued)."""
         self._end = time.perf_counter()
-        if self._events is not None:
-            self._events.append(_mark())
+        if self._first is not None:
+            self._last = _accelerator.timer()
 
     @property
     def seconds(self) -> float:
         """Time between the two."""
-        if self._events is None:
+        if self._last is None:
             return self._end - self._start
-        first, last = self._events
-        last.synchronize()
-        return float(first.elapsed_time(last)) / 1000
-
-
-def _mark() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record()
-    return event
+        self._last.synchronize()
+        return float(self._first.elapsed_time(self._last)) / 1000
 
 
 @define(eq=False)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 
-from attrs import define, evolve
+from attrs import define
 
 import torch
 from magpolicy import ArgumentError, Decision
 from magpolicy_torch import _residual
-from magpolicy_torch._offload import Copier, Copy, Cuda
+from magpolicy_torch._accelerator import OutOfMemory
+from magpolicy_torch._offload import Accelerator, Copier, Copy
 from torch import Tensor
 
 _LOOKED_AT = 1024  # tokens, where a residual is compared with its forecast
@@ -42,11 +43,11 @@ class ResidualStore:
     """The last residual of each stream, and where a forecast may need them the one or two before.
 
     Args:
-        offload: ``"cpu"`` keeps residuals in main memory (pinned and copied without waiting where CUDA is available),
+        offload: ``"cpu"`` keeps residuals in main memory (pinned, and copied without waiting, if they are an accelerator's),
             ``None`` on the device they were computed on. They come back when they are taken, or before it by :meth:`bring`.
         storage_dtype: floating dtype to keep them in, such as ``torch.bfloat16``; ``None`` keeps their own. In 8 bits
             (``torch.float8_e4m3fn``) each residual is scaled so that its largest value fits.
-        copier: makes the copies of ``offload="cpu"``; by default CUDA's.
+        copier: makes the copies of ``offload="cpu"``; by default those of the accelerator that torch drives.
 
     Raises:
         ArgumentError: another ``offload``, or a ``storage_dtype`` that holds no fractions.
@@ -61,7 +62,7 @@ class ResidualStore:
             raise ArgumentError(f"storage_dtype={storage_dtype!r} must be a floating torch dtype; try torch.bfloat16")
         self.offload = offload
         self.storage_dtype = storage_dtype
-        self.copier: Copier = Cuda() if copier is None else copier
+        self.copier: Copier = Accelerator() if copier is None else copier
         self._entries: dict[str, tuple[_Entry | Decision, ...]] = {}  # per stream, newest first
         self._held: dict[str, Decision] = {}
         self.losses: list[Tensor] = []
@@ -154,7 +155,7 @@ class ResidualStore:
         stride = max(1, residual.shape[tokens] // _LOOKED_AT) if tokens >= 0 else 1
         some = (*(slice(None),) * max(tokens, 0), slice(None, None, stride))
         true = residual.detach()[some].float()
-        parts = [_back(evolve(e, kept=evolve(e.kept, data=e.data[some]), near=None), true, torch.float32) for e in entries]
+        parts = [_back(e, true, torch.float32, some) for e in entries]
         found = _residual.forecast(parts, coefficients) if coefficients else parts[0]
         error: Tensor = torch.linalg.vector_norm(true - found) / torch.linalg.vector_norm(true)
         return error
@@ -175,7 +176,7 @@ class ResidualStore:
                 if place >= count:
                     entry.near = None
                 elif entry.near is None:
-                    with contextlib.suppress(torch.cuda.OutOfMemoryError):  # when it is asked for there may be room
+                    with contextlib.suppress(OutOfMemory):  # when it is asked for there may be room
                         entry.near = self.copier.back(entry.kept, entry.device)
 
     def held(self, stream: str) -> Decision | None:
@@ -231,13 +232,15 @@ class ResidualStore:
         return [entry for entries in self._entries.values() for entry in entries if isinstance(entry, _Entry)]
 
 
-def _back(entry: _Entry, like: Tensor, dtype: torch.dtype) -> Tensor:
-    if entry.plain and dtype is entry.dtype:
+def _back(entry: _Entry, like: Tensor, dtype: torch.dtype, some: tuple[slice, ...] = ()) -> Tensor:
+    if entry.plain and dtype is entry.dtype and not some:
         return entry.data
     if entry.near is not None:
         data = entry.near.on(like.device)
     else:
         data = entry.kept.on(like.device).to(device=like.device, non_blocking=True)
+    if some:  # only here: to copy a part, the host would gather it, and that before main memory has it all
+        data = data[some]
     return data.to(dtype) if entry.scale is None else (data.float() * entry.scale).to(dtype)
 
 

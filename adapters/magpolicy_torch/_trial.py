@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from magpolicy import ArgumentError, Schedule, attach
+from magpolicy_torch import _accelerator
 from torch import Tensor, nn
 
 Sample = Callable[[Any], Any]
@@ -94,8 +95,7 @@ def checked_seeds(seeds: Any) -> tuple[int, ...]:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """torch's common generators seeded, and left as they were."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices=devices):
+    with _accelerator.forked(_accelerator.devices()):
         torch.manual_seed(seed)
         yield
 

@@ -41,7 +41,7 @@ _OPTIONS = (
     click.option("--set", "more", multiple=True, callback=_assignments, metavar="NAME=VALUE", help="Any other argument."),
     click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Noise seed of the first."),
     click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="As which it is loaded."),
-    click.option("--device", metavar="NAME", help="Where it runs; CUDA if there is one."),
+    click.option("--device", metavar="NAME", help="Where it runs; the accelerator if there is one."),
     click.option("--offload", is_flag=True, help="Keep the parts of the pipeline that wait in main memory."),
 )
 
