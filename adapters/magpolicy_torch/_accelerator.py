@@ -58,15 +58,17 @@ def forked(devices: Iterable[torch.device]) -> contextlib.AbstractContextManager
     return forking
 
 
-def timer() -> Any:
-    """An event that is recorded now on the current device's stream; two of them tell the time in between. ``None`` if an
-    accelerator is not in use, or has no such events.
+def timer(device: torch.device | None = None) -> Any:
+    """An event that is recorded now on the stream of ``device``, by default the current one; two of them tell the time in
+    between. ``None`` if that is no accelerator in use, or one without such events.
     """
-    if not awake():
+    found = kind()
+    if found is None or not awake() or (device is not None and device.type != found):
         return None
     with contextlib.suppress(RuntimeError):
-        event: Any = torch.Event(enable_timing=True) if _COMMON else torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
+        stream = current_stream(device or torch.device(found))
+        event: Any = torch.Event(stream.device, enable_timing=True) if _COMMON else torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(stream)
         return event
     return None
 

@@ -31,6 +31,9 @@ class Way(Protocol):
     def learn(self, call: Call) -> None:
         """A computed call was watched, and understood."""
 
+    def device(self) -> torch.device | None:
+        """Where the call is made, if it can be told."""
+
     @property
     def learned(self) -> Learned | None:
         """What is known of calls that look like this one."""
@@ -64,7 +67,7 @@ def evaluate(
         run.record.past_end.extend(streams)
         return forward() if way is None else way.plain()
     decision = session.decide(list(streams), step=step, sigma=sigma)
-    lap = Lap()
+    lap = Lap(None if way is None else way.device)
     try:
         revised = run.hindrance(streams) if decision.skip else None
         skip = decision.skip and revised is None

@@ -154,6 +154,9 @@ class _Calling:
             if understood is not None:
                 self.model.remember(self.kind, understood)
 
+    def device(self) -> torch.device | None:
+        return next((v.device for v in (*self.kwargs.values(), *self.args) if isinstance(v, Tensor)), None)
+
     def plain(self) -> Any:
         visit = enter(self.model.unwatched)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from attrs import Factory, define, field, frozen
@@ -19,10 +19,15 @@ _REST = {"replanned": "was planned again", "computes": "computes"}
 
 
 class Lap:
-    """How long one evaluation took on its device; reading it waits for the device, taking it does not."""
+    """How long one evaluation took on its device; reading it waits for the device, taking it does not.
 
-    def __init__(self) -> None:
-        self._first: Any = _accelerator.timer()
+    Args:
+        device: tells which device that is; by default the current one.
+    """
+
+    def __init__(self, device: Callable[[], torch.device | None] | None = None) -> None:
+        self._device = None if device is None or not _accelerator.awake() else device()
+        self._first: Any = _accelerator.timer(self._device)
         self._last: Any = None
         self._start = time.perf_counter()
         self._end = self._start
@@ -31,7 +36,7 @@ class Lap:
         """The evaluation is through (or, on an accelerator, all of it is queued)."""
         self._end = time.perf_counter()
         if self._first is not None:
-            self._last = _accelerator.timer()
+            self._last = _accelerator.timer(self._device)
 
     @property
     def seconds(self) -> float:

@@ -265,24 +265,34 @@ def test_a_model_of_diffusers(cases, narrow):
 
 
 @on_one
-def test_a_report_tells_the_devices_time():
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_report_tells_the_time_of_the_device_that_the_model_is_on(index):
+    if index >= getattr(torch, DEVICE.type).device_count():
+        pytest.skip("there is one accelerator")
+    device = torch.device(DEVICE.type, index)
+
     class Slow(torch.nn.Module):
         def forward(self, x):
-            return x * 1.5 + lag()
+            work = torch.ones(900, 900, device=x.device)
+            for _ in range(3):
+                work = work @ work * 1e-3
+            return x * 1.5 + work[0, 0] * 0
 
-    net = torch.nn.Sequential(Slow(), Slow()).to(DEVICE)
-    x = draw(0)
+    net = torch.nn.Sequential(Slow(), Slow()).to(device)
+    x = draw(0).to(device)
     assert _accelerator.awake()
     planned = {"schedule": Schedule.from_mask((1, 0, 1, 0)), "blocks": list(net)}
     with torch.no_grad(), magpolicy.attach(net, **planned) as handle, handle.run():
         net(x), net(x)
-        torch.accelerator.synchronize(DEVICE)
+        torch.accelerator.synchronize(device)
         started = time.perf_counter()
         net(x)
-        torch.accelerator.synchronize(DEVICE)
+        torch.accelerator.synchronize(device)
         took = time.perf_counter() - started
         net(x)
-    times = [lap.seconds for _, lap in handle.report._laps]
+    laps = [lap for _, lap in handle.report._laps]
+    assert {event.device for lap in laps for event in (lap._first, lap._last)} == {device}
+    times = [lap.seconds for lap in laps]
     assert 0.3 * took < times[2] < 1.1 * took
     assert 0 < times[3] < times[2]
 
