@@ -76,6 +76,8 @@ class Model:
         self.making = Making(module, stack)
         self._known: dict[Any, Understood] = {}
         self.watching: list[_Twins] = []
+        self.unused: frozenset[Home] = frozenset()
+        """Modules of which nothing came on a skip, in calls of the kind that was tried out last."""
         self._lock = threading.Lock()
         self.unwatched = Unwatched(stack)
         self.everything = tuple(range(len(stack)))
@@ -330,6 +332,7 @@ class _Calling:
             last = self._trial(way, understood, twins.tap, result, unused)
             return last is not None
 
-        understood.unused = find_unused(self.model.module, set(self.model.stack.blocks), attempt)
+        model = self.model
+        understood.unused = find_unused(model.module, set(model.stack.blocks), attempt, guess=model.unused)
         if understood.unused:
-            twins.made[way] = last
+            model.unused, twins.made[way] = understood.unused, last

@@ -140,6 +140,28 @@ def test_what_the_blocks_alone_would_use_is_left_out(net):
     check(net, [0, 1, 2, 3], found)
 
 
+@pytest.mark.parametrize("order", [(4, 6), (6, 4)], ids=["less to leave out later", "more"])
+@pytest.mark.parametrize("switch", ["looks_later", "gives_text", "asks"])
+def test_calls_of_another_kind_are_right_too(net, switch, order):
+    """Those of six tokens go another way than those of four."""
+    given = {tokens: [[torch.randn(1, tokens, WIDTH) for _ in range(3)] for _ in range(3)] for tokens in order}
+    found, called = {}, {}
+    with magpolicy.attach(net, schedule=Schedule.from_mask([1, 0, 0])) as handle:
+        for tokens in order:
+            setattr(net, switch, tokens == 6)
+            with handle.run():
+                found[tokens] = [(calls(net), handle.module(*each))[1] for each in given[tokens]]
+                called[tokens] = calls(net)
+    for tokens in order:
+        setattr(net, switch, tokens == 6)
+        for each, result in list(zip(given[tokens], found[tokens], strict=True))[1:]:
+            assert all(map(torch.equal, result, by_hand(net, given[tokens][0], each)))
+    if order == (4, 6):
+        assert called[4] == {"embed", "out", "condition.time"} < called[6]
+    else:
+        assert called[4] == called[6], "what the first kind can do without is tried alone, which is quicker"
+
+
 def test_in_a_model_inside_of_a_model_too(net):
     class Wrapped(nn.Module):
         def __init__(self):
