@@ -53,7 +53,11 @@ class Accelerator:
         return _accelerator.remote(device)
 
     def away(self, tensor: Tensor) -> Copy:
-        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+        try:
+            pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        except RuntimeError:  # the system lets no more be pinned: slower, and the host waits, but the run goes on
+            return Copy(tensor.cpu())
+        pinned.copy_(tensor, non_blocking=True)
         return Copy(pinned, _accelerator.current_stream(tensor.device).record_event())
 
     def back(self, copy: Copy, device: torch.device) -> Copy:

@@ -112,6 +112,22 @@ def test_before_torch_had_one_form_for_all_cuda_is_served(monkeypatch, afresh):
     assert Accelerator().remote(torch.device("cuda:0"))
 
 
+def test_where_no_memory_can_be_pinned_the_copy_is_a_plain_one(monkeypatch):
+    def empty(*args, pin_memory=False, made=torch.empty, **kwargs):
+        if pin_memory:
+            raise RuntimeError("out of memory that can be pinned")
+        return made(*args, **kwargs)
+
+    x = draw(1)
+    monkeypatch.setattr(torch, "empty", empty)
+    copy = Accelerator().away(x)
+    assert copy.data.device.type == "cpu"
+    assert copy.done is None
+    assert equal([copy.data], [x])
+    if DEVICE.type != "cpu":
+        assert equal([Accelerator().back(copy, DEVICE).on(DEVICE)], [x])
+
+
 def test_a_device_without_streams_or_events_is_copied_from_plainly_and_timed_by_the_host(monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("Backend doesn't support this.")
