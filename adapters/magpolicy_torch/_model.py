@@ -27,7 +27,7 @@ from magpolicy_torch._run import Run, differences
 from magpolicy_torch._stack import BlockStack, Unwatched, current, enter, leave
 from magpolicy_torch._twin import Home, NoTwinError, Twin
 from magpolicy_torch._understood import Understood, same, shown
-from magpolicy_torch._unused import UsedError, blanks, find_unused
+from magpolicy_torch._unused import UsedError, blanks, find_unused, keeping_none
 from torch import Tensor, nn
 
 _KINDS_KEPT = 64  # kinds of calls that are remembered: shapes, switches, optional arguments
@@ -316,7 +316,8 @@ class _Calling:
         if twin is None or self._load(understood, tap) is not None:
             return None
         try:
-            found = twin.watched(self.original.compiling, self.args, self.kwargs)
+            with keeping_none(self.model.module.__dict__, self.args, self.kwargs) as (args, kwargs):
+                found = twin.watched(self.original.compiling, args, kwargs)
             return twin if same(found, result) and not tap.void else None
         except UsedError:
             raise

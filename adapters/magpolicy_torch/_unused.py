@@ -6,12 +6,13 @@ skip of a kind: all of them give tensors that say who made them as soon as anybo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from torch._C import DisableTorchFunctionSubclass
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 import torch
 from magpolicy_torch._parts import Part
@@ -149,6 +150,27 @@ def _narrowed(tried: dict[Home, Unused], blocks: set[nn.Module], attempt: Attemp
             return frozenset(tried)
         tried, new = {home: part for home, part in tried.items() if part.spares}, False
     return frozenset()
+
+
+@contextlib.contextmanager
+def keeping_none(attributes: dict[str, Any], args: Any, kwargs: Any) -> Iterator[tuple[Any, Any]]:
+    """A call for trial, with these arguments in containers of its own: no blank is to stay in them, nor among the model's
+    ``attributes``. If one does, it is taken out, and used.
+
+    Raises:
+        UsedError: the forward has kept a blank for later.
+    """
+    before, given = dict(attributes), tree_map(lambda leaf: leaf, (args, kwargs))
+    try:
+        yield given
+    finally:
+        kept = {name: value for name, value in attributes.items() if value is not before.get(name) and blanks(value)}
+        for name in kept:
+            attributes.pop(name)
+            attributes.update({name: before[name]} if name in before else {})
+    found = next((leaf for leaf in tree_leaves((list(kept.values()), given)) if type(leaf) is Blank), None)
+    if found is not None:
+        raise UsedError(found.by)
 
 
 def _below(module: nn.Module, path: str, blocks: set[nn.Module], depth: int = 1) -> dict[Home, Unused]:

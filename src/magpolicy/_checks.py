@@ -27,6 +27,8 @@ def number(name: str, value: Any, low: float, high: float = math.inf, *, example
 
 def whole(name: str, value: Any, low: int, high: float = math.inf, *, example: str) -> int:
     """``value`` as an int within ``[low, high]``."""
+    if type(value) is int and low <= value <= high:  # a step is checked at every evaluation
+        return value
     try:
         result = int(value)
         exact = result == value and not isinstance(value, bool)

@@ -212,6 +212,32 @@ def test_asking_for_a_shape_is_none_nor_is_changing_it(net):
     check(shaping, [0, 1, 2], found, entered=lambda net, x: net.embed(x) * (2 * x.shape[1] + 5))
 
 
+class Keeping(Net):
+    """Keeps what two modules give, on itself and in what it was given."""
+
+    def forward(self, x, time, words, kept):
+        hidden, table = self.embed(x), self.table(x)
+        self.last_table = kept["words"] = None
+        self.last_table, kept["words"] = table, self.norm(words)
+        words = self.narrow(words)
+        for block in self.blocks:
+            hidden = block(hidden, words, table=table)
+        return (self.out(hidden),)
+
+
+def test_what_is_kept_for_later_stays():
+    net = Keeping().eval().requires_grad_(False)
+    kept = {"words": inputs(0)[2]}
+    with magpolicy.attach(net, schedule=Schedule.from_mask([1, 0, 0, 0])) as handle, handle.run():
+        for key in range(4):
+            x, time, words = inputs(key)
+            calls(net)
+            handle.module(x, time, words, kept)
+            assert torch.equal(net.last_table[0], nn.Linear.forward(net.table, x))
+            assert torch.equal(kept["words"], nn.Linear.forward(net.norm, words))
+    assert calls(net) == {"embed", "table", "norm", "out"}
+
+
 def test_what_the_model_returns_stays(net):
     net.gives_text = True
     found = run(net, [0, 1, 2])
