@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import operator
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -66,9 +67,10 @@ def check_step(step: int, steps: int, now: int) -> int:
     Raises:
         ArgumentError: there is no such step to come.
     """
-    if not isinstance(step, int) or not now <= step < steps:
+    found = operator.index(step) if hasattr(step, "__index__") else -1
+    if not now <= found < steps:
         raise ArgumentError(f"step={step!r} is not to come in this run of {steps} steps; use {now} to {steps - 1}")
-    return step
+    return found
 
 
 class Attached(abc.ABC):
@@ -234,6 +236,7 @@ class Handle(Attached):
             token = self._run.set(run)
             try:
                 session.begin(start)
+                run.at = start
                 yield self
             except BaseException:
                 if moments is not None:
@@ -252,7 +255,7 @@ class Handle(Attached):
         run = self._run.get()
         if run is None:
             raise RunError(f"go_to({step}): no run is under way here; use it inside 'with handle.run(steps=...):'")
-        run.at = check_step(step, run.session.steps, run.at or 0)
+        run.at = check_step(step, run.session.steps, run.at)
 
     go_to.__doc__ = Attached.go_to.__doc__
 
@@ -326,7 +329,7 @@ class Handle(Attached):
             run.unsupported.update(streams)
         before = len(run.record.past_end)
         # A stream that comes again without a step in between is at its next evaluation.
-        step = None if run.at is None else max(run.at, *map(run.session.step, streams))
+        step = max(run.at, *map(run.session.step, streams))
         result = self._model.evaluate(run, streams, original, args, kwargs, step=step)
         if run.record.past_end and not before:
             self._warn(

@@ -11,7 +11,7 @@ from magpolicy_torch._parts import Probe, Skipped, Tap, Tapped
 from magpolicy_torch._stack import BlockStack, current
 from magpolicy_torch._twin import Home, NoTwinError, Twin, homes_of
 from magpolicy_torch._understood import Understood
-from magpolicy_torch._unused import Unused
+from magpolicy_torch._unused import in_place
 from torch import nn
 
 WAYS = {
@@ -91,8 +91,7 @@ class Making:
             part.first, part.last = index == kept[0], index == kept[-1]
             parts[self._homes[index]] = part
         if unused is None:
-            found = ((home, self.module.get_submodule(home.path)._modules.get(home.name)) for home in understood.unused)
-            unused = {home: Unused(child) for home, child in found if child is not None}
+            unused = in_place(self.module, understood.unused)
         if way == "full":
             return Twin(self.module, original.kind, self._contents({**parts, **unused}), lacks=bool(unused))
         contents = self._contents(unused)

@@ -127,7 +127,7 @@ class Part(nn.Module):
         self.__dict__["shown"] = block  # not a submodule: what walks the twin is to find it only where it is run
         if inside:
             self.block = block
-        self.train(block.training)
+        self.training = block.training  # not train(), which would have the children follow
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -84,7 +84,7 @@ def _converted(blank: Blank, to: Sequence[Any]) -> Blank:
     dtype, at = blank.typed, blank.at
     for value in to:
         dtype = value if isinstance(value, torch.dtype) else value.dtype if isinstance(value, Tensor) else dtype
-        at = value.device if isinstance(value, Tensor) else torch.device(value) if isinstance(value, _DEVICES) else at
+        at = value.device if isinstance(value, Tensor) else torch.device(value) if type(value) in _DEVICES else at
     return Blank.like(blank.to(dtype), blank.by, at)
 
 
@@ -126,8 +126,13 @@ def find_unused(
         attempt: makes the skip with these in the place of modules, and says whether it gave the same bits.
         guess: where they are in calls of another kind; looking at these alone is quicker.
     """
-    guessed = {home: Unused(root.get_submodule(home.inside), _DEPTH) for home in guess}
-    return _narrowed(guessed, blocks, attempt) or _narrowed(_below(root, "", blocks), blocks, attempt)
+    return _narrowed(in_place(root, guess), blocks, attempt) or _narrowed(_below(root, "", blocks), blocks, attempt)
+
+
+def in_place(root: nn.Module, homes: frozenset[Home]) -> dict[Home, Unused]:
+    """What stands in the place of these modules, as far as they are still there."""
+    modules = dict(root.named_modules(remove_duplicate=False)) if homes else {}
+    return {home: Unused(modules[home.inside], _DEPTH) for home in homes if home.inside in modules}
 
 
 def _narrowed(tried: dict[Home, Unused], blocks: set[nn.Module], attempt: Attempt) -> frozenset[Home]:

@@ -328,6 +328,15 @@ def test_a_step_that_is_not_to_come_is_an_error(plain, step):
             assert handle.report.trace[0].step == 1
 
 
+def test_a_run_that_starts_in_the_middle_does_not_go_to_what_is_before(plain):
+    with attach(plain) as handle, handle.run(start=2):
+        with pytest.raises(ArgumentError, match="step=1 is not to come in this run of 4 steps; use 2 to 3"):
+            handle.go_to(1)
+        handle.go_to(torch.tensor(3))
+        plain()
+        assert [e.step for e in handle.report.trace] == [3]
+
+
 def test_two_handles_on_two_models_do_not_see_each_other(cases):
     """One is called from within the other's blocks, while they are not skipped."""
     outer, inner = cases["Plain"](), cases["InPlace"]()

@@ -64,7 +64,7 @@ class Net(nn.Module):
         hidden = self.embed(x)
         table = self.table(x)
         time, words = self.condition(time, words)
-        words = self.narrow(self.norm(words))
+        words = self.narrow(words if self.norm is None else self.norm(words))
         for block in self.blocks:
             hidden = block(hidden, words, table=table)
         if self.looks_later:
@@ -162,6 +162,28 @@ def test_calls_of_another_kind_are_right_too(net, switch, order):
         assert called[4] == called[6], "what the first kind can do without is tried alone, which is quicker"
 
 
+def test_a_module_that_is_gone_is_not_looked_for(net):
+    """As an IP adapter that is taken out again."""
+    with magpolicy.attach(net, schedule=Schedule.from_mask([1, 0, 0])) as handle:
+        for tokens in (4, 6):
+            with handle.run():
+                for _ in range(3):
+                    calls(net)
+                    handle.module(*[torch.randn(1, tokens, WIDTH) for _ in range(3)])
+            assert calls(net) == {"embed", "out", "condition.time"}
+            net.norm = None
+
+
+def test_switches_of_training_stay_as_they_are(net):
+    """Of a model in training with parts of it frozen, and of one in evaluation with a part that is not."""
+    net.train()
+    net.condition.words.eval()
+    net.blocks[0].linear.eval()
+    before = {name: module.training for name, module in net.named_modules()}
+    run(net, [0, 1, 2, 3])
+    assert {name: module.training for name, module in net.named_modules()} == before
+
+
 def test_in_a_model_inside_of_a_model_too(net):
     class Wrapped(nn.Module):
         def __init__(self):
@@ -199,7 +221,12 @@ def test_asking_for_a_shape_is_none_nor_is_changing_it(net):
     class Shaping(Net):
         def forward(self, x, time, words):
             hidden = self.embed(x)
-            words = self.narrow(self.norm(words)).to(x).reshape(1, -1, WIDTH // 2)[:, : 2 * x.shape[1]]
+            words = (
+                self.narrow(self.norm(words))
+                .to(x)
+                .to(x.device, non_blocking=True)
+                .reshape(1, -1, WIDTH // 2)[:, : 2 * x.shape[1]]
+            )
             table = self.table(x)
             hidden = hidden * (words.shape[1] + words.dim() + (words.device == x.device) + (words.dtype == x.dtype))
             for block in self.blocks:
