@@ -50,28 +50,41 @@ def emptied(case):
     return other
 
 
+def measured_at(case, planned, steps, measure):
+    """What ``measure`` says of the calls at these steps of a run."""
+    found = []
+    with torch.no_grad(), magpolicy.attach(case.module, schedule=planned) as handle, handle.run():
+        for step in range(max(steps) + 1):
+            if step in steps:
+                found.append(measure(case))
+            else:
+                case()
+    return found
+
+
+# Of each kind the first call is watched, or made in several ways: the second is the one to look at.
+SKIP = Schedule.from_mask([1, 0, 0, 0]), [2]
+KEPT_AND_OF_NO_USE = Schedule.from_mask([1, 0, 1, 0, 1, 1]), [2, 4]
+
+
 def test_a_skip_is_what_reaches_the_result_and_one_addition(flux):
     ideal = counted(emptied(flux))
-    with magpolicy.attach(flux.module, schedule=Schedule.from_mask([1, 0, 0, 0])) as handle, handle.run():
-        with torch.no_grad():
-            flux(), flux()  # the first skip is made in two ways
-        flux.blocks_run()
-        done = counted(flux)
-        assert flux.blocks_run() == []
+    (done,) = measured_at(flux, *SKIP, counted)
     more = done - ideal
     assert not ideal - done
     assert more == Counter({"aten::add": 1})
     assert not WAITS & done.keys()
 
 
+def test_a_skip_calls_no_block(flux):
+    assert measured_at(flux, *SKIP, lambda case: (case.blocks_run(), case(), case.blocks_run())[2]) == [[]]
+
+
 @pytest.mark.parametrize(("second", "operations"), [((), ["lerp"]), ((0.2,), ["lerp", "sub", "add_"])], ids=["first", "second"])
 def test_a_forecast_is_one_operation_more_or_three(flux, second, operations):
     ideal = counted(emptied(flux))
     forecasting = Schedule.from_mask([1, 1, 1, 0, 0], coefficients=[0, 0, 0, (0.5, *second), (1.0, *second)])
-    with magpolicy.attach(flux.module, schedule=forecasting) as handle, handle.run():
-        with torch.no_grad():
-            flux(), flux(), flux(), flux()
-        done = counted(flux)
+    (done,) = measured_at(flux, forecasting, [4], counted)
     assert done - ideal == Counter({"aten::add": 1} | {f"aten::{name}": 1 for name in operations})
     assert not WAITS & done.keys()
 
@@ -92,10 +105,7 @@ def allocated(call):
 def test_a_skip_allocates_one_tensor_more_than_what_reaches_the_result(flux):
     residual = flux.tokens * 32 * 4
     ideal = allocated(emptied(flux))
-    with magpolicy.attach(flux.module, schedule=Schedule.from_mask([1, 0, 0, 0])) as handle, handle.run():
-        with torch.no_grad():
-            flux(), flux()
-        done = allocated(flux)
+    (done,) = measured_at(flux, *SKIP, allocated)
     assert ideal > residual
     assert done == ideal + residual
 
@@ -103,13 +113,7 @@ def test_a_skip_allocates_one_tensor_more_than_what_reaches_the_result(flux):
 def test_a_computed_step_allocates_its_residual_and_what_it_is_looked_at_with(flux):
     residual, element = flux.tokens * 32 * 4, 4
     bare = allocated(flux)
-    with magpolicy.attach(flux.module, schedule=Schedule.from_mask([1, 0, 1, 0, 1, 1])) as handle, handle.run():
-        with torch.no_grad():
-            flux(), flux()
-        kept = allocated(flux)
-        with torch.no_grad():
-            flux()
-        of_no_use = allocated(flux)
+    kept, of_no_use = measured_at(flux, *KEPT_AND_OF_NO_USE, allocated)
     looking = residual + 3 * residual // element  # on a CPU alone: absolute values, and three masks
     assert residual <= kept - bare <= residual + looking + 64
     assert of_no_use == bare
@@ -117,13 +121,7 @@ def test_a_computed_step_allocates_its_residual_and_what_it_is_looked_at_with(fl
 
 def test_a_computed_step_is_the_model_and_one_subtraction(flux):
     bare = counted(flux)
-    with magpolicy.attach(flux.module, schedule=Schedule.from_mask([1, 0, 1, 0, 1, 1])) as handle, handle.run():
-        with torch.no_grad():
-            flux(), flux()
-        kept = counted(flux)
-        with torch.no_grad():
-            flux()
-        of_no_use = counted(flux)
+    kept, of_no_use = measured_at(flux, *KEPT_AND_OF_NO_USE, counted)
     more = kept - bare
     # On a CPU the residual is looked at for NaN; on an accelerator that would be a wait.
     assert more.pop("aten::sub") == 1
