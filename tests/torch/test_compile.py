@@ -185,7 +185,10 @@ def test_another_size_costs_what_it_costs_without():
     assert counter.frame_count <= 2 * counted.frame_count
 
 
-@pytest.mark.parametrize("options", [{"backend": "aot_eager"}, {"backend": "inductor"}, {"mode": "reduce-overhead"}], ids=str)
+MODES = [{"mode": mode} for mode in ("reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")]
+
+
+@pytest.mark.parametrize("options", [{"backend": "aot_eager"}, {"backend": "inductor"}, *MODES], ids=str)
 def test_backends(options):
     model = made(own)
     bare = copy.deepcopy(model)
