@@ -31,9 +31,10 @@ import diffusers
 import magpolicy
 import torch
 from magpolicy_diffusers._arguments import Arguments
-from magpolicy_diffusers._stacks import find
-from magpolicy_torch import _layout, _model
-from magpolicy_torch._stack import BlockStack
+from magpolicy_diffusers._block_stacks import find
+from magpolicy_torch.blocks import _layout
+from magpolicy_torch.blocks._stack import BlockStack
+from magpolicy_torch.evaluation import _model
 from torch import Tensor, nn
 
 # Not counted: they move nothing.

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from magpolicy_comfyui._handle import Handle
-    from magpolicy_comfyui._nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+    from magpolicy_comfyui.nodes._nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 else:
-    _HOMES = {"Handle": "_handle", "NODE_CLASS_MAPPINGS": "_nodes", "NODE_DISPLAY_NAME_MAPPINGS": "_nodes"}
+    _HOMES = {"Handle": "_handle", "NODE_CLASS_MAPPINGS": "nodes._nodes", "NODE_DISPLAY_NAME_MAPPINGS": "nodes._nodes"}
 
     # The core loads this package as a plugin with every run; ComfyUI is to be imported by those who use it.
     def __getattr__(name):

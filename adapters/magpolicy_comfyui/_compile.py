@@ -6,7 +6,7 @@ import contextlib
 from typing import Any
 
 from magpolicy import AdapterError
-from magpolicy_comfyui._stacks import block_names, plain
+from magpolicy_comfyui._block_stacks import block_names, plain
 
 
 def compile_model(patcher: Any, *, region: str = "blocks", backend: Any = "inductor", **options: Any) -> Any:

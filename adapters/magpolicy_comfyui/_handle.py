@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, Curve, RunError
-from magpolicy_comfyui import _sampling
-from magpolicy_comfyui._outcome import Outcome
+from magpolicy_comfyui import _runs
+from magpolicy_comfyui._run_report import RunReport
 from magpolicy_comfyui._settings import Settings
-from magpolicy_torch._report import Report
+from magpolicy_torch.host._report import Report
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -29,7 +29,7 @@ class Handle:
             AdapterError: attached already.
             ArgumentError: an option that is not known here.
         """
-        if _sampling.attached(patcher) is not None:
+        if _runs.attached(patcher) is not None:
             raise AdapterError("this ModelPatcher is attached already; detach() the first handle, or attach to a clone()")
         for name in ("blocks", "steps"):
             if getattr(request, name) is not None:
@@ -38,8 +38,8 @@ class Handle:
             raise ArgumentError(f"scope={request.scope!r}: it is chosen by the class of the model here; leave it out")
         settings = Settings.of_request(request)
         self.patcher = patcher
-        self._attachment = _sampling.Attachment(settings)
-        _sampling.attach(patcher, self._attachment)
+        self._attachment = _runs.Attachment(settings)
+        _runs.attach(patcher, self._attachment)
 
     @property
     def report(self) -> Report:
@@ -70,8 +70,8 @@ class Handle:
 
     def detach(self) -> None:
         """Leave the patcher as it was before; calling it again does nothing."""
-        if _sampling.attached(self.patcher) is self._attachment:
-            _sampling.detach(self.patcher)
+        if _runs.attached(self.patcher) is self._attachment:
+            _runs.detach(self.patcher)
 
     def _measured(self, what: str) -> Calibration:
         if not self._attachment.settings.calibrate:
@@ -81,7 +81,7 @@ class Handle:
             raise RunError(f"{what}: {outcome.problem}")
         return outcome.calibration
 
-    def _outcome(self, what: str) -> Outcome:
+    def _outcome(self, what: str) -> RunReport:
         if self._attachment.outcome is None:
             raise RunError(f"{what}: there was no sampling yet with this model; run a sampler on it")
         return self._attachment.outcome

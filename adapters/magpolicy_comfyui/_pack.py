@@ -7,7 +7,8 @@ import logging
 from pathlib import Path
 
 import magpolicy
-from magpolicy_comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, _server
+from magpolicy_comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+from magpolicy_comfyui.server import _routes
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]
 
@@ -30,7 +31,7 @@ def _add_routes() -> None:
     server = getattr(PromptServer, "instance", None)
     if server is None:
         return  # the nodes are used without a server, as in scripts and tests
-    if not _server.add_routes(server):
+    if not _routes.add_routes(server):
         logging.warning("magpolicy: the node pack is in custom_nodes twice; remove one of the two folders")
 
 

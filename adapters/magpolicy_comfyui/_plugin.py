@@ -26,7 +26,7 @@ def preset_for(target: Any) -> str | None:
     """The preset of a ``ModelPatcher``, by the class and config of its model."""
     if not _ours(target):
         return None
-    from magpolicy_comfyui._known import candidates
+    from magpolicy_comfyui._model_presets import candidates
 
     return candidates(target.model)[-1].preset
 
@@ -37,7 +37,7 @@ def compile(target: Any, request: magpolicy.CompileRequest) -> Any:
     if not _ours(target):
         return None
     from magpolicy_comfyui._compile import compile_model
-    from magpolicy_torch._compiling import check_options
+    from magpolicy_torch.host._compile import check_options
 
     check_options(request.options)
     return compile_model(target, region=request.region, **request.options)

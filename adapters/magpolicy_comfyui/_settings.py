@@ -8,12 +8,12 @@ from attrs import evolve, frozen
 
 import magpolicy
 from magpolicy import AttachRequest, Preset, Schedule
-from magpolicy._semantics import semantics as _semantics
-from magpolicy._setup import Setup, always_compute, set_up
-from magpolicy._simulate import _run
-from magpolicy_comfyui._noise import Place
-from magpolicy_torch._calibrating import TOKENS
-from magpolicy_torch._store import ResidualStore
+from magpolicy.policy._semantics import semantics as _semantics
+from magpolicy.run._config import RunConfig, always_compute, resolve
+from magpolicy.run._simulate import _run
+from magpolicy_comfyui._noise_levels import ScheduleSpan
+from magpolicy_torch.residuals._moments import TOKENS
+from magpolicy_torch.residuals._store import ResidualStore
 
 
 @frozen(kw_only=True)
@@ -45,7 +45,7 @@ class Settings:
     """Whether a planned run is compared with its plan."""
     follow_steps: bool = False
     """Of a model with tables for two numbers of steps: the run says which."""
-    given: Setup | None = None
+    given: RunConfig | None = None
     """Settings that were checked elsewhere, in place of all the above."""
     node: str | None = None
     """The node's id in its workflow, for messages to the browser."""
@@ -83,11 +83,11 @@ class Settings:
             ArgumentError: a setting is missing.
         """
         count = list(range(steps))
-        place = Place(tuple(1 - i / steps for i in count), (), 0, 0, True)
+        place = ScheduleSpan(tuple(1 - i / steps for i in count), (), 0, 0, True)
         setup = self.setup(source, place, count)
         return _run(setup, steps, None, None, None)
 
-    def setup(self, source: Any, place: Place, sampler_steps: list[int]) -> Setup:
+    def setup(self, source: Any, place: ScheduleSpan, sampler_steps: list[int]) -> RunConfig:
         """The checked settings of a run that lies at ``place``; ``sampler_steps`` says which step each evaluation belongs to.
 
         Raises:
@@ -102,11 +102,11 @@ class Settings:
             return setup.switching(place.first + sum(s >= float(boundary["boundary"]) for s in place.flow))
         return setup
 
-    def _setup(self, source: Any, start: int, end: int | None, expert: int | None) -> Setup:
+    def _setup(self, source: Any, start: int, end: int | None, expert: int | None) -> RunConfig:
         if isinstance(source, Schedule):
-            return set_up(source)
+            return resolve(source)
         planned = self.speedup is not None
-        return set_up(
+        return resolve(
             source,
             threshold=None if planned else self.threshold,
             max_skips=self.max_skips,
@@ -119,7 +119,7 @@ class Settings:
             forecast=self.forecast,
         )
 
-    def _window(self, place: Place, sampler_steps: list[int]) -> tuple[int, int | None]:
+    def _window(self, place: ScheduleSpan, sampler_steps: list[int]) -> tuple[int, int | None]:
         """The window of positions that the window of the sampler's steps means."""
         count = max(sampler_steps) + 1
         last = count - 1 if self.end_step is None else self.end_step + count if self.end_step < 0 else self.end_step
@@ -131,7 +131,7 @@ class Settings:
         return place.first + inside[0], place.first + inside[-1]
 
 
-def with_streams(setup: Setup, names: dict[str, str]) -> Setup:
+def with_streams(setup: RunConfig, names: dict[str, str]) -> RunConfig:
     """The same with ratios for more streams: of each name, those of the stream it goes by."""
     curve = setup.curve
     if setup.schedule is not None or len(curve.streams) < 2:

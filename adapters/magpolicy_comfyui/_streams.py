@@ -13,7 +13,7 @@ _BY_PLACE = ("cond", "uncond")
 
 
 @define
-class Streams:
+class StreamNames:
     """Names of streams: ``cond``, ``uncond``, ``cond 2`` for a second positive condition, ``cond [0:16]`` for a context window,
     ``cond, again`` where a condition is evaluated twice in one step (guidance that perturbs the model)."""
 
@@ -24,7 +24,7 @@ class Streams:
     _seen: Counter[str] = Factory(Counter)
 
     @classmethod
-    def of(cls, conditions: Mapping[str, Iterable[Mapping[str, Any]] | None]) -> Streams:
+    def of(cls, conditions: Mapping[str, Iterable[Mapping[str, Any]] | None]) -> StreamNames:
         """Those of a guider's conditions."""
         streams = cls()
         for role, conds in conditions.items():

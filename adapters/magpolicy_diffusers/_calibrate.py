@@ -14,7 +14,7 @@ import diffusers
 import torch
 from magpolicy import AdapterError, ArgumentError, Calibration, MagPolicyError, RunError, attach
 from magpolicy_diffusers._handle import Handle
-from magpolicy_torch import _accelerator
+from magpolicy_torch.device import _accelerator
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from magpolicy import AdapterError, AttachRequest
 from magpolicy_diffusers._arguments import Arguments
-from magpolicy_diffusers._stacks import find
-from magpolicy_torch._front import Front, unwrapped
-from magpolicy_torch._handle import checkpointing, stack_for
-from magpolicy_torch._model import Model
-from magpolicy_torch._patch import Patch
+from magpolicy_diffusers._block_stacks import find
+from magpolicy_torch.blocks._patch import Patch
+from magpolicy_torch.evaluation._interceptor import CallInterceptor, unwrapped
+from magpolicy_torch.evaluation._model import Model
+from magpolicy_torch.host._handle import checkpointing, stack_for
 from torch import nn
 
 Forward = Callable[..., Any]
@@ -40,7 +40,7 @@ class Denoiser:
         self._context: ContextVar[str | None] = ContextVar("magpolicy_cache_context", default=None)
         self.model = Model(module, self.stack)
         wrapper = None if target is module else target
-        self._front = Front(module, partial(around, self), wrapper)
+        self._front = CallInterceptor(module, partial(around, self), wrapper)
         named = hasattr(module, "cache_context")
         self._named = Patch(module, self._cache_context, "cache_context") if named else None
 

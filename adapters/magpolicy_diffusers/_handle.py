@@ -12,13 +12,13 @@ from weakref import WeakSet
 import diffusers
 from magpolicy import AdapterError, AttachRequest, Calibration, Curve, RunError
 from magpolicy_diffusers._denoiser import Denoiser
-from magpolicy_diffusers._loop import Driver, GivenRun, Loop, OwnLoop, PipelineCall
 from magpolicy_diffusers._pipeline import denoisers_of, unwatch, watch
 from magpolicy_diffusers._provenance import provenance
-from magpolicy_torch._front import Original, unwrapped
-from magpolicy_torch._handle import Attached
-from magpolicy_torch._report import Report
-from magpolicy_torch._stack import BlockStack, visited
+from magpolicy_diffusers._runs import GivenRun, HostRun, OwnLoop, PipelineCall, RunDriver
+from magpolicy_torch.blocks._stack import BlockStack, visited
+from magpolicy_torch.evaluation._interceptor import HostCall, unwrapped
+from magpolicy_torch.host._handle import Attached
+from magpolicy_torch.host._report import Report
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,9 +47,9 @@ class Handle(Attached):
         self._pipe = None if isinstance(unwrapped(target), diffusers.ModelMixin) else target
         self._names = tuple(modules)
         self._request = request
-        self._driver: ContextVar[Driver | None] = ContextVar("magpolicy_driver", default=None)
-        self._own: WeakSet[Driver] = WeakSet()
-        self._last: Driver | None = None
+        self._driver: ContextVar[RunDriver | None] = ContextVar("magpolicy_driver", default=None)
+        self._own: WeakSet[RunDriver] = WeakSet()
+        self._last: RunDriver | None = None
 
     @classmethod
     def attach(cls, target: Any, request: AttachRequest) -> Handle:
@@ -160,13 +160,13 @@ class Handle(Attached):
 
     detach.__doc__ = Attached.detach.__doc__
 
-    def _current(self, what: str) -> Loop:
+    def _current(self, what: str) -> HostRun:
         loops = self._loops()
         if not loops:
             raise RunError(f"{what}: there was no run yet; call the pipeline, or the model in your loop")
         return loops[-1]
 
-    def _loops(self) -> list[Loop]:
+    def _loops(self) -> list[HostRun]:
         """Those of the call under way here, or else of the last one."""
         driver = self._driver.get()
         if driver is None or driver.loop is None:
@@ -174,7 +174,7 @@ class Handle(Attached):
         return [] if driver is None else driver.loops
 
     @contextmanager
-    def _driven_by(self, driver: Driver) -> Iterator[None]:
+    def _driven_by(self, driver: RunDriver) -> Iterator[None]:
         if isinstance(own := self._driver.get(), OwnLoop):
             own.close()  # a loop without end: what comes now is another one
         token = self._driver.set(driver)
@@ -207,7 +207,7 @@ class Handle(Attached):
         share = getattr(getattr(self._pipe, "config", None), "boundary_ratio", None)
         return float(share) if share is not None and len(self.denoisers) > 1 else None
 
-    def _forward(self, denoiser: Denoiser, original: Original, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _forward(self, denoiser: Denoiser, original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """In place of each call of a denoiser."""
         if visited(denoiser.stack) or denoiser.arguments.fills_cache(args, kwargs):  # it calls itself, or is no step
             return original(*args, **kwargs)
@@ -236,7 +236,7 @@ class Handle(Attached):
         driver.left()
         return result
 
-    def _streams_of(self, loop: Loop, denoiser: Denoiser, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
+    def _streams_of(self, loop: HostRun, denoiser: Denoiser, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
         """The streams of a call: as named by the user, by the pipeline, or by what they are conditioned on."""
         named, context = self._streams.get(), denoiser.context
         if named:

@@ -9,7 +9,7 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import diffusers
-from magpolicy_torch._front import unwrapped
+from magpolicy_torch.evaluation._interceptor import unwrapped
 from torch import nn
 
 _NAMES = ("transformer", "transformer_2", "transformer_3", "unconditional_transformer", "prior", "dit", "unet", "model")

@@ -26,7 +26,7 @@ def preset_for(target: Any) -> list[str] | None:
     """The presets of a pipeline or model, by repo id, class and config; a calibration of the user's first."""
     if not _ours(target):
         return None
-    from magpolicy_diffusers._known import presets_of
+    from magpolicy_diffusers._model_presets import presets_of
 
     return presets_of(target)
 
@@ -36,10 +36,10 @@ def compile(target: Any, request: magpolicy.CompileRequest) -> Any:
     """Compile a model, or each denoiser of a pipeline."""
     if not _ours(target):
         return None
+    from magpolicy_diffusers._block_stacks import find
     from magpolicy_diffusers._pipeline import denoisers_of
-    from magpolicy_diffusers._stacks import find
-    from magpolicy_torch._compiling import compile_module
-    from magpolicy_torch._front import unwrapped
+    from magpolicy_torch.evaluation._interceptor import unwrapped
+    from magpolicy_torch.host._compile import compile_module
 
     for module in denoisers_of(target).values() or [unwrapped(target)]:
         compile_module(module, request, find)
@@ -51,6 +51,6 @@ def _ours(target: Any) -> bool:
     if diffusers is None:
         return False
     from magpolicy_diffusers._pipeline import pipeline_kinds
-    from magpolicy_torch._front import unwrapped
+    from magpolicy_torch.evaluation._interceptor import unwrapped
 
     return isinstance(target, (diffusers.ModelMixin, *pipeline_kinds())) or isinstance(unwrapped(target), diffusers.ModelMixin)

@@ -8,28 +8,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from magpolicy_torch._calibrating import Moments
-    from magpolicy_torch._call import evaluate
-    from magpolicy_torch._handle import Handle
-    from magpolicy_torch._layout import Layout
-    from magpolicy_torch._report import Report
-    from magpolicy_torch._run import Run
-    from magpolicy_torch._stack import BlockStack
-    from magpolicy_torch._step import run_step
-    from magpolicy_torch._store import ResidualStore
-    from magpolicy_torch._trial import trial
+    from magpolicy_torch.blocks._layout import Layout
+    from magpolicy_torch.blocks._stack import BlockStack
+    from magpolicy_torch.evaluation._call import evaluate
+    from magpolicy_torch.evaluation._run import Run
+    from magpolicy_torch.host._handle import Handle
+    from magpolicy_torch.host._report import Report
+    from magpolicy_torch.host._run_step import run_step
+    from magpolicy_torch.host._trial import trial
+    from magpolicy_torch.residuals._moments import Moments
+    from magpolicy_torch.residuals._store import ResidualStore
 else:
     _HOMES = {
-        "BlockStack": "_stack",
-        "Handle": "_handle",
-        "Layout": "_layout",
-        "Moments": "_calibrating",
-        "Report": "_report",
-        "ResidualStore": "_store",
-        "Run": "_run",
-        "evaluate": "_call",
-        "run_step": "_step",
-        "trial": "_trial",
+        "BlockStack": "blocks._stack",
+        "Handle": "host._handle",
+        "Layout": "blocks._layout",
+        "Moments": "residuals._moments",
+        "Report": "host._report",
+        "ResidualStore": "residuals._store",
+        "Run": "evaluation._run",
+        "evaluate": "evaluation._call",
+        "run_step": "host._run_step",
+        "trial": "host._trial",
     }
 
     # The core loads this package as a plugin with every run; torch is to be imported by those who use it.

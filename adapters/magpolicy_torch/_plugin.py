@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import magpolicy
 
 if TYPE_CHECKING:
-    from magpolicy_torch._handle import Handle
+    from magpolicy_torch.host._handle import Handle
 
 
 @magpolicy.hookimpl
@@ -17,7 +17,7 @@ def attach(target: Any, request: magpolicy.AttachRequest) -> Handle | None:
     torch = sys.modules.get("torch")  # whoever made a module has imported it
     if torch is None or not isinstance(target, torch.nn.Module):
         return None
-    from magpolicy_torch._handle import Handle
+    from magpolicy_torch.host._handle import Handle
 
     return Handle.attach(target, request)
 
@@ -28,7 +28,7 @@ def compile(target: Any, request: magpolicy.CompileRequest) -> Any:
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(target, torch.nn.Module):
         return None
-    from magpolicy_torch._compiling import compile_module
+    from magpolicy_torch.host._compile import compile_module
 
     compile_module(target, request)
     return target

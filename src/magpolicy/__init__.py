@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from magpolicy._calibration import Calibration, StreamMoments
-from magpolicy._curve import Curve
-from magpolicy._decision import Decision
 from magpolicy._errors import (
     AdapterError,
     ArgumentError,
@@ -21,48 +18,51 @@ from magpolicy._errors import (
     PresetWarning,
     RunError,
 )
-from magpolicy._policy import MagPolicy
-from magpolicy._presets import Preset, Setting, preset, presets
-from magpolicy._safeguard import Replan, Safeguard
-from magpolicy._schedule import Schedule
-from magpolicy._semantics import Semantics, semantics, semantics_names
-from magpolicy._session import Session, TraceEntry
-from magpolicy._simulate import Sweep, SweepRow, simulate, sweep
+from magpolicy.calibration._calibration import Calibration, StreamMoments
+from magpolicy.catalog._presets import Preset, Setting, preset, presets
+from magpolicy.planning._safeguard import Replan, Safeguard
+from magpolicy.policy._curve import Curve
+from magpolicy.policy._decision import Decision
+from magpolicy.policy._policy import MagPolicy
+from magpolicy.policy._semantics import Semantics, semantics, semantics_names
+from magpolicy.run._session import Session, TraceEntry
+from magpolicy.run._simulate import Sweep, SweepRow, simulate, sweep
+from magpolicy.schedule._schedule import Schedule
 
 if TYPE_CHECKING:
-    from magpolicy._attach import AttachRequest, attach
-    from magpolicy._calibration_file import load_calibration
-    from magpolicy._compile import CompileRequest, compile
-    from magpolicy._expected import expected_errors
-    from magpolicy._library import keep, library
-    from magpolicy._plan import plan, trade_off
-    from magpolicy._plugins import PluginInfo, manager, plugins
-    from magpolicy._preset_file import load_preset, save_preset
-    from magpolicy._refine import Refined, refine
+    from magpolicy.calibration._file import load_calibration
+    from magpolicy.catalog._file import load_preset, save_preset
+    from magpolicy.catalog._folder import keep, library
     from magpolicy.hookspecs import hookimpl
+    from magpolicy.hosts._attach import AttachRequest, attach
+    from magpolicy.hosts._compile import CompileRequest, compile
+    from magpolicy.planning._expected import expected_errors
+    from magpolicy.planning._plan import plan, trade_off
+    from magpolicy.planning._refine import Refined, refine
+    from magpolicy.plugin_system._registry import PluginInfo, manager, plugins
 
 __version__ = "0.1.0"
 
 # Imported when first used: pluggy's search for plugins would double what the import costs beyond numpy.
 _LATE = {
-    "AttachRequest": "_attach",
-    "CompileRequest": "_compile",
-    "PluginInfo": "_plugins",
-    "attach": "_attach",
-    "compile": "_compile",
+    "AttachRequest": "hosts._attach",
+    "CompileRequest": "hosts._compile",
+    "PluginInfo": "plugin_system._registry",
+    "attach": "hosts._attach",
+    "compile": "hosts._compile",
     "hookimpl": "hookspecs",
-    "expected_errors": "_expected",
-    "keep": "_library",
-    "library": "_library",
-    "load_calibration": "_calibration_file",
-    "load_preset": "_preset_file",
-    "plan": "_plan",
-    "manager": "_plugins",
-    "plugins": "_plugins",
-    "Refined": "_refine",
-    "refine": "_refine",
-    "save_preset": "_preset_file",
-    "trade_off": "_plan",
+    "expected_errors": "planning._expected",
+    "keep": "catalog._folder",
+    "library": "catalog._folder",
+    "load_calibration": "calibration._file",
+    "load_preset": "catalog._file",
+    "plan": "planning._plan",
+    "manager": "plugin_system._registry",
+    "plugins": "plugin_system._registry",
+    "Refined": "planning._refine",
+    "refine": "planning._refine",
+    "save_preset": "catalog._file",
+    "trade_off": "planning._plan",
 }
 
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from magpolicy._attach import AttachRequest
-    from magpolicy._compile import CompileRequest
-    from magpolicy._presets import Preset
-    from magpolicy._session import Session, TraceEntry
+    from magpolicy.catalog._presets import Preset
+    from magpolicy.hosts._attach import AttachRequest
+    from magpolicy.hosts._compile import CompileRequest
+    from magpolicy.run._session import Session, TraceEntry
 
 PROJECT = "magpolicy"
 hookspec = pluggy.HookspecMarker(PROJECT)

@@ -19,20 +19,21 @@ INPUTS: dict[str, Any] = {
 
 def previewed(sampler: dict[str, Any], **inputs: Any) -> Any:
     import magpolicy
-    from magpolicy_comfyui import _ahead, _nodes
+    from magpolicy_comfyui.nodes import _nodes
+    from magpolicy_comfyui.server import _preview
 
     chosen = INPUTS | inputs
     preset = magpolicy.preset(chosen["model_type"])
-    asked = _ahead.Sampler.of(sampler, preset.steps)
-    return _ahead.schedule(_nodes._settings(**chosen), preset, asked, flux=preset.family == "flux")
+    asked = _preview.Sampler.of(sampler, preset.steps)
+    return _preview.schedule(_nodes._settings(**chosen), preset, asked, flux=preset.family == "flux")
 
 
 def sampled(kind: str, sampler: dict[str, Any], cfg: float = 1.0, **inputs: Any) -> Any:
     """The schedule that ran."""
     import nodes
 
-    from magpolicy_comfyui import _nodes
-    from magpolicy_comfyui._sampling import attached
+    from magpolicy_comfyui._runs import attached
+    from magpolicy_comfyui.nodes import _nodes
 
     (model,) = _nodes.MagCache().apply(models.make(kind), **INPUTS | inputs)
     values = {"sampler_name": "euler", "scheduler": "simple", "denoise": 1.0} | sampler
@@ -97,14 +98,14 @@ def test_an_unknown_scheduler_is_taken_for_even_steps() -> None:
 def test_previewing_leaves_the_common_generator_alone() -> None:
     import comfy.samplers
 
-    from magpolicy_comfyui import _ahead
+    from magpolicy_comfyui.server import _preview
 
     torch.manual_seed(7)
     before = torch.get_rng_state()
     for name in comfy.samplers.SAMPLER_NAMES:
         _, remark = previewed({"steps": 6, "sampler_name": name, "scheduler": "simple"})
         assert torch.equal(torch.get_rng_state(), before), name
-        assert (remark is not None) == (name in _ahead._DRAWING), name
+        assert (remark is not None) == (name in _preview._DRAWING), name
 
 
 def test_nothing_left_to_sample_is_told(comfyui: Path) -> None:

@@ -56,10 +56,10 @@ def test_inputs_are_the_origins_and_then_ours(nodes: dict[str, Any]) -> None:
 
 
 def test_every_model_type_is_one(nodes: dict[str, Any]) -> None:
-    from magpolicy_comfyui import _presets
+    from magpolicy_comfyui.nodes import _preset_names
 
-    for kind in _presets.choices(auto=False):
-        found = _presets.find(kind)
+    for kind in _preset_names.choices(auto=False):
+        found = _preset_names.find(kind)
         assert found is not None
         assert len(found.curve) > 1
 
@@ -128,7 +128,7 @@ AUTO = [
 
 @pytest.mark.parametrize(("name", "config", "how", "preset"), AUTO, ids=[f"{a[3]}" for a in AUTO])
 def test_auto(nodes: dict[str, Any], name: str, config: dict[str, Any], how: dict[str, Any], preset: str) -> None:
-    from magpolicy_comfyui._sampling import attached
+    from magpolicy_comfyui._runs import attached
 
     patcher = figures(models.make(name), **config)
     (node,) = nodes["MagCache"]().apply(model=patcher, model_type="auto", **VALUES)
@@ -146,9 +146,9 @@ def test_auto(nodes: dict[str, Any], name: str, config: dict[str, Any], how: dic
 def test_auto_has_its_published_settings_though_a_calibration_of_that_name_is_kept(
     nodes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from magpolicy_comfyui import _presets
-    from magpolicy_comfyui._sampling import attached
-    from magpolicy_comfyui._server import preview
+    from magpolicy_comfyui._runs import attached
+    from magpolicy_comfyui.nodes import _preset_names
+    from magpolicy_comfyui.server._routes import preview
 
     monkeypatch.setenv("MAGPOLICY_HOME", str(tmp_path))
     rows = torch.randn(12, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).cumsum(0).numpy()
@@ -168,7 +168,7 @@ def test_auto_has_its_published_settings_though_a_calibration_of_that_name_is_ke
             assert outcome.source == source
             assert repr(source) in outcome.text
     assert preview(asked) == before
-    assert _presets.find("flux").name == "mine"  # type: ignore[union-attr]
+    assert _preset_names.find("flux").name == "mine"  # type: ignore[union-attr]
 
 
 def test_auto_says_what_to_do_for_a_model_nobody_calibrated(nodes: dict[str, Any]) -> None:
@@ -177,7 +177,7 @@ def test_auto_says_what_to_do_for_a_model_nobody_calibrated(nodes: dict[str, Any
 
 
 def test_settings_of_the_preset(nodes: dict[str, Any]) -> None:
-    from magpolicy_comfyui._sampling import attached
+    from magpolicy_comfyui._runs import attached
 
     patcher = models.make("WAN21_T2V")
     (node,) = nodes["MagCache"]().apply(
@@ -191,7 +191,7 @@ def test_settings_of_the_preset(nodes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("semantics", ["comfyui/flux", "official/flux", "diffusers"])
 def test_semantics_of_others(nodes: dict[str, Any], semantics: str) -> None:
-    from magpolicy_comfyui._sampling import attached
+    from magpolicy_comfyui._runs import attached
 
     (node,) = nodes["MagCache"]().apply(model=models.make("Flux"), model_type="flux", semantics=semantics, **VALUES)
     running.sample(node, "Flux", steps=20)
@@ -201,7 +201,7 @@ def test_semantics_of_others(nodes: dict[str, Any], semantics: str) -> None:
 
 @pytest.mark.parametrize("forecast", ["auto", "hold"])
 def test_a_planned_speedup(nodes: dict[str, Any], forecast: str) -> None:
-    from magpolicy_comfyui._sampling import attached
+    from magpolicy_comfyui._runs import attached
 
     values = {"speedup": 2.0, "forecast": forecast, **VALUES}
     (node,) = nodes["MagCache"]().apply(model=models.make("Flux"), model_type="flux", **values)
@@ -212,7 +212,7 @@ def test_a_planned_speedup(nodes: dict[str, Any], forecast: str) -> None:
 def test_calibration_writes_a_preset_that_model_type_offers(
     nodes: dict[str, Any], folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from magpolicy_comfyui._sampling import attached
+    from magpolicy_comfyui._runs import attached
 
     patcher = models.make("WAN21_T2V")
     plain = running.sample(patcher, "WAN21_T2V", steps=12, cfg=3.0)
@@ -242,7 +242,7 @@ def test_calibration_writes_a_preset_that_model_type_offers(
 def test_a_second_order_sampler_calibrates(nodes: dict[str, Any], folder: Path) -> None:
     (node,) = nodes["MagCacheCalibration"]().apply(model=models.make("Flux"), model_type="flux", name="heun")
     running.sample(node, "Flux", steps=6, sampler="heun")
-    from magpolicy_comfyui._sampling import attached
+    from magpolicy_comfyui._runs import attached
 
     outcome = attached(node).outcome
     assert (folder / "heun.json").exists() or outcome.problem
@@ -329,7 +329,7 @@ def test_the_origin_beside_is_pointed_out(
 ) -> None:
     import folder_paths
 
-    from magpolicy_comfyui import _nodes
+    from magpolicy_comfyui.nodes import _nodes
 
     monkeypatch.setattr(folder_paths, "get_folder_paths", lambda name: [str(tmp_path)])
     _nodes._say_if_beside()

@@ -34,7 +34,7 @@ def simple(sampling: Any, steps: int) -> list[float]:
 @given(steps=st.integers(1, 100), data=st.data())
 def test_parts_are_parts_of_the_whole(comfyui: Path, kind: str, steps: int, data: st.DataObject) -> None:
     """Any cut of an evenly spaced schedule is placed where it was cut from."""
-    from magpolicy_comfyui._noise import place
+    from magpolicy_comfyui._noise_levels import place
 
     sampling = sampling_of(kind)
     sigmas = simple(sampling, steps)
@@ -56,7 +56,7 @@ def test_parts_are_parts_of_the_whole(comfyui: Path, kind: str, steps: int, data
 @given(steps=st.integers(2, 60), one=st.floats(1.0, 12.0), other=st.floats(1.0, 12.0))
 def test_the_shift_of_a_schedule_does_not_matter(comfyui: Path, steps: int, one: float, other: float) -> None:
     """Published tables count by share of the run, whatever shift it had."""
-    from magpolicy_comfyui._noise import place
+    from magpolicy_comfyui._noise_levels import place
 
     places = []
     for shift in (one, other):
@@ -69,7 +69,7 @@ def test_the_shift_of_a_schedule_does_not_matter(comfyui: Path, steps: int, one:
 @LAWS
 @given(sigmas=st.lists(st.floats(0.0, 1.0, width=32), min_size=2, max_size=40))
 def test_any_list_has_a_place(comfyui: Path, sigmas: list[float]) -> None:
-    from magpolicy_comfyui._noise import place, steps_of
+    from magpolicy_comfyui._noise_levels import place, steps_of
 
     found = place(sigmas[:-1], sigmas, sampling_of("FLUX"))
     assert found.first >= 0
@@ -86,7 +86,7 @@ def test_a_rehearsal_leaves_no_trace(comfyui: Path, sampler: str) -> None:
     from host import models, running
 
     import torch
-    from magpolicy_comfyui._rehearsal import rehearse
+    from magpolicy_comfyui._dry_run import rehearse
 
     patcher = models.make("Flux")
     spied = patcher.clone()

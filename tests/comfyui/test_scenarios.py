@@ -264,7 +264,7 @@ def test_interrupted_then_a_new_prompt(flux: Any, fault: str) -> None:
 
 
 def test_the_node_applied_twice_is_applied_once(flux: Any) -> None:
-    from magpolicy_comfyui._sampling import Attachment, attach
+    from magpolicy_comfyui._runs import Attachment, attach
     from magpolicy_comfyui._settings import Settings
 
     once_, first = running.under(flux, "flux", max_skips=1)

@@ -44,8 +44,8 @@ class Host:
         if decision.computes:
             if (check := session.check(name)) is not None:
                 session.measured(name, off * np.linalg.norm(true - guess(kept, check[0])) / np.linalg.norm(true))
-            keeps = session.keeps(name)
-            self.kept[name] = ([*kept, true])[len(kept) + 1 - keeps :] if keeps < len(kept) + 1 else [*kept, true]
+            wanted = session.residuals_to_keep(name)
+            self.kept[name] = ([*kept, true])[len(kept) + 1 - wanted :] if wanted < len(kept) + 1 else [*kept, true]
             self.held = max(self.held, len(self.kept[name]))
         else:
             used = guess(kept, session.coefficients(name))
@@ -90,19 +90,19 @@ def test_what_a_run_reuses_is_off_by_what_the_plan_expects(steps, share, forecas
 @LAWS
 @given(strategies.calibrations(min_size=2, max_size=14), st.data())
 def test_no_residual_is_kept_that_is_not_used(found, data):
-    """Keeping one less than ``keeps`` says would lose a residual that a later skip needs."""
+    """Keeping one less than ``residuals_to_keep`` says would lose a residual that a later skip needs."""
     chosen = plan(found, computed=data.draw(st.integers(-(-found.steps // (found.window + 1)), found.steps)))
     with Session(chosen) as session:
-        keeps = {}
+        residuals_to_keep = {}
         for i in range(found.steps):
             session.decide(chosen.streams[0])
-            keeps[i] = session.keeps(chosen.streams[0]) if chosen.mask[i] else None
+            residuals_to_keep[i] = session.residuals_to_keep(chosen.streams[0]) if chosen.mask[i] else None
             session.commit()
     c = chosen.coefficients[0]
     computed = [i for i, m in enumerate(chosen.mask) if m]
     for j in computed:
         oldest = [[x for x in computed if x < i][-1 - len(c[i])] for i in range(j, found.steps) if not chosen.mask[i]]
-        assert keeps[j] == sum(min(oldest, default=j + 1) <= x <= j for x in computed)
+        assert residuals_to_keep[j] == sum(min(oldest, default=j + 1) <= x <= j for x in computed)
 
 
 def test_the_rule_keeps_what_its_forecast_may_need():
@@ -154,7 +154,7 @@ def test_hold_overrides_a_plan():
     with Session(chosen, forecast="hold") as session:
         for _ in range(chosen.steps):
             assert session.decide("cond").computes or session.coefficients("cond") == ()
-            assert session.keeps("cond") in (0, 1)
+            assert session.residuals_to_keep("cond") in (0, 1)
             session.commit()
 
 
@@ -174,7 +174,7 @@ def test_an_older_residual_matters_only_to_the_forecast_that_uses_it():
     told = []
     with Session(chosen) as session:
         for step in range(8):
-            told.append(session.coefficients() if session.decide().skip else session.keeps())
+            told.append(session.coefficients() if session.decide().skip else session.residuals_to_keep())
             session.commit(Decision.MISMATCH if step == 3 else None)
     # Of the three computed last, 5, 4 and 3, the plan knows two.
     assert told == [1, (), 1, (), 2, 3, (0.5,), ()]
@@ -187,13 +187,13 @@ def test_an_older_residual_matters_only_to_the_forecast_that_uses_it():
 
 def test_coefficients_are_asked_between_decide_and_commit():
     with Session([1.0] * 3, **RULE) as session:
-        for ask in (session.coefficients, session.keeps, session.check):
+        for ask in (session.coefficients, session.residuals_to_keep, session.check):
             with pytest.raises(RunError, match=r"call decide\(\) first"):
                 ask("a")
         session.decide("a")
         assert session.coefficients("a") == ()
         with pytest.raises(RunError, match="stream='b'"):
-            session.keeps("b")
+            session.residuals_to_keep("b")
         with pytest.raises(RunError, match="no safeguard"):
             session.measured("a", 0.1)
 
@@ -322,7 +322,7 @@ def test_a_run_that_is_off_is_planned_again_within_the_error_it_accepted(off, co
 def test_a_plan_from_a_file_falls_back_to_computing():
     rows = residuals(streams=("only",))
     chosen = Schedule.from_dict(plan(calibrated(rows), computed=5).to_dict())
-    assert chosen.terrain is None
+    assert chosen.plan_problem is None
     session = Session(chosen, safeguard=1.5)
     ran = Host(rows).run(session, off=10.0)
     (replan,) = session.replans
@@ -388,7 +388,7 @@ def test_a_schedule_can_be_changed_during_a_run():
 def test_attaching_takes_a_calibration_and_a_target(monkeypatch):
     found = calibrated(residuals())
     requests = []
-    monkeypatch.setattr("magpolicy._plugins.attach", lambda target, request: requests.append(request))
+    monkeypatch.setattr("magpolicy.plugin_system._registry.attach", lambda target, request: requests.append(request))
     magpolicy.attach(object(), calibration=found, speedup=2.0, safeguard=True)
     magpolicy.attach(object(), preset=found, speedup=2.0)
     magpolicy.attach(object(), curve=found, **RULE, forecast="calibrated")

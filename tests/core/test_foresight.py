@@ -34,12 +34,12 @@ def run(session, calls, *, asking):
     with session:
         for _ in range(STEPS):
             for streams in calls:
-                foreseen.append(session.foresees() if asking else {})
+                foreseen.append(session.upcoming_skips() if asking else {})
                 skip = session.decide(list(streams)).skip
-                assert session.foresees() == {}, "a decision is under way"
+                assert session.upcoming_skips() == {}, "a decision is under way"
                 made.append((streams, skip, {name: session.coefficients(name) for name in streams}))
                 session.commit()
-        last = session.foresees() if asking else {}
+        last = session.upcoming_skips() if asking else {}
     return foreseen, made, last, session.trace
 
 
@@ -69,31 +69,31 @@ def step(session, *streams, at=None):
 
 def test_nothing_is_foreseen_before_the_run_at_its_beginning_and_after_it():
     planned = session(1, 0)
-    assert planned.foresees() == {}
+    assert planned.upcoming_skips() == {}
     with planned:
-        assert planned.foresees() == {}
+        assert planned.upcoming_skips() == {}
         step(planned, "a")
-        assert planned.foresees() == {"a": ()}
-    assert planned.foresees() == {}
+        assert planned.upcoming_skips() == {"a": ()}
+    assert planned.upcoming_skips() == {}
     with planned:
-        assert planned.foresees() == {}, "nor from the run before"
+        assert planned.upcoming_skips() == {}, "nor from the run before"
 
 
 def test_a_revision_and_another_plan_are_heeded():
     with Session([1.0] * 6, threshold=0.1, max_skips=1, retention=0.1) as run:
         step(run, "a")
-        assert run.foresees() == {"a": ()}
+        assert run.upcoming_skips() == {"a": ()}
         run.decide("a")
         run.commit(Decision.MISMATCH)
-        assert run.foresees() == {"a": ()}, "it was computed, so a skip is due again"
+        assert run.upcoming_skips() == {"a": ()}, "it was computed, so a skip is due again"
         step(run, "a")
-        assert run.foresees() == {}, "max_skips"
+        assert run.upcoming_skips() == {}, "max_skips"
     with session(1, 0, 0, 1) as run:
         step(run, "a")
         run.follow(Schedule.from_mask((1, 1, 0, 1)))
-        assert run.foresees() == {}
+        assert run.upcoming_skips() == {}
         step(run, "a")
-        assert run.foresees() == {"a": ()}
+        assert run.upcoming_skips() == {"a": ()}
 
 
 def test_a_call_that_was_cancelled_is_to_come_yet():
@@ -101,18 +101,18 @@ def test_a_call_that_was_cancelled_is_to_come_yet():
         step(run, "a")
         run.decide("a")
         run.cancel()
-        assert run.foresees() == {"a": ()}
+        assert run.upcoming_skips() == {"a": ()}
 
 
 def test_streams_are_taken_to_be_called_as_they_were_last():
     with Session(Schedule.from_mask({"a": (1, 1, 0, 0), "b": (1, 1, 1, 0)})) as run:
         step(run, "a", "b")
         step(run, "a", "b")
-        assert run.foresees() == {}, "jointly they compute"
+        assert run.upcoming_skips() == {}, "jointly they compute"
         step(run, "a")
-        assert run.foresees() == {"a": ()}, "it was alone, so it is taken to stay so"
+        assert run.upcoming_skips() == {"a": ()}, "it was alone, so it is taken to stay so"
         step(run, "b")
-        assert run.foresees() == {"a": (), "b": ()}
+        assert run.upcoming_skips() == {"a": (), "b": ()}
 
 
 @pytest.mark.parametrize("sits_out", ["b", "c"])
@@ -124,4 +124,4 @@ def test_a_stream_that_sits_out_hides_no_other(sits_out):
         step(run, sits_out)
         for at in (1, 2):
             step(run, "a", at=at)
-        assert run.foresees() == {"a": ()}
+        assert run.upcoming_skips() == {"a": ()}

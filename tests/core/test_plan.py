@@ -486,7 +486,7 @@ def test_a_plan_can_be_copied_and_pickled():
     chosen = plan(example(28), speedup=2)
     for again in (copy.deepcopy(chosen), pickle.loads(pickle.dumps(chosen))):
         assert (again, again.coefficients, again.checks) == (chosen, chosen.coefficients, chosen.checks)
-        assert plan(again.terrain.ledger.calibration, speedup=2) == chosen
+        assert plan(again.plan_problem.ledger.calibration, speedup=2) == chosen
 
 
 def test_reasons_are_a_schedules():

@@ -59,7 +59,7 @@ class Naive:
 
 class Sessions(RuleBasedStateMachine):
     @initialize(data=st.data(), steps=st.integers(1, 14))
-    def set_up(self, data, steps):
+    def resolve(self, data, steps):
         # Ratios on a coarse grid: sums then meet the threshold exactly now and then.
         grid = st.sampled_from([0.75, 0.875, 0.9375, 0.96875, 1.0, 1.0, 1.03125, 1.0625, 1.125, 1.25])
         row = st.lists(grid | st.floats(0.6, 1.6), min_size=steps, max_size=steps)

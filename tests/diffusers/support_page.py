@@ -9,7 +9,7 @@ from zoo._case import Draw, Row
 import diffusers
 import magpolicy
 import torch
-from magpolicy_diffusers._stacks import TABLE
+from magpolicy_diffusers._block_stacks import TABLE
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "diffusers-support.md"
 HEAD = f"""# diffusers support

@@ -13,7 +13,7 @@ from pipes import PIPES  # noqa: E402
 
 from zoo import CASES  # noqa: E402
 
-from magpolicy_diffusers._known import TABLE, Known, preset_of, presets_of  # noqa: E402
+from magpolicy_diffusers._model_presets import TABLE, KnownModel, preset_of, presets_of  # noqa: E402
 
 
 @pytest.mark.parametrize("row", [r for r in TABLE if not r.pipelines and r.experts != 2], ids=lambda r: "-".join(r.presets))
@@ -114,8 +114,8 @@ def test_a_model_that_was_calibrated_still_has_its_published_table(keeping, sett
 
 def test_a_calibrated_model_known_by_its_config_alone_keeps_that_table(keeping, monkeypatch):
     pipe, found = keeping("me/my-flux")
-    here = Known("FluxTransformer2DModel", ("flux.1-dev",))
-    monkeypatch.setattr("magpolicy_diffusers._known.TABLE", (here,))
+    here = KnownModel("FluxTransformer2DModel", ("flux.1-dev",))
+    monkeypatch.setattr("magpolicy_diffusers._model_presets.TABLE", (here,))
     assert presets_of(pipe) == ["mine", "flux.1-dev"]
     assert run(pipe).schedule == magpolicy.simulate("flux.1-dev", steps=12)
     assert run(pipe, speedup=2.0).schedule == magpolicy.plan(found, speedup=2.0)

@@ -241,7 +241,7 @@ def test_the_command_line_page_lists_every_option():
 
 
 def test_the_table_of_keys_lists_every_key_of_a_preset_file():
-    from magpolicy._preset_file import _File
+    from magpolicy.catalog._file import _File
 
     assert {row[0].strip("`") for row in table_rows("how-to/add-a-preset.md", "key")} == {a.name for a in attrs.fields(_File)}
 

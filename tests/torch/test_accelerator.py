@@ -12,10 +12,11 @@ from magpolicy import Schedule
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from magpolicy_torch import ResidualStore, _accelerator, run_step  # noqa: E402
-from magpolicy_torch._offload import Accelerator  # noqa: E402
-from magpolicy_torch._report import Lap  # noqa: E402
-from magpolicy_torch._step import _stores  # noqa: E402
+from magpolicy_torch import ResidualStore, run_step  # noqa: E402
+from magpolicy_torch.device import _accelerator  # noqa: E402
+from magpolicy_torch.device._offload import Accelerator  # noqa: E402
+from magpolicy_torch.host._report import Timer  # noqa: E402
+from magpolicy_torch.host._run_step import _stores  # noqa: E402
 
 DEVICE = torch.device(_accelerator.default(), 0)
 absent = pytest.mark.skipif(DEVICE.type == "cpu", reason="torch drives no accelerator here")
@@ -137,7 +138,7 @@ def test_a_device_without_streams_or_events_is_copied_from_plainly_and_timed_by_
     monkeypatch.setattr(torch, "Event", fail)
     _accelerator._queues.cache_clear()
     monkeypatch.setattr(_accelerator, "awake", lambda: True)
-    lap = Lap()
+    lap = Timer()
     x = torch.ones(4)
     store = ResidualStore("cpu")
     assert not store.copier.remote(x.device)

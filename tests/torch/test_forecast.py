@@ -9,7 +9,8 @@ from magpolicy import Decision, Schedule
 
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 
-from magpolicy_torch import ResidualStore, _residual, run_step  # noqa: E402
+from magpolicy_torch import ResidualStore, run_step  # noqa: E402
+from magpolicy_torch.residuals import _arithmetic  # noqa: E402
 
 MASK = (1, 1, 0, 1, 0, 0)
 COEFFICIENTS = (0.0, 0.0, 0.6, 0.0, -0.4, 0.8)
@@ -35,7 +36,7 @@ def error(found, true):
 def test_a_forecast_is_the_formula(c, dtype):
     last, before = draw(1, 6, 8).to(dtype), draw(1, 6, 8, seed=1).to(dtype)
     true = last.double() + c * (last.double() - before.double())
-    torch.testing.assert_close(_residual.forecast([last, before], [c]).double(), true, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(_arithmetic.forecast([last, before], [c]).double(), true, rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=50, deadline=None)
@@ -45,7 +46,7 @@ def test_a_second_order_forecast_is_the_formula_and_writes_to_nothing(c, dtype):
     copies = [t.clone() for t in residuals]
     last, before, first = (t.double() for t in residuals)
     true = last + c[0] * (last - before) + c[1] * (before - first)
-    torch.testing.assert_close(_residual.forecast(residuals, c).double(), true, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(_arithmetic.forecast(residuals, c).double(), true, rtol=1e-5, atol=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(copies, residuals, strict=True))
 
 
@@ -58,7 +59,7 @@ def test_in_16_bit_a_second_order_forecast_rounds_less_than_its_terms_would(dtyp
     last, before, first = residuals
     for a, b in ((1.7, 0.6), (0.8, -0.4)):
         exact = last.double() + a * (last.double() - before.double()) + b * (before.double() - first.double())
-        found = error(_residual.forecast(residuals, (a, b)), exact)
+        found = error(_arithmetic.forecast(residuals, (a, b)), exact)
         assert found < 1.5 * error(exact.to(dtype), exact)  # twice rounded, and nothing more
         assert error((1 + a) * last + (b - a) * before - b * first, exact) > 1.5 * found
 
@@ -71,7 +72,7 @@ def test_in_16_bit_a_forecast_is_the_truth_rounded_once(dtype, c):
     before = (last + 0.3 * draw(100, 1000, seed=1)).to(dtype)
     last = last.to(dtype)
     true = last.double() + c * (last.double() - before.double())
-    found = _residual.forecast([last, before], [c])
+    found = _arithmetic.forecast([last, before], [c])
     assert float((found == true.to(dtype)).double().mean()) > 0.995  # the rest lies at a tie within float32's rounding
     naive = (1 + c) * last - c * before
     assert error(naive, true) > 1.3 * error(found, true)
@@ -98,7 +99,7 @@ def test_residuals_stored_wider_than_the_model_are_rounded_at_the_end():
     store.put("a", last, keep=2)
     found = store.take("a", last, (0.7,))
     assert found.dtype == torch.bfloat16
-    assert torch.equal(found, _residual.forecast([last.float(), before.float()], [0.7]).bfloat16())
+    assert torch.equal(found, _arithmetic.forecast([last.float(), before.float()], [0.7]).bfloat16())
 
 
 # The store

@@ -9,10 +9,11 @@ from magpolicy import Decision, Schedule
 
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 
-from magpolicy_torch import ResidualStore, Run, _residual, run_step  # noqa: E402
-from magpolicy_torch._accelerator import OutOfMemory  # noqa: E402
-from magpolicy_torch._offload import Copy  # noqa: E402
-from magpolicy_torch._step import _stores  # noqa: E402
+from magpolicy_torch import ResidualStore, Run, run_step  # noqa: E402
+from magpolicy_torch.device._accelerator import OutOfMemory  # noqa: E402
+from magpolicy_torch.device._offload import Copy  # noqa: E402
+from magpolicy_torch.host._run_step import _stores  # noqa: E402
+from magpolicy_torch.residuals import _arithmetic  # noqa: E402
 
 SIZE = 2 * 3 * 4 * 4  # bytes of one residual of run_step's here
 SECOND = {"mask": (1, 1, 1, 0, 0, 1, 0, 1), "coefficients": (0, 0, 0, (0.6, 0.3), (0.8, -0.2), 0, (0.5, 0.1), 0)}
@@ -263,7 +264,7 @@ def test_a_skip_that_fails_leaves_nothing_on_the_device(monkeypatch):
         store = _stores[session] = ResidualStore("cpu", copier=Noting())
         run_step(session, draw(0), heavy)
         with monkeypatch.context() as patch:
-            patch.setattr(_residual, "apply", fail)
+            patch.setattr(_arithmetic, "apply", fail)
             with pytest.raises(MemoryError):
                 run_step(session, draw(1), heavy)
         assert store.near_nbytes == 0
@@ -285,7 +286,7 @@ def test_a_plan_that_is_left_is_followed_no_longer():
 
 def test_without_a_remote_device_nothing_is_copied_nor_foreseen(monkeypatch):
     asked = []
-    monkeypatch.setattr(magpolicy.Session, "foresees", lambda self: asked.append(self) or {})
+    monkeypatch.setattr(magpolicy.Session, "upcoming_skips", lambda self: asked.append(self) or {})
     for offload in (None, "cpu"):
         with magpolicy.Session(Schedule.from_mask((1, 0, 0))) as session:
             for step in range(3):

@@ -12,13 +12,14 @@ from magpolicy import ArgumentError, Decision, RunError, Schedule
 
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 
-from magpolicy_torch import ResidualStore, _residual, run_step  # noqa: E402
+from magpolicy_torch import ResidualStore, run_step  # noqa: E402
+from magpolicy_torch.residuals import _arithmetic  # noqa: E402
 
 
 def test_a_difference_is_fresh_and_without_history():
     before = torch.ones(1, 2, 3, requires_grad=True)
     after = before * 3
-    found = _residual.difference(after, before)
+    found = _arithmetic.difference(after, before)
     assert not found.requires_grad
     assert torch.equal(found, torch.full((1, 2, 3), 2.0))
     assert found.data_ptr() not in (before.data_ptr(), after.data_ptr())
@@ -26,7 +27,7 @@ def test_a_difference_is_fresh_and_without_history():
 
 def test_applying_writes_nothing_in_place_and_keeps_the_dtype():
     before, residual = torch.ones(1, 2, 3, dtype=torch.bfloat16), torch.ones(1, 2, 3)
-    found = _residual.apply(before, residual)
+    found = _arithmetic.apply(before, residual)
     assert found.dtype == torch.bfloat16
     assert torch.equal(before, torch.ones_like(before))
     assert torch.equal(found, torch.full_like(before, 2))
@@ -35,7 +36,7 @@ def test_applying_writes_nothing_in_place_and_keeps_the_dtype():
 @pytest.mark.parametrize(("shape", "channel_dim", "tokens"), [((2, 5, 3), -1, 10), ((2, 3, 4, 4), 1, 32)])
 def test_token_norms(shape, channel_dim, tokens):
     residual = torch.ones(shape, dtype=torch.float16)
-    norms = _residual.token_norms(residual, channel_dim=channel_dim)
+    norms = _arithmetic.token_norms(residual, channel_dim=channel_dim)
     assert norms.shape == (tokens,)
     assert norms.dtype == "float32"
     assert norms == pytest.approx(3**0.5, rel=1e-6)
@@ -165,7 +166,7 @@ def test_run_step_that_raises_can_be_repeated():
 
 
 def test_run_step_frees_its_residuals():
-    from magpolicy_torch._step import _stores
+    from magpolicy_torch.host._run_step import _stores
 
     heavy, x = Heavy(), torch.ones(1, 2, 4)
     run = session(1, 0)

@@ -11,9 +11,9 @@ import attrs
 import click
 
 import magpolicy
-from magpolicy._plugins import DISABLE, GROUP
 from magpolicy.cli import _output
 from magpolicy.cli._params import Command, Semantics, Source, examples
+from magpolicy.plugin_system._registry import DISABLE, GROUP
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

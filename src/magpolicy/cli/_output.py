@@ -15,7 +15,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from magpolicy._schedule import COMPUTE, SKIP
+from magpolicy.schedule._schedule import COMPUTE, SKIP
 
 NOTHING = "-"
 

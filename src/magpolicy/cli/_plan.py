@@ -10,12 +10,12 @@ from typing import Any
 import click
 
 import magpolicy
-from magpolicy._export import FORMS
-from magpolicy._forecast import FORECASTS
-from magpolicy._objective import OBJECTIVES
+from magpolicy.calibration._forecast import FORECASTS
 from magpolicy.cli import _output
 from magpolicy.cli._params import Command, NumberList, Part, Source, examples
 from magpolicy.cli._preview import JSON, SOURCE, STEPS, strip_of
+from magpolicy.planning._objective import OBJECTIVES
+from magpolicy.schedule._export import FORMS
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 SIGMAS = click.option("--sigmas", type=NumberList(float), metavar="S,S,...", help="Or the noise levels of its evaluations.")
@@ -95,7 +95,7 @@ def _write(path: Path, schedule: magpolicy.Schedule) -> None:
 
 
 def _draw(source: Any, schedule: magpolicy.Schedule, path: Path, settings: dict[str, Any]) -> None:
-    from magpolicy._plot import plot_plan
+    from magpolicy.schedule._plot import plot_plan
 
     kept = {k: v for k, v in settings.items() if k not in ("speedup", "computed", "error", "batched")}
     others = magpolicy.trade_off(source, **kept)
@@ -184,7 +184,7 @@ def compare(source: Any, first: Any, second: Any, guidance: float | None, as_jso
         differ = [i for i, (a, b) in enumerate(zip(both[0].mask, both[1].mask, strict=False)) if a != b]
         _output.say(f"they differ at {len(differ)} of {both[0].steps} steps" if differ else "they compute the same steps")
     if plot is not None:
-        from magpolicy._plot import plot_comparison
+        from magpolicy.schedule._plot import plot_comparison
 
         try:
             plot_comparison(dict(zip(("first", "second"), zip(both, curves, strict=True), strict=True)), plot)

@@ -10,9 +10,9 @@ import click
 
 import magpolicy
 from magpolicy._checks import MAX_STEPS
-from magpolicy._schedule import COMPUTE, SKIP
 from magpolicy.cli import _output
 from magpolicy.cli._params import MAX_SETTINGS, Command, NumberList, Part, Semantics, Source, examples
+from magpolicy.schedule._schedule import COMPUTE, SKIP
 
 SOURCE = click.argument("source", type=Source())
 STEPS = click.option(

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from magpolicy._decision import Decision
-from magpolicy._schedule import Schedule
-from magpolicy._simulate import simulate
+from magpolicy.policy._decision import Decision
+from magpolicy.run._simulate import simulate
+from magpolicy.schedule._schedule import Schedule
 
 Outputs = list[NDArray[Any]]
 STREAMS = ("cond", "uncond")
@@ -229,7 +229,7 @@ def _concurrent(rig: AdapterRig) -> None:
 
 
 def _another_number_of_steps(rig: AdapterRig) -> None:
-    from magpolicy._curve import Curve
+    from magpolicy.policy._curve import Curve
 
     curve = Curve(curve_for(10))
     with rig.attach(curve=curve, **MIXED) as handle:

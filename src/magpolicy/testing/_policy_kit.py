@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from hypothesis import example, given, settings
 
-from magpolicy._decision import Decision
+from magpolicy.policy._decision import Decision
 from magpolicy.testing import strategies
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from magpolicy._calibration import Calibration
-from magpolicy._curve import Curve
+from magpolicy.calibration._calibration import Calibration
+from magpolicy.policy._curve import Curve
 
 
 def ratios(min_size: int = 1, max_size: int = 60) -> st.SearchStrategy[list[float]]:

@@ -92,7 +92,7 @@ def quiet() -> Any:
 
 def under(patcher: Any, source: Any, **settings: Any) -> tuple[Any, Any]:
     """A clone of ``patcher`` under a policy, and what was attached to it."""
-    from magpolicy_comfyui._sampling import Attachment, attach
+    from magpolicy_comfyui._runs import Attachment, attach
     from magpolicy_comfyui._settings import Settings
 
     clone = patcher.clone()
@@ -116,7 +116,7 @@ class Spy:
     def on(cls, patcher: Any) -> Spy:
         from comfy.patcher_extension import WrappersMP
 
-        from magpolicy_comfyui._stacks import stack_of
+        from magpolicy_comfyui._block_stacks import stack_of
 
         spy = cls()
         patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "spy", spy._call)

@@ -1,0 +1,29 @@
+"""Telling what a sampling did: in the log, and in the browser at the node that asked for it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from magpolicy_comfyui._run_report import RunReport
+from magpolicy_comfyui._runs import Attachment, log
+
+EVENT = "magpolicy.report"
+
+
+def finished(attachment: Attachment, outcome: RunReport) -> None:
+    """Log the outcome, and send it to the browser."""
+    log.info("magpolicy: %s", outcome.text)
+    node = attachment.settings.node
+    server = _server()
+    if server is None or node is None:
+        return
+    try:
+        server.send_sync(EVENT, {"node": node, **outcome.to_dict()})
+    except Exception as error:  # a picture is not lost for a message
+        log.warning("magpolicy: the report could not be sent to the browser: %s", error)
+
+
+def _server() -> Any:
+    module = sys.modules.get("server")  # not there where ComfyUI is used as a library
+    return getattr(getattr(module, "PromptServer", None), "instance", None)

@@ -1,0 +1,144 @@
+"""The schedule of a sampling that has not begun: the sampler's settings alone say where its evaluations will lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from attrs import frozen
+
+from magpolicy import ArgumentError, Schedule, _checks
+from magpolicy.run._simulate import _run
+from magpolicy_comfyui import _dry_run, _model_presets, _noise_levels
+from magpolicy_comfyui._runs import _run_of
+from magpolicy_comfyui._settings import Settings
+
+MAX_STEPS = 2_000  # more than anybody samples with; a panel asks again and again
+# Samplers that draw from the common generator even when they are given a seed; and one that steps as another does.
+_DRAWING = ("heunpp2",)
+_AS = {"ddim": "euler"}
+_ENDS = ("start_at_step", "end_at_step", "denoise", "shift")
+
+
+@frozen(kw_only=True)
+class Sampler:
+    """What the nodes behind a model say about sampling it."""
+
+    steps: int
+    sampler_name: str | None = None
+    scheduler: str | None = None
+    denoise: float = 1.0
+    start_at_step: int = 0
+    end_at_step: int | None = None
+    shift: float | None = None
+    """Of a node that sets one; ``None``: the model's own, which does not matter for most schedulers."""
+    custom: bool = False
+    """The noise levels come from a scheduler node, not from KSampler, which treats some samplers in its own way."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], default_steps: int) -> Sampler:
+        """From JSON values; what is missing or of no sense to ComfyUI is left at its default.
+
+        Raises:
+            ArgumentError: steps or a part of the schedule is out of range.
+        """
+        given: dict[str, Any] = {key: values[key] for key in _ENDS if isinstance(values.get(key), int | float)}
+        given |= {key: str(values[key]) for key in ("sampler_name", "scheduler") if values.get(key) is not None}
+        steps = values.get("steps")
+        return cls(
+            steps=_checks.whole("steps", default_steps if steps is None else steps, 1, MAX_STEPS, example=str(default_steps)),
+            custom=bool(values.get("custom")),
+            **given,
+        )
+
+
+def schedule(settings: Settings, source: Any, sampler: Sampler, *, flux: bool = False) -> tuple[Schedule, str | None]:
+    """What will run, and a remark where it is not known exactly.
+
+    Raises:
+        ArgumentError: settings that do not fit, or a part of the schedule with nothing in it.
+    """
+    found = _evaluations(sampler, flux)
+    if found is None:
+        return settings.preview(source, sampler.steps), "evenly spaced steps, one evaluation each, are assumed"
+    evaluations, levels, model_sampling, known = found
+    place = _noise_levels.place(evaluations, levels, model_sampling)
+    if settings.follow_steps:
+        source = _model_presets.longer(source.name, place.steps)
+    setup = settings.setup(source, place, _noise_levels.steps_of(evaluations, levels))
+    steps, given, first = _run_of(setup, place)
+    part = (first, first + len(place.levels))
+    remark = None if known else "one evaluation a step is assumed: this sampler's are known when it runs"
+    return _run(setup, steps, given, None, part), remark
+
+
+def _evaluations(sampler: Sampler, flux: bool) -> tuple[list[float], list[float], Any, bool] | None:
+    """Sigmas of the evaluations, of the steps, what relates them to time, and whether the first are certain."""
+    import comfy.samplers
+
+    if sampler.scheduler not in comfy.samplers.SCHEDULER_NAMES:
+        return None
+    model_sampling = _model_sampling(sampler.shift, flux)
+    patcher = SimpleNamespace(get_model_object=lambda name: {"model_sampling": model_sampling}[name])
+    sigmas = _sigmas(sampler, patcher, model_sampling)
+    if len(sigmas) < 2:
+        raise ArgumentError(
+            f"start_at_step={sampler.start_at_step}: nothing of the schedule of {sampler.steps} steps is left to sample"
+        )
+    levels = [float(sigma) for sigma in sigmas]
+    name = sampler.sampler_name
+    if name is None or name not in comfy.samplers.SAMPLER_NAMES:
+        return levels[:-1], levels, model_sampling, False
+    guider = SimpleNamespace(inner_model=SimpleNamespace(model_sampling=model_sampling), model_patcher=patcher)
+    make = comfy.samplers.sampler_object
+    evaluations = None if name in _DRAWING else _rehearsed(make(_AS.get(name, name)), guider, sigmas)
+    return evaluations or levels[:-1], levels, model_sampling, evaluations is not None
+
+
+def _rehearsed(sampler: Any, guider: Any, sigmas: Any) -> list[float] | None:
+    """The sigma of each evaluation, as :func:`magpolicy_comfyui._dry_run.rehearse`.
+
+    A sampling may be going on in another thread, so PyTorch's common generator, which that may draw from, is not touched.
+    """
+    import torch
+
+    model = _dry_run._Model(guider, _dry_run._MOST * len(sigmas))
+    noise = torch.ones((1, 1, 1, 1), device=sigmas.device)
+    extra = {"model_options": {"transformer_options": {"sample_sigmas": sigmas}}, "seed": 0}
+    try:
+        with torch.no_grad():
+            sampler.sample(model, sigmas, extra, None, noise, torch.zeros_like(noise), None, True)
+    except Exception:  # of a sampler that follows what the model returns
+        return None
+    return model.evaluations or None
+
+
+def _sigmas(sampler: Sampler, patcher: Any, model_sampling: Any) -> Any:
+    """The noise levels of the steps, by ComfyUI's own functions."""
+    import comfy.samplers
+
+    total = sampler.steps if sampler.denoise > 0.9999 else int(sampler.steps / max(sampler.denoise, 1e-4))
+    if total > MAX_STEPS:
+        raise ArgumentError(f"denoise={sampler.denoise} makes a schedule of {total} steps, at most {MAX_STEPS} are previewed")
+    if sampler.custom:
+        sigmas = comfy.samplers.calculate_sigmas(model_sampling, sampler.scheduler, total)[-(sampler.steps + 1) :]
+    else:
+        own = comfy.samplers.KSampler(
+            patcher, steps=sampler.steps, device="cpu", sampler=sampler.sampler_name, scheduler=sampler.scheduler,
+            denoise=sampler.denoise,
+        )  # fmt: skip
+        sigmas = own.sigmas
+    end = None if sampler.end_at_step is None else int(sampler.end_at_step) + 1
+    return sigmas[int(sampler.start_at_step) : end]
+
+
+def _model_sampling(shift: float | None, flux: bool) -> Any:
+    """Flow matching's, as all models with published presets have it."""
+    import comfy.model_base
+
+    kinds = comfy.model_base.ModelType
+    found = comfy.model_base.model_sampling(None, kinds.FLUX if flux else kinds.FLOW)
+    if shift is not None:
+        found.set_parameters(shift=shift)
+    return found

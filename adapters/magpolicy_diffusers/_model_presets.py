@@ -1,0 +1,150 @@
+"""Which preset belongs to a model: by its repo id, else by the classes of pipeline and transformer and the config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import PurePath
+from typing import Any
+
+from attrs import field, frozen
+
+import magpolicy
+from magpolicy import PresetError
+from magpolicy_diffusers._pipeline import denoisers_of
+from magpolicy_diffusers._provenance import repos
+from magpolicy_torch.evaluation._interceptor import unwrapped
+
+
+@frozen
+class KnownModel:
+    """A published checkpoint as its config tells it, and the presets calibrated on it."""
+
+    transformer: str
+    presets: tuple[str, ...]
+    """More than one: the config does not tell which."""
+    config: Mapping[str, Any] = field(factory=dict)
+    """Figures of the transformer's published config.json; a model with others is another model."""
+    pipelines: tuple[str, ...] = ()
+    """Classes of pipelines; none given: any, and a transformer by itself."""
+    experts: int | None = None
+    """Number of transformers; ``None``: any."""
+
+
+_FLUX = {"in_channels": 64, "num_layers": 19, "num_single_layers": 38, "guidance_embeds": True}
+_HUNYUAN = {"num_layers": 20, "num_single_layers": 40, "num_attention_heads": 24}
+_WAN_14B = {"num_layers": 40, "num_attention_heads": 40}
+_QWEN = {"num_layers": 60, "num_attention_heads": 24}
+
+TABLE = (
+    KnownModel("FluxTransformer2DModel", ("flux.1-kontext-dev",), _FLUX, ("FluxKontextPipeline", "FluxKontextInpaintPipeline")),
+    KnownModel("FluxTransformer2DModel", ("flux.1-dev",), _FLUX),
+    KnownModel("FluxTransformer2DModel", ("flux.1-schnell-4-doc-example",), _FLUX | {"guidance_embeds": False}),
+    KnownModel(
+        "Flux2Transformer2DModel", ("flux.2-vllm-omni",), {"num_layers": 8, "num_single_layers": 48, "num_attention_heads": 48}
+    ),
+    KnownModel("ChromaTransformer2DModel", ("chroma",), {"in_channels": 64, "num_layers": 19, "num_single_layers": 38}),
+    KnownModel("QwenImageTransformer2DModel", ("qwen-image",), _QWEN, ("QwenImagePipeline",)),
+    KnownModel(
+        "QwenImageTransformer2DModel", ("qwen-image-edit",), _QWEN, ("QwenImageEditPipeline", "QwenImageEditPlusPipeline")
+    ),
+    KnownModel(
+        "HunyuanVideoTransformer3DModel", ("hunyuanvideo-t2v-720p",), _HUNYUAN | {"in_channels": 16}, ("HunyuanVideoPipeline",)
+    ),
+    KnownModel("HunyuanVideoFramepackTransformer3DModel", ("framepack", "framepack-f1"), _HUNYUAN),
+    KnownModel("WanTransformer3DModel", ("wan2.1-t2v-1.3b",), {"num_layers": 30, "num_attention_heads": 12, "in_channels": 16}),
+    KnownModel("WanTransformer3DModel", ("wan2.1-t2v-14b",), _WAN_14B | {"in_channels": 16}, experts=1),
+    KnownModel("WanTransformer3DModel", ("wan2.2-t2v-a14b",), _WAN_14B | {"in_channels": 16}, experts=2),
+    KnownModel(
+        "WanTransformer3DModel", ("wan2.1-i2v-14b-480p", "wan2.1-i2v-14b-720p"), _WAN_14B | {"in_channels": 36}, experts=1
+    ),
+    KnownModel("WanTransformer3DModel", ("wan2.2-i2v-a14b",), _WAN_14B | {"in_channels": 36}, experts=2),
+    KnownModel(
+        "WanTransformer3DModel",
+        ("wan2.2-ti2v-5b-i2v",),
+        {"num_layers": 30, "num_attention_heads": 24, "in_channels": 48},
+        ("WanImageToVideoPipeline",),
+    ),
+    KnownModel(
+        "WanTransformer3DModel", ("wan2.2-ti2v-5b-t2v",), {"num_layers": 30, "num_attention_heads": 24, "in_channels": 48}
+    ),
+    KnownModel("WanVACETransformer3DModel", ("wan2.1-vace-1.3b",), {"num_layers": 30, "num_attention_heads": 12}),
+    KnownModel("WanVACETransformer3DModel", ("wan2.1-vace-14b",), _WAN_14B),
+)
+# Families whose checkpoints share class and config: the repo id has to tell.
+FAMILIES = {
+    "Kandinsky5Transformer3DModel": "kandinsky5-",
+    "HunyuanVideo15Transformer3DModel": "hunyuanvideo-1.5-",
+    "HunyuanVideoTransformer3DModel": "hunyuanvideo-t2v-",
+}
+
+
+def presets_of(target: Any) -> list[str]:
+    """The names of the presets of a pipeline or model: the user's calibrations of it, then the published one.
+
+    Raises:
+        PresetError: none fits, or several published ones do; the message says what to pass.
+    """
+    modules = _modules(target)
+    kept = [name for repo in repos(target, *modules) for name, calibrated in _by_repo(repo) if calibrated]
+    try:
+        return list(dict.fromkeys([*kept, preset_of(target)]))
+    except PresetError:
+        if not kept:
+            raise
+        return kept
+
+
+def preset_of(target: Any) -> str:
+    """The name of the preset of a pipeline or model, calibrations aside.
+
+    Raises:
+        PresetError: none fits, or several do; the message says what to pass.
+    """
+    modules = _modules(target)
+    for repo in repos(target, *modules):
+        if found := [name for name, calibrated in _by_repo(repo) if not calibrated]:
+            return found[0]
+    kind = type(modules[0]).__name__
+    row = next((row for row in TABLE if _fits(row, target, modules)), None)
+    if row is not None and len(row.presets) == 1:
+        return row.presets[0]
+    what = f"target={type(target).__name__}" + ("" if type(target).__name__ == kind else f" with {kind}")
+    if row is not None:
+        names = " or ".join(f"preset={name!r}" for name in row.presets)
+        raise PresetError(f"{what} fits several presets, and nothing tells which; pass {names}")
+    near = _near(kind)
+    close = f"close, of the same class: {', '.join(near)}; " if near else ""
+    raise PresetError(
+        f"{what} has no known preset; {close}pass preset=... or ratios=..., or calibrate: attach(..., calibrate=True), "
+        "one run, then attach(..., curve=handle.curve, threshold=..., max_skips=..., retention=...)"
+    )
+
+
+def _modules(target: Any) -> list[Any]:
+    return list(denoisers_of(target).values()) or [unwrapped(target)]
+
+
+def _by_repo(repo: str) -> Iterator[tuple[str, bool]]:
+    """By the whole id, or by the last part of a local path; and whether it is a calibration."""
+    last = PurePath(repo.replace("\\", "/")).name.lower()
+    for name, known in magpolicy.presets().items():
+        aliases = [alias for alias in known.aliases if "/" in alias]
+        if repo.lower() in map(str.lower, aliases) or last in (alias.lower().rsplit("/", 1)[1] for alias in aliases):
+            yield name, known.calibration is not None
+
+
+def _fits(row: KnownModel, target: Any, modules: list[Any]) -> bool:
+    config = dict(getattr(modules[0], "config", {}))
+    return (
+        row.transformer == type(modules[0]).__name__
+        and (not row.pipelines or type(target).__name__ in row.pipelines)
+        and row.experts in (None, len(modules))
+        and all(config.get(key) == value for key, value in row.config.items())
+    )
+
+
+def _near(kind: str) -> list[str]:
+    same = [name for row in TABLE if row.transformer == kind for name in row.presets]
+    prefix = FAMILIES.get(kind)
+    same += [] if prefix is None else [name for name in magpolicy.presets() if name.startswith(prefix)]
+    return list(dict.fromkeys(same))[:4]

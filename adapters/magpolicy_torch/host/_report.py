@@ -1,0 +1,188 @@
+"""What a run did, and how long it took."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from attrs import Factory, define, field, frozen
+
+import torch
+from magpolicy import Decision, Replan, Schedule, Session, TraceEntry
+from magpolicy_torch.device import _accelerator
+from torch import Tensor
+
+_REST = {"replanned": "was planned again", "computes": "computes"}
+
+
+class Timer:
+    """How long one evaluation took on its device; reading it waits for the device, taking it does not.
+
+    Args:
+        device: tells which device that is; by default the current one.
+    """
+
+    def __init__(self, device: Callable[[], torch.device | None] | None = None) -> None:
+        self._device = None if device is None or not _accelerator.awake() else device()
+        self._first: Any = _accelerator.timer(self._device)
+        self._last: Any = None
+        self._start = time.perf_counter()
+        self._end = self._start
+
+    def stop(self) -> None:
+        """The evaluation is through (or, on an accelerator, all of it is queued)."""
+        self._end = time.perf_counter()
+        if self._first is not None:
+            self._last = _accelerator.timer(self._device)
+
+    @property
+    def seconds(self) -> float:
+        """Time between the two."""
+        if self._last is None:
+            return self._end - self._start
+        self._last.synchronize()
+        return float(self._first.elapsed_time(self._last)) / 1000
+
+
+@define(eq=False)
+class Record:
+    """What is noted while a run is under way, beside the session's trace."""
+
+    past_end: list[str] = Factory(list)
+    """Streams of the evaluations after the run's last step."""
+    laps: list[tuple[bool, Timer]] = Factory(list)
+    """Per evaluation, whether it skipped, and how long it took."""
+    forecasts: dict[tuple[int, str], Decision | None] = Factory(dict)
+    """Per step and stream whose residual was to be forecast: why it was held instead, if it was."""
+
+    losses: list[Tensor] = Factory(list)
+    """Relative error of each residual as it was kept, where that is narrower than it was."""
+
+    def forecast(self, step: int, stream: str, held: Decision | None) -> None:
+        """Note a forecast; of several at one evaluation (a second stream of tokens) one that was held counts."""
+        self.forecasts[step, stream] = held or self.forecasts.get((step, stream))
+
+
+@frozen
+class Report:
+    """What a run did."""
+
+    trace: tuple[TraceEntry, ...]
+    """Every decision, also those after the run's last step (``Decision.PAST_END``)."""
+    schedule: Schedule | None
+    """The steps of the run; ``None`` if nothing was evaluated."""
+    scope: str = "stack"
+    """What a skip left out: the block ``"stack"``, or the whole ``"model"``."""
+    forecasts: int = 0
+    """Skipped evaluations whose residual was forecast from the last two or three computed ones."""
+    held: Mapping[str, int] = Factory(dict)
+    """Skipped evaluations whose residual was to be forecast but was held, by reason."""
+    replans: tuple[Replan, ...] = ()
+    """Where the run left its plan, with ``attach(..., safeguard=True)``."""
+    source: str = ""
+    """What decided, in words: the rule on a preset, a plan from a calibration. Empty where every step computes."""
+    _laps: tuple[tuple[bool, Timer], ...] = field(default=(), repr=False, eq=False)
+    _losses: tuple[Tensor, ...] = field(default=(), repr=False, eq=False)
+
+    @classmethod
+    def of(cls, session: Session, record: Record, scope: str = "stack") -> Report:
+        """The report of a run so far."""
+        trace = list(session.trace)
+        schedule = Schedule.from_trace(trace) if trace else None
+        beyond: Counter[str] = Counter()
+        for stream in record.past_end:
+            step = session.steps + beyond[stream]
+            trace.append(TraceEntry(step, stream, None, Decision.PAST_END, 1.0, 0.0, 0))
+            beyond[stream] += 1
+        skips = [(e.step, e.stream) for e in trace if e.decision.skip]
+        forecasts = [record.forecasts[key] for key in skips if key in record.forecasts]
+        held = Counter(why.reason for why in forecasts if why is not None)
+        return cls(
+            tuple(trace),
+            schedule,
+            scope,
+            forecasts.count(None),
+            dict(held),
+            session.replans,
+            session._setup.source,
+            tuple(record.laps),
+            tuple(record.losses),
+        )
+
+    @property
+    def computed(self) -> int:
+        """Number of steps that ran the blocks in any stream."""
+        return len({e.step for e in self.trace if not e.decision.skip})
+
+    @property
+    def skipped(self) -> int:
+        """Number of steps at which every stream reused its residual."""
+        return len({e.step for e in self.trace}) - self.computed
+
+    @property
+    def storage_error(self) -> float | None:
+        """Relative error of a residual as it was kept, mean over the run; ``None`` without ``storage_dtype``. Waits for the
+        device."""
+        return float(torch.stack(self._losses).mean()) if self._losses else None
+
+    @property
+    def strip(self) -> str:
+        """One character a step: a block computes, a dot skips."""
+        return "" if self.schedule is None else self.schedule.strip
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How often each reason decided, all streams counted."""
+        return dict(Counter(e.decision.reason for e in self.trace))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Median seconds of an evaluation of the model: ``"computed"`` and ``"skipped"``, those that occurred."""
+        kinds = {"computed": self._seconds(False), "skipped": self._seconds(True)}
+        return {kind: statistics.median(seconds) for kind, seconds in kinds.items() if seconds}
+
+    @property
+    def estimated_speedup(self) -> float | None:
+        """Evaluations over computed evaluations: what skipping could gain if a skip took no time."""
+        return None if self.schedule is None else self.schedule.speedup
+
+    @property
+    def measured_speedup(self) -> float | None:
+        """Time of the run's evaluations, had all of them computed, over the time they took. The model's time only."""
+        computed, skipped = self._seconds(False), self._seconds(True)
+        if not computed:
+            return None
+        total = sum(computed) + sum(skipped)
+        full = sum(computed) + len(skipped) * statistics.median(computed)
+        return full / total if total > 0 else None
+
+    def _seconds(self, skip: bool) -> list[float]:
+        return [lap.seconds for skipped, lap in self._laps if skipped is skip]
+
+    def __str__(self) -> str:
+        if self.schedule is None:
+            return "nothing was evaluated"
+        lines = [str(self.schedule), _listed((f"{reason} {n}" for reason, n in self.reasons.items()))]
+        if self.forecasts or self.held:
+            why = f", held {sum(self.held.values())} ({_listed(self.held)})" if self.held else ""
+            lines.append(f"forecast {self.forecasts} of {self.reasons.get('reused', 0)} reused{why}")
+        for replan in self.replans:
+            off = f"{replan.measured:.3f} measured, {replan.expected:.3f} expected"
+            lines.append(f"left its plan at step {replan.step} ({replan.stream}: {off}), the rest {_REST[replan.outcome]}")
+        times = [f"{kind} {1000 * seconds:.3g} ms" for kind, seconds in self.seconds.items()]
+        if times and self.measured_speedup is not None:
+            lines.append(_listed([*times, f"{self.measured_speedup:.2f}x measured in the model"]))
+        if self.source:
+            lines.append(f"by {self.source}")
+        if self.storage_error is not None:
+            lines.append(f"residuals kept with an error of {self.storage_error:.2g}")
+        if self.scope == "model":
+            lines.append("scope: the whole model")
+        return "\n".join(lines)
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(words)

@@ -1,0 +1,199 @@
+"""A user's own preset: a small JSON or TOML file, checked on loading."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from attrs import field, frozen
+
+from magpolicy import _checks
+from magpolicy._errors import ArgumentError, PresetError, require
+from magpolicy.calibration._calibration import Calibration
+from magpolicy.calibration._file import KIND, is_calibration, load_calibration
+from magpolicy.catalog._presets import Preset, checked
+from magpolicy.policy._curve import Curve
+
+MAX_BYTES = 4_000_000  # the largest published table takes 12 kB
+_EXAMPLE = 'e.g. {"name": "my-model", "ratios": [1.0, 1.02, 0.99], "threshold": 0.06, "max_skips": 3, "retention": 0.2}'
+
+
+@frozen(kw_only=True)
+class _File:
+    """The keys of a preset file."""
+
+    name: str
+    ratios: list[float] | dict[str, list[float]]
+    sigmas: list[float] | None = None
+    first_step: int = 0
+    family: str = ""
+    threshold: float | None = None
+    max_skips: int | None = None
+    retention: float | None = None
+    semantics: str | None = None
+    aliases: list[str] = field(factory=list)
+    notes: list[str] = field(factory=list)
+
+
+def load_preset(path: str | os.PathLike[str]) -> Preset:
+    """Read a preset from a ``.json`` or ``.toml`` file; a calibration's ``.json`` or ``.safetensors`` file makes one too.
+
+    Keys: ``name``, ``ratios`` (a list, or a table of lists by stream), and optionally ``sigmas``, ``first_step``, ``family``,
+    ``threshold``, ``max_skips``, ``retention``, ``semantics``, ``aliases``, ``notes``. Needs the ``files`` extra.
+
+    Raises:
+        PresetError: the file cannot be read, is too large, or a key is unknown, missing or out of range; names the key.
+        MissingExtraError: cattrs is not installed.
+    """
+    file = Path(path)
+    if file.suffix.lower() == ".safetensors":
+        return preset_of(load_calibration(file), file)
+    raw = _parse(file)
+    if is_calibration(raw):
+        return preset_of(load_calibration(file), file)
+    content = _structure(file, raw)
+    try:
+        curve = Curve(content.ratios, sigmas=content.sigmas, first_step=content.first_step)
+        return checked(
+            Preset(
+                name=content.name,
+                curve=curve,
+                family=content.family,
+                threshold=content.threshold,
+                max_skips=content.max_skips,
+                retention=content.retention,
+                semantics=content.semantics,
+                aliases=tuple(content.aliases),
+                notes=tuple(content.notes),
+                source={"path": str(file)},
+            )
+        )
+    except ArgumentError as error:
+        raise PresetError(f"{file}: {error}") from error
+
+
+def preset_of(calibration: Calibration, path: str | os.PathLike[str] | None = None) -> Preset:
+    """A calibration as a preset: its curve, no threshold, named as it is or as its file."""
+    model = calibration.provenance.get("model")
+    aliases = (*calibration.aliases, *([model] if isinstance(model, str) and model else []))
+    return Preset(
+        name=calibration.name or (Path(path).stem if path is not None else "calibration"),
+        curve=calibration.curve,
+        family="calibration",
+        aliases=tuple(dict.fromkeys(aliases)),
+        source={} if path is None else {"path": str(path)},
+        context=dict(calibration.provenance),
+        calibration=calibration,
+    )
+
+
+def _head(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(200)
+
+
+def save_preset(preset: Preset, path: str | os.PathLike[str]) -> None:
+    """Write the curve and recommended settings of ``preset`` as JSON that :func:`load_preset` reads back.
+
+    Raises:
+        PresetError: a setting is out of range, or ``path`` does not end in ``.json``.
+    """
+    if Path(path).suffix.lower() != ".json":
+        raise PresetError(f"path={str(path)!r} must end in .json, which is what is written; try {Path(path).stem}.json")
+    curve = checked(preset).curve
+    content: dict[str, Any] = {
+        "name": preset.name,
+        "family": preset.family,
+        "threshold": preset.threshold,
+        "max_skips": preset.max_skips,
+        "retention": preset.retention,
+        "semantics": preset.semantics,
+        "aliases": list(preset.aliases),
+        "notes": list(preset.notes),
+        "sigmas": None if curve.sigmas is None else list(curve.sigmas),
+        "first_step": curve.first_step or None,
+        "ratios": {name: list(values) for name, values in curve.ratios.items()},
+    }
+    kept = {key: value for key, value in content.items() if value not in (None, "", [])}
+    Path(path).write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def _parse(file: Path) -> Any:
+    try:
+        size = file.stat().st_size
+        if size > MAX_BYTES and KIND.encode() not in _head(file):
+            raise PresetError(f"{file} has {size} bytes, a preset has at most {MAX_BYTES}; is it the right file?")
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that cannot be one
+        raise PresetError(f"{file} cannot be read: {error}; give the path of a .json or .toml file") from error
+    toml = file.suffix.lower() == ".toml"
+    try:
+        if toml:
+            return require("tomllib" if sys.version_info >= (3, 11) else "tomli", "files").loads(text)
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise PresetError(f"{file} is not valid {'TOML' if toml else 'JSON'}: {error}") from error
+
+
+def _structure(file: Path, raw: Any) -> _File:
+    cattrs = require("cattrs", "files")
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    converter.register_structure_hook(float, _number)
+    converter.register_structure_hook(int, _whole)
+    converter.register_structure_hook(str, _text)
+    converter.register_structure_hook_func(lambda kind: kind == list[str], _texts)
+    converter.register_structure_hook(list[float] | dict[str, list[float]], _ratios_hook(converter))
+    try:
+        found: _File = converter.structure(raw, _File)
+    except Exception as error:
+        problems = cattrs.transform_error(error, path="preset", format_exception=_explain)
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise PresetError(f"{file}: {'; '.join(problems[:3])}{more}; {_EXAMPLE}") from error
+    return found
+
+
+def _explain(error: BaseException, kind: type | None) -> str:
+    if type(error) is ValueError:  # from the hooks below
+        return str(error)
+    return str(require("cattrs.v", "files").format_exception(error, kind))
+
+
+def _number(value: Any, _: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{_checks._short(value)} is not a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{_checks._short(value)} is too large a number") from None
+
+
+def _whole(value: Any, _: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{_checks._short(value)} is not a whole number")
+    return value
+
+
+def _text(value: Any, _: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{_checks._short(value)} is not text")
+    return value
+
+
+def _texts(value: Any, _: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{_checks._short(value)} is not a list of texts")
+    return value
+
+
+def _ratios_hook(converter: Any) -> Any:
+    def structure(value: Any, _: Any) -> Any:
+        if isinstance(value, dict):
+            return converter.structure(value, dict[str, list[float]])
+        if isinstance(value, list):
+            return converter.structure(value, list[float])
+        raise ValueError("is neither a list of ratios nor a table of lists by stream")
+
+    return structure

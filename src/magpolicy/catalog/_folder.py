@@ -1,0 +1,66 @@
+"""The user's own calibrations and presets: a folder, listed with those that ship."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import warnings
+from pathlib import Path
+
+from magpolicy._errors import MagPolicyError, PresetError, PresetWarning
+from magpolicy.calibration._calibration import Calibration
+from magpolicy.catalog._presets import Preset
+
+HOME = "MAGPOLICY_HOME"
+_ENDINGS = (".json", ".toml", ".safetensors")
+
+
+def library() -> Path:
+    """The folder: ``$MAGPOLICY_HOME``, else ``magpolicy`` in the user's data folder (``$XDG_DATA_HOME`` or its default)."""
+    if home := os.environ.get(HOME):
+        return Path(home)
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "magpolicy"
+
+
+def keep(calibration: Calibration, *, ending: str = ".json") -> Path:
+    """Save a named calibration into the folder, where it is found by name and alias from then on; returns the file.
+
+    Raises:
+        PresetError: it has no name, or the file cannot be written.
+    """
+    if not calibration.name:
+        raise PresetError("name='' must be a text of at least one character; try attrs.evolve(calibration, name='my-model')")
+    folder = library()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PresetError(f"{folder} cannot be made: {error}; set {HOME} to a folder you can write to") from error
+    file = folder / (re.sub(r"[^\w.+-]+", "-", calibration.name).strip("-.") + ending)
+    calibration.save(file)
+    return file
+
+
+def own() -> dict[str, Preset]:
+    """Presets and calibrations in the folder, by name; a file that cannot be read is left out with a warning."""
+    try:
+        files = sorted(f for f in library().iterdir() if f.suffix.lower() in _ENDINGS and not f.name.startswith("."))
+        marks = tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files)
+    except OSError:  # most have no such folder
+        return {}
+    return _read(marks)
+
+
+@functools.lru_cache(maxsize=2)
+def _read(marks: tuple[tuple[str, int, int], ...]) -> dict[str, Preset]:
+    from magpolicy.catalog._file import load_preset
+
+    found: dict[str, Preset] = {}
+    for file, _, _ in marks:
+        try:
+            read = load_preset(file)
+        except MagPolicyError as error:
+            warnings.warn(f"{error}; left out of the presets", PresetWarning, stacklevel=4)
+            continue
+        found[read.name] = read
+    return found

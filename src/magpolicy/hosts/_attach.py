@@ -1,0 +1,233 @@
+"""Attaching a policy to somebody's model: settings are checked here, the adapters do the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from attrs import evolve, field, frozen
+
+from magpolicy import _checks
+from magpolicy._errors import ArgumentError
+from magpolicy.calibration._calibration import Calibration
+from magpolicy.catalog._presets import Preset, PresetMatches
+from magpolicy.planning._safeguard import Safeguard
+from magpolicy.plugin_system import _registry
+from magpolicy.policy._curve import Curve
+from magpolicy.policy._semantics import Semantics
+from magpolicy.run._config import RunConfig, always_compute, resolve
+from magpolicy.run._session import Session
+from magpolicy.schedule._schedule import Schedule
+
+SCOPES = ("stack", "model")
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "preset": ((Preset, Calibration, str, Path, PresetMatches), "a preset's name, alias or file, or a Preset; see presets()"),
+    "curve": ((Curve, Calibration), "a Curve; try Curve(ratios)"),
+    "calibration": ((Calibration, str, Path), "a Calibration, or the path of one"),
+    "schedule": ((Schedule,), "a Schedule; try Schedule.from_mask(mask)"),
+}
+
+
+@frozen(kw_only=True)
+class AttachRequest:
+    """What an adapter is asked to do, checked."""
+
+    setup: RunConfig = field(repr=False)
+    steps: int | None = None
+    """Steps of a run, unless the run says otherwise."""
+    blocks: Any = None
+    """The blocks to bypass, as the adapter understands it; ``None``: find them."""
+    scope: str = "stack"
+    """``"stack"``: the residual of the block stack; ``"model"``: of the whole model."""
+    offload: str | None = None
+    """``"cpu"`` keeps residuals there between uses."""
+    storage_dtype: Any = None
+    """The dtype residuals are stored in; ``None``: as they come."""
+    calibrate: bool = False
+    """Compute every step and measure the residuals."""
+    window: int | None = None
+    """Calibrating: evaluations back that residuals are compared over; ``None``: the adapter's choice."""
+    tokens: int | None = 2048
+    """Calibrating: tokens that are looked at, at most; ``None``: all."""
+    reduce: Callable[[Any], Any] | None = None
+    """Calibrating: adds up a tensor of sums over ranks that share the tokens."""
+    safeguard: float | bool | Safeguard | None = None
+    """Whether a planned run is compared with its plan: see :class:`magpolicy.Safeguard`."""
+
+    def session(
+        self,
+        steps: int | None = None,
+        sigmas: Sequence[float] | None = None,
+        *,
+        expert_step: int | None = None,
+        guidance: float | None = None,
+    ) -> Session:
+        """A session for one run.
+
+        Args:
+            steps: evaluations per stream.
+            sigmas: or their noise levels.
+            expert_step: the run's first step of the second expert, where the model has two and the settings do not say.
+            guidance: the run's guidance scale, for a plan, where the host knows it and the settings do not say.
+
+        Raises:
+            ArgumentError: no number of steps is known, or the settings do not fit it.
+        """
+        if steps is None and sigmas is None:
+            steps = self.steps
+        if steps is None and sigmas is None and (self.calibrate or self.setup.preset is not None):
+            raise ArgumentError("steps=None: how long is the run? try handle.run(steps=28)")
+        setup = self.setup.switching(expert_step)
+        two = len(setup.curve.streams) == 2  # a scale says nothing of how three branches are combined
+        if guidance is not None and two and setup.goal is not None and setup.goal.guidance is None:
+            setup = evolve(setup, goal=evolve(setup.goal, guidance=guidance), laid={})
+        return Session.from_setup(setup, steps, sigmas, self.safeguard)
+
+
+def attach(
+    target: Any,
+    *,
+    preset: Preset | Calibration | str | Path | None = None,
+    ratios: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+    curve: Curve | Calibration | None = None,
+    calibration: Calibration | str | Path | None = None,
+    schedule: Schedule | None = None,
+    threshold: float | None = None,
+    max_skips: int | None = None,
+    retention: float | None = None,
+    start_step: int = 0,
+    end_step: int | None = None,
+    forced: Iterable[int] | None = None,
+    steps: int | None = None,
+    semantics: str | Semantics | None = None,
+    expert_step: int | None = None,
+    forecast: str | None = None,
+    damping: float | None = None,
+    speedup: float | None = None,
+    computed: int | None = None,
+    error: float | None = None,
+    objective: str | None = None,
+    guidance: float | Mapping[str, float] | None = None,
+    safeguard: float | bool | Safeguard | None = None,
+    blocks: Any = None,
+    scope: str = "stack",
+    offload: str | None = None,
+    storage_dtype: Any = None,
+    calibrate: bool = False,
+    window: int | None = None,
+    tokens: int | None = 2048,
+    reduce: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Attach a policy to a model, and return a handle.
+
+    The installed adapters are asked in turn who can drive ``target``. One of ``preset``, ``ratios``, ``curve``,
+    ``calibration``, ``schedule`` or ``calibrate=True`` says what is decided; with none of them, the adapters are asked for the
+    preset of a model they know. The other settings are those of :func:`magpolicy.simulate`.
+
+    Args:
+        target: a diffusers pipeline or model, a ``torch.nn.Module``, or what another installed adapter knows.
+        preset: a preset or its name, alias or file; by default the one that an adapter finds for ``target``. Where both a
+            calibration of the user's and a published table are found, a target takes the calibration, the rule the table;
+            ``report.source`` says which.
+        ratios: one ratio a step, or a mapping from stream to such.
+        curve: a calibrated curve.
+        calibration: a calibration, or the path of one.
+        schedule: a schedule to follow, in place of the rule.
+        steps: steps of a run, where nothing else tells (a pipeline's scheduler does); ``run(steps=...)`` overrides it.
+        forecast: ``"hold"``, ``"linear"``, ``"calibrated"`` (two residuals a stream) or, of a run that is planned,
+            ``"second-order"`` (three); a planned schedule's own by default, else hold.
+        damping: factor on the linear forecast, 0 to 1.
+        speedup: plan each run to be this many times as fast, in evaluations over computed ones, instead of applying the rule.
+            ``attach(pipe, speedup=2.0)`` is all it takes; see :func:`magpolicy.plan`, also for the next four.
+        computed: or to compute so many steps.
+        error: or to keep the expected relative error of every skipped step below this.
+        objective: what the plan makes least.
+        guidance: the guidance scale, where the calibration does not say.
+        safeguard: ``True``, or a margin: compare the run with its plan at computed steps, and plan the rest again when it is
+            off by more (twice the expected error by default). Takes memory for two residuals a stream.
+        blocks: the block stack; by default it is found.
+        scope: ``"stack"`` skips the block stack, ``"model"`` the whole model (U-Nets, black boxes).
+        offload: ``"cpu"`` keeps residuals in CPU memory between uses.
+        storage_dtype: dtype to store residuals in.
+        calibrate: compute every step and measure the residuals: ``handle.calibration``, and ``handle.curve`` of it.
+        window: calibrating, compare residuals over this many evaluations back, and hold that many per stream; by default over
+            all of the run, or a hundred.
+        tokens: calibrating, look at no more than this many tokens, chosen at random once; ``None`` looks at all.
+        reduce: calibrating where ranks share the tokens (sequence parallelism), what adds up a tensor over ranks, in place or
+            as its result, such as ``torch.distributed.all_reduce``. Every rank then has to read ``handle.calibration``.
+
+    Returns:
+        The adapter's handle: ``.run(steps=...)``, ``.stream(name)``, ``.report``, ``.detach()``, and a context manager.
+
+    Raises:
+        ArgumentError: a setting is missing, unknown or out of range. Nothing was patched.
+        AdapterError: no installed adapter can drive ``target``. Nothing was patched.
+    """
+    sources: dict[str, Any] = {
+        "preset": preset,
+        "ratios": ratios,
+        "curve": curve,
+        "calibration": calibration,
+        "schedule": schedule,
+    }
+    given = {name: value for name, value in sources.items() if value is not None}
+    _checks.one_of("calibrate", calibrate, (False, True))
+    if not given and not calibrate and (known := _registry.preset_for(target)) is not None:
+        given["preset"] = PresetMatches.of(known) if isinstance(known, list | tuple) else known
+    if len(given) + bool(calibrate) != 1:
+        names = ", ".join([*given, *(["calibrate"] if calibrate else [])]) or "none"
+        raise ArgumentError(f"{names} given: pass one of preset, ratios, curve, calibration, schedule or calibrate=True")
+    for name, (kinds, meant) in _KINDS.items():
+        if not isinstance(given.get(name), (*kinds, NoneType)):
+            raise ArgumentError(f"{name}={_checks._short(given[name])} must be {meant}")
+    if isinstance(ratios, str | Path):
+        raise ArgumentError(f"ratios={ratios!r} must be numbers; try preset={str(ratios)!r}")
+    targets = {"speedup": speedup, "computed": computed, "error": error}
+    if calibrate and (aims := [name for name, value in targets.items() if value is not None]):
+        raise ArgumentError(f"{aims[0]} given: calibrate=True computes every step; leave {aims[0]} out")
+    _checks.one_of("scope", scope, SCOPES)
+    _checks.one_of("offload", offload, (None, "cpu"))
+    setup = (
+        always_compute()
+        if calibrate
+        else resolve(
+            next(iter(given.values())),
+            threshold=threshold,
+            max_skips=max_skips,
+            retention=retention,
+            start_step=start_step,
+            end_step=end_step,
+            forced=forced,
+            semantics=semantics,
+            expert_step=expert_step,
+            forecast=forecast,
+            damping=damping,
+            speedup=speedup,
+            computed=computed,
+            error=error,
+            objective=objective,
+            guidance=guidance,
+        )
+    )
+    if safeguard and setup.goal is None and setup.schedule is None:
+        raise ArgumentError(f"safeguard={_checks._short(safeguard)} compares a run with its plan; try speedup=2.0 with it")
+    if steps is not None:
+        setup.policies(*setup.length(_checks.steps(steps, example="28"), None))
+    elif ratios is not None or schedule is not None:
+        steps = setup.length(None, None)[0]
+    request = AttachRequest(
+        setup=setup,
+        steps=steps,
+        blocks=blocks,
+        scope=scope,
+        offload=offload,
+        storage_dtype=storage_dtype,
+        calibrate=calibrate,
+        window=window,
+        tokens=tokens,
+        reduce=reduce,
+        safeguard=safeguard,
+    )
+    return _registry.attach(target, request)

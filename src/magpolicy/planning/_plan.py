@@ -1,0 +1,118 @@
+"""The best schedule for a speed: planned ahead, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from magpolicy.planning._objective import Objective
+from magpolicy.planning._planner import solve, solve_all
+from magpolicy.planning._problem import plan_problem
+from magpolicy.planning._target import PlanTarget
+from magpolicy.run._config import Source
+from magpolicy.schedule._schedule import Schedule
+
+
+def plan(
+    source: Source,
+    *,
+    steps: int | None = None,
+    sigmas: Sequence[float] | None = None,
+    speedup: float | None = None,
+    computed: int | None = None,
+    error: float | None = None,
+    max_skips: int | None = None,
+    retention: float | None = None,
+    forced: Iterable[int] | None = None,
+    forecast: str | None = None,
+    damping: float | None = None,
+    objective: str | Objective | None = None,
+    power: float | None = None,
+    weights: Sequence[float] | None = None,
+    batched: bool | None = None,
+    guidance: float | Mapping[str, float] | None = None,
+    expert_step: int | None = None,
+    part: tuple[int, int] | None = None,
+) -> Schedule:
+    """The best schedule for a speed, with its forecast coefficients and the error it is expected to make at each step.
+
+    Give one of ``speedup``, ``computed`` and ``error``. The plan is an exact shortest path over the last two computed steps,
+    in milliseconds; ``objective="trajectory"`` goes on from several of these by local moves, each time with the forecasts that
+    serve the run best, which takes some tenths of a second for 50 steps.
+
+    >>> import magpolicy
+    >>> print(magpolicy.plan("flux.1-dev", speedup=2.0))
+    28 steps ...  14 computed  2.00x
+
+    Args:
+        source: a :class:`magpolicy.Calibration`, or a preset that has one: errors and forecasts are those measured. Or what
+            :func:`magpolicy.simulate` takes: errors are modelled from magnitude ratios alone, and the forecast is ``"hold"``
+            or ``"linear"``.
+        steps: steps of the run; the calibrated number by default.
+        sigmas: or the noise levels of its evaluations, in the order they are made (second-order samplers repeat some).
+        speedup: evaluations over computed evaluations, at least; >= 1.
+        computed: or the number of computed evaluations.
+        error: or a bound on the expected relative error of every skipped step; as few steps as possible compute.
+        max_skips: longest run of consecutive skips; by default what the calibration's window allows, of ratios alone 4 or
+            the preset's.
+        retention: leading share of the run that always computes; 0, or the preset's.
+        forced: steps that always compute; negative ones count from the end.
+        forecast: ``"hold"``; ``"linear"``; ``"calibrated"``, from the last two computed residuals; or ``"second-order"``, from
+            the last three. By default ``"second-order"`` where the objective is ``"trajectory"``, which fits the coefficients
+            of all steps together; else ``"calibrated"``, each step's coefficient for its own error, or ``"hold"``.
+        damping: factor on the linear forecast, 0 to 1.
+        objective: what is made least: ``"latent"``, ``"gap"``, ``"trajectory"``, ``"relative"`` or ``"peak"``;
+            docs/explanation/forecast-and-planning.md tells them apart. By default ``"trajectory"`` for a joint plan from a
+            calibration with ``speedup`` or ``computed``, else ``"latent"``.
+        power: power that errors are summed to; the objective's by default, most often 2.
+        weights: a factor on the error of each step.
+        batched: one plan for all streams (the default), or with ``False`` one for each, the budget shared.
+        guidance: guidance scale s: two streams enter the latent with s and 1-s, and their errors with them. Or a mapping from
+            stream to factor. By default the scale the calibration was made with, where it says.
+        expert_step: first step of the second expert of a two-expert model, which then computes; a preset brings its own.
+        part: first and last-but-one position, for a run of part of the steps; targets are of that part.
+
+    Returns:
+        A schedule for :class:`magpolicy.Session` and ``attach(schedule=...)``; ``.coefficients`` are followed by every
+        adapter, ``.errors`` are the expected relative errors.
+
+    Raises:
+        ArgumentError: an argument is missing or out of range, or the target cannot be had: the message says what can.
+    """
+    goal = PlanTarget(
+        speedup=speedup, computed=computed, error=error, max_skips=max_skips, retention=retention, forced=forced,
+        forecast=forecast, damping=damping, objective=objective, power=power, weights=weights, batched=batched,
+        guidance=guidance, expert_step=expert_step,
+    )  # fmt: skip
+    goal.check_target()
+    return solve(plan_problem(source, goal, steps, sigmas, part), goal)
+
+
+def trade_off(
+    source: Source,
+    *,
+    steps: int | None = None,
+    sigmas: Sequence[float] | None = None,
+    max_skips: int | None = None,
+    retention: float | None = None,
+    forced: Iterable[int] | None = None,
+    forecast: str | None = None,
+    damping: float | None = None,
+    objective: str | Objective | None = None,
+    power: float | None = None,
+    weights: Sequence[float] | None = None,
+    guidance: float | Mapping[str, float] | None = None,
+    expert_step: int | None = None,
+    part: tuple[int, int] | None = None,
+) -> tuple[Schedule, ...]:
+    """The best plan for every number of computed steps that can be had, fewest first: what speed costs.
+
+    Arguments are those of :func:`plan`.
+
+    Raises:
+        ArgumentError: an argument is out of range.
+    """
+    goal = PlanTarget(
+        max_skips=max_skips, retention=retention, forced=forced, forecast=forecast, damping=damping, objective=objective,
+        power=power, weights=weights, guidance=guidance, expert_step=expert_step,
+    )  # fmt: skip
+    return solve_all(plan_problem(source, goal, steps, sigmas, part), goal)

@@ -1,0 +1,212 @@
+"""Deep calibration: candidate plans are run once each on the calibration sample, the best kept and improved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from attrs import evolve, field, frozen
+
+from magpolicy import _checks
+from magpolicy._errors import ArgumentError
+from magpolicy.planning._local_search import evenly, neighbours
+from magpolicy.planning._objective import OBJECTIVES
+from magpolicy.planning._planner import ranking, schedule_of, solve
+from magpolicy.planning._problem import PlanProblem, plan_problem
+from magpolicy.planning._target import PlanTarget
+from magpolicy.run._config import Source
+from magpolicy.schedule._schedule import Schedule
+
+Run = Callable[[Schedule], float]
+Progress = Callable[[int, int, Schedule, float], None]
+
+
+@frozen
+class Refined:
+    """The best schedule found for each budget, with what was measured."""
+
+    budgets: tuple[int, ...]
+    """Computed steps allowed, rising."""
+    schedules: tuple[Schedule, ...]
+    """For each budget the best schedule of at most so many computed steps."""
+    errors: tuple[float, ...]
+    """What running each gave; never rising."""
+    runs: int
+    """Runs made."""
+    tried: tuple[tuple[Schedule, float], ...] = field(repr=False)
+    """Every schedule run, with its error, in order."""
+
+    @property
+    def best(self) -> Schedule:
+        """The schedule of the largest budget."""
+        return self.schedules[-1]
+
+
+def refine(
+    source: Source,
+    run: Run,
+    *,
+    computed: int | Iterable[int] | None = None,
+    speedup: float | Iterable[float] | None = None,
+    runs: int = 40,
+    steps: int | None = None,
+    sigmas: Sequence[float] | None = None,
+    max_skips: int | None = None,
+    retention: float | None = None,
+    forced: Iterable[int] | None = None,
+    forecast: str | None = None,
+    damping: float | None = None,
+    guidance: float | Mapping[str, float] | None = None,
+    objectives: Sequence[str] = ("latent", "gap", "trajectory", "relative"),
+    progress: Progress | None = None,
+) -> Refined:
+    """Find the schedules that do best when they are really run, on the sample the model was calibrated on.
+
+    The plans of several objectives, with and without the last step computed, evenly spaced steps, and the plan of the next
+    smaller budget with a step added are run once each; then single computed steps of the best are moved. A larger budget is
+    never worse than a smaller one: where nothing better is found, it gets the smaller one's schedule.
+
+    Args:
+        source: a calibration, as for :func:`magpolicy.plan`; so are the settings not listed here.
+        run: carries out the schedule it is given, on the calibration sample, and returns the error, e.g. the mean squared
+            difference from the full run; less is better, nan is worst.
+        computed: the number of computed steps, or several.
+        speedup: or the speedup, or several.
+        runs: runs allowed for all budgets together.
+        objectives: objectives of :func:`magpolicy.plan` to take candidates from.
+        progress: told after each run: runs made, runs allowed, the schedule, its error.
+
+    Raises:
+        ArgumentError: an argument is out of range, or a budget cannot be had; before anything is run. Or no run gave a number.
+    """
+    goal = PlanTarget(
+        max_skips=max_skips, retention=retention, forced=forced, forecast=forecast, damping=damping, guidance=guidance
+    )
+    place = plan_problem(source, goal, steps, sigmas)
+    goals = sorted(_goals(goal, computed, speedup), key=lambda g: g.budget(place.count) or 0)
+    for one in goals:
+        solve(place, one)  # what cannot be had is said before the first run
+    allowed = _checks.whole("runs", runs, len(goals), example=str(max(40, len(goals))))
+    for name in objectives:
+        _checks.one_of("objectives", name, tuple(OBJECTIVES))
+    search = _Search(place, run, allowed, progress)
+    for number, one in enumerate(goals):
+        share = (allowed - search.made) // (len(goals) - number)
+        search.budget(one, tuple(objectives), share)
+    return search.result()
+
+
+def _goals(goal: PlanTarget, computed: int | Iterable[int] | None, speedup: float | Iterable[float] | None) -> list[PlanTarget]:
+    if (computed is None) == (speedup is None):
+        raise ArgumentError("computed and speedup: pass one of them; try speedup=[2.0, 3.0]")
+    found = [evolve(goal, computed=value) for value in _several(computed)]
+    found += [evolve(goal, speedup=value) for value in _several(speedup)]
+    if not found:
+        raise ArgumentError("computed=[] and speedup=[] ask for nothing; try speedup=[2.0, 3.0]")
+    return found
+
+
+def _several(values: Any) -> tuple[Any, ...]:
+    if values is None:
+        return ()
+    return tuple(values) if isinstance(values, Iterable) else (values,)
+
+
+class _Search:
+    """The runs made so far and what came out best."""
+
+    def __init__(self, place: PlanProblem, run: Run, allowed: int, progress: Progress | None) -> None:
+        self._place, self._run, self._allowed, self._progress = place, run, allowed, progress
+        self._costs = ranking(place)
+        self._known: dict[tuple[int, ...], float] = {}
+        self._tried: list[tuple[Schedule, float]] = []
+        self._found: list[tuple[int, tuple[int, ...], float]] = []
+
+    @property
+    def made(self) -> int:
+        """Runs made."""
+        return len(self._tried)
+
+    def budget(self, goal: PlanTarget, objectives: Sequence[str], share: int) -> None:
+        """The best for one budget, in ``share`` runs; budgets come in rising order."""
+        size = goal.budget(self._place.count)
+        assert size is not None
+        stop = self.made + share
+        best, least = (self._found[-1][1], self._found[-1][2]) if self._found else ((), math.inf)
+        for candidate in self._candidates(goal, size, objectives):
+            if self.made < stop and (error := self._error(candidate)) < least:
+                best, least = candidate, error
+        moved = len(best) > 1
+        while moved and self.made < stop:
+            moved = False
+            for candidate in self._moves(best):
+                if self.made >= stop:
+                    break
+                if candidate not in self._known and (error := self._error(candidate)) < least:
+                    best, least, moved = candidate, error, True
+                    break
+        if not best:
+            raise ArgumentError("run gave no number for any schedule; it must return an error, less is better")
+        self._found.append((size, best, least))
+
+    def _candidates(self, goal: PlanTarget, size: int, objectives: Sequence[str]) -> Iterator[tuple[int, ...]]:
+        """Worth a run, the most promising first, none twice."""
+        seen: set[tuple[int, ...]] = set()
+        for chosen in self._proposals(goal, size, objectives):
+            if chosen not in seen and math.isfinite(self._costs(chosen)):
+                seen.add(chosen)
+                yield chosen
+
+    def _proposals(self, goal: PlanTarget, size: int, objectives: Sequence[str]) -> Iterator[tuple[int, ...]]:
+        count = self._place.count
+        for name in objectives:
+            yield _computed(solve(self._place, evolve(goal, objective=name)))
+        if self._found and len(self._found[-1][1]) < size:
+            yield self._grown(self._found[-1][1], size)
+        last = evolve(self._place, must=self._place.must | {count - 1})
+        for name in objectives:
+            try:
+                yield _computed(solve(last, evolve(goal, objective=name)))
+            except ArgumentError:  # no room for the last step
+                break
+        even = evenly(count, size)
+        if self._place.must.issubset(even):
+            yield even
+
+    def _grown(self, computed: tuple[int, ...], size: int) -> tuple[int, ...]:
+        """``computed`` with steps added one by one where the expected cost falls most."""
+        while len(computed) < size:
+            wider = [tuple(sorted((*computed, i))) for i in range(1, self._place.count) if i not in computed]
+            computed = min(wider, key=self._costs)
+        return computed
+
+    def _moves(self, computed: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Neighbours, those expected to cost least first."""
+        near = {c: self._costs(c) for c in neighbours(computed, self._place.count) if self._place.must.issubset(c)}
+        return sorted((c for c, cost in near.items() if math.isfinite(cost)), key=near.__getitem__)
+
+    def _error(self, computed: tuple[int, ...]) -> float:
+        if computed not in self._known:
+            schedule = schedule_of(self._place, dict.fromkeys(self._place.ledger.tables, computed))
+            error = float(self._run(schedule))
+            self._known[computed] = math.inf if math.isnan(error) else error
+            self._tried.append((schedule, error))
+            if self._progress is not None:
+                self._progress(self.made, self._allowed, schedule, error)
+        return self._known[computed]
+
+    def result(self) -> Refined:
+        """What was found."""
+        names = self._place.ledger.tables
+        return Refined(
+            budgets=tuple(size for size, _, _ in self._found),
+            schedules=tuple(schedule_of(self._place, dict.fromkeys(names, chosen)) for _, chosen, _ in self._found),
+            errors=tuple(error for _, _, error in self._found),
+            runs=self.made,
+            tried=tuple(self._tried),
+        )
+
+
+def _computed(schedule: Schedule) -> tuple[int, ...]:
+    return tuple(i for i, computes in enumerate(schedule.mask) if computes)

@@ -1,0 +1,93 @@
+"""What a plan is asked for: a target and settings, checked before anything is looked up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from attrs import frozen
+
+from magpolicy import _checks
+from magpolicy._errors import ArgumentError
+from magpolicy.calibration._forecast import check_forecast
+from magpolicy.planning._objective import Objective, objective
+
+
+@frozen(kw_only=True)
+class PlanTarget:
+    """Arguments of :func:`magpolicy.plan`, checked; ``None``: as the source says."""
+
+    speedup: float | None = None
+    computed: int | None = None
+    error: float | None = None
+    max_skips: int | None = None
+    retention: float | None = None
+    forced: Iterable[int] | None = None
+    forecast: str | None = None
+    damping: float | None = None
+    objective: str | Objective | None = None
+    power: float | None = None
+    weights: Iterable[float] | None = None
+    batched: bool | None = None
+    guidance: float | Mapping[str, float] | None = None
+    expert_step: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        for name, check in _CHECKS.items():
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, check(value))
+        check_forecast(self.forecast, self.damping)
+        _checks.one_of("batched", self.batched, (None, True, False))
+        if self.batched is False and self.how.gather == "trajectory":
+            raise ArgumentError("objective='trajectory' plans streams jointly; leave batched out, or try objective='latent'")
+        if self.forecast == "second-order" and self.error is not None:
+            raise ArgumentError(
+                f"error={self.error:g} bounds each step, forecast='second-order' fits all together; try forecast='calibrated'"
+            )
+        if self.forecast == "second-order" and self.batched is False:
+            raise ArgumentError(
+                "batched=False plans each stream, forecast='second-order' fits all together; try forecast='calibrated'"
+            )
+        if self.guidance is not None and not isinstance(self.guidance, Mapping):
+            _checks.number("guidance", self.guidance, -math.inf, example="5.0")
+
+    @property
+    def how(self) -> Objective:
+        """What is made least."""
+        return objective(self.objective, self.power)
+
+    @property
+    def targets(self) -> dict[str, float]:
+        """The targets given."""
+        found = {"speedup": self.speedup, "computed": self.computed, "error": self.error}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def check_target(self) -> None:
+        """Make sure there is exactly one target.
+
+        Raises:
+            ArgumentError: there is none, or more than one.
+        """
+        if len(self.targets) != 1:
+            given = ", ".join(f"{name}={value:g}" for name, value in self.targets.items()) or "no target"
+            raise ArgumentError(f"{given} given: pass one of speedup, computed and error; try speedup=2.0")
+
+    def budget(self, evaluations: int) -> int | None:
+        """Evaluations that may compute of so many; ``None``: as few as the bound on the error allows."""
+        if self.computed is not None:
+            return self.computed
+        return None if self.speedup is None else int(evaluations / self.speedup + 1e-9)
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "speedup": lambda v: _checks.number("speedup", v, 1, example="2.0"),
+    "computed": lambda v: _checks.whole("computed", v, 1, example="14"),
+    "error": lambda v: _checks.number("error", v, 0, example="0.05"),
+    "max_skips": lambda v: _checks.whole("max_skips", v, 0, example="3"),
+    "retention": lambda v: _checks.number("retention", v, 0, 1, example="0.1"),
+    "damping": lambda v: _checks.number("damping", v, 0, 1, example="0.5"),
+    "forced": lambda v: _checks.listed("forced", v, "steps"),
+    "weights": lambda v: _checks.listed("weights", v, "numbers"),
+    "expert_step": lambda v: _checks.whole("expert_step", v, 0, example="26"),
+}

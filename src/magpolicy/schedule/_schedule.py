@@ -1,0 +1,367 @@
+"""Which steps of a run compute and which skip."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from attrs import field, frozen
+
+from magpolicy import _checks
+from magpolicy._errors import ArgumentError
+from magpolicy.policy._curve import SINGLE
+from magpolicy.policy._decision import Decision
+from magpolicy.schedule._export import bins as run_lengths
+from magpolicy.schedule._export import export as exported
+
+if TYPE_CHECKING:
+    import os
+
+    from magpolicy.planning._problem import PlanProblem
+    from magpolicy.run._session import TraceEntry
+
+COMPUTE, SKIP = "█", "·"
+
+Coefficients = tuple[float, ...]
+"""How a skipped step's residual is forecast from those computed last, r_j, r_p and r_q, newest first: ``(c1, c2)`` gives
+``r_j + c1 (r_j - r_p) + c2 (r_p - r_q)``, ``(c1,)`` leaves r_q out, ``()`` holds r_j."""
+
+ORDER = 2  # most coefficients a step
+
+Check = tuple[Coefficients, float]
+"""A forecast and the relative error it is expected to have."""
+
+
+@frozen(eq=False)
+class Schedule:
+    """A run's decisions per stream. Made by :func:`magpolicy.simulate`, from a trace, or from a mask.
+
+    Two schedules are equal when the same steps of the same streams compute, in whatever order the streams are listed. What an
+    only stream is called does not matter.
+    """
+
+    streams: tuple[str, ...]
+    """Stream names."""
+    masks: tuple[tuple[bool, ...], ...]
+    """Per stream, True where the step computes."""
+    decisions: tuple[tuple[Decision, ...], ...] = field(repr=False)
+    """Per stream, why."""
+    modelled: tuple[tuple[float, ...], ...] = field(repr=False)
+    """Per stream, the accumulated error abs(1-P) summed over the current run of skips; 0 where computed."""
+    first_step: int = 0
+    """Position in the full run of the first step here (img2img, later stages)."""
+    coefficients: tuple[tuple[Coefficients, ...], ...] = field(default=(), repr=False)
+    """Per stream and step how a skipped step forecasts: ``(c1, c2)`` reuses ``r_j + c1 (r_j - r_p) + c2 (r_p - r_q)`` of the
+    residuals computed last, r_j the newest; ``(c1,)`` leaves r_q out, ``()`` holds r_j. Computed steps have ``()``."""
+
+    checks: tuple[tuple[Check | None, ...], ...] = field(default=(), repr=False)
+    """Per stream and computed step, what a skip there would have been and cost: its forecast and expected relative error.
+    Compared with the residual that was computed, it tells at run time whether the plan holds. ``None`` where not known."""
+
+    plan_problem: PlanProblem | None = field(default=None, repr=False)
+    """What a plan was made from, to plan the rest of a run again (:class:`magpolicy.Safeguard`); not in :meth:`to_dict`."""
+
+    def __attrs_post_init__(self) -> None:
+        if not self.checks:
+            object.__setattr__(self, "checks", tuple((None,) * len(mask) for mask in self.masks))
+        if not self.coefficients:
+            object.__setattr__(self, "coefficients", tuple(((),) * len(mask) for mask in self.masks))
+
+    @property
+    def _key(self) -> frozenset[tuple[str, tuple[bool, ...]]]:
+        names = self.streams if len(self.streams) > 1 else ("",)
+        return frozenset(zip(names, self.masks, strict=True))
+
+    def __eq__(self, other: object) -> bool:
+        return self._key == other._key if isinstance(other, Schedule) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return len(self.masks[0])
+
+    @property
+    def mask(self) -> tuple[bool, ...]:
+        """True where the step computes: where any stream does."""
+        return tuple(map(any, zip(*self.masks, strict=True)))
+
+    @property
+    def errors(self) -> tuple[float, ...]:
+        """Accumulated modelled error per step, of the stream where it is largest; 0 where computed."""
+        return tuple(map(max, zip(*self.modelled, strict=True)))
+
+    @property
+    def error(self) -> float:
+        """Modelled error of the run: what each run of skips reached, summed, mean over streams."""
+        total = 0.0
+        for row, decisions in zip(self.modelled, self.decisions, strict=True):
+            errors = tuple(e for e, d in zip(row, decisions, strict=True) if d is not Decision.ABSENT)
+            total += sum(e for e, after in zip(errors, (*errors[1:], 0.0), strict=True) if after == 0.0)
+        return total / len(self.streams)
+
+    @property
+    def planned(self) -> bool:
+        """Whether the errors stated are those a plan expects of single steps, not those the rule has accumulated."""
+        return any(map(any, self.checks))
+
+    @property
+    def rms_error(self) -> float:
+        """Root mean square over all steps of the errors stated: of a plan, one figure for what it costs."""
+        return float(np.sqrt(np.mean(np.square(self.errors))))
+
+    @property
+    def worst(self) -> float:
+        """Largest error stated for a step; of a plan, the largest relative error expected of a reused residual."""
+        return max(self.errors)
+
+    @property
+    def computed(self) -> int:
+        """Number of steps that compute."""
+        return sum(self.mask)
+
+    @property
+    def skipped(self) -> int:
+        """Number of steps at which every stream skips."""
+        return self.steps - self.computed
+
+    @property
+    def speedup(self) -> float:
+        """Evaluations over computed evaluations, all streams counted: the bound on what skipping can gain."""
+        computed = sum(map(sum, self.masks))
+        evaluated = sum(d is not Decision.ABSENT for row in self.decisions for d in row)
+        return evaluated / computed if computed else float("inf")
+
+    @property
+    def strip(self) -> str:
+        """One character a step: a block computes, a dot skips."""
+        return "".join(COMPUTE if computes else SKIP for computes in self.mask)
+
+    def stream_mask(self, stream: str) -> tuple[bool, ...]:
+        """The mask of one stream."""
+        return self.masks[self._place(stream)]
+
+    def stream_errors(self, stream: str) -> tuple[float, ...]:
+        """The accumulated modelled error of one stream."""
+        return self.modelled[self._place(stream)]
+
+    def stream_coefficients(self, stream: str) -> tuple[Coefficients, ...]:
+        """The forecast of each step of one stream."""
+        return self.coefficients[self._place(stream)]
+
+    def reasons(self, stream: str | None = None) -> dict[str, int]:
+        """How often each reason decided, in one stream or in all."""
+        rows = self.decisions if stream is None else (self.decisions[self._place(stream)],)
+        return dict(Counter(d.reason for row in rows for d in row))
+
+    def _place(self, stream: str) -> int:
+        if stream not in self.streams:
+            raise ArgumentError(f"stream={stream!r} is not in this schedule; it has {', '.join(map(repr, self.streams))}")
+        return self.streams.index(stream)
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps {self.strip}  {self.computed} computed  {self.speedup:.2f}x"
+
+    @property
+    def steps_computation_mask(self) -> list[int]:
+        """1 where a step computes, 0 where it skips, as cache-dit's ``DBCacheConfig`` takes it."""
+        return [int(m) for m in self.mask]
+
+    @property
+    def bins(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Lengths of the runs of computed and of skipped steps, in turn: compute bins and cache bins."""
+        return run_lengths(self.mask)
+
+    def export(self, form: str) -> dict[str, Any]:
+        """For an engine that magpolicy does not drive. What these reuse is their own; forecasts stay behind.
+
+        Args:
+            form: ``"cache-dit"``: arguments of its ``DBCacheConfig``. ``"sglang"``: environment variables of SGLang-diffusion's
+                step computation masking. ``"json"``: :meth:`to_dict`.
+        """
+        return exported(self.mask, form, self.to_dict() if form == "json" else {})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values; :meth:`from_dict` reads them back."""
+        return {
+            "steps": self.steps,
+            "first_step": self.first_step,
+            "computed": self.computed,
+            "speedup": self.speedup if self.computed else None,
+            "mask": [int(m) for m in self.mask],
+            "streams": {
+                name: {
+                    "mask": [int(m) for m in mask],
+                    "errors": list(errors),
+                    "reasons": [d.reason for d in decisions],
+                }
+                | ({"coefficients": list(map(list, coefficients))} if any(coefficients) else {})
+                | ({"checks": [check and [list(check[0]), check[1]] for check in checks]} if any(checks) else {})
+                for name, mask, errors, decisions, coefficients, checks in zip(
+                    self.streams, self.masks, self.modelled, self.decisions, self.coefficients, self.checks, strict=True
+                )
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Schedule:
+        """The schedule :meth:`to_dict` wrote.
+
+        Raises:
+            ArgumentError: ``data`` is not of that form.
+        """
+        try:
+            rows = {
+                str(name): [
+                    (Decision(reason), float(error)) for reason, error in zip(row["reasons"], row["errors"], strict=True)
+                ]
+                for name, row in data["streams"].items()
+            }
+            coefficients = {str(name): row["coefficients"] for name, row in data["streams"].items() if "coefficients" in row}
+            checks = {str(name): row["checks"] for name, row in data["streams"].items() if "checks" in row}
+            first_step = _checks.whole("first_step", data["first_step"], 0, example="0")
+            return cls.from_decisions(rows, first_step=first_step, coefficients=coefficients, checks=checks)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArgumentError(f"data={_checks._short(data)} is not a schedule's to_dict(): {error!r}") from error
+
+    @classmethod
+    def from_decisions(
+        cls,
+        rows: Mapping[str, Sequence[tuple[Decision, float]]],
+        *,
+        first_step: int = 0,
+        coefficients: Mapping[str, Sequence[float | Sequence[float]]] | None = None,
+        checks: Mapping[str, Sequence[Check | None]] | None = None,
+    ) -> Schedule:
+        """From per-stream sequences of (decision, tested error), all of one length; coefficients as in :meth:`from_mask`."""
+        lengths = [len(row) for row in rows.values()]
+        if len(set(lengths)) != 1 or not lengths[0]:
+            raise ArgumentError(f"rows have lengths {lengths}; every stream needs the same steps, at least one")
+        return cls(
+            streams=tuple(rows),
+            masks=tuple(tuple(d.computes for d, _ in row) for row in rows.values()),
+            decisions=tuple(tuple(d for d, _ in row) for row in rows.values()),
+            modelled=tuple(tuple(error if d.skip else 0.0 for d, error in row) for row in rows.values()),
+            first_step=first_step,
+            coefficients=tuple(_coefficients((coefficients or {}).get(name), name, row) for name, row in rows.items()),
+            checks=tuple(_checked((checks or {}).get(name), len(row)) for name, row in rows.items()),
+        )
+
+    @classmethod
+    def from_mask(
+        cls,
+        mask: Sequence[Any] | Mapping[str, Sequence[Any]],
+        *,
+        coefficients: Sequence[float | Sequence[float]] | Mapping[str, Sequence[float | Sequence[float]]] | None = None,
+        errors: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+        checks: Mapping[str, Sequence[Check | None]] | None = None,
+        first_step: int = 0,
+    ) -> Schedule:
+        """A schedule of your own: 1 or True computes, 0 or False skips.
+
+        Args:
+            mask: one value a step, or a mapping from stream to such.
+            coefficients: the forecast of each step (:attr:`coefficients`), likewise: one number or two, 0 at computed steps.
+                All 0 by default: hold.
+            errors: the error to state for each skipped step, likewise.
+            checks: what to compare at computed steps (:attr:`checks`), per stream.
+            first_step: position of the first step in the full run.
+
+        Raises:
+            ArgumentError: an empty mask, other values than 0 and 1, or a first step that skips (nothing to reuse yet).
+        """
+        rows = mask if isinstance(mask, Mapping) else {SINGLE: mask}
+        stated = _by_stream(errors, rows)
+        decisions = {}
+        for name, row in rows.items():
+            values = _checks.listed("mask", row, "0 or 1")
+            if not values or not all(np.ndim(value) == 0 and value in (0, 1) for value in values):
+                raise ArgumentError(f"mask={_checks._short(values)} must hold 0 or 1 for each step, at least one")
+            if not values[0]:
+                raise ArgumentError(f"mask[0]={values[0]} must be 1: a run's first step has no residual to reuse")
+            wrong = _numbers("errors", stated.get(str(name)), len(values))
+            decisions[str(name)] = [
+                (Decision.SCHEDULED if value else Decision.REUSED, error) for value, error in zip(values, wrong, strict=True)
+            ]
+        first_step = _checks.whole("first_step", first_step, 0, example="0")
+        return cls.from_decisions(decisions, coefficients=_by_stream(coefficients, rows), checks=checks, first_step=first_step)
+
+    @classmethod
+    def from_trace(cls, trace: Iterable[TraceEntry]) -> Schedule:
+        """What a run did. A stream that sat a step out neither computes nor skips there.
+
+        Raises:
+            ArgumentError: the trace is empty.
+        """
+        entries = list(trace)
+        if not entries:
+            raise ArgumentError("trace is empty; run at least one step")
+        first, last = min(e.step for e in entries), max(e.step for e in entries)
+        rows: dict[str, list[tuple[Decision, float]]] = {}
+        for entry in entries:
+            row = rows.setdefault(entry.stream, [(Decision.ABSENT, 0.0)] * (last - first + 1))
+            row[entry.step - first] = (entry.decision, entry.accumulated_error)
+        return cls.from_decisions(rows, first_step=first)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the strip over the accumulated error into an image file (needs the ``plot`` extra)."""
+        from magpolicy.schedule._plot import plot_schedule
+
+        plot_schedule(self, path)
+
+
+def _by_stream(values: Any, rows: Mapping[str, Any]) -> dict[str, Any]:
+    if values is None:
+        return {}
+    if isinstance(values, Mapping):
+        return {str(name): row for name, row in values.items()}
+    return {str(name): values for name in rows}
+
+
+def _numbers(name: str, values: Any, count: int) -> tuple[float, ...]:
+    if values is None:
+        return (0.0,) * count
+    row = tuple(
+        _checks.number(f"{name}[{i}]", v, -np.inf, example="0.0") for i, v in enumerate(_checks.listed(name, values, "numbers"))
+    )
+    if len(row) != count:
+        raise ArgumentError(f"{name} has {len(row)} values for {count} steps; give one a step")
+    return row
+
+
+def _checked(values: Any, count: int) -> tuple[Check | None, ...]:
+    if values is None:
+        return (None,) * count
+    pairs = tuple(None if pair is None else (_forecast("checks", pair[0]), float(pair[1])) for pair in values)
+    if len(pairs) != count:
+        raise ArgumentError(f"checks has {len(pairs)} values for {count} steps; give one a step")
+    return pairs
+
+
+def _coefficients(values: Any, stream: str, row: Sequence[tuple[Decision, float]]) -> tuple[Coefficients, ...]:
+    if values is None:
+        return ((),) * len(row)
+    name = f"coefficients[{stream!r}]"
+    given = _checks.listed(name, values, "numbers")
+    found = tuple(_forecast(f"{name}[{i}]", value) for i, value in enumerate(given))
+    if len(found) != len(row):
+        raise ArgumentError(f"{name} has {len(found)} values for {len(row)} steps; give one a step")
+    for i, (c, (decision, _)) in enumerate(zip(found, row, strict=True)):
+        if c and not decision.skip:
+            raise ArgumentError(f"{name}[{i}]={_checks._short(given[i])} must be 0: that step computes")
+    return found
+
+
+def _forecast(name: str, value: Any) -> Coefficients:
+    """A number, or a few, as coefficients: without zeros at the end."""
+    given = list(value) if isinstance(value, Sequence | np.ndarray) and np.ndim(value) else [value]
+    found = [_checks.number(name, c, -np.inf, example="0.5") for c in given]
+    if len(found) > ORDER:
+        raise ArgumentError(f"{name}={_checks._short(given)} has {len(found)} coefficients; give at most {ORDER}")
+    while found and not found[-1]:
+        found.pop()
+    return tuple(found)
