@@ -12,7 +12,7 @@ from magpolicy_diffusers._arguments import Arguments
 from magpolicy_diffusers._block_stacks import find
 from magpolicy_torch.blocks._patch import Patch
 from magpolicy_torch.evaluation._interceptor import CallInterceptor, unwrapped
-from magpolicy_torch.evaluation._model import Model
+from magpolicy_torch.evaluation._model import HostModel
 from magpolicy_torch.host._handle import checkpointing, stack_for
 from torch import nn
 
@@ -38,7 +38,7 @@ class Denoiser:
         self.scope = self.stack.scope
         self.channel_dim = 1 if self.scope == "model" else -1
         self._context: ContextVar[str | None] = ContextVar("magpolicy_cache_context", default=None)
-        self.model = Model(module, self.stack)
+        self.model = HostModel(module, self.stack)
         wrapper = None if target is module else target
         self._front = CallInterceptor(module, partial(around, self), wrapper)
         named = hasattr(module, "cache_context")

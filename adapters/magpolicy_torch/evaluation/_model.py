@@ -63,7 +63,7 @@ class _Shadows:
         self.idle.append(self)
 
 
-class Model:
+class HostModel:
     """A module and its stack.
 
     Args:
@@ -114,7 +114,7 @@ class Evaluation:
 
     def __init__(
         self,
-        model: Model,
+        model: HostModel,
         run: Run,
         streams: Sequence[str],
         original: HostCall,

@@ -16,7 +16,7 @@ import torch
 from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, Curve, RunError
 from magpolicy_torch.blocks._stack import BlockStack, taken, visited
 from magpolicy_torch.evaluation._interceptor import CallInterceptor, HostCall, unwrapped
-from magpolicy_torch.evaluation._model import Model
+from magpolicy_torch.evaluation._model import HostModel
 from magpolicy_torch.evaluation._run import Run
 from magpolicy_torch.host._report import Report
 from magpolicy_torch.residuals._moments import calibrated, curve_of, measured, moments_for, versions
@@ -192,7 +192,7 @@ class Handle(Attached):
         super().__init__()
         self.module = module
         self.stack = stack
-        self._model = Model(unwrapped(module), stack)
+        self._model = HostModel(unwrapped(module), stack)
         self._request = request
         self._run: ContextVar[Run | None] = ContextVar("magpolicy_run", default=None)
         self._last: Run | None = None

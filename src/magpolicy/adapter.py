@@ -1,0 +1,12 @@
+"""What an adapter for a host needs of the core, beyond the names of :mod:`magpolicy` itself.
+
+Our own adapters for torch, diffusers and ComfyUI use these names and no others; a stranger's adapter has the same.
+docs/how-to/write-a-plugin.md shows one from beginning to end.
+"""
+
+from __future__ import annotations
+
+from magpolicy._errors import require
+from magpolicy.run._config import RunConfig, resolve
+
+__all__ = ["RunConfig", "require", "resolve"]
