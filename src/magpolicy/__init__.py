@@ -25,9 +25,10 @@ from magpolicy.policy._curve import Curve
 from magpolicy.policy._decision import Decision
 from magpolicy.policy._policy import MagPolicy
 from magpolicy.policy._semantics import Semantics, semantics, semantics_names
-from magpolicy.run._session import Session, TraceEntry
+from magpolicy.run._session import Session
 from magpolicy.run._simulate import Sweep, SweepRow, simulate, sweep
 from magpolicy.schedule._schedule import Schedule
+from magpolicy.schedule._trace import TraceEntry
 
 if TYPE_CHECKING:
     from magpolicy.calibration._file import load_calibration

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from magpolicy.catalog._presets import Preset
     from magpolicy.hosts._attach import AttachRequest
     from magpolicy.hosts._compile import CompileRequest
-    from magpolicy.run._session import Session, TraceEntry
+    from magpolicy.run._session import Session
+    from magpolicy.schedule._trace import TraceEntry
 
 PROJECT = "magpolicy"
 hookspec = pluggy.HookspecMarker(PROJECT)

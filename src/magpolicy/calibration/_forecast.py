@@ -12,7 +12,8 @@ from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 from magpolicy.calibration import _gram
 from magpolicy.calibration._calibration import Calibration
-from magpolicy.schedule._schedule import ORDER, Coefficients, Schedule
+from magpolicy.schedule._coefficients import ORDER, Coefficients
+from magpolicy.schedule._schedule import Schedule
 
 MEASURED = ("calibrated", "second-order")
 FORECASTS = ("hold", "linear", *MEASURED)

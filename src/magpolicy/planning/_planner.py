@@ -20,7 +20,8 @@ from magpolicy.planning._problem import PlanProblem, alone
 from magpolicy.planning._shortest_path import Path, shortest_paths
 from magpolicy.planning._target import PlanTarget
 from magpolicy.planning._trajectory import Trajectory, distance, fading
-from magpolicy.schedule._schedule import Check, Coefficients, Schedule
+from magpolicy.schedule._coefficients import Check, Coefficients
+from magpolicy.schedule._schedule import Schedule
 
 Rows = Mapping[str, Sequence[int]]
 """Per stream the computed evaluations."""

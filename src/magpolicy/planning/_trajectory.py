@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from attrs import frozen
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from magpolicy.calibration import _gram
 from magpolicy.calibration._gram import Floats
 from magpolicy.planning._error_tables import ErrorTables
-from magpolicy.schedule._schedule import ORDER, Coefficients
+from magpolicy.schedule._coefficients import ORDER, Coefficients, trimmed
 
 ORDERS = {"calibrated": 1, "second-order": 2}
 """Coefficients a step that are fitted; other forecasts bring theirs."""
@@ -85,7 +84,7 @@ class Trajectory:
             raise ValueError(f"{computed}: not all that is skipped there may be")
         found: dict[str, dict[int, Coefficients]] = {}
         for name, rows in zip(self._names, self._fit(skips)[0], strict=True):
-            found[name] = {int(i): _trimmed(row) for i, row in zip(skips.at, rows, strict=True)}
+            found[name] = {int(i): trimmed(row) for i, row in zip(skips.at, rows, strict=True)}
         return found
 
     def _skips(self, computed: Sequence[int]) -> _Skips | None:
@@ -226,10 +225,3 @@ def fading(sigmas: Sequence[float], ridge: float = 0.03) -> Floats:
     reached = np.append(np.asarray(sigmas)[1:], sigmas[-1] / 2)  # the level that a step goes to
     found: Floats = np.minimum.outer(reached, reached) / np.maximum.outer(reached, reached) + ridge * np.eye(len(sigmas))
     return found
-
-
-def _trimmed(row: Any) -> Coefficients:
-    kept = [float(c) for c in row]
-    while kept and not kept[-1]:
-        kept.pop()
-    return tuple(kept)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from attrs import define, evolve, frozen
+from attrs import define, evolve
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError, RunError
@@ -19,25 +19,9 @@ from magpolicy.policy._decision import Decision
 from magpolicy.policy._policy import Policy, decide_together, settle_together
 from magpolicy.policy._semantics import Semantics
 from magpolicy.run._config import RunConfig, Source, following, resolve
-from magpolicy.schedule._schedule import Check, Coefficients, Schedule
-
-
-@frozen
-class TraceEntry:
-    """What was decided for one stream at one evaluation."""
-
-    step: int
-    """Position in the run."""
-    stream: str
-    sigma: float | None
-    """Noise level, if known."""
-    decision: Decision
-    accumulated_ratio: float
-    """Product of the ratios since the last computed step, after this decision."""
-    accumulated_error: float
-    """Error the rule tested: what reusing the residual here is modelled to cost; 0 where the rule had no say."""
-    skips: int
-    """Consecutive skips, after this decision."""
+from magpolicy.schedule._coefficients import Check, Coefficients
+from magpolicy.schedule._schedule import Schedule
+from magpolicy.schedule._trace import TraceEntry
 
 
 @define  # and not frozen, which would take three times as long to make: one is made at every evaluation
@@ -249,7 +233,8 @@ class Session:
         self._calls[pending.streams] = None
         for name, policy, decision, error in zip(pending.streams, pending.policies, decided, pending.errors, strict=True):
             ratio = float(policy.accumulated_ratio)
-            self._noted.append((pending.step, name, pending.sigma, decision, ratio, error, policy.skips))
+            forecast = self._forecast.coefficients(name, self._computed.get(name, ()), pending.step) if decision.skip else ()
+            self._noted.append((pending.step, name, pending.sigma, decision, ratio, error, policy.skips, forecast))
             if decision.computes:
                 self._computed[name] = computed_after(self._computed.get(name, ()), pending.step)
             if self._observers.any:

@@ -13,25 +13,18 @@ from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 from magpolicy.policy._curve import SINGLE
 from magpolicy.policy._decision import Decision
+from magpolicy.schedule import _coefficients
+from magpolicy.schedule._coefficients import Check, Coefficients
 from magpolicy.schedule._export import bins as run_lengths
 from magpolicy.schedule._export import export as exported
+from magpolicy.schedule._trace import TraceEntry
 
 if TYPE_CHECKING:
     import os
 
     from magpolicy.planning._problem import PlanProblem
-    from magpolicy.run._session import TraceEntry
 
 COMPUTE, SKIP = "█", "·"
-
-Coefficients = tuple[float, ...]
-"""How a skipped step's residual is forecast from those computed last, r_j, r_p and r_q, newest first: ``(c1, c2)`` gives
-``r_j + c1 (r_j - r_p) + c2 (r_p - r_q)``, ``(c1,)`` leaves r_q out, ``()`` holds r_j."""
-
-ORDER = 2  # most coefficients a step
-
-Check = tuple[Coefficients, float]
-"""A forecast and the relative error it is expected to have."""
 
 
 @frozen(eq=False)
@@ -247,8 +240,10 @@ class Schedule:
             decisions=tuple(tuple(d for d, _ in row) for row in rows.values()),
             modelled=tuple(tuple(error if d.skip else 0.0 for d, error in row) for row in rows.values()),
             first_step=first_step,
-            coefficients=tuple(_coefficients((coefficients or {}).get(name), name, row) for name, row in rows.items()),
-            checks=tuple(_checked((checks or {}).get(name), len(row)) for name, row in rows.items()),
+            coefficients=tuple(
+                _coefficients.forecasts((coefficients or {}).get(name), name, [d for d, _ in row]) for name, row in rows.items()
+            ),
+            checks=tuple(_coefficients.checks((checks or {}).get(name), len(row)) for name, row in rows.items()),
         )
 
     @classmethod
@@ -283,7 +278,7 @@ class Schedule:
                 raise ArgumentError(f"mask={_checks._short(values)} must hold 0 or 1 for each step, at least one")
             if not values[0]:
                 raise ArgumentError(f"mask[0]={values[0]} must be 1: a run's first step has no residual to reuse")
-            wrong = _numbers("errors", stated.get(str(name)), len(values))
+            wrong = _coefficients.numbers("errors", stated.get(str(name)), len(values))
             decisions[str(name)] = [
                 (Decision.SCHEDULED if value else Decision.REUSED, error) for value, error in zip(values, wrong, strict=True)
             ]
@@ -302,10 +297,12 @@ class Schedule:
             raise ArgumentError("trace is empty; run at least one step")
         first, last = min(e.step for e in entries), max(e.step for e in entries)
         rows: dict[str, list[tuple[Decision, float]]] = {}
+        coefficients: dict[str, list[Coefficients]] = {}
         for entry in entries:
             row = rows.setdefault(entry.stream, [(Decision.ABSENT, 0.0)] * (last - first + 1))
             row[entry.step - first] = (entry.decision, entry.accumulated_error)
-        return cls.from_decisions(rows, first_step=first)
+            coefficients.setdefault(entry.stream, [()] * len(row))[entry.step - first] = entry.coefficients
+        return cls.from_decisions(rows, first_step=first, coefficients=coefficients)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw the strip over the accumulated error into an image file (needs the ``plot`` extra)."""
@@ -320,48 +317,3 @@ def _by_stream(values: Any, rows: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(values, Mapping):
         return {str(name): row for name, row in values.items()}
     return {str(name): values for name in rows}
-
-
-def _numbers(name: str, values: Any, count: int) -> tuple[float, ...]:
-    if values is None:
-        return (0.0,) * count
-    row = tuple(
-        _checks.number(f"{name}[{i}]", v, -np.inf, example="0.0") for i, v in enumerate(_checks.listed(name, values, "numbers"))
-    )
-    if len(row) != count:
-        raise ArgumentError(f"{name} has {len(row)} values for {count} steps; give one a step")
-    return row
-
-
-def _checked(values: Any, count: int) -> tuple[Check | None, ...]:
-    if values is None:
-        return (None,) * count
-    pairs = tuple(None if pair is None else (_forecast("checks", pair[0]), float(pair[1])) for pair in values)
-    if len(pairs) != count:
-        raise ArgumentError(f"checks has {len(pairs)} values for {count} steps; give one a step")
-    return pairs
-
-
-def _coefficients(values: Any, stream: str, row: Sequence[tuple[Decision, float]]) -> tuple[Coefficients, ...]:
-    if values is None:
-        return ((),) * len(row)
-    name = f"coefficients[{stream!r}]"
-    given = _checks.listed(name, values, "numbers")
-    found = tuple(_forecast(f"{name}[{i}]", value) for i, value in enumerate(given))
-    if len(found) != len(row):
-        raise ArgumentError(f"{name} has {len(found)} values for {len(row)} steps; give one a step")
-    for i, (c, (decision, _)) in enumerate(zip(found, row, strict=True)):
-        if c and not decision.skip:
-            raise ArgumentError(f"{name}[{i}]={_checks._short(given[i])} must be 0: that step computes")
-    return found
-
-
-def _forecast(name: str, value: Any) -> Coefficients:
-    """A number, or a few, as coefficients: without zeros at the end."""
-    given = list(value) if isinstance(value, Sequence | np.ndarray) and np.ndim(value) else [value]
-    found = [_checks.number(name, c, -np.inf, example="0.5") for c in given]
-    if len(found) > ORDER:
-        raise ArgumentError(f"{name}={_checks._short(given)} has {len(found)} coefficients; give at most {ORDER}")
-    while found and not found[-1]:
-        found.pop()
-    return tuple(found)
