@@ -185,7 +185,7 @@ class Evaluation:
     def quick(self, *, skip: bool) -> tuple[Any, Decision | None] | None:
         if not skip and (self.run.unsupported.issuperset(self.streams) or not (self._compiled or self._wanted)):
             result = self.plain()
-            self.run.keep(self.streams, {}, ())
+            self.run.computed = {}, ()
             return result, None
         understood = self.understood
         if understood is None or not self.run.unsupported.isdisjoint(self.streams):
@@ -201,7 +201,7 @@ class Evaluation:
 
     @property
     def _wanted(self) -> bool:
-        return self.run.wants(self.streams)
+        return self.run.wants()
 
     @property
     def _compiled(self) -> bool:
@@ -217,7 +217,7 @@ class Evaluation:
         residuals = self._residuals(understood, twins.tap, copied=copied) if self._wanted else {}
         if residuals is None:
             self.run.unsupported.update(self.streams)
-        self.run.keep(self.streams, residuals or {}, self.model.everything)
+        self.run.computed = residuals or {}, self.model.everything
         return result
 
     def _residuals(self, understood: CallSpec, tap: StackIO, *, copied: bool) -> dict[str, tuple[Tensor, ...]] | None:
