@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from magpolicy_torch.blocks._layout import Layout
     from magpolicy_torch.blocks._stack import BlockStack
-    from magpolicy_torch.evaluation._call import evaluate
+    from magpolicy_torch.evaluation._evaluate import evaluate
     from magpolicy_torch.evaluation._run import Run
     from magpolicy_torch.host._handle import Handle
     from magpolicy_torch.host._report import Report
@@ -27,7 +27,7 @@ else:
         "Report": "host._report",
         "ResidualStore": "residuals._store",
         "Run": "evaluation._run",
-        "evaluate": "evaluation._call",
+        "evaluate": "evaluation._evaluate",
         "run_step": "host._run_step",
         "trial": "host._trial",
     }

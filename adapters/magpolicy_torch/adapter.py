@@ -10,9 +10,10 @@ from magpolicy_torch.blocks._layout import Layout
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.evaluation._interceptor import CallInterceptor, HostCall
 from magpolicy_torch.evaluation._model import HostModel
+from magpolicy_torch.evaluation._record import Record
 from magpolicy_torch.evaluation._run import Run
 from magpolicy_torch.host._handle import Attached
-from magpolicy_torch.host._report import Record, Report
+from magpolicy_torch.host._report import Report
 from magpolicy_torch.host._scoped import Scoped
 from magpolicy_torch.residuals._moments import Moments
 from magpolicy_torch.residuals._store import ResidualStore

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, Curve, RunError
-from magpolicy_torch.blocks._stack import BlockStack, taken, visited
-from magpolicy_torch.evaluation._interceptor import CallInterceptor, HostCall, unwrapped
+from magpolicy_torch.blocks._stack import BlockStack, taken
+from magpolicy_torch.blocks._unwrap import called, unwrap
+from magpolicy_torch.evaluation._interceptor import CallInterceptor, HostCall
 from magpolicy_torch.evaluation._model import HostModel
 from magpolicy_torch.evaluation._run import Run
 from magpolicy_torch.host._report import Report
@@ -54,6 +55,9 @@ def stack_for(module: nn.Module, request: AttachRequest, find: Callable[[nn.Modu
     if any(map(taken, stack.blocks)):
         raise AdapterError("blocks are attached already; detach() the handle that holds them first")
     return stack
+
+
+CHECKPOINTING = "with gradient checkpointing the backward pass runs the blocks again, so every step computes"
 
 
 def checkpointing(module: nn.Module) -> bool:
@@ -188,7 +192,7 @@ class Handle(Attached):
         super().__init__()
         self.module = module
         self.stack = stack
-        self._model = HostModel(unwrapped(module), stack)
+        self._model = HostModel(called(module), stack)
         self._request = request
         self._run: Scoped[Run] = Scoped("magpolicy_run")
         self._last: Run | None = None
@@ -201,7 +205,7 @@ class Handle(Attached):
             AdapterError: attached already, or its blocks cannot be told.
             ArgumentError: an option that is not known here.
         """
-        inner = unwrapped(module)
+        inner = called(module)
         stack = stack_for(inner, request)
         handle = cls(module, stack, request)
         front = CallInterceptor(inner, handle._forward)
@@ -228,7 +232,7 @@ class Handle(Attached):
             session = request.session(steps, sigmas)
             store = ResidualStore(request.offload, request.storage_dtype)
             moments = moments_for(request, session.steps)
-            run = Run(self.stack, session, store, moments, channel_dim=1 if self.stack.scope == "model" else -1)
+            run = Run(session, store, moments, channel_dim=1 if self.stack.scope == "model" else -1)
             try:
                 session.begin(start)
                 run.at = start
@@ -302,7 +306,7 @@ class Handle(Attached):
 
     @property
     def _name(self) -> str:
-        return type(unwrapped(self.module)).__name__
+        return type(unwrap(self.module)).__name__
 
     def __repr__(self) -> str:
         return f"<Handle on {self._name}, {self.stack!r}, {'' if self._attached else 'not '}attached>"
@@ -317,15 +321,15 @@ class Handle(Attached):
                     "'with handle.run(steps=...):'"
                 )
             return original(*args, **kwargs)
-        if visited(self.stack):  # the model calls itself: part of the evaluation under way
+        if self._model.under_way:  # the model calls itself: part of the evaluation under way
             return original(*args, **kwargs)
         streams = self._streams.get() or ("single",)
-        if checkpointing(unwrapped(self.module)):
+        if checkpointing(unwrap(self.module)):
             run.unsupported.update(streams)
+            run.record.problem(CHECKPOINTING)
         before = len(run.record.past_end)
         # A stream that comes again without a step in between is at its next evaluation.
-        step = max(run.at, *map(run.session.step, streams))
-        result = self._model.evaluate(run, streams, original, args, kwargs, step=step)
+        result = self._model.evaluate(run, streams, original, args, kwargs, earliest=run.at)
         if run.record.past_end and not before:
             self._warn(
                 f"{self._name} was evaluated more often than the run's {run.session.steps} steps; the rest computes. "
