@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from magpolicy_torch.blocks._layout import Layout
 from magpolicy_torch.blocks._stack import BlockStack
+from magpolicy_torch.blocks._unwrap import unwrap
 from magpolicy_torch.evaluation._interceptor import CallInterceptor, HostCall
 from magpolicy_torch.evaluation._model import HostModel
 from magpolicy_torch.evaluation._record import Record
@@ -31,4 +32,5 @@ __all__ = [
     "ResidualStore",
     "Run",
     "Scoped",
+    "unwrap",
 ]

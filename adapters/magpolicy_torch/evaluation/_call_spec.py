@@ -35,6 +35,8 @@ class CallSpec:
     """Whether a call of this kind was; or else the spec is that of another kind, which skips go by until one is."""
     route: str | None = None
     """How skips are made, once one was: see :mod:`magpolicy_torch.evaluation._mounts`."""
+    copies_text: bool = True
+    """Whether a skip by the short route has to hand on a copy of the text: the model may write to it behind the blocks."""
     idle: list[Mounts] = Factory(list)
     """What calls of this kind are mounted with, where it is not in use."""
 

@@ -132,7 +132,7 @@ class ModelCall:
         """The first call of its kind, its blocks watched."""
         way, observation = self.model.mounting.way, Observation(self.stack)
         if not way:
-            self.run.record.problem("a block stands several times among the blocks, and the model's forward is wrapped")
+            self._problem("one of its blocks stands twice among them, and its forward is wrapped; attach with scope='model'")
             return self.plain(), None
         parts: dict[int, Part] = {}
         for index, block in enumerate(self.stack.blocks):
@@ -142,7 +142,7 @@ class ModelCall:
         result = self.model.mounting.mount(way, parts).eager(self.original, self.args, self.kwargs)
         spec = observation.spec()
         if spec is None:
-            self.run.record.problem(f"{type(self.model.module).__name__} computes: {observation.problem}")
+            self._problem(observation.problem)
             return result, None
         self.model.remember(self.kind, spec)
         self._stored(spec)
@@ -225,9 +225,11 @@ class ModelCall:
             try:
                 with _accelerator.forked([residual.device]):
                     again, reason = self._skip(spec, mounts, "short", residual, second, eager=True)
-                written = any(version(text) != noted for text, noted in io.texts)
-                if reason is None and not written and same(again, result):
+                if reason is None and same(again, result):
+                    del mounts.made["short", "shadow"]
                     spec.route = "short"
+                    # inference tensors do not tell whether they were written to
+                    spec.copies_text = torch.is_inference_mode_enabled() or any(version(t) != noted for t, noted in io.texts)
             except _NOT_SO:  # the loop over blocks is needed
                 pass
         return result, None
@@ -260,8 +262,7 @@ class ModelCall:
             index: Skip(
                 stack.blocks[index], io, spec.patterns[index], stack.layouts[index], spec.side,
                 first=index == kept[0], last=index == last, index=index if full else None,
-                # inference tensors do not tell whether the host writes to them
-                copies_text=full or torch.is_inference_mode_enabled(),
+                copies_text=full or spec.copies_text,
             )
             for index in kept
         }  # fmt: skip
@@ -274,9 +275,11 @@ class ModelCall:
 
     def _unsupported(self, why: str) -> tuple[None, Decision]:
         self.run.unsupported.update(self.streams)
-        self.run.record.problem(f"{type(self.model.module).__name__} computes: {why}")
+        self._problem(why)
         return None, Decision.UNSUPPORTED
 
     def _blocks_replaced(self) -> None:
-        name = type(self.model.module).__name__
-        self.run.record.problem(f"{name} computes: it holds other blocks than when it was attached to; attach again")
+        self._problem("it holds other blocks than when it was attached to; attach again")
+
+    def _problem(self, why: str) -> None:
+        self.run.record.problem(f"{type(self.model.module).__name__} computes: {why}")

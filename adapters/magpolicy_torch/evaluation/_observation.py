@@ -110,9 +110,7 @@ class Observation:
                 self._layout.locate_text(before, result, hidden)
         told = hidden.numel() == entered.numel() if layout.swapped else bounds(layout, self._layout.side, hidden, entered.shape)
         if told in (None, False):
-            self._fail(
-                f"which tokens of {self._name(index)} are the image's cannot be told; describe it with Layout(prefix=...)"
-            )
+            self._fail(f"which tokens of {self._name(index)} are the image's cannot be told; try a Layout with prefix=")
 
     def _after(self, index: int, states: BlockStates, result: Any) -> None:
         returned = Returned.of(result, states)

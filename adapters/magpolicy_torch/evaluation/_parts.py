@@ -40,7 +40,7 @@ class StackIO:
     """What the stack gives on a skip, image tokens only."""
     second: Tensor | None = None
     texts: list[tuple[Tensor, int]] = Factory(list)
-    """The text that a skip handed on as it was given, with its version."""
+    """The copy of the text that a skip handed on, with its version."""
     order: list[int] = Factory(list)
     """The blocks that a skip was asked for."""
     misfit: bool = False
@@ -163,8 +163,8 @@ class Skip(Part):
         if self.first:
             if text is not None and self.copies_text:
                 text = text.clone()
-            elif text is not None and not torch.compiler.is_compiling():
-                io.texts.append((text, version(text)))
+                if not torch.compiler.is_compiling():
+                    io.texts.append((text, version(text)))
             self._enter(hidden, second)
         if not self.last:
             if self.first:
