@@ -199,11 +199,9 @@ class ModelCall:
         io, mounted = mounts.io, self._mounted(mounts, route, spec)
         io.residual, io.second_residual = residual, second
         result = (mounted.eager if eager else mounted)(self.original, self.args, self.kwargs)
-        if io.misfit:
-            return None, Decision.MISMATCH
-        if io.strange or (route == "full" and tuple(io.order) != spec.order):
+        if io.strange or ((route == "full" or io.order) and tuple(io.order) != spec.order):
             return None, Decision.UNSUPPORTED
-        return result, None
+        return (None, Decision.MISMATCH) if io.misfit else (result, None)
 
     def _first_skip(
         self, spec: CallSpec, mounts: Mounts, residual: Tensor, second: Tensor | None, containers: Containers
