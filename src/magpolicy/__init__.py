@@ -18,7 +18,8 @@ from magpolicy._errors import (
     PresetWarning,
     RunError,
 )
-from magpolicy.calibration._calibration import Calibration, StreamMoments
+from magpolicy.calibration._calibration import Calibration
+from magpolicy.calibration._moments import StreamMoments
 from magpolicy.catalog._presets import Preset, Setting, preset, presets
 from magpolicy.planning._safeguard import Replan, Safeguard
 from magpolicy.policy._curve import Curve

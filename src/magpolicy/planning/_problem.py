@@ -11,9 +11,10 @@ from attrs import evolve, frozen
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
-from magpolicy.calibration._calibration import Calibration, StreamMoments
+from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._forecast import check_measured
 from magpolicy.calibration._gram import Floats
+from magpolicy.calibration._moments import StreamMoments
 from magpolicy.catalog._presets import Preset, preset
 from magpolicy.planning._error_tables import ErrorTables, factors_of
 from magpolicy.planning._objective import LONGEST, step_sizes
