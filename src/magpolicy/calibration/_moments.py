@@ -106,8 +106,8 @@ class StreamMoments:
             return rows
 
         samples = None if self.samples is None else cut(self.samples)
-        per_step = (values[first:stop] for values in (self.ratios, self.spread, self.cosine))
-        return StreamMoments(cut(self.gram), *per_step, samples)
+        ratios, spread, cosine = (values[first:stop] for values in (self.ratios, self.spread, self.cosine))
+        return StreamMoments(cut(self.gram), ratios, spread, cosine, samples)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, StreamMoments):

@@ -15,7 +15,8 @@ from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._forecast import check_measured
 from magpolicy.calibration._gram import Floats
 from magpolicy.calibration._moments import StreamMoments
-from magpolicy.catalog._presets import Preset, preset
+from magpolicy.catalog._matching import preset
+from magpolicy.catalog._presets import Preset
 from magpolicy.planning._error_tables import ErrorTables, factors_of
 from magpolicy.planning._objective import LONGEST, step_sizes
 from magpolicy.planning._target import PlanTarget
