@@ -9,11 +9,4 @@ nothing and loads no host; the search for plugins in particular waits until some
 
 import lazy_loader
 
-__version__ = "0.1.0"
-
-__getattr__, _, _names = lazy_loader.attach_stub(__name__, __file__)
-__all__ = sorted([*_names, "__version__"])
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

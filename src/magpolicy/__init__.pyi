@@ -9,6 +9,7 @@ from ._errors import (
     PresetWarning,
     RunError,
 )
+from ._version import __version__
 from .calibration._calibration import Calibration
 from .calibration._file import load_calibration
 from .calibration._moments import StreamMoments
@@ -33,8 +34,6 @@ from .run._session import Session
 from .run._simulate import Sweep, SweepRow, simulate, sweep
 from .schedule._schedule import Schedule
 from .schedule._trace import TraceEntry
-
-__version__: str
 
 __all__ = [
     "AdapterError",
