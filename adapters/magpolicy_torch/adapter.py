@@ -13,6 +13,7 @@ from magpolicy_torch.evaluation._model import HostModel
 from magpolicy_torch.evaluation._run import Run
 from magpolicy_torch.host._handle import Attached
 from magpolicy_torch.host._report import Record, Report
+from magpolicy_torch.host._scoped import Scoped
 from magpolicy_torch.residuals._moments import Moments
 from magpolicy_torch.residuals._store import ResidualStore
 
@@ -28,4 +29,5 @@ __all__ = [
     "Report",
     "ResidualStore",
     "Run",
+    "Scoped",
 ]

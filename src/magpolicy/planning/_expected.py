@@ -39,7 +39,7 @@ def expected_errors(
     run, start = _run_of(source, schedule, steps, sigmas)
     expected = {}
     for name, moments in run.streams.items():
-        index = schedule.streams.index(name) if name in schedule.streams else 0
+        index = schedule._row_of(name)
         errors = [0.0] * schedule.steps
         history: History = ()
         for at, computes in enumerate(schedule.masks[index]):

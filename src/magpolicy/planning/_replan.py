@@ -39,7 +39,7 @@ def replan(problem: PlanProblem, plan: Schedule, at: int, factor: float, extra: 
 
 def _with_beginning(schedule: Schedule, plan: Schedule, at: int) -> Schedule:
     """``schedule`` with what ``plan`` states of the steps up to ``at``, which are over."""
-    indices = [plan.streams.index(name) if name in plan.streams else 0 for name in schedule.streams]
+    indices = [plan._row_of(name) for name in schedule.streams]
 
     def joined(ours: Sequence[tuple[Any, ...]], theirs: Sequence[tuple[Any, ...]]) -> tuple[tuple[Any, ...], ...]:
         return tuple((*theirs[index][: at + 1], *row[at + 1 :]) for index, row in zip(indices, ours, strict=True))

@@ -7,6 +7,7 @@ says what that comparison should give (:attr:`magpolicy.Schedule.checks`); when 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from attrs import evolve, field, frozen
@@ -16,6 +17,7 @@ from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.planning._problem import PlanRequest
 from magpolicy.planning._target import PlanTarget
+from magpolicy.schedule._coefficients import Check
 from magpolicy.schedule._schedule import Schedule
 
 MARGIN = 2.0
@@ -77,6 +79,25 @@ class Safeguard:
         if self.extra is not None:
             _checks.whole("extra", self.extra, 0, example="4")
 
+    def check(self, stream: str, step: int, history: Sequence[int]) -> Check | None:
+        """What to compare the residual computed at a step with: a forecast, and the relative error expected of it.
+
+        Args:
+            stream: where it is computed.
+            step: position in the full run.
+            history: the steps that this stream computed before, newest first.
+
+        Returns:
+            ``None`` where there is nothing to compare, or the run is not where the plan says.
+        """
+        plan, at = self.plan, step - self.plan.first_step
+        index = plan._row_of(stream)
+        mask = plan.masks[index]
+        if not 0 <= at < plan.steps or not mask[at]:
+            return None
+        before = tuple(i + plan.first_step for i in reversed(range(at)) if mask[i])
+        return plan.checks[index][at] if before[:2] == tuple(history[:2]) else None
+
     def compare(self, stream: str, step: int, measured: float) -> Replan | None:
         """The replan that ``measured`` at a computed step calls for, ``None`` if the run goes as planned.
 
@@ -85,9 +106,8 @@ class Safeguard:
             step: position in the full run of the computed step.
             measured: relative error of the forecast of :attr:`magpolicy.Schedule.checks` there; nan counts as too much.
         """
-        place = self.plan.streams.index(stream) if stream in self.plan.streams else 0
         at = step - self.plan.first_step
-        check = self.plan.checks[place][at] if 0 <= at < self.plan.steps else None
+        check = self.plan.checks[self.plan._row_of(stream)][at] if 0 <= at < self.plan.steps else None
         if check is None or measured <= max(self.margin * check[1], self.floor):
             return None
         factor = measured / max(check[1], 1e-12)

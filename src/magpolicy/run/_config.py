@@ -159,7 +159,7 @@ def _end(schedule: Schedule) -> int:
 def following(schedule: Schedule) -> Callable[[str], ScheduledPolicy]:
     """Policies that follow a schedule; a stream it does not know follows its first one."""
     before = (True,) * schedule.first_step
-    return lambda s: ScheduledPolicy(before + schedule.masks[schedule.streams.index(s) if s in schedule.streams else 0])
+    return lambda s: ScheduledPolicy(before + schedule.masks[schedule._row_of(s)])
 
 
 def resolve(

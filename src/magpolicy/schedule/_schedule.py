@@ -156,6 +156,10 @@ class Schedule:
             raise ArgumentError(f"stream={stream!r} is not in this schedule; it has {', '.join(map(repr, self.streams))}")
         return self.streams.index(stream)
 
+    def _row_of(self, stream: str) -> int:
+        """Index of the row that ``stream`` follows: its own, or the first where the schedule does not know it."""
+        return self.streams.index(stream) if stream in self.streams else 0
+
     def __str__(self) -> str:
         return f"{self.steps} steps {self.strip}  {self.computed} computed  {self.speedup:.2f}x"
 

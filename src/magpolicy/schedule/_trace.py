@@ -56,7 +56,7 @@ def arguments_of(trace: Iterable[TraceEntry], plan: Schedule | None) -> dict[str
         row.coefficients[entry.step - first] = entry.coefficients
     if plan is not None:
         for name, row in rows.items():
-            row.take_expectations(plan, plan.streams.index(name) if name in plan.streams else 0, first)
+            row.take_expectations(plan, plan._row_of(name), first)
     return {
         "rows": {name: row.decisions for name, row in rows.items()},
         "first_step": first,
