@@ -94,11 +94,6 @@ class CallInterceptor:
         return front is not None and front._around is not None and front._module is module
 
 
-def unwrapped(value: Any) -> Any:
-    """``value``, or the module that ``torch.compile`` wrapped in it."""
-    return getattr(value, "_orig_mod", value)
-
-
 def compiled(callback: Any, call: Callable[[], Any]) -> Any:
     """``call()``, its frames compiled as ``callback`` does it; ``None`` compiles nothing."""
     if callback is None:
