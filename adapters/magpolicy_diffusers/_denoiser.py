@@ -38,7 +38,7 @@ class Denoiser:
         self.context: ContextVar[str | None] = ContextVar("magpolicy_cache_context", default=None)
         """The name that ``cache_context`` gave the call under way."""
         self._around = around
-        self._front = CallInterceptor(module, self._called, None if target is module else target)
+        self._front = CallInterceptor(module, self._called)
         self._named = Patch(module, self._cache_context, "cache_context") if hasattr(module, "cache_context") else None
 
     @property

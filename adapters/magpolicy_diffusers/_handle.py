@@ -13,7 +13,7 @@ from magpolicy_diffusers._denoiser import Denoiser, DenoiserCall
 from magpolicy_diffusers._pipeline import denoisers_of, unwatch, watch
 from magpolicy_diffusers._provenance import provenance
 from magpolicy_diffusers._runs import GivenRun, HostRun, OwnLoop, PipelineCall, RunDriver
-from magpolicy_torch.adapter import AttachedToLoop, BlockStack, ContextValue, unwrap, visited
+from magpolicy_torch.adapter import AttachedToLoop, BlockStack, Scoped, unwrap, visited
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,7 +39,7 @@ class Handle(AttachedToLoop):
         self._pipe = None if isinstance(unwrap(target), diffusers.ModelMixin) else target
         self._names = tuple(modules)
         self._request = request
-        self._driver: ContextValue[RunDriver] = ContextValue("magpolicy_driver")
+        self._driver: Scoped[RunDriver] = Scoped("magpolicy_driver")
         self._last: RunDriver | None = None
 
     @classmethod
@@ -120,7 +120,7 @@ class Handle(AttachedToLoop):
     def _driven_by(self, driver: RunDriver) -> Iterator[None]:
         if isinstance(own := self._driver.get(), OwnLoop):
             own.close()  # a loop without end: what comes now is another one
-        with self._driver.holding(driver):
+        with self._driver.set(driver):
             try:
                 yield
             except BaseException:
@@ -157,7 +157,7 @@ class Handle(AttachedToLoop):
         driver = self._driver.get()
         if driver is None:
             driver = OwnLoop(self._request)
-            self._driver.set(driver)
+            self._driver.keep(driver)
         run = driver.enter(call.timestep)
         if isinstance(driver, OwnLoop):
             self._last = driver

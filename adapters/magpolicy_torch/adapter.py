@@ -17,11 +17,11 @@ from magpolicy_torch.evaluation._model import HostModel
 from magpolicy_torch.evaluation._run import Run
 from magpolicy_torch.host._attached import Attached, AttachedToLoop
 from magpolicy_torch.host._compile import check_options, compile_module
-from magpolicy_torch.host._contexts import ContextValue
 from magpolicy_torch.host._handle import stack_for
 from magpolicy_torch.host._host_run import HostRun
 from magpolicy_torch.host._known_models import KnownModel, near_misses, rows_of
 from magpolicy_torch.host._report import Record, Report
+from magpolicy_torch.host._scoped import Scoped
 from magpolicy_torch.host._streams import ROLES, StreamNamer
 from magpolicy_torch.host._trial import Trial, checked_seeds, seeded
 from magpolicy_torch.residuals._moments import Moments, versions
@@ -33,7 +33,6 @@ __all__ = [
     "AttachedToLoop",
     "BlockStack",
     "CallInterceptor",
-    "ContextValue",
     "HostCall",
     "HostModel",
     "HostRun",
@@ -45,6 +44,7 @@ __all__ = [
     "Report",
     "ResidualStore",
     "Run",
+    "Scoped",
     "StackSpec",
     "StackTable",
     "StreamNamer",

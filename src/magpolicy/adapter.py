@@ -7,6 +7,7 @@ docs/how-to/write-a-plugin.md shows one from beginning to end.
 from __future__ import annotations
 
 from magpolicy._errors import require
+from magpolicy.run._call import CallDecision, StreamDecision
 from magpolicy.run._config import RunConfig, resolve
 
-__all__ = ["RunConfig", "require", "resolve"]
+__all__ = ["CallDecision", "RunConfig", "StreamDecision", "require", "resolve"]

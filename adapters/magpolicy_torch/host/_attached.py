@@ -7,12 +7,12 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from magpolicy import ArgumentError, Calibration, Curve, RunError
 from magpolicy_torch.host._report import Report
+from magpolicy_torch.host._scoped import Scoped
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -152,8 +152,7 @@ class AttachedToLoop(Attached):
 
     def __init__(self) -> None:
         super().__init__()
-        # Every set() is undone in the same context, so nothing of a run is left in it.
-        self._streams: ContextVar[tuple[str, ...]] = ContextVar("magpolicy_streams", default=())
+        self._streams: Scoped[tuple[str, ...]] = Scoped("magpolicy_streams")
         self._warned = False
 
     @contextmanager
@@ -188,11 +187,8 @@ class AttachedToLoop(Attached):
         """
         if not names or len(set(names)) < len(names) or not all(isinstance(n, str) for n in names):
             raise ArgumentError(f"stream{names!r} must name at least one stream, each once; try stream('cond', 'uncond')")
-        token = self._streams.set(names)
-        try:
+        with self._streams.set(names):
             yield self
-        finally:
-            self._streams.reset(token)
 
     def go_to(self, step: int) -> None:
         """Inside :meth:`run`: the calls to come are those of ``step``, counted from 0 at the beginning of the full run.

@@ -12,8 +12,8 @@ from magpolicy_torch.blocks._unwrap import unwrap
 from magpolicy_torch.evaluation._interceptor import CallInterceptor, HostCall
 from magpolicy_torch.evaluation._model import HostModel
 from magpolicy_torch.host._attached import AttachedToLoop
-from magpolicy_torch.host._contexts import ContextValue
 from magpolicy_torch.host._host_run import HostRun
+from magpolicy_torch.host._scoped import Scoped
 from magpolicy_torch.residuals._moments import moments_for, versions
 from magpolicy_torch.residuals._store import ResidualStore
 from torch import nn
@@ -80,7 +80,7 @@ class Handle(AttachedToLoop):
         self.stack = stack
         self._model = HostModel(unwrap(module), stack)
         self._request = request
-        self._run: ContextValue[HostRun] = ContextValue("magpolicy_run")
+        self._run: Scoped[HostRun] = Scoped("magpolicy_run")
         self._last: HostRun | None = None
 
     @classmethod
@@ -94,7 +94,7 @@ class Handle(AttachedToLoop):
         inner = unwrap(module)
         stack = stack_for(inner, request)
         handle = cls(module, stack, request)
-        front = CallInterceptor(inner, handle._forward, None if inner is module else module)
+        front = CallInterceptor(inner, handle._forward)
         handle._install((stack.claim, stack.release), (front.install, front.remove))
         return handle
 
@@ -104,7 +104,7 @@ class Handle(AttachedToLoop):
             raise RunError("run(): a run is under way here; leave its with block first")
         with self._under_way():
             run = HostRun(self._request, self._request.session(steps, sigmas), start)
-            with self._run.holding(run):
+            with self._run.set(run):
                 try:
                     yield
                 except BaseException:

@@ -99,7 +99,11 @@ class HostRun:
 
     def end(self) -> None:
         """Over, in good order or not: nothing is held any more."""
-        self.session.end()
+        try:
+            self.session.end()
+        finally:
+            for run in self._runs.values():
+                run.free()
 
     @property
     def residuals_held(self) -> int:
