@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from magpolicy_diffusers._arguments import Fingerprints
-from magpolicy_torch.adapter import ROLES, StreamNamer
+from magpolicy_torch.adapter import StreamNamer
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -87,13 +87,13 @@ class StreamNames(StreamNamer):
         if count == 1 or len(set(keys)) < count:
             return (self._name(keys[0]),)
         order: Sequence[str | None] = (None,) * count
-        if count == len(ROLES):
-            order = ROLES if type(self._pipe).__name__.startswith(_COND_FIRST) else ROLES[::-1]
+        if count == len(self.roles):
+            order = self.roles if type(self._pipe).__name__.startswith(_COND_FIRST) else self.roles[::-1]
         return tuple(self._name(part, role) for part, role in zip(keys, order, strict=True))
 
     def _name(self, key: Hashable, role: str | None = None) -> str:
         if role is None:  # pipelines that evaluate conditions one by one begin with cond
-            role = next((name for name in ROLES if name not in self.conditions), ROLES[0])
+            role = next((name for name in self.roles if name not in self.conditions), self.roles[0])
         return self.known(key) or self.condition(key, role)
 
     def _key(self, condition: Mapping[str, Any], row: int, rows: int) -> Hashable:

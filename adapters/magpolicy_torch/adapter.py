@@ -22,13 +22,12 @@ from magpolicy_torch.host._host_run import HostRun
 from magpolicy_torch.host._known_models import KnownModel, near_misses, rows_of
 from magpolicy_torch.host._report import Record, Report
 from magpolicy_torch.host._scoped import Scoped
-from magpolicy_torch.host._streams import ROLES, StreamNamer
+from magpolicy_torch.host._streams import StreamNamer
 from magpolicy_torch.host._trial import Trial, checked_seeds, seeded
 from magpolicy_torch.residuals._moments import Moments, versions
 from magpolicy_torch.residuals._store import ResidualStore
 
 __all__ = [
-    "ROLES",
     "Attached",
     "AttachedToLoop",
     "BlockStack",

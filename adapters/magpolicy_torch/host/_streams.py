@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 
-ROLES = ("cond", "uncond")
 MANY = 12
 """So many conditions, or so many evaluations within one step, are no guidance any more."""
 
@@ -37,6 +36,9 @@ def windowed(name: str, frames: Sequence[int]) -> str:
 
 class StreamNamer:
     """Names the streams of one run: conditions that nobody named, and repeated evaluations within a step."""
+
+    roles = ("cond", "uncond")
+    """The conditions of guidance."""
 
     def __init__(self) -> None:
         self.bases: dict[str, str] = {}
