@@ -1,4 +1,4 @@
-"""What a model is wrapped in: torch.compile, data parallelism, PEFT."""
+"""A module by itself, without what was put around it: torch.compile, data parallelism, PEFT."""
 
 from __future__ import annotations
 
@@ -8,31 +8,24 @@ from typing import Any
 from torch import nn
 
 
-def unwrap(value: Any) -> Any:
-    """The model in ``value``, whatever wraps it; ``value`` itself if nothing does."""
-    while (inner := _inner(value)) is not None:
-        value = inner
-    return value
+def unwrap(value: Any, *, peft: bool = False) -> Any:
+    """The module that is called when ``value`` is; ``value`` itself if nothing is around it.
 
-
-def called(value: Any) -> Any:
-    """The module that is called when ``value`` is.
-
-    torch.compile and data parallelism call the module that they wrap, PEFT calls the forward alone.
+    Args:
+        peft: go on to the model in a ``PeftModel``. That calls its forward alone, so it is the model, but not what is called.
     """
-    while (inner := None if _peft(value) else _inner(value)) is not None:
+    while (inner := _inner(value, peft)) is not None:
         value = inner
     return value
 
 
-def _inner(value: Any) -> Any:
+def _inner(value: Any, peft: bool) -> Any:
+    if not isinstance(value, nn.Module):
+        return None
+    kind = getattr(sys.modules.get("peft"), "PeftModel", None)  # whoever wraps a model in it has imported it
+    if kind is not None and isinstance(value, kind):
+        return value.get_base_model() if peft else None
     if isinstance(value, nn.parallel.DistributedDataParallel):
         return value.module
-    if _peft(value):
-        return value.get_base_model()
-    return getattr(value, "_orig_mod", None) if isinstance(value, nn.Module) else None
-
-
-def _peft(value: Any) -> bool:
-    kind = getattr(sys.modules.get("peft"), "PeftModel", None)  # whoever wraps a model in it has imported it
-    return kind is not None and isinstance(value, kind)
+    inner = getattr(value, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else None

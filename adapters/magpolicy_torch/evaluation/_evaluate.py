@@ -50,7 +50,7 @@ def evaluate(
     *,
     step: int | None = None,
     earliest: int | None = None,
-    sigma: float | None = None,
+    levels: Sequence[float] | None = None,
 ) -> Any:
     """Evaluate ``target`` once: decide, compute or skip, commit what was done.
 
@@ -60,15 +60,17 @@ def evaluate(
         target: what is called.
         step: position in the run, if the host knows it.
         earliest: or the position the host is at: streams that went further are at their next one.
-        sigma: noise level, for the trace.
+        levels: noise level of each step of the run, for the trace; by default those the session was given.
 
     Returns:
         what the target returned.
     """
-    call = run.session.call(streams, step=step, earliest=earliest, sigma=sigma)
+    call = run.session.call(streams, step=step, earliest=earliest)
     if call is None:
         run.record.past_end.extend(streams)
         return target.plain()
+    if levels is not None and call.step < len(levels):
+        call.sigma = levels[call.step]
     timer, skip = Timer(target.device), call.skip
     try:
         reason, possible = None, _possible(run, streams)

@@ -62,13 +62,13 @@ class HostModel:
         *,
         step: int | None = None,
         earliest: int | None = None,
-        sigma: float | None = None,
+        levels: Sequence[float] | None = None,
     ) -> Any:
         """As :func:`magpolicy_torch.evaluate`, for ``original(*args, **kwargs)``."""
         token = _under_way.set(self)
         try:
             call = ModelCall(self, run, streams, original, args, kwargs or {})
-            return evaluate(run, streams, call, step=step, earliest=earliest, sigma=sigma)
+            return evaluate(run, streams, call, step=step, earliest=earliest, levels=levels)
         finally:
             _under_way.reset(token)
 

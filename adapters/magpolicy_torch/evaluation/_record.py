@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from attrs import Factory, define
+from attrs import Factory, define, evolve
 
-from magpolicy import Decision
+from magpolicy import Decision, TraceEntry
 from magpolicy_torch.device._timer import Timer
 from torch import Tensor
 
@@ -27,6 +27,11 @@ class Record:
     def forecast(self, step: int, stream: str, held: Decision | None) -> None:
         """Note a forecast; of several at one evaluation (a second stream of tokens) one that was held counts."""
         self.forecasts[step, stream] = held or self.forecasts.get((step, stream))
+
+    def as_carried_out(self, entry: TraceEntry) -> TraceEntry:
+        """The entry, without a forecast that was decided but could not be made."""
+        held = self.forecasts.get((entry.step, entry.stream)) is not None
+        return evolve(entry, coefficients=()) if held else entry
 
     def problem(self, words: str) -> None:
         """Note a problem, once."""

@@ -34,8 +34,6 @@ class Run:
     """Where the channels of a residual are, for the moments."""
     record: Record = Factory(Record)
     """What the report is made of."""
-    at: int = 0
-    """No call to come is of a step before this one."""
     second: ResidualStore = field(init=False)
     """Residuals of the second stream of tokens of each stream, where the model has one (the audio of a video)."""
     specs: dict[str, Any] = field(init=False, factory=dict)

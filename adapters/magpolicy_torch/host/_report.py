@@ -24,7 +24,8 @@ class Report:
     trace: tuple[TraceEntry, ...]
     """Every decision, also those after the run's last step (``Decision.PAST_END``)."""
     schedule: Schedule | None
-    """The steps of the run; ``None`` if nothing was evaluated."""
+    """The steps of the run, with its forecasts and, where it did as planned, the errors expected of them; ``None`` if nothing
+    was evaluated."""
     scope: str = "stack"
     """What a skip left out: the block ``"stack"``, or the whole ``"model"``."""
     forecasts: int = 0
@@ -43,8 +44,8 @@ class Report:
     @classmethod
     def of(cls, session: Session, record: Record, scope: str = "stack") -> Report:
         """The report of a run so far."""
-        trace = list(session.trace)
-        schedule = Schedule.from_trace(trace) if trace else None
+        trace = [record.as_carried_out(entry) for entry in session.trace]
+        schedule = Schedule.from_trace(trace, plan=session.schedule) if trace else None
         beyond: Counter[str] = Counter()
         for stream in record.past_end:
             step = session.steps + beyond[stream]
