@@ -267,7 +267,7 @@ def test_a_model_that_writes_to_the_text_behind_its_blocks(kit):
     assert handle.report.skipped == 3
 
 
-def test_models_in_data_parallel_and_peft_wrappers(kit):
+def test_a_model_in_wrappers(kit):
     from magpolicy_torch.adapter import unwrap
 
     peft = pytest.importorskip("peft", reason="peft is not installed")
@@ -275,7 +275,8 @@ def test_models_in_data_parallel_and_peft_wrappers(kit):
     net, x = kit.Net().eval().requires_grad_(False), kit.noise(1, (1, 4, WIDTH))
     adapted = peft.get_peft_model(net, peft.LoraConfig(r=2, target_modules=["inner"]))
     compiled = torch.compile(adapted, backend="eager")
-    assert unwrap(compiled) is unwrap(adapted) is net
+    assert unwrap(compiled) is unwrap(adapted) is adapted, "it is what is called"
+    assert unwrap(compiled, peft=True) is net
     with magpolicy.attach(adapted, schedule=Schedule.from_mask([1, 0, 0])) as handle, handle.run():
         first = adapted(x)
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""How one block is called and what it returns. Plain enough for ``torch.compile`` to follow; holds no tensors."""
+"""How one block is called and what it returns; holds no tensors."""
 
 from __future__ import annotations
 
@@ -51,16 +51,6 @@ class Arguments:
         return (hidden, text, second), switches(kwargs), len(kwargs)
 
 
-def read(sources: Sources, args: Sequence[Any], kwargs: Mapping[str, Any]) -> BlockStates:
-    """The states that are passed there."""
-    hidden, text, second = sources
-    return BlockStates(
-        None if hidden is None else kwargs[hidden] if isinstance(hidden, str) else args[hidden],
-        None if text is None else kwargs[text] if isinstance(text, str) else args[text],
-        None if second is None else kwargs[second] if isinstance(second, str) else args[second],
-    )
-
-
 def _place(where: str | int | None, names: Sequence[str]) -> tuple[int | None, str | None]:
     """Position and name of an argument, as far as each is known."""
     if where is None:
@@ -100,35 +90,3 @@ class ForwardPattern:
     """For an output object: the names of its places."""
     spread: bool = False
     """One prompt goes in for a batch of images, and comes out once an image."""
-
-    def states(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> BlockStates:
-        """The block's states among its arguments. Raises LookupError if they are passed otherwise."""
-        return read(self.sources, args, kwargs)
-
-    def called_so(self, kwargs: Mapping[str, Any]) -> bool:
-        """Whether these are the arguments that the pattern was seen with."""
-        return len(kwargs) == self.arguments and switches(kwargs) == self.switches
-
-    def result(self, hidden: Tensor, text: Tensor | None, second: Tensor | None) -> Any:
-        """A result that holds these states."""
-        if not self.order:
-            return hidden
-        if self.spread and text is not None:
-            text = text.expand(hidden.shape[0], *text.shape[1:])
-        states = (hidden, text, second)
-        values = [None if state is None else states[state] for state in self.order]
-        if self.fields:
-            return self.kind(**{f: v for f, v in zip(self.fields, values, strict=True) if v is not None})
-        return self.kind(values)
-
-    def state(self, state: int, result: Any) -> Any:
-        """What ``result`` holds of a state, by its index; ``None`` if nothing."""
-        if not self.order:
-            return result if state == 0 else None
-        if state not in self.order:
-            return None
-        index = self.order.index(state)
-        if self.fields:
-            name = self.fields[index]
-            return result[name] if isinstance(result, Mapping) else getattr(result, name)
-        return result[index]

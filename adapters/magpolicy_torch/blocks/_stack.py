@@ -66,6 +66,9 @@ class BlockStack:
         self.side_arguments = tuple(
             Arguments(Layout.of(b.forward, type(b).__name__, first=True), b.forward) for b in map(unwrap, self.side_branches)
         )
+        ends = (self.layouts[0], self.layouts[-1])
+        self.described = any(layout.swapped or not layout.open for layout in ends)
+        """Whether layouts say where image tokens are among those that enter and leave the stack."""
         self.scope = "stack"
         """What is bypassed: the block ``"stack"``, or the whole ``"model"``."""
 

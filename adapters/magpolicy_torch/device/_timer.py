@@ -23,11 +23,12 @@ class Timer:
         self._start = time.perf_counter()
         self._end = self._start
 
-    def stop(self) -> None:
+    def stop(self) -> Timer:
         """The evaluation is through (or, on an accelerator, all of it is queued)."""
         self._end = time.perf_counter()
         if self._first is not None:
             self._last = _accelerator.timer(self._device)
+        return self
 
     @property
     def seconds(self) -> float:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from attrs import Factory, define, evolve
@@ -38,24 +37,11 @@ class CallSpec:
     copies_text: bool = True
     """Whether a skip by the short route has to hand on a copy of the text: the model may write to it behind the blocks."""
     idle: list[Mounts] = Factory(list)
-    """What calls of this kind are mounted with, where it is not in use."""
+    """What calls of this kind are mounted with, while not in use. It is kept: what was compiled is to be the same again."""
 
     def for_another_kind(self) -> CallSpec:
         """The same, for calls that were not observed yet."""
         return evolve(self, observed=False, route=None, idle=[])
-
-    @contextmanager
-    def mounts(self) -> Iterator[Mounts]:
-        """For one call. They are kept: what was compiled is to be the same again."""
-        try:
-            mounts = self.idle.pop()  # atomic, as append is
-        except IndexError:
-            mounts = Mounts()
-        try:
-            yield mounts
-        finally:
-            mounts.io.clear()
-            self.idle.append(mounts)
 
 
 @define(eq=False)
@@ -63,29 +49,8 @@ class Mounts:
     """Parts of one kind of call, mounted; for one call at a time."""
 
     io: StackIO = Factory(StackIO)
-    made: dict[tuple[str, str], Any] = Factory(dict)
-    """By what they do, and how they are mounted."""
-
-
-def kind_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What makes a call one of its kind: shapes, switches, and which of the optional arguments are given; no contents."""
-    return (
-        torch.is_inference_mode_enabled(),
-        _shown(args) if args else (),
-        *kwargs,
-        *[(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else _shown(v) for v in kwargs.values()],
-    )
-
-
-def _shown(value: Any) -> Any:
-    """What of an argument makes the call one of its kind."""
-    if isinstance(value, Tensor):
-        return value.shape, value.dtype, value.device
-    if isinstance(value, Mapping):
-        return tuple([(key, _shown(item)) for key, item in value.items()])
-    if isinstance(value, list | tuple):
-        return tuple(map(_shown, value))
-    return value if value is None or isinstance(value, bool | int | str) else type(value)
+    made: dict[str, Any] = Factory(dict)
+    """By what they do."""
 
 
 def same(one: Any, other: Any) -> bool:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,15 +12,15 @@ from magpolicy import Decision
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.blocks._tokens import entering, leaving
 from magpolicy_torch.device import _accelerator
-from magpolicy_torch.evaluation._call_spec import CallSpec, Mounts, kind_of, same
+from magpolicy_torch.evaluation._call_spec import CallSpec, Mounts, same
 from magpolicy_torch.evaluation._containers import Containers
-from magpolicy_torch.evaluation._evaluate import evaluate
 from magpolicy_torch.evaluation._interceptor import HostCall
 from magpolicy_torch.evaluation._mounts import BlocksReplacedError, Mounted, Mounting
 from magpolicy_torch.evaluation._observation import Observation
-from magpolicy_torch.evaluation._parts import Part, Probe, Skip, SkippedBranch, StackIO, Tap, Unexpected, version
-from magpolicy_torch.evaluation._run import Pairs, Run
-from torch import Tensor
+from magpolicy_torch.evaluation._parts import StackIO, version
+from magpolicy_torch.evaluation._run import Run, evaluate
+from magpolicy_torch.evaluation._target import Pairs
+from torch import Tensor, nn
 
 _KINDS_KEPT = 64  # kinds of calls that are remembered: shapes, switches, optional arguments
 # What a skip may raise that was not tried before: its parts met another call than the one observed. No interruption is among
@@ -41,10 +40,11 @@ class HostModel:
         stack: its blocks.
     """
 
-    def __init__(self, module: torch.nn.Module, stack: BlockStack) -> None:
+    def __init__(self, module: nn.Module, stack: BlockStack) -> None:
         self.module, self.stack = module, stack
         self.mounting = Mounting(module, stack)
-        self._specs: dict[Any, CallSpec] = {}
+        self.specs: dict[Any, CallSpec] = {}
+        """What is known of calls, by their kind."""
         self._lock = threading.Lock()
 
     @property
@@ -72,16 +72,12 @@ class HostModel:
         finally:
             _under_way.reset(token)
 
-    def spec(self, kind: Any) -> CallSpec | None:
-        """What is known of calls of this kind."""
-        return self._specs.get(kind)
-
     def remember(self, kind: Any, spec: CallSpec) -> None:
         """Calls of this kind are like that."""
         with self._lock:
-            if kind not in self._specs and len(self._specs) >= _KINDS_KEPT:
-                self._specs.pop(next(iter(self._specs)))
-            self._specs[kind] = spec
+            if kind not in self.specs and len(self.specs) >= _KINDS_KEPT:
+                self.specs.pop(next(iter(self.specs)))
+            self.specs[kind] = spec
 
 
 class ModelCall:
@@ -100,8 +96,8 @@ class ModelCall:
         self.original, self.args, self.kwargs = original, args, kwargs
         self.stack = model.stack
         self.batch = model.stack.layouts[0].batch
-        self.kind = kind_of(args, kwargs)
-        self.spec = model.spec(self.kind)
+        self.kind = _kind_of(args, kwargs)
+        self.spec = model.specs.get(self.kind)
 
     @property
     def device(self) -> torch.device | None:
@@ -116,59 +112,62 @@ class ModelCall:
         # A model that is compiled as a whole goes through one graph whenever it computes, also where nothing comes of it.
         if not self.run.unsupported.isdisjoint(self.streams) or not (useful or self.original.compiling is not None):
             return self.plain(), ()
+        spec = self.spec
         try:
-            spec = self.spec
-            if spec is None or not spec.observed:
-                return self._observe()
-            with spec.mounts() as mounts:
-                tapped = self._mounted(mounts, "copy" if spec.in_place else "compute", spec)
-                result = tapped(self.original, self.args, self.kwargs)
-                return result, self._pairs(spec, mounts.io) if useful else ()
+            return self._observe() if spec is None or not spec.observed else self._tap(spec, useful=useful)
         except BlocksReplacedError:
             self._blocks_replaced()
             return self.plain(), ()
 
     def _observe(self) -> tuple[Any, Pairs | None]:
         """The first call of its kind, its blocks watched."""
-        way, observation = self.model.mounting.way, Observation(self.stack)
-        if not way:
+        observation = Observation(self.stack)
+        mounted = self.model.mounting.probes(observation)
+        if mounted is None:
             self._problem("one of its blocks stands twice among them, and its forward is wrapped; attach with scope='model'")
             return self.plain(), None
-        parts: dict[int, Part] = {}
-        for index, block in enumerate(self.stack.blocks):
-            parts[index] = Probe(block, partial(observation.block, index))
-        for index, branch in enumerate(self.stack.side_branches):
-            parts[len(self.stack) + index] = Probe(branch, partial(observation.branch, index))
-        result = self.model.mounting.mount(way, parts).eager(self.original, self.args, self.kwargs)
+        result = mounted.eager(self.original, self.args, self.kwargs)
         spec = observation.spec()
         if spec is None:
             self._problem(observation.problem)
             return result, None
         self.model.remember(self.kind, spec)
-        self._stored(spec)
+        self.run.specs.update(dict.fromkeys(self.streams, spec))
         return result, observation.pairs
+
+    def _tap(self, spec: CallSpec, *, useful: bool) -> tuple[Any, Pairs | None]:
+        mounts = _lent(spec)
+        try:
+            mounted = self._mounted(spec, mounts, "copy" if spec.in_place else "compute")
+            result = mounted(self.original, self.args, self.kwargs)
+            return result, self._pairs(spec, mounts.io) if useful else ()
+        finally:
+            mounts.io.clear()
+            spec.idle.append(mounts)
 
     def _pairs(self, spec: CallSpec, io: StackIO) -> Pairs | None:
         """What the taps noted; ``None`` if the blocks were not run as they were when such a call was observed."""
-        stack = self.stack
-        if io.before is None or io.last is None or io.after is None:
+        before, last, after = io.before, io.last, io.after
+        if before is None or last is None or after is None:
             return None
-        before = entering(stack.layouts[0], io.before.detach())
-        if before is None:
+        before = before.detach()
+        if self.stack.described or not before.shape == last.shape == after.shape:
+            layouts = self.stack.layouts
+            image = entering(layouts[0], before)
+            found = None if image is None else leaving(layouts[-1], spec.side, last, after, image.shape)
+            if image is None or found is None:
+                return None
+            before, after = image, found
+        if after.dtype is not before.dtype or after.device != before.device:
             return None
-        after = leaving(stack.layouts[-1], spec.side, io.last, io.after, before.shape)
-        if after is None or (after.dtype, after.device) != (before.dtype, before.device):
-            return None
-        if not spec.in_place and io.version not in (-1, version(io.before)):
+        if io.written:
             spec.in_place = True  # from now on; this call's input is lost
             return ()
-        self._stored(spec)
+        for stream in self.streams:
+            self.run.specs[stream] = spec
         if io.second_before is not None and io.second_after is not None:
             return [(after, before), (io.second_after, io.second_before)]
         return [(after, before)]
-
-    def _stored(self, spec: CallSpec) -> None:
-        self.run.specs.update(dict.fromkeys(self.streams, spec))
 
     # A skip.
 
@@ -177,26 +176,30 @@ class ModelCall:
         spec = self.spec or computed[0].for_another_kind()
         if any(each.order != spec.order for each in computed):
             return self._unsupported("other blocks ran when the residual was computed")
-        containers = Containers(self.args, self.kwargs)
+        mounts = _lent(spec)
+        held = [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, list | dict | tuple) and value]
+        containers = Containers(held) if held else None
         try:
-            with spec.mounts() as mounts:
-                if spec.route is None:
-                    result, reason = self._first_skip(spec, mounts, residual, second, containers)
-                else:
-                    result, reason = self._skip(spec, mounts, spec.route, residual, second)
+            if spec.route is None:
+                result, reason = self._first_skip(spec, mounts, residual, second, containers)
+            else:
+                result, reason = self._skip(spec, mounts, spec.route, residual, second)
         except BlocksReplacedError:
             self._blocks_replaced()
             return None, Decision.UNSUPPORTED
-        if reason is not None:
+        finally:
+            mounts.io.clear()
+            spec.idle.append(mounts)
+        if reason is not None and containers is not None:
             containers.restore()
-            if reason is Decision.UNSUPPORTED:
-                return self._unsupported("on a skip the model called its blocks otherwise than when it computed")
+        if reason is Decision.UNSUPPORTED:
+            return self._unsupported("on a skip it called its blocks otherwise than when it computed")
         return result, reason
 
     def _skip(
         self, spec: CallSpec, mounts: Mounts, route: str, residual: Tensor, second: Tensor | None, *, eager: bool = False
     ) -> tuple[Any, Decision | None]:
-        io, mounted = mounts.io, self._mounted(mounts, route, spec)
+        io, mounted = mounts.io, self._mounted(spec, mounts, route)
         io.residual, io.second_residual = residual, second
         result = (mounted.eager if eager else mounted)(self.original, self.args, self.kwargs)
         if io.strange or ((route == "full" or io.order) and tuple(io.order) != spec.order):
@@ -204,7 +207,7 @@ class ModelCall:
         return (None, Decision.MISMATCH) if io.misfit else (result, None)
 
     def _first_skip(
-        self, spec: CallSpec, mounts: Mounts, residual: Tensor, second: Tensor | None, containers: Containers
+        self, spec: CallSpec, mounts: Mounts, residual: Tensor, second: Tensor | None, containers: Containers | None
     ) -> tuple[Any, Decision | None]:
         """By the full route, and then by the short one, which is taken from now on if it gives the same bits."""
         io = mounts.io
@@ -217,14 +220,15 @@ class ModelCall:
         spec.route = "full"
         if spec is not self.spec:
             self.model.remember(self.kind, spec)
-        if self.model.mounting.has_short_route(self.model.mounting.way, spec):
+        if self.model.mounting.has_short_route(spec):
             io.clear()
-            containers.restore()
+            if containers is not None:
+                containers.restore()
             try:
                 with _accelerator.forked([residual.device]):
                     again, reason = self._skip(spec, mounts, "short", residual, second, eager=True)
                 if reason is None and same(again, result):
-                    del mounts.made["short", "shadow"]
+                    del mounts.made["short"]
                     spec.route = "short"
                     # inference tensors do not tell whether they were written to
                     spec.copies_text = torch.is_inference_mode_enabled() or any(version(t) != noted for t, noted in io.texts)
@@ -232,44 +236,12 @@ class ModelCall:
                 pass
         return result, None
 
-    def _mounted(self, mounts: Mounts, what: str, spec: CallSpec) -> Mounted:
+    def _mounted(self, spec: CallSpec, mounts: Mounts, what: str) -> Mounted:
         """Parts that compute (``"compute"``, or ``"copy"`` the stack's input as well), or skip by a route."""
-        way = self.model.mounting.way
-        if what == "short" and way != "shadow":
-            what = "full"  # somebody has wrapped the forward since
-        mounted: Mounted | None = mounts.made.get((what, way))
+        mounted: Mounted | None = mounts.made.get(what)
         if mounted is None or mounted.stale:
-            tapping = what in ("compute", "copy")
-            parts = self._taps(spec, mounts.io, copied=what == "copy") if tapping else self._skips(spec, mounts.io, what)
-            mounted = mounts.made[what, way] = self.model.mounting.mount(way, parts, what)
+            mounted = mounts.made[what] = self.model.mounting.parts(spec, mounts.io, what)
         return mounted
-
-    def _taps(self, spec: CallSpec, io: StackIO, *, copied: bool) -> dict[int, Part]:
-        last = len(self.stack) - 1
-        return {
-            index: Tap(
-                self.stack.blocks[index], io, spec.patterns[index], first=index == 0, last=index == last, copied=copied
-            )
-            for index in {0, last}
-        }  # fmt: skip
-
-    def _skips(self, spec: CallSpec, io: StackIO, route: str) -> dict[int, Part]:
-        stack, last = self.stack, len(self.stack) - 1
-        kept, full = [last] if route == "short" else spec.order, route == "full"
-        parts: dict[int, Part] = {
-            index: Skip(
-                stack.blocks[index], io, spec.patterns[index], stack.layouts[index], spec.side,
-                first=index == kept[0], last=index == last, index=index if full else None,
-                copies_text=full or spec.copies_text,
-            )
-            for index in kept
-        }  # fmt: skip
-        if full:
-            left_out = set(range(len(stack))).difference(spec.order)
-            parts.update({index: Unexpected(stack.blocks[index], io, index) for index in left_out})
-            for index, (sources, returned) in spec.branches.items():
-                parts[len(stack) + index] = SkippedBranch(stack.side_branches[index], sources, returned)
-        return parts
 
     def _unsupported(self, why: str) -> tuple[None, Decision]:
         self.run.unsupported.update(self.streams)
@@ -281,3 +253,31 @@ class ModelCall:
 
     def _problem(self, why: str) -> None:
         self.run.record.problem(f"{type(self.model.module).__name__} computes: {why}")
+
+
+def _lent(spec: CallSpec) -> Mounts:
+    try:
+        return spec.idle.pop()  # atomic, as append is
+    except IndexError:
+        return Mounts()
+
+
+def _kind_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What makes a call one of its kind: shapes, switches, and which of the optional arguments are given; no contents."""
+    return (
+        torch.is_inference_mode_enabled(),
+        _shown(args) if args else (),
+        *kwargs,
+        *[(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else _shown(v) for v in kwargs.values()],
+    )
+
+
+def _shown(value: Any) -> Any:
+    """What of an argument makes the call one of its kind."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype, value.device
+    if isinstance(value, Mapping):
+        return tuple([(key, _shown(item)) for key, item in value.items()])
+    if isinstance(value, list | tuple):
+        return tuple([_shown(item) for item in value])
+    return value if value is None or isinstance(value, bool | int | str) else type(value)

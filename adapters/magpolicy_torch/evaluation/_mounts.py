@@ -10,13 +10,15 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Protocol
 
 from magpolicy_torch.blocks._patch import Patch
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.evaluation._call_spec import CallSpec
 from magpolicy_torch.evaluation._interceptor import HostCall, uncompiled
-from magpolicy_torch.evaluation._parts import Part, Parts
+from magpolicy_torch.evaluation._observation import Observation
+from magpolicy_torch.evaluation._parts import Part, Parts, Probe, Skip, SkippedBranch, StackIO, Tap, Unexpected
 from magpolicy_torch.evaluation._shadow import ModulePath, ShadowModule, module_paths
 from torch import nn
 
@@ -48,6 +50,55 @@ class Mounting:
         self._paths = module_paths(module, self._blocks) if stack.scope == "stack" else None
         self._patches = _Patches(self._blocks)
 
+    def probes(self, observation: Observation) -> Mounted | None:
+        """Probes that report to ``observation``, all over; ``None`` if they cannot be mounted in the module as it is now.
+
+        Raises:
+            BlocksReplacedError: the model has other blocks by now.
+        """
+        way, parts = self.way, dict[int, Part]()
+        for index, block in enumerate(self.stack.blocks):
+            parts[index] = Probe(block, partial(observation.block, index))
+        for index, branch in enumerate(self.stack.side_branches):
+            parts[len(self.stack) + index] = Probe(branch, partial(observation.branch, index))
+        return self._mount(way, parts) if way else None
+
+    def parts(self, spec: CallSpec, io: StackIO, what: str) -> Mounted:
+        """Parts that compute (``"compute"``, or ``"copy"`` the stack's input as well), or skip by a route.
+
+        Raises:
+            BlocksReplacedError: the model has other blocks by now.
+        """
+        way = self.way
+        if what in ("compute", "copy"):
+            return self._mount(way, self._taps(spec, io, copied=what == "copy"))
+        route = what if way == "shadow" else "full"
+        return self._mount(way, self._skips(spec, io, route), route)
+
+    def _taps(self, spec: CallSpec, io: StackIO, *, copied: bool) -> dict[int, Part]:
+        blocks, last = self.stack.blocks, len(self.stack) - 1
+        return {
+            index: Tap(blocks[index], io, spec.patterns[index], first=index == 0, last=index == last, copied=copied)
+            for index in {0, last}
+        }
+
+    def _skips(self, spec: CallSpec, io: StackIO, route: str) -> dict[int, Part]:
+        stack, last, full = self.stack, len(self.stack) - 1, route == "full"
+        kept = spec.order if full else (last,)
+        parts: dict[int, Part] = {
+            index: Skip(
+                stack.blocks[index], io, spec.patterns[index], stack.layouts[index], spec.side, first=index == kept[0],
+                last=index == last, index=index if full else None, copies_text=full or spec.copies_text,
+            )
+            for index in kept
+        }  # fmt: skip
+        if full:
+            for index in set(range(len(stack))).difference(spec.order):
+                parts[index] = Unexpected(stack.blocks[index], io, index)
+            for index, (sources, returned) in spec.branches.items():
+                parts[len(stack) + index] = SkippedBranch(stack.side_branches[index], sources, returned)
+        return parts
+
     @property
     def way(self) -> str:
         """How parts are mounted in the module as it is now; empty if they cannot be."""
@@ -57,18 +108,13 @@ class Mounting:
             return "shadow"
         return "patches" if len(set(self._blocks)) == len(self._blocks) else ""
 
-    def mount(self, way: str, parts: Parts, route: str = "full") -> Mounted:
-        """Put these parts in their places.
-
-        Raises:
-            BlocksReplacedError: the model has other blocks by now.
-        """
+    def _mount(self, way: str, parts: Parts, route: str = "full") -> Mounted:
         if way == "whole":
             return _Whole(parts[0])
         if self._paths is not None and not self._in_place(self._paths):
             raise BlocksReplacedError
         if way == "patches":
-            return _Patched(self._patches, {id(self._blocks[index]): part for index, part in parts.items()})
+            return _Patched(self, self._patches, {id(self._blocks[index]): part for index, part in parts.items()})
         assert self._paths is not None
         contents: dict[str, dict[str, Any]] = {}
         for path, index in self._paths:
@@ -82,9 +128,9 @@ class Mounting:
                 contents[path.path][path.name] = parts[index]
         return ShadowModule(self.module, contents)
 
-    def has_short_route(self, way: str, spec: CallSpec) -> bool:
+    def has_short_route(self, spec: CallSpec) -> bool:
         """Whether the blocks stand in lists that are run from end to end with nothing in between, and nothing beside them."""
-        if way != "shadow" or self._paths is None or self.stack.side_branches or len(self._paths) != len(self.stack):
+        if self.way != "shadow" or self._paths is None or len(self._paths) != len(self.stack) or self.stack.side_branches:
             return False
         lists: dict[str, list[int]] = {}
         for path, index in self._paths:
@@ -125,10 +171,12 @@ _mounted: ContextVar[tuple[_Patches, Mapping[int, Part]] | None] = ContextVar("m
 class _Patched:
     """Parts that patches on the blocks ask while a call lasts."""
 
-    stale = False
+    def __init__(self, mounting: Mounting, patches: _Patches, parts: Mapping[int, Part]) -> None:
+        self._mounting, self._patches, self._parts = mounting, patches, parts
 
-    def __init__(self, patches: _Patches, parts: Mapping[int, Part]) -> None:
-        self._patches, self._parts = patches, parts
+    @property
+    def stale(self) -> bool:
+        return self._mounting.way != "patches"  # nobody stands around the forward any more
 
     def __call__(self, original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with self._patches.on():

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from magpolicy_torch.blocks._observed import ObservedLayout, Returned, places_of
-from magpolicy_torch.blocks._pattern import BlockStates, Called, ForwardPattern, Sources, read
+from magpolicy_torch.blocks._pattern import BlockStates, Called, ForwardPattern, Sources
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.blocks._tokens import bounds, entering, leaving
 from magpolicy_torch.evaluation._call_spec import CallSpec
-from magpolicy_torch.evaluation._parts import version
-from magpolicy_torch.evaluation._run import Pairs
+from magpolicy_torch.evaluation._parts import read, state_in, version
+from magpolicy_torch.evaluation._target import Pairs
 from torch import Tensor
 
 
@@ -137,8 +137,8 @@ class Observation:
         assert before is not None
         assert copy is not None
         assert states.hidden is not None
-        after = leaving(self.stack.layouts[last], self._layout.side, states.hidden, pattern.state(0, result), before.shape)
-        second = pattern.state(2, result)
+        after = leaving(self.stack.layouts[last], self._layout.side, states.hidden, state_in(pattern, 0, result), before.shape)
+        second = state_in(pattern, 2, result)
         if after is None or (after.dtype, after.device) != (before.dtype, before.device):
             self._fail("the stack returned image tokens of another shape, dtype or device than it was given")
         elif second is not None and self._second is not None and second.shape != self._second.shape:

@@ -6,7 +6,7 @@ are not kept, so one part serves them all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from attrs import Factory, define
@@ -14,7 +14,7 @@ from attrs import Factory, define
 import torch
 from magpolicy_torch.blocks._layout import Layout
 from magpolicy_torch.blocks._observed import Returned
-from magpolicy_torch.blocks._pattern import ForwardPattern, Sources, read
+from magpolicy_torch.blocks._pattern import BlockStates, ForwardPattern, Sources, switches
 from magpolicy_torch.blocks._tokens import bounds, narrow, replaced
 from magpolicy_torch.residuals import _arithmetic
 from torch import Tensor, nn
@@ -48,6 +48,11 @@ class StackIO:
     strange: bool = False
     """A block was called otherwise than it was seen to be."""
 
+    @property
+    def written(self) -> bool:
+        """Whether the model wrote into the stack's input, of which there is no copy."""
+        return self.version >= 0 and self.before is not None and version(self.before) != self.version
+
     def clear(self) -> None:
         """Let go of everything."""
         self.before = self.second_before = self.last = self.after = self.second_after = None
@@ -55,6 +60,7 @@ class StackIO:
         self.texts.clear()
         self.order.clear()
         self.misfit = self.strange = False
+        self.version = -1
 
 
 class Part(nn.Module):
@@ -109,17 +115,17 @@ class Tap(Part):
 
     def run(self, block: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         io, pattern = self.io, self.pattern
-        hidden, _, second = pattern.states(args, kwargs)
+        hidden, _, second = read(pattern.sources, args, kwargs)
         if self.first and hidden is not None:
             io.before = hidden.clone() if self.copied else hidden
             io.second_before = None if second is None else second.clone()
-            if not torch.compiler.is_compiling():
+            if not self.copied and not torch.compiler.is_compiling():
                 io.version = version(hidden)
         if self.last:
             io.last = hidden
         result = block(*args, **kwargs)
         if self.last:
-            io.after, io.second_after = pattern.state(0, result), pattern.state(2, result)
+            io.after, io.second_after = state_in(pattern, 0, result), state_in(pattern, 2, result)
         return result
 
 
@@ -153,12 +159,12 @@ class Skip(Part):
         io, pattern = self.io, self.pattern
         if self.index is not None:
             io.order.append(self.index)
-            if not pattern.called_so(kwargs):
+            if len(kwargs) != pattern.arguments or switches(kwargs) != pattern.switches:
                 if self.first:
                     io.misfit = True
                 else:
                     io.strange = True
-        hidden, text, second = pattern.states(args, kwargs)
+        hidden, text, second = read(pattern.sources, args, kwargs)
         assert hidden is not None
         if self.first:
             if text is not None and self.copies_text:
@@ -169,14 +175,14 @@ class Skip(Part):
         if not self.last:
             if self.first:
                 hidden, second = hidden.clone(), None if second is None else second.clone()
-            return pattern.result(hidden, text, second)
+            return _result(pattern, hidden, text, second)
         out = io.image
         if out is None or out.shape != hidden.shape:
             out = None if out is None else replaced(hidden, out, self.layout, self.side)
             if out is None:
                 io.misfit = True
                 out = hidden
-        return pattern.result(out, text, second if io.second is None else io.second)
+        return _result(pattern, out, text, second if io.second is None else io.second)
 
     def _enter(self, hidden: Tensor, second: Tensor | None) -> None:
         io, residual, image = self.io, self.io.residual, hidden
@@ -226,6 +232,42 @@ class SkippedBranch(Part):
 
 Parts = Mapping[int, Part]
 """By index: of the blocks, and after them of the modules beside the stack."""
+
+
+def read(sources: Sources, args: Sequence[Any], kwargs: Mapping[str, Any]) -> BlockStates:
+    """The states that are passed there. Raises LookupError if they are passed otherwise."""
+    hidden, text, second = sources
+    return BlockStates(
+        None if hidden is None else kwargs[hidden] if isinstance(hidden, str) else args[hidden],
+        None if text is None else kwargs[text] if isinstance(text, str) else args[text],
+        None if second is None else kwargs[second] if isinstance(second, str) else args[second],
+    )
+
+
+def state_in(pattern: ForwardPattern, state: int, result: Any) -> Any:
+    """What ``result`` holds of a state, by its index; ``None`` if nothing."""
+    if not pattern.order:
+        return result if state == 0 else None
+    if state not in pattern.order:
+        return None
+    index = pattern.order.index(state)
+    if pattern.fields:
+        name = pattern.fields[index]
+        return result[name] if isinstance(result, Mapping) else getattr(result, name)
+    return result[index]
+
+
+def _result(pattern: ForwardPattern, hidden: Tensor, text: Tensor | None, second: Tensor | None) -> Any:
+    """A result that holds these states."""
+    if not pattern.order:
+        return hidden
+    if pattern.spread and text is not None:
+        text = text.expand(hidden.shape[0], *text.shape[1:])
+    states = (hidden, text, second)
+    values = [None if state is None else states[state] for state in pattern.order]
+    if pattern.fields:
+        return pattern.kind(**{f: v for f, v in zip(pattern.fields, values, strict=True) if v is not None})
+    return pattern.kind(values)
 
 
 def version(tensor: Tensor) -> int:

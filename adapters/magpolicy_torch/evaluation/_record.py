@@ -15,8 +15,8 @@ class Record:
 
     past_end: list[str] = Factory(list)
     """Streams of the evaluations after the run's last step."""
-    laps: list[tuple[bool, Timer]] = Factory(list)
-    """Per evaluation, whether it skipped, and how long it took."""
+    laps: list[tuple[bool, Timer | float]] = Factory(list)
+    """Per evaluation, whether it skipped, and how many seconds it took; on an accelerator, what tells once it is done."""
     forecasts: dict[tuple[int, str], Decision | None] = Factory(dict)
     """Per step and stream whose residual was to be forecast: why it was held instead, if it was."""
     losses: list[Tensor] = Factory(list)

@@ -1,23 +1,27 @@
-"""What lives as long as a run: its session, the residuals that are kept, and what its calls have shown."""
+"""A run, and one evaluation in it: decided, carried out, committed, its residuals taken or made. Nothing else does that."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
 from attrs import Factory, define, field
+from torch._C import _functorch
 
 import torch
 from magpolicy import Decision, Session
 from magpolicy.adapter import CallDecision
+from magpolicy_torch.device._timer import Timer
 from magpolicy_torch.evaluation._record import Record
+from magpolicy_torch.evaluation._target import Pairs, Target
 from magpolicy_torch.residuals import _arithmetic
 from magpolicy_torch.residuals._moments import Moments
 from magpolicy_torch.residuals._store import ResidualStore
 from torch import Tensor
 
-Pairs = Sequence[tuple[Tensor, Tensor]]
-"""What came out of a stack and what went in: image tokens, and the second stream where there is one."""
+_TRANSFORMED = "called inside of a torch.func transform (vmap, grad, ...), where nothing can be kept: such calls compute"
+
 Residuals = Mapping[str, tuple[Tensor, ...]]
 """Per stream, the residual of each pair."""
 
@@ -122,7 +126,7 @@ class Run:
 
     def look_ahead(self, call: CallDecision) -> None:
         """After a call: begin to copy back what the skips to come reuse, and let go of any other copy on the device."""
-        if self.store.away or self.second.away:
+        if self.store.offload is not None and (self.store.away or self.second.away):
             wanted = {stream: 1 + len(coefficients) for stream, coefficients in call.upcoming_skips().items()}
             self.store.bring(wanted)
             self.second.bring(wanted)
@@ -131,3 +135,68 @@ class Run:
         """A call failed: let go of every copy on the device of what is in main memory."""
         self.store.bring({})
         self.second.bring({})
+
+
+def evaluate(
+    run: Run,
+    streams: Sequence[str],
+    target: Target,
+    *,
+    step: int | None = None,
+    earliest: int | None = None,
+    levels: Sequence[float] | None = None,
+) -> Any:
+    """Evaluate ``target`` once: decide, compute or skip, commit what was done.
+
+    Args:
+        run: the run this evaluation belongs to.
+        streams: the stream of this call, or those batched in it, in batch order and of equal size.
+        target: what is called.
+        step: position in the run, if the host knows it.
+        earliest: or the position the host is at: streams that went further are at their next one.
+        levels: noise level of each step of the run, for the trace; by default those the session was given.
+
+    Returns:
+        what the target returned.
+    """
+    call = run.session.call(streams, step=step, earliest=earliest)
+    if call is None:
+        run.record.past_end.extend(streams)
+        return target.plain()
+    if levels is not None and call.step < len(levels):
+        call.sigma = levels[call.step]
+    device, skip, started = target.device, call.skip, perf_counter()
+    timer = None if device is not None and device.type == "cpu" else Timer(device)
+    try:
+        reason, possible = None, _possible(run, streams)
+        if skip:
+            taken = run.forecast(call, target.batch) if possible else Decision.UNSUPPORTED
+            result, reason = (None, taken) if isinstance(taken, Decision) else target.skip(*taken)
+        if not skip or reason is not None:
+            skip = False
+            run.make_room(call)
+            result, pairs = target.compute(useful=possible and (run.moments is not None or call.useful))
+            if pairs is None:
+                run.unsupported.update(streams)
+            residuals = run.residuals(call, pairs or (), target.batch)
+            errors = run.errors(call, residuals)
+    except BaseException:
+        call.cancel()
+        run.send_away()
+        raise
+    run.record.laps.append((skip, perf_counter() - started if timer is None else timer.stop()))
+    if skip:
+        call.commit()
+    else:
+        call.commit(reason, errors)
+        run.keep(call, residuals)
+    run.look_ahead(call)
+    return result
+
+
+def _possible(run: Run, streams: Sequence[str]) -> bool:
+    """Whether these streams can skip, and residuals be kept, as far as it is known before the call."""
+    if _functorch.peek_interpreter_stack() is not None:
+        run.record.problem(_TRANSFORMED)
+        return False
+    return run.unsupported.isdisjoint(streams)

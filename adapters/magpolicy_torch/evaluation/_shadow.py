@@ -72,7 +72,10 @@ class ShadowModule:
 
     @property
     def stale(self) -> bool:
-        """Whether a submodule has been put in the place of another since: an adapter's layer, or another block."""
+        """Whether it has to be made anew: a submodule was put in the place of another (an adapter's layer, another block), or
+        somebody stands around the forward by now."""
+        if "forward" in self._root.__dict__ and not self.can_follow(self._root):
+            return True
         for now, then in self._made_of:  # noqa: SIM110 - on the way of every call: a generator costs more than the comparison
             if not _same(now, then):
                 return True

@@ -38,7 +38,7 @@ class Report:
     """What decided, in words: the rule on a preset, a plan from a calibration. Empty where every step computes."""
     problems: tuple[str, ...] = ()
     """Why calls computed that could have skipped, in words; ``reasons`` counts them all."""
-    _laps: tuple[tuple[bool, Timer], ...] = field(default=(), repr=False, eq=False)
+    _laps: tuple[tuple[bool, Timer | float], ...] = field(default=(), repr=False, eq=False)
     _losses: tuple[Tensor, ...] = field(default=(), repr=False, eq=False)
 
     @classmethod
@@ -115,7 +115,7 @@ class Report:
         return full / total if total > 0 else None
 
     def _seconds(self, skip: bool) -> list[float]:
-        return [lap.seconds for skipped, lap in self._laps if skipped is skip]
+        return [lap if isinstance(lap, float) else lap.seconds for skipped, lap in self._laps if skipped is skip]
 
     def __str__(self) -> str:
         if self.schedule is None:

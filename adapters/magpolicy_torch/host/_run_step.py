@@ -7,8 +7,8 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from magpolicy import ArgumentError, RunError, Session
-from magpolicy_torch.evaluation._evaluate import FunctionCall, evaluate
-from magpolicy_torch.evaluation._run import Run
+from magpolicy_torch.evaluation._run import Run, evaluate
+from magpolicy_torch.evaluation._target import FunctionCall
 from magpolicy_torch.residuals._store import ResidualStore
 from torch import Tensor
 
