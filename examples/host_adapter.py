@@ -1,9 +1,7 @@
-"""An adapter for a host of your own, from beginning to end, with public names only. Pass this module to ``manager().register``.
+"""An adapter for a host of your own, with public names only. The host samples with a transformer of diffusers, in its own loop.
 
-The host is an engine that samples with a transformer of diffusers, in its own loop. It knows nothing of magpolicy.
+``magpolicy.manager().register(host_adapter)`` registers it; docs/how-to/write-a-plugin.md explains it.
 """
-
-from __future__ import annotations
 
 import magpolicy
 import torch
@@ -49,12 +47,8 @@ class Engine:
 
     def denoise(self, latents, time, labels):
         count = len(labels)
-        output = self.transformer(
-            torch.cat([latents] * count),
-            timestep=time.repeat(count),
-            class_labels=torch.tensor([*labels.values()]),
-            return_dict=False,
-        )[0]
+        inputs = {"timestep": time.repeat(count), "class_labels": torch.tensor([*labels.values()])}
+        (output,) = self.transformer(torch.cat([latents] * count), **inputs, return_dict=False)
         return dict(zip(labels, output.chunk(count), strict=True))
 
 
@@ -103,6 +97,11 @@ class EngineHandle(Attached):
         run = self.current.get()
         return call(*args, **kwargs) if run is None else run.evaluate(self.model, self.streams.get(), call, args, kwargs)
 
+    @property
+    def scope(self):
+        return self.stack.scope
+
+    @property
     def runs(self):
         run = self.current.get() or self.last
         return () if run is None else (run,)
