@@ -30,6 +30,8 @@ class Handle(AttachedToLoop):
     Threads (contexts) don't see each other's runs.
     """
 
+    __module__ = "magpolicy_diffusers"
+
     _no_run = "call the pipeline, or the model in your loop"
 
     def __init__(self, target: Any, modules: dict[str, nn.Module], request: AttachRequest) -> None:

@@ -1,6 +1,7 @@
 """What ``import magpolicy`` brings, and what it must not."""
 
 import ast
+import importlib
 import os
 import subprocess
 import sys
@@ -33,6 +34,17 @@ print([name for name in {HEAVY!r} if name in sys.modules])
 
 def test_import_alone_does_not_look_for_plugins():
     assert python("import sys, magpolicy; print('pluggy' in sys.modules)").strip() == "False"
+
+
+@pytest.mark.parametrize("package", ["magpolicy", "magpolicy_torch", "magpolicy_diffusers"])
+def test_public_classes_say_where_they_are_public(package):
+    """So that tracebacks, pickles and reprs name no module that may move."""
+    if package != "magpolicy":
+        pytest.importorskip(package.replace("magpolicy_", ""), reason="an extra is not installed")
+    loaded = importlib.import_module(package)
+    classes = {name: value for name in loaded.__all__ if isinstance(value := getattr(loaded, name), type)}
+    assert len(classes) > 0
+    assert {name: kind.__module__ for name, kind in classes.items()} == dict.fromkeys(classes, package)
 
 
 def test_everything_but_the_adapters_works_without_torch():

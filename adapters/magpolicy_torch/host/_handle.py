@@ -72,6 +72,8 @@ class Handle(AttachedToLoop):
     other's. Calls outside any run compute as if nothing were attached.
     """
 
+    __module__ = "magpolicy_torch"
+
     _no_run = "call the model inside 'with handle.run(steps=...):'"
 
     def __init__(self, module: nn.Module, stack: BlockStack, request: AttachRequest) -> None:

@@ -58,6 +58,8 @@ class Calibration:
         ArgumentError: lengths that differ.
     """
 
+    __module__ = "magpolicy"
+
     sigmas: tuple[float, ...] = field(converter=_as_levels)
     streams: Mapping[str, StreamMoments] = field(converter=_as_streams, repr=False)
     cross: Mapping[tuple[str, str], Floats] = field(factory=dict, converter=_as_cross, repr=False)
