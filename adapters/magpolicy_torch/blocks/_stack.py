@@ -50,6 +50,8 @@ class BlockStack:
         AdapterError: a block's arguments do not tell which one holds the hidden states.
     """
 
+    __module__ = "magpolicy_torch"
+
     def __init__(self, blocks: Iterable[nn.Module], *, layout: Layouts = None, side_branches: Iterable[nn.Module] = ()) -> None:
         items = list(blocks)
         self.blocks = tuple(_flat(items))

@@ -30,6 +30,8 @@ Residuals = Mapping[str, tuple[Tensor, ...]]
 class Run:
     """One run of one model, or of one function; freed by :meth:`free`, which the session calls at its end."""
 
+    __module__ = "magpolicy_torch"
+
     session: Session
     store: ResidualStore
     moments: Moments | None = None

@@ -21,6 +21,8 @@ _REST = {"replanned": "was planned again", "computes": "computes"}
 class Report:
     """What a run did."""
 
+    __module__ = "magpolicy_torch"
+
     trace: tuple[TraceEntry, ...]
     """Every decision, also those after the run's last step (``Decision.PAST_END``)."""
     schedule: Schedule | None
