@@ -144,6 +144,14 @@ class Handle(AttachedToLoop):
         with self._under_way(), self._driven_by(PipelineCall(self._request, self._pipe, self._boundary())):
             return call()
 
+    def _own_loop(self) -> OwnLoop | None:
+        """Says about calls that come from nowhere known; ``None`` where a pipeline is attached, whose calls alone are runs."""
+        if self._pipe is not None:
+            return None
+        driver = OwnLoop(self._request)
+        self._driver.keep(driver)
+        return driver
+
     def _boundary(self) -> float | None:
         """Where the second expert takes over, as a share of pure noise (Wan2.2's ``boundary_ratio``)."""
         share = getattr(getattr(self._pipe, "config", None), "boundary_ratio", None)
@@ -154,10 +162,13 @@ class Handle(AttachedToLoop):
         denoiser = call.denoiser
         if visited(denoiser.stack) or call.fills_cache:  # it calls itself, or is no step
             return call.compute()
-        driver = self._driver.get()
+        driver = self._driver.get() or self._own_loop()
         if driver is None:
-            driver = OwnLoop(self._request)
-            self._driver.keep(driver)
+            self._warn_once(
+                f"{denoiser.name} was called by something else than the {type(self._pipe).__name__} that is attached, so nothing "
+                "is skipped; attach to what calls it, after handle.detach(), or call it inside 'with handle.run(steps=28):'"
+            )
+            return call.compute()
         run = driver.enter(call.timestep)
         if isinstance(driver, OwnLoop):
             self._last = driver
