@@ -1,4 +1,4 @@
-"""An attached pipeline passes for what it is: for diffusers, which asks for exact classes, for pickle and copy, for the collector."""
+"""An attached pipeline passes for what it is: for diffusers, which asks for exact classes, for copies and the collector."""
 
 import copy
 import gc
@@ -173,20 +173,20 @@ def test_a_model_in_a_loop_is_freed(way):
     model = case.make()
     handle = magpolicy.attach(model, steps=6, **SKIPPING)
 
-    def loop(steps):
+    def loop(model, steps):
         for step in range(steps):
             case.call(model, Draw(level=1 - step / 6))
 
     if way in ("by itself", "stopped midway"):
-        loop(3 if way == "stopped midway" else 6)
+        loop(model, 3 if way == "stopped midway" else 6)
     elif way == "in a run":
         with handle.run():
-            loop(6)
+            loop(model, 6)
     else:
         run = handle.run()
         run.__enter__()
-        loop(2)
+        loop(model, 2)
         del run
     references = gone(model, handle, *handle.stack.blocks)
-    del model, handle, loop
+    del model, handle
     assert_freed(references)
