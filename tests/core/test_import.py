@@ -113,6 +113,28 @@ def test_star_import_brings_the_public_names():
     )
 
 
+def test_the_version_is_that_of_the_project_file_in_a_clone_and_else_of_the_package(tmp_path):
+    tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    package = Path(magpolicy.__file__).parent
+    if (project := package.parents[1] / "pyproject.toml").is_file():
+        assert tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"] == magpolicy.__version__
+
+    def told(version, project):
+        site = tmp_path / version / "lib" / "packages"
+        (site / "magpolicy").mkdir(parents=True)
+        (site / "magpolicy" / "_version.py").write_bytes((package / "_version.py").read_bytes())
+        (site / f"magpolicy-{version}.dist-info").mkdir()
+        metadata = f"Metadata-Version: 2.1\nName: magpolicy\nVersion: {version}\n"
+        (site / f"magpolicy-{version}.dist-info" / "METADATA").write_text(metadata, encoding="utf-8")
+        (site.parent / "pyproject.toml").write_text(project, encoding="utf-8")
+        code = "import runpy, sys; sys.path.insert(0, sys.argv[1]); print(runpy.run_path(sys.argv[2])['__version__'])"
+        arguments = [sys.executable, "-c", code, site, site / "magpolicy" / "_version.py"]
+        return subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+    assert told("7.0.1", '[project]\nname = "magpolicy"\nversion = "7.1.0"\n') == "7.1.0"
+    assert told("7.0.2", '[project]\nname = "of-a-user"\nversion = "3"\n') == "7.0.2"
+
+
 def test_types_are_shipped():
     assert (Path(magpolicy.__file__).parent / "py.typed").is_file()
 

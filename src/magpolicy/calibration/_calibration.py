@@ -167,11 +167,8 @@ class Calibration:
 
     def _levels_of(self, steps: int | None, sigmas: Sequence[float] | None) -> tuple[float, ...]:
         """The noise levels of another run."""
-        if sigmas is not None:
-            target = _checks.levels("sigmas", sigmas)
-            if steps is not None and steps not in (len(target), len(sigmas)):
-                raise ArgumentError(f"steps={steps} contradicts sigmas with {len(target)} levels; give one of them")
-            return target
+        if (given := _checks.run_levels(steps, sigmas)) is not None:
+            return given
         if steps is None or steps == self.steps:
             return self.sigmas
         return self.curve.levels_for(_checks.steps(steps, example=str(self.steps)))
