@@ -6,8 +6,24 @@ docs/how-to/write-a-plugin.md shows one from beginning to end.
 
 from __future__ import annotations
 
+from magpolicy._checks import whole
 from magpolicy._errors import require
 from magpolicy.run._call import CallDecision, StreamDecision
-from magpolicy.run._config import RunConfig, resolve
+from magpolicy.run._config import RunConfig
+from magpolicy.run._placing import Placement, ScheduleSpan, place
+from magpolicy.run._resolve import always_compute, resolve
+from magpolicy.run._simulate import simulate_config
 
-__all__ = ["CallDecision", "RunConfig", "StreamDecision", "require", "resolve"]
+__all__ = [
+    "CallDecision",
+    "Placement",
+    "RunConfig",
+    "ScheduleSpan",
+    "StreamDecision",
+    "always_compute",
+    "place",
+    "require",
+    "resolve",
+    "simulate_config",
+    "whole",
+]

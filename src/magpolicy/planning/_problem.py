@@ -154,16 +154,9 @@ def _must(
         why.append(f"{len(outside)} outside the calibrated noise levels")
     switch = goal.expert_step
     if switch is None and known is not None:
-        switch = _switch(known, count, sigmas)
+        switch = known.expert_step(count, sigmas)
     experts = {switch} if switch is not None and switch < count else set()
     return {0, *range(leading), *forced, *outside, *experts}, why
-
-
-def _switch(known: Preset, count: int, sigmas: Sequence[float] | None) -> int | None:
-    boundary = known.expert_boundary
-    if sigmas is not None and boundary and "boundary" in boundary:
-        return sum(s >= float(boundary["boundary"]) for s in sigmas)
-    return known.expert_step(count)
 
 
 def _weights(values: Sequence[Any], count: int) -> Floats:
