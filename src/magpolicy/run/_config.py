@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping, Sequence, Sized
-from pathlib import Path
 from typing import Any, Literal
 
 from attrs import evolve, field, frozen
@@ -17,14 +16,13 @@ from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._forecast import Forecast, Hold, Linear, Measured, Planned
 from magpolicy.catalog._presets import Preset
+from magpolicy.planning._problem import PlanRequest
 from magpolicy.planning._target import PlanTarget
 from magpolicy.policy._curve import SINGLE, Curve
 from magpolicy.policy._policy import MagPolicy, Policy, ScheduledPolicy
 from magpolicy.policy._semantics import Semantics
 from magpolicy.policy._step_table import Limits, build_step_tables
 from magpolicy.schedule._schedule import Schedule
-
-Source = Sequence[float] | Mapping[str, Sequence[float]] | Curve | Calibration | Preset | str | Path
 
 Joint = Literal["all", "any", "first"]
 Reading = Literal["noise", "shares", "count"]
@@ -41,6 +39,8 @@ class PreparedRun:
     forecast: Forecast
     schedule: Schedule | None = None
     """The run's schedule, where it is known ahead."""
+    request: PlanRequest | None = None
+    """What that was planned from and for, where it was planned here."""
 
 
 class RunConfig(abc.ABC):
@@ -260,7 +260,7 @@ class Plan(RunConfig):
 
     def prepare(self, steps: int, sigmas: Levels, first: int = 0) -> PreparedRun:
         key = (steps, sigmas, first, self.target.expert_step, repr(self.target.guidance))
-        prepared: PreparedRun = _latest(self._last, key, lambda: self.following(self._plan(steps, sigmas, first)))
+        prepared: PreparedRun = _latest(self._last, key, lambda: self._plan(steps, sigmas, first))
         return prepared
 
     def with_expert_step(self, step: int | None) -> RunConfig:
@@ -278,12 +278,17 @@ class Plan(RunConfig):
         curve = _with_streams(self.curve, bases)
         return self if curve is self.curve else evolve(self, curve=curve, last={})
 
-    def _plan(self, steps: int, sigmas: Levels, first: int) -> Schedule:
+    def _plan(self, steps: int, sigmas: Levels, first: int) -> PreparedRun:
         from magpolicy.planning._planner import solve  # late: most runs follow the rule
-        from magpolicy.planning._problem import plan_problem
 
-        part = (first, steps) if first else None
-        return solve(plan_problem(self.given, self.target, steps if sigmas is None else None, sigmas, part), self.target)
+        request = PlanRequest(
+            source=self.given,
+            target=self.target,
+            steps=steps if sigmas is None else None,
+            sigmas=sigmas,
+            part=(first, steps) if first else None,
+        )
+        return evolve(self.following(solve(request.problem(), self.target)), request=request)
 
 
 @frozen(kw_only=True)

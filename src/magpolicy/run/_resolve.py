@@ -11,6 +11,7 @@ from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._forecast import check_forecast, check_measured
 from magpolicy.catalog._presets import Preset, PresetMatches, named
+from magpolicy.catalog._source import Source, SourceContent
 from magpolicy.planning._objective import Objective
 from magpolicy.planning._target import PlanTarget
 from magpolicy.policy._curve import Curve
@@ -18,7 +19,7 @@ from magpolicy.policy._policy import check_rule
 from magpolicy.policy._semantics import Semantics
 from magpolicy.policy._semantics import semantics as semantics_of
 from magpolicy.policy._step_table import Limits
-from magpolicy.run._config import Calibrate, Fixed, Plan, Rule, RunConfig, Source
+from magpolicy.run._config import Calibrate, Fixed, Plan, Rule, RunConfig
 from magpolicy.schedule._schedule import Schedule
 
 
@@ -91,11 +92,15 @@ def _refuse(settings: Mapping[str, Any], why: str) -> None:
 
 def _plan(chosen: Any, target: PlanTarget) -> Plan:
     target.check_target()
-    preset, calibration, curve = _content(chosen)
-    check_measured(target.forecast, calibration is not None)
+    content = SourceContent.of(chosen)
+    check_measured(target.forecast, content.calibration is not None)
     return Plan(
-        curve=curve, target=target, source=f"a plan from {_in_words(chosen)}", preset=preset, calibration=calibration
-    )  # fmt: skip
+        curve=content.curve,
+        target=target,
+        source=f"a plan from {_in_words(chosen)}",
+        preset=content.preset,
+        calibration=content.calibration,
+    )
 
 
 def _rule(
@@ -106,7 +111,8 @@ def _rule(
     forecast: str | None,
     damping: float,
 ) -> Rule:
-    preset, calibration, curve = _content(chosen)
+    content = SourceContent.of(chosen)
+    preset, calibration, curve = content.preset, content.calibration, content.curve
     if forecast == "calibrated" and calibration is None:
         raise ArgumentError("forecast='calibrated' needs a Calibration or a planned Schedule; try forecast='linear'")
     if forecast == "second-order":
@@ -149,15 +155,6 @@ def _setting(preset: Preset | None, calibration: Calibration | None, name: str, 
         raise ArgumentError(f"{name}=None: {what} carries no settings of the rule; try {name}={example}, or plan: speedup=2.0")
     whose = f"preset {preset.name!r} has no published {name}" if preset else "ratios alone carry no settings"
     raise ArgumentError(f"{name}=None: {whose}; try {name}={example}")
-
-
-def _content(chosen: Any) -> tuple[Preset | None, Calibration | None, Curve]:
-    """The preset that a source is, the calibration it has, and its ratios."""
-    if isinstance(chosen, Preset):
-        return chosen, chosen.calibration, chosen.curve
-    if isinstance(chosen, Calibration):
-        return None, chosen, chosen.curve
-    return None, None, chosen if isinstance(chosen, Curve) else Curve(chosen)
 
 
 def _chosen(source: Any, wanted: Iterable[str]) -> Any:

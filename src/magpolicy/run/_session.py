@@ -12,13 +12,14 @@ from typing import Any
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError, RunError
 from magpolicy.calibration._forecast import History, computed_after
+from magpolicy.catalog._source import Source
 from magpolicy.planning._safeguard import Replan, Safeguard, safeguard_of
 from magpolicy.policy._curve import SINGLE
 from magpolicy.policy._decision import Decision
 from magpolicy.policy._policy import Policy, ScheduledPolicy, decide_together, settle_together
 from magpolicy.policy._semantics import Semantics
 from magpolicy.run._call import CallDecision, StreamDecision
-from magpolicy.run._config import PreparedRun, RunConfig, Source
+from magpolicy.run._config import PreparedRun, RunConfig
 from magpolicy.run._resolve import resolve
 from magpolicy.schedule._coefficients import Coefficients
 from magpolicy.schedule._schedule import Schedule
@@ -128,7 +129,7 @@ class Session:
         self._go_by(prepared)
         self._left = False  # for another schedule
         self._replans.clear()
-        self._guard = None if self.schedule is None else safeguard_of(self._guarded, self.schedule)
+        self._guard = None if self.schedule is None else safeguard_of(self._guarded, self.schedule, prepared.request)
         self._prepared_for = first
 
     def _go_by(self, prepared: PreparedRun) -> None:
