@@ -37,6 +37,8 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 class AttachRequest:
     """What an adapter is asked to do, checked."""
 
+    __module__ = "magpolicy"
+
     config: RunConfig = field(repr=False)
     """What decides in its runs."""
     steps: int | None = None

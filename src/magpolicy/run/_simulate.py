@@ -142,6 +142,8 @@ def _together(policies: Sequence[Policy], joint: str, count: int) -> list[_Row]:
 class SweepRow:
     """Settings and what they give."""
 
+    __module__ = "magpolicy"
+
     threshold: float
     max_skips: int
     retention: float
@@ -166,6 +168,8 @@ class SweepRow:
 @frozen
 class Sweep:
     """A table of settings, in the order they were tried."""
+
+    __module__ = "magpolicy"
 
     rows: tuple[SweepRow, ...]
 
