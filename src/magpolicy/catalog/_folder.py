@@ -32,7 +32,7 @@ def library() -> Path:
 
 
 def keep(calibration: Calibration, *, ending: str = JSON) -> Path:
-    """Save a named calibration into the folder :func:`library`, and return the file. :func:`preset` then takes its name and aliases.
+    """Save a named calibration into the folder :func:`library`, and return the file. :func:`preset` then takes its names.
 
     Raises:
         PresetError: it has no name, or the file cannot be written.

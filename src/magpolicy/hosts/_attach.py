@@ -132,8 +132,8 @@ def attach(
     Args:
         target: a diffusers pipeline or model, a ``torch.nn.Module``, or an object of another installed adapter.
         preset: a preset or its name, alias or file; by default the one that the adapter chooses for ``target``. If the user has
-            a calibration of this model beside a published table, ``speedup``, ``computed`` and ``error`` use the calibration, and
-            the rule uses the table; ``report.source`` says which.
+            a calibration of this model beside a published table, ``speedup``, ``computed`` and ``error`` use the calibration,
+            and the rule uses the table; ``report.source`` says which.
         ratios: one ratio a step, or a mapping from stream to such.
         curve: a calibrated curve.
         calibration: a calibration, or the path of one.

@@ -82,8 +82,8 @@ def refine(
         progress: a function that is called after each run with: runs made, runs allowed, the schedule, its error.
 
     Raises:
-        ArgumentError: before any run, if an argument is out of range or no schedule has that number of steps. Afterwards, if no run
-            gave a number.
+        ArgumentError: before any run, if an argument is out of range or no schedule has that number of steps. Afterwards, if no
+            run gave a number.
     """
     settings = PlanTarget(
         max_skips=max_skips, retention=retention, forced=forced, forecast=forecast, damping=damping, guidance=guidance

@@ -138,8 +138,8 @@ class Curve:
         """The curve of another run of the same model.
 
         ``noise_level`` interpolates the cumulative log magnitude over noise level, so that the product of the ratios
-        between two levels does not depend on the levels between them; outside the calibrated range the magnitude stays the same.
-        ``nearest`` picks the entry at the nearest share of the run, which does not keep the product (the reference
+        between two levels does not depend on the levels between them; outside the calibrated range the magnitude stays
+        the same. ``nearest`` picks the entry at the nearest share of the run, which does not keep the product (the reference
         implementations' way).
 
         Args:
