@@ -7,7 +7,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
@@ -18,7 +18,9 @@ from magpolicy.hosts import _dispatch
 from magpolicy.planning._safeguard import Safeguard
 from magpolicy.policy._curve import Curve
 from magpolicy.policy._semantics import Semantics
-from magpolicy.run._config import RunConfig, always_compute, resolve
+from magpolicy.run._config import RunConfig
+from magpolicy.run._placing import ScheduleSpan, place
+from magpolicy.run._resolve import always_compute, resolve
 from magpolicy.run._session import Session
 from magpolicy.schedule._schedule import Schedule
 
@@ -37,7 +39,8 @@ class AttachRequest:
 
     __module__ = "magpolicy"
 
-    setup: RunConfig = field(repr=False)
+    config: RunConfig = field(repr=False)
+    """What decides in its runs."""
     steps: int | None = None
     """Steps of a run, unless the run says otherwise."""
     blocks: Any = None
@@ -59,34 +62,33 @@ class AttachRequest:
     safeguard: float | bool | Safeguard | None = None
     """Whether a planned run is compared with its plan: see :class:`magpolicy.Safeguard`."""
 
-    def session(
-        self,
-        steps: int | None = None,
-        sigmas: Sequence[float] | None = None,
-        *,
-        expert_step: int | None = None,
-        guidance: float | None = None,
-    ) -> Session:
+    def session(self, steps: int | None = None, sigmas: Sequence[float] | None = None) -> Session:
         """A session for one run.
 
         Args:
             steps: evaluations per stream.
             sigmas: or their noise levels.
-            expert_step: the run's first step of the second expert, if the model has two and the settings do not say it.
-            guidance: the run's guidance scale, for a plan, if the host can tell it and the settings do not say it.
 
         Raises:
             ArgumentError: no number of steps is known, or the settings do not fit it.
         """
         if steps is None and sigmas is None:
             steps = self.steps
-        if steps is None and sigmas is None and (self.calibrate or self.setup.preset is not None):
+        if steps is None and sigmas is None and (self.calibrate or self.config.preset is not None):
             raise ArgumentError("steps=None: how long is the run? try handle.run(steps=28)")
-        setup = self.setup.switching(expert_step)
-        two = len(setup.curve.streams) == 2  # a scale says nothing of how three branches are combined
-        if guidance is not None and two and setup.goal is not None and setup.goal.guidance is None:
-            setup = evolve(setup, goal=evolve(setup.goal, guidance=guidance), laid={})
-        return Session.from_setup(setup, steps, sigmas, self.safeguard)
+        return Session.from_config(self.config, steps, sigmas, self.safeguard)
+
+    def session_over(self, span: ScheduleSpan, *, guidance: float | None = None) -> Session:
+        """A session for the run that covers ``span``, to be begun where :func:`magpolicy.adapter.place` says.
+
+        Args:
+            span: the run's evaluations, as the host knows them.
+            guidance: the run's guidance scale, for a plan, where the host knows it and the settings do not say.
+
+        Raises:
+            ArgumentError: the settings do not fit the run.
+        """
+        return place(self.config.with_guidance(guidance), span).session(self.safeguard)
 
 
 def attach(
@@ -193,7 +195,7 @@ def attach(
         raise ArgumentError(f"{aims[0]} given: calibrate=True computes every step; leave {aims[0]} out")
     _checks.one_of("scope", scope, SCOPES)
     _checks.one_of("offload", offload, (None, "cpu"))
-    setup = (
+    config = (
         always_compute()
         if calibrate
         else resolve(
@@ -215,14 +217,14 @@ def attach(
             guidance=guidance,
         )
     )
-    if safeguard and setup.goal is None and setup.schedule is None:
+    if safeguard and not config.schedules:
         raise ArgumentError(f"safeguard={_checks._short(safeguard)} compares a run with its plan; try speedup=2.0 with it")
     if steps is not None:
-        setup.policies(*setup.length(_checks.steps(steps, example="28"), None))
+        config.prepare(*config.length(_checks.steps(steps, example="28"), None))
     elif ratios is not None or schedule is not None:
-        steps = setup.length(None, None)[0]
+        steps = config.length(None, None)[0]
     request = AttachRequest(
-        setup=setup,
+        config=config,
         steps=steps,
         blocks=blocks,
         scope=scope,

@@ -72,17 +72,18 @@ class MagPolicy:
             end_step=end_step,
             forced=forced,
         )
-        self._setup(build_step_tables(curve, len(curve), None, limits, how)[SINGLE], check_rule(threshold, max_skips), how)
+        table = build_step_tables(curve, len(curve), None, limits, how)[SINGLE]
+        self._prepare(table, check_rule(threshold, max_skips), how)
 
     @classmethod
-    def _from_track(cls, track: StepTable, rule: tuple[float, int], how: Semantics) -> MagPolicy:
+    def _from_table(cls, table: StepTable, rule: tuple[float, int], how: Semantics) -> MagPolicy:
         policy = cls.__new__(cls)
-        policy._setup(track, rule, how)
+        policy._prepare(table, rule, how)
         return policy
 
-    def _setup(self, track: StepTable, rule: tuple[float, int], how: Semantics) -> None:
+    def _prepare(self, table: StepTable, rule: tuple[float, int], how: Semantics) -> None:
         number = np.float32 if how.precision == "float32" else float
-        self._ratios, self._gates, self._steps = track.ratios, track.gates, len(track.ratios)
+        self._ratios, self._gates, self._steps = table.ratios, table.gates, len(table.ratios)
         self._threshold, self._max_skips = number(rule[0]), rule[1]
         self._strict = how.comparison == "<"
         self._how, self._one, self._zero = how, number(1), number(0)

@@ -11,16 +11,17 @@ from typing import Any
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError, RunError
-from magpolicy.calibration._forecast import History, Planned, computed_after
+from magpolicy.calibration._forecast import History, computed_after
 from magpolicy.catalog._source import Source
 from magpolicy.planning._safeguard import Replan, Safeguard, safeguard_of
 from magpolicy.plugin_system._observers import Observers
 from magpolicy.policy._curve import SINGLE
 from magpolicy.policy._decision import Decision
-from magpolicy.policy._policy import Policy, decide_together, settle_together
+from magpolicy.policy._policy import Policy, ScheduledPolicy, decide_together, settle_together
 from magpolicy.policy._semantics import Semantics
 from magpolicy.run._call import CallDecision, StreamDecision
-from magpolicy.run._config import RunConfig, following, resolve
+from magpolicy.run._config import PreparedRun, RunConfig
+from magpolicy.run._resolve import resolve
 from magpolicy.schedule._coefficients import Coefficients
 from magpolicy.schedule._schedule import Schedule
 from magpolicy.schedule._trace import TraceEntry
@@ -74,7 +75,7 @@ class Session:
         guidance: float | Mapping[str, float] | None = None,
         safeguard: float | bool | Safeguard | None = None,
     ) -> None:
-        setup = resolve(
+        config = resolve(
             source,
             threshold=threshold,
             max_skips=max_skips,
@@ -92,31 +93,30 @@ class Session:
             objective=objective,
             guidance=guidance,
         )
-        self._prepare(setup, steps, sigmas, safeguard)
+        self._set(config, steps, sigmas, safeguard)
 
     @classmethod
-    def from_setup(
+    def from_config(
         cls,
-        setup: RunConfig,
+        config: RunConfig,
         steps: int | None,
-        sigmas: Sequence[float] | None,
+        sigmas: Sequence[float] | None = None,
         safeguard: float | bool | Safeguard | None = None,
     ) -> Session:
-        """A session of a setup that was checked before."""
+        """A session for settings that were checked before (:func:`magpolicy.adapter.resolve`)."""
         session = cls.__new__(cls)
-        session._prepare(setup, steps, sigmas, safeguard)
+        session._set(config, steps, sigmas, safeguard)
         return session
 
-    def _prepare(
-        self, setup: RunConfig, steps: int | None, sigmas: Sequence[float] | None, safeguard: float | bool | Safeguard | None
+    def _set(
+        self, config: RunConfig, steps: int | None, sigmas: Sequence[float] | None, safeguard: float | bool | Safeguard | None
     ) -> None:
-        self.steps, self.sigmas = setup.length(steps, sigmas)
-        self._setup = setup
-        self._joint = setup.how.joint
+        self.config = config
+        self.steps, self.sigmas = config.length(steps, sigmas)
+        self._joint = config.joint
         self._guarded = safeguard
-        self._guard: Safeguard | None = None
         self._replans: list[Replan] = []
-        self._lay_out(setup.schedule.first_step if setup.schedule is not None else 0)
+        self._start_by(config.prepare(self.steps, self.sigmas), 0)
         self._computed: dict[str, History] = {}  # per stream
         self._calls: dict[tuple[str, ...], None] = {}  # streams evaluated together, the latest last
         self._policies: dict[str, Policy] = {}
@@ -127,16 +127,16 @@ class Session:
         self._first = 0
         self.active = False
 
-    def _lay_out(self, first: int) -> None:
-        """Settle what this run does, which begins at ``first``."""
-        planned_from = first if self._setup.goal is not None else 0
-        self._make = self._setup.policies(self.steps, self.sigmas, planned_from)
-        self._forecast = self._setup.forecaster(self.steps, self.sigmas, planned_from)
-        self.schedule = self._setup.planned(self.steps, self.sigmas, planned_from)
+    def _start_by(self, prepared: PreparedRun, first: int) -> None:
+        """Go by this in the next run, which begins at ``first``."""
+        self._go_by(prepared)
+        self._left = False  # for another schedule
         self._replans.clear()
-        request = self._setup.plan_request(self.steps, self.sigmas, planned_from) if self._guarded else None
-        self._guard = None if self.schedule is None else safeguard_of(self._guarded, self.schedule, request)
-        self._laid = planned_from
+        self._guard = None if self.schedule is None else safeguard_of(self._guarded, self.schedule, prepared.request)
+        self._prepared_for = first
+
+    def _go_by(self, prepared: PreparedRun) -> None:
+        self._make, self._forecast, self.schedule = prepared.policy, prepared.forecast, prepared.schedule
 
     def begin(self, step: int = 0) -> Session:
         """Begin the run, at position ``step`` of it; streams and trace start empty.
@@ -149,8 +149,8 @@ class Session:
             raise RunError("begin(): a run is under way already; call end() first, or use another Session")
         if _checks.whole("step", step, 0, example="0") >= self.steps:
             raise ArgumentError(f"step={step} lies outside this run of {self.steps} steps; use 0 to {self.steps - 1}")
-        if self._replans or (self._setup.goal is not None and step != self._laid):
-            self._lay_out(step)
+        if self._left or step != self._prepared_for:
+            self._start_by(self.config.prepare(self.steps, self.sigmas, step), step)
         self._policies.clear()
         self._computed.clear()
         self._calls.clear()
@@ -348,17 +348,22 @@ class Session:
                 f"schedule has steps {schedule.first_step} to {schedule.first_step + schedule.steps - 1}, "
                 f"this run has {self.steps}; pass one that ends where the run does"
             )
-        if self._setup.forecast != "hold":
-            self._forecast = Planned(schedule)
-        self.schedule, self._make = schedule, following(schedule)
-        make = following(schedule)
+        self._go_by(self.config.following(schedule))
+        self._left = True
         for name, policy in list(self._policies.items()):
-            self._policies[name] = make(name).carry_on(policy)
+            follower = self._make(name)
+            assert isinstance(follower, ScheduledPolicy)
+            self._policies[name] = follower.carry_on(policy)
         call = self._pending
         if call is not None:
             call._policies = tuple([self._policies[stream.name] for stream in call.streams])
             for stream in call.streams:
                 stream.keep = self._keep(stream.name, call.step)
+
+    @property
+    def source(self) -> str:
+        """What decides, in words; empty where every step computes."""
+        return self.config.source
 
     @property
     def replans(self) -> tuple[Replan, ...]:
