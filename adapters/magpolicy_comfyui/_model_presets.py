@@ -10,7 +10,7 @@ from attrs import field, frozen
 from magpolicy import PresetError
 
 if TYPE_CHECKING:
-    from magpolicy_comfyui._noise_levels import ScheduleSpan
+    from magpolicy.adapter import ScheduleSpan
 
 
 @frozen

@@ -11,7 +11,7 @@ from magpolicy_torch.host._report import Report
 from magpolicy_torch.residuals._moments import versions
 
 if TYPE_CHECKING:
-    from magpolicy_comfyui._noise_levels import ScheduleSpan
+    from magpolicy.adapter import ScheduleSpan
     from magpolicy_comfyui._runs import HostRun
 
 
@@ -37,7 +37,7 @@ class RunReport:
             return None
         report = Report.of(session, sampling.record, sampling._scope)
         source = sampling._source
-        known = session._setup.preset  # of several by a name, the one that served
+        known = session.config.preset  # of several by a name, the one that served
         name = getattr(known or source, "name", "") or (source if isinstance(source, str) else type(source).__name__)
         outcome = cls(report, place, "calibration" if sampling.settings.calibrate else str(name), list(sampling.notes))
         if sampling.settings.calibrate:

@@ -13,15 +13,15 @@ from typing import Any
 import comfy.patcher_extension
 from attrs import define, field
 from comfy.patcher_extension import WrappersMP
+from magpolicy_torch.evaluation._call import evaluate
 
-from magpolicy import AdapterError, MagPolicyError, Session
+from magpolicy import AdapterError, MagPolicyError, Session, adapter
 from magpolicy_comfyui import _dry_run, _model_presets, _noise_levels
 from magpolicy_comfyui._block_stacks import Bypass
 from magpolicy_comfyui._compiled_blocks import by_blocks
 from magpolicy_comfyui._run_report import RunReport
-from magpolicy_comfyui._settings import Settings, with_streams
+from magpolicy_comfyui._settings import Settings
 from magpolicy_comfyui._streams import StreamNames
-from magpolicy_torch.evaluation._call import evaluate
 from magpolicy_torch.evaluation._run import Run
 from magpolicy_torch.host._report import Record
 from magpolicy_torch.residuals._moments import Moments
@@ -84,7 +84,7 @@ class HostRun:
 
     settings: Settings
     session: Session | None = None
-    place: _noise_levels.ScheduleSpan | None = None
+    place: adapter.ScheduleSpan | None = None
     streams: StreamNames = field(factory=StreamNames)
     record: Record = field(factory=Record)
     moments: Moments | None = None
@@ -131,17 +131,16 @@ class HostRun:
             self._source = _model_presets.for_run(guider.inner_model, guider.conds, place, noise.shape)
         if settings.follow_steps and getattr(self._source, "name", None):
             self._source = _model_presets.longer(self._source.name, place.steps)
-        setup = settings.setup(self._source, place, _noise_levels.steps_of(self._planned, levels))
+        config = settings.config(self._source, place, _noise_levels.steps_of(self._planned, levels))
         self.streams = StreamNames.of(guider.conds)
-        setup = with_streams(setup, self.streams.bases)
-        steps, given, first = _run_of(setup, place)
-        self.session = Session.from_setup(setup, steps, given, settings.safeguard)
-        self.session.begin(first)
+        placed = adapter.place(config.with_streams(self.streams.bases), place)
+        self.session = placed.session(settings.safeguard)
+        self.session.begin(placed.first)
         if settings.calibrate:
             self.moments = Moments.of_run(
                 self.session.steps, window=settings.window, tokens=settings.tokens, offload=settings.offload
             )
-        self._first = first
+        self._first = placed.first
 
     def _predict(self, executor: Any, x: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
         """Around one evaluation of all conditions."""
@@ -228,16 +227,3 @@ class HostRun:
     def _say(self, what: str) -> None:
         log.warning("magpolicy: %s", what)
         self.notes.append(what)
-
-
-def _run_of(setup: Any, place: _noise_levels.ScheduleSpan) -> tuple[int | None, tuple[float, ...] | None, int]:
-    """Length or noise levels of the whole schedule this run is a part of, and where in it the run begins."""
-    if setup.schedule is not None or setup.how.interpolation != "noise_level":
-        return len(place.levels), None, 0  # an implementation that counts steps, counts those of this sampling
-    curve = setup.curve
-    if curve.assumed:
-        # Levels that nobody measured are shares of a run; evenly spaced steps are then known by their number.
-        return (place.steps, None, place.first) if place.even else (None, place.whole(place.levels), place.first)
-    given = place.whole(place.flow, curve.levels[0])
-    near = len(given) == len(curve) and all(abs(a - b) <= 1e-5 for a, b in zip(given, curve.levels, strict=True))
-    return None, (curve.levels if near else given), place.first

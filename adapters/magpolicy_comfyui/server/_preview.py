@@ -8,10 +8,8 @@ from typing import Any
 
 from attrs import frozen
 
-from magpolicy import ArgumentError, Schedule, _checks
-from magpolicy.run._simulate import _run
+from magpolicy import ArgumentError, Schedule, adapter
 from magpolicy_comfyui import _dry_run, _model_presets, _noise_levels
-from magpolicy_comfyui._runs import _run_of
 from magpolicy_comfyui._settings import Settings
 
 MAX_STEPS = 2_000  # more than anybody samples with; a panel asks again and again
@@ -47,7 +45,7 @@ class Sampler:
         given |= {key: str(values[key]) for key in ("sampler_name", "scheduler") if values.get(key) is not None}
         steps = values.get("steps")
         return cls(
-            steps=_checks.whole("steps", default_steps if steps is None else steps, 1, MAX_STEPS, example=str(default_steps)),
+            steps=adapter.whole("steps", default_steps if steps is None else steps, 1, MAX_STEPS, example=str(default_steps)),
             custom=bool(values.get("custom")),
             **given,
         )
@@ -66,11 +64,9 @@ def schedule(settings: Settings, source: Any, sampler: Sampler, *, flux: bool = 
     place = _noise_levels.place(evaluations, levels, model_sampling)
     if settings.follow_steps:
         source = _model_presets.longer(source.name, place.steps)
-    setup = settings.setup(source, place, _noise_levels.steps_of(evaluations, levels))
-    steps, given, first = _run_of(setup, place)
-    part = (first, first + len(place.levels))
+    config = settings.config(source, place, _noise_levels.steps_of(evaluations, levels))
     remark = None if known else "one evaluation a step is assumed: this sampler's are known when it runs"
-    return _run(setup, steps, given, None, part), remark
+    return adapter.place(config, place).simulate(), remark
 
 
 def _evaluations(sampler: Sampler, flux: bool) -> tuple[list[float], list[float], Any, bool] | None:

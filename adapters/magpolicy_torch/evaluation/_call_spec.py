@@ -16,7 +16,7 @@ from torch import Tensor
 
 @define(eq=False)
 class CallSpec:
-    """One kind of call. It holds no tensors, and no shapes that a skip would have to have again."""
+    """One kind of call. It holds no tensors."""
 
     order: tuple[int, ...]
     """The blocks that ran."""
@@ -30,6 +30,8 @@ class CallSpec:
     """Blocks before which something happens to their states."""
     branches: Mapping[int, tuple[Sources, Returned]]
     """How the modules beside the stack are called, and what they return."""
+    image: tuple[torch.Size, torch.dtype, torch.device] | None = None
+    """What the image tokens that enter the stack looked like in the last such call: what a residual has to look like."""
     observed: bool = True
     """Whether a call of this kind was; or else the spec is that of another kind, which skips go by until one is."""
     route: str | None = None
@@ -41,7 +43,7 @@ class CallSpec:
 
     def for_another_kind(self) -> CallSpec:
         """The same, for calls that were not observed yet."""
-        return evolve(self, observed=False, route=None, idle=[])
+        return evolve(self, image=None, observed=False, route=None, idle=[])
 
 
 @define(eq=False)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 _KINDS_KEPT = 64  # kinds of calls that are remembered: shapes, switches, optional arguments
 # What a skip may raise that was not tried before: its parts met another call than the one observed. No interruption is among
 # these.
-_NOT_SO = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_NOT_SO = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)
 
 _under_way: ContextVar[HostModel | None] = ContextVar("magpolicy_torch_model", default=None)
 
@@ -131,6 +131,8 @@ class ModelCall:
         if spec is None:
             self._problem(observation.problem)
             return result, None
+        before = observation.pairs[0][1]
+        spec.image = before.shape, before.dtype, before.device
         self.model.remember(self.kind, spec)
         self.run.specs.update(dict.fromkeys(self.streams, spec))
         return result, observation.pairs
@@ -160,6 +162,7 @@ class ModelCall:
             before, after = image, found
         if after.dtype is not before.dtype or after.device != before.device:
             return None
+        spec.image = before.shape, before.dtype, before.device
         if io.written:
             spec.in_place = True  # from now on; this call's input is lost
             return ()
@@ -176,6 +179,8 @@ class ModelCall:
         spec = self.spec or computed[0].for_another_kind()
         if any(each.order != spec.order for each in computed):
             return self._unsupported("other blocks ran when the residual was computed")
+        if spec.image is not None and spec.image != (residual.shape, residual.dtype, residual.device):
+            return None, Decision.MISMATCH
         mounts = _lent(spec)
         held = [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, list | dict | tuple) and value]
         containers = Containers(held) if held else None
@@ -217,7 +222,7 @@ class ModelCall:
             return None, Decision.MISMATCH if io.misfit else Decision.UNSUPPORTED
         if reason is not None:
             return None, reason
-        spec.route = "full"
+        spec.route, spec.image = "full", (residual.shape, residual.dtype, residual.device)
         if spec is not self.spec:
             self.model.remember(self.kind, spec)
         if self.model.mounting.has_short_route(spec):

@@ -15,7 +15,7 @@ import torch
 from magpolicy_torch.blocks._layout import Layout
 from magpolicy_torch.blocks._observed import Returned
 from magpolicy_torch.blocks._pattern import BlockStates, ForwardPattern, Sources, switches
-from magpolicy_torch.blocks._tokens import bounds, narrow, replaced
+from magpolicy_torch.blocks._tokens import bounds, entering, narrow, replaced
 from magpolicy_torch.residuals import _arithmetic
 from torch import Tensor, nn
 
@@ -186,9 +186,12 @@ class Skip(Part):
 
     def _enter(self, hidden: Tensor, second: Tensor | None) -> None:
         io, residual, image = self.io, self.io.residual, hidden
-        if residual is not None and hidden.shape != residual.shape:
-            found = bounds(self.layout, self.side, hidden, residual.shape)
-            image = hidden if found is None else narrow(hidden, *found)
+        if self.index == 0:
+            found = entering(self.layout, hidden)
+            image = hidden if found is None else found
+        elif residual is not None and hidden.shape != residual.shape:  # the last block, which may be given text as well
+            around = bounds(self.layout, self.side, hidden, residual.shape)
+            image = hidden if around is None else narrow(hidden, *around)
         io.image = self._added(image, residual)
         if second is not None and io.second_residual is not None:
             io.second = self._added(second, io.second_residual)

@@ -63,7 +63,7 @@ class Report:
             forecasts.count(None),
             dict(held),
             session.replans,
-            session._setup.source,
+            session.source,
             tuple(record.problems),
             tuple(record.laps),
             tuple(record.losses),
