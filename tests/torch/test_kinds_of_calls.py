@@ -287,3 +287,25 @@ def test_a_model_in_wrappers(kit):
 def test_a_model_without_blocks_says_so():
     with pytest.raises(AdapterError, match="has no ModuleList"):
         magpolicy.attach(nn.Linear(2, 2), schedule=Schedule.from_mask([1, 0]))
+
+
+@pytest.mark.parametrize("mode", ["no_grad", "inference_mode"])
+def test_a_model_that_writes_behind_its_blocks_into_what_they_returned(kit, mode):
+    """As ControlNets do after the last block: that is outside of the stack, and is not counted twice."""
+
+    class Behind(kit.Net):
+        def forward(self, x, control):
+            hidden = x * 1.0
+            for block in self.blocks:
+                hidden = block(hidden)
+            hidden += control
+            return hidden * 2
+
+    torch.manual_seed(0)
+    net, control = Behind().eval().requires_grad_(False), kit.noise(9, (1, 4, WIDTH))
+    with magpolicy.attach(net, schedule=Schedule.from_mask([1, 0, 1, 0, 0])) as handle, handle.run(), getattr(torch, mode)():
+        for step in range(5):
+            x = kit.noise(step // 2, (1, 4, WIDTH))
+            if step < 4:
+                torch.testing.assert_close(net(x, control), net.forward(x, control))
+    assert handle.report.skipped == 2

@@ -25,7 +25,7 @@ class CallSpec:
     side: str | None
     """Where text is concatenated, if that had to be found."""
     in_place: bool
-    """Whether the model writes into its stack's input."""
+    """Whether the model writes into what enters its stack, or behind the stack into what leaves it."""
     touched: frozenset[int]
     """Blocks before which something happens to their states."""
     branches: Mapping[int, tuple[Sources, Returned]]

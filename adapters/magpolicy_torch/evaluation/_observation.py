@@ -37,6 +37,7 @@ class Observation:
         self._input: Tensor | None = None  # image tokens of the stack's input, as the model holds them
         self._copy: Tensor | None = None  # the same before the model could write to them
         self._second: Tensor | None = None  # a copy of the second stream at the stack's input
+        self._output: tuple[Tensor, Tensor] | None = None  # what left the stack, and a copy of it
 
     def block(self, index: int, block: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Block ``index`` is called."""
@@ -71,6 +72,9 @@ class Observation:
             self._fail("the model did not call the last of its blocks, or none: they were replaced, or are not those it runs")
         if self.problem:
             return None
+        if self._output is not None and not torch.equal(*self._output):
+            self._in_place = True
+        self._output = None
         order, touched = tuple(self._order), frozenset(self._touched)
         return CallSpec(order, self._patterns, self._layout.side, self._in_place, touched, self._branches)
 
@@ -146,7 +150,8 @@ class Observation:
         else:
             # Waits for the device, once a kind of call: a model that writes into its stack's input needs the copy every time.
             self._in_place = not torch.equal(before, copy)
-            self.pairs = [(after, copy)]
+            self._output = after, after.detach().clone()
+            self.pairs = [(self._output[1], copy)]
             if second is not None and self._second is not None:
                 self.pairs.append((second, self._second))
         self._input = self._copy = self._second = None

@@ -34,6 +34,8 @@ class StackIO:
     second_after: Tensor | None = None
     version: int = -1
     """Of ``before``, before anybody could write to it."""
+    version_after: int = -1
+    """Of ``after``, as it left the stack."""
     residual: Tensor | None = None
     second_residual: Tensor | None = None
     image: Tensor | None = None
@@ -50,8 +52,9 @@ class StackIO:
 
     @property
     def written(self) -> bool:
-        """Whether the model wrote into the stack's input, of which there is no copy."""
-        return self.version >= 0 and self.before is not None and version(self.before) != self.version
+        """Whether the model wrote into what entered or left the stack, of which there are no copies."""
+        noted = ((self.before, self.version), (self.after, self.version_after))
+        return any(tensor is not None and then >= 0 and version(tensor) != then for tensor, then in noted)
 
     def clear(self) -> None:
         """Let go of everything."""
@@ -60,7 +63,7 @@ class StackIO:
         self.texts.clear()
         self.order.clear()
         self.misfit = self.strange = False
-        self.version = -1
+        self.version = self.version_after = -1
 
 
 class Part(nn.Module):
@@ -103,7 +106,7 @@ class Tap(Part):
     """Runs the block; notes what goes in if it is the first, and what comes out if it is the last.
 
     Args:
-        copied: note a copy of what goes in, since the model writes into it.
+        copied: note copies, since the model writes into what goes in or comes out.
     """
 
     def __init__(
@@ -126,6 +129,10 @@ class Tap(Part):
         result = block(*args, **kwargs)
         if self.last:
             io.after, io.second_after = state_in(pattern, 0, result), state_in(pattern, 2, result)
+            if self.copied and io.after is not None:
+                io.after = io.after.detach().clone()
+            elif io.after is not None and not torch.compiler.is_compiling():
+                io.version_after = version(io.after)
         return result
 
 
