@@ -5,18 +5,15 @@ Most are found; the table holds what their code does not tell by names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from attrs import frozen
 
 from magpolicy import AdapterError
-from magpolicy_torch.blocks._layout import Arguments, Layout
-from magpolicy_torch.blocks._patch import Patch
-from magpolicy_torch.blocks._stack import BlockStack
-from torch import Tensor, nn
+from magpolicy_torch.adapter import BlockStack, Layout
+from magpolicy_torch.blocks._layout import Arguments
+from torch import nn
 
 
 @frozen
@@ -56,70 +53,6 @@ TABLE = {
         beside=lambda m: () if (len(m.blocks) - 1) % 5 == 0 else m.face_adapter.fuser_blocks,
     ),
 }
-
-
-class Bypass:
-    """What is skipped of one diffusion model. Made for a run, and put on it for the duration of single calls.
-
-    Args:
-        module: the diffusion model as it stands now; compiled blocks are taken as they are.
-        channels: latent channels: of a model that is skipped as a whole, those of its output.
-
-    Raises:
-        AdapterError: its blocks cannot be told.
-    """
-
-    def __init__(self, module: nn.Module, channels: int) -> None:
-        self.module = module
-        found = stack_of(module)
-        self.stack = found or BlockStack([_Core(channels)], layout=Layout("sample"))
-        self.channel_dim = -1 if found is not None else 1
-        if found is None:
-            self.stack.scope = "model"
-        self._parents = _parents(module, self.stack)
-
-    @property
-    def current(self) -> bool:
-        """Whether the model still holds the blocks it held; compiling and other nodes put others in their place."""
-        return all(parent._modules.get(name) is block for parent, name, block in self._parents)
-
-    @contextmanager
-    def bound(self) -> Iterator[None]:
-        """On the model inside the with block only."""
-        with ExitStack() as undo:
-            core = self.stack.blocks[0]
-            if isinstance(core, _Core):
-                patch = Patch(self.module, core.around)
-                patch.install()
-                undo.callback(patch.remove)
-            undo.enter_context(self.stack.bound())
-            yield
-
-    @property
-    def busy(self) -> bool:
-        """Whether something of ours is on the model already: it is called from inside its own call."""
-        return any(map(Patch.on, (self.module, *self.stack.blocks, *self.stack.beside)))
-
-
-class _Core(nn.Module):
-    """A whole model as one block, from nothing to its output."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = channels
-
-    def forward(self, sample: Tensor, call: Callable[[], Any]) -> Any:
-        return call()
-
-    def around(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """In the place of the model's forward."""
-        sample = args[0] if args else kwargs.get("x")
-        if not isinstance(sample, Tensor):
-            return original(*args, **kwargs)
-        # Noise or velocity stay as they are along a straight path, what the model was given does not. So what is kept of a
-        # whole model is what it returns: its difference from nothing, of the shape of the latent. (Models for inpainting and
-        # video are given more channels than they return.)
-        return self(sample.new_zeros(sample[:, : self.channels].shape), partial(original, *args, **kwargs))
 
 
 def told_of(module: nn.Module) -> StackSpec | None:
@@ -166,12 +99,6 @@ def _as_told(module: nn.Module, told: StackSpec) -> BlockStack:
     stack.arguments = tuple(Arguments(lay, plain(b).forward) for lay, b in zip(layouts, stack.blocks, strict=True))
     stack.kinds = tuple(type(plain(block)) for block in stack.blocks)
     return stack
-
-
-def _parents(module: nn.Module, stack: BlockStack) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Per block, where in ``module`` it is held."""
-    held = {id(m): (parent, name, m) for parent in module.modules() for name, m in parent.named_children()}
-    return [held[id(block)] for block in stack.blocks if id(block) in held]
 
 
 def _items(blocks: nn.Module) -> Iterable[nn.Module]:

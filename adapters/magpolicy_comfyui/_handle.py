@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, Curve, RunError
 from magpolicy_comfyui import _runs
+from magpolicy_comfyui._block_stacks import stack_of
 from magpolicy_comfyui._run_report import RunReport
 from magpolicy_comfyui._settings import Settings
-from magpolicy_torch.host._report import Report
+from magpolicy_torch.adapter import Report
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
+
+    from torch import nn
 
 
 class Handle:
@@ -43,12 +46,18 @@ class Handle:
 
     @property
     def report(self) -> Report:
-        """What the last sampling did.
+        """What the sampling under way has done so far, or else what the last one did.
 
         Raises:
             RunError: there was none yet.
         """
-        return self._outcome("report").report
+        return self._latest("report").report
+
+    @property
+    def reports(self) -> tuple[Report, ...]:
+        """As :attr:`report`, in a tuple: a sampling is one run. Empty where there was none yet."""
+        run_report = self._attachment.latest
+        return () if run_report is None else (run_report.report,)
 
     @property
     def curve(self) -> Curve:
@@ -68,23 +77,51 @@ class Handle:
         """
         return self._measured("calibration")
 
+    @property
+    def residuals_held(self) -> int:
+        """Residuals held for the sampling under way: one per stream, more where a forecast needs them, none after it."""
+        run = self._attachment.run
+        return 0 if run is None else run.residuals_held
+
+    @property
+    def module(self) -> nn.Module:
+        """The diffusion model, as the patcher holds it between two samplings."""
+        module: nn.Module = self.patcher.model.diffusion_model
+        return module
+
+    @property
+    def scope(self) -> str:
+        """What a skip leaves out: the block ``"stack"``, or the whole ``"model"`` where no stack can be separated.
+
+        Raises:
+            AdapterError: the model's blocks cannot be told.
+        """
+        return "model" if stack_of(self.module) is None else "stack"
+
     def detach(self) -> None:
-        """Leave the patcher as it was before; calling it again does nothing."""
+        """Leave the patcher as it was before; calling it again does nothing.
+
+        Raises:
+            RunError: a sampling is under way.
+        """
+        if self._attachment.run is not None:
+            raise RunError("detach(): a sampling is under way; let it come to its end first")
         if _runs.attached(self.patcher) is self._attachment:
             _runs.detach(self.patcher)
 
     def _measured(self, what: str) -> Calibration:
         if not self._attachment.settings.calibrate:
             raise RunError(f"{what}: this handle does not calibrate; attach with calibrate=True")
-        outcome = self._outcome(what)
-        if outcome.calibration is None:
-            raise RunError(f"{what}: {outcome.problem}")
-        return outcome.calibration
+        run_report = self._latest(what)
+        if run_report.calibration is None:
+            raise RunError(f"{what}: {run_report.problem}")
+        return run_report.calibration
 
-    def _outcome(self, what: str) -> RunReport:
-        if self._attachment.outcome is None:
+    def _latest(self, what: str) -> RunReport:
+        run_report = self._attachment.latest
+        if run_report is None:
             raise RunError(f"{what}: there was no sampling yet with this model; run a sampler on it")
-        return self._attachment.outcome
+        return run_report
 
     def __enter__(self) -> Self:
         return self

@@ -84,7 +84,7 @@ def candidates(model: Any) -> list[KnownModel]:
 
 
 def for_run(
-    model: Any, conditions: Mapping[str, Iterable[Mapping[str, Any]] | None], place: ScheduleSpan, shape: Sequence[int]
+    model: Any, conditions: Mapping[str, Iterable[Mapping[str, Any]] | None], span: ScheduleSpan, shape: Sequence[int]
 ) -> str:
     """The preset of one run of a ``BaseModel``.
 
@@ -95,12 +95,12 @@ def for_run(
     parts = {name for conds in conditions.values() for cond in conds or () for name in cond.get("model_conds", {})}
     shown = {
         "reference": bool(_REFERENCES & parts),
-        "partial": place.partial,
+        "partial": span.partial,
         "large": shape[-1] * shape[-2] >= _720P,
     }
     fits = (k for k in found if all(getattr(k, name) in (None, value) for name, value in shown.items()))
     chosen = next(fits, found[-1]).preset
-    return longer(chosen, place.steps)
+    return longer(chosen, span.steps)
 
 
 def longer(preset: str, steps: int) -> str:

@@ -32,8 +32,8 @@ class StreamNames:
                 streams._add(cond.get("uuid"), _NAMES.get(role, role))
         return streams
 
-    def begin_evaluation(self) -> None:
-        """Another evaluation begins: every stream is called for the first time again."""
+    def begin_step(self) -> None:
+        """Another step begins: every stream is called for the first time again."""
         self._seen.clear()
 
     def called(self, options: Mapping[str, Any], batch: int) -> list[str] | None:

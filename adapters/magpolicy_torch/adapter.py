@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from magpolicy_torch.blocks._layout import Layout
 from magpolicy_torch.blocks._stack import BlockStack
+from magpolicy_torch.device._accelerator import forked
 from magpolicy_torch.evaluation._interceptor import CallInterceptor, HostCall
 from magpolicy_torch.evaluation._model import HostModel
 from magpolicy_torch.evaluation._run import Run
+from magpolicy_torch.host._compile import check_options
 from magpolicy_torch.host._handle import Attached
 from magpolicy_torch.host._report import Record, Report
-from magpolicy_torch.residuals._moments import Moments
+from magpolicy_torch.residuals._moments import TOKENS, Moments, versions
 from magpolicy_torch.residuals._store import ResidualStore
 
 __all__ = [
+    "TOKENS",
     "Attached",
     "BlockStack",
     "CallInterceptor",
@@ -28,4 +31,7 @@ __all__ = [
     "Report",
     "ResidualStore",
     "Run",
+    "check_options",
+    "forked",
+    "versions",
 ]

@@ -6,7 +6,11 @@ docs/how-to/write-a-plugin.md shows one from beginning to end.
 
 from __future__ import annotations
 
+from magpolicy._checks import whole
 from magpolicy._errors import require
-from magpolicy.run._config import RunConfig, resolve
+from magpolicy.catalog._presets import named
+from magpolicy.policy._semantics import semantics
+from magpolicy.run._config import RunConfig, always_compute, resolve
+from magpolicy.run._simulate import simulate_config
 
-__all__ = ["RunConfig", "require", "resolve"]
+__all__ = ["RunConfig", "always_compute", "named", "require", "resolve", "semantics", "simulate_config", "whole"]

@@ -76,12 +76,17 @@ def simulate(
         forecast=forecast,
         damping=damping,
     )
-    return _run(setup, steps, sigmas, batched, part)
+    return simulate_config(setup, steps, sigmas, batched, part)
 
 
-def _run(
-    setup: RunConfig, steps: int | None, sigmas: Sequence[float] | None, batched: bool | None, part: tuple[int, int] | None
+def simulate_config(
+    setup: RunConfig,
+    steps: int | None = None,
+    sigmas: Sequence[float] | None = None,
+    batched: bool | None = None,
+    part: tuple[int, int] | None = None,
 ) -> Schedule:
+    """As :func:`simulate`, for settings that were checked before."""
     length, levels = setup.length(steps, sigmas)
     first, stop = _checks.part(part, length)
     make = setup.policies(length, levels)
@@ -206,5 +211,5 @@ def sweep(
         )
         for threshold, skips in itertools.product(thresholds, all_skips):
             rule = check_rule(threshold, skips)
-            rows.append(SweepRow(*rule, retention, _run(evolve(base, rule=rule), steps, sigmas, batched, None)))
+            rows.append(SweepRow(*rule, retention, simulate_config(evolve(base, rule=rule), steps, sigmas, batched)))
     return Sweep(tuple(rows))

@@ -10,7 +10,7 @@ from attrs import evolve
 
 import magpolicy
 from magpolicy import Calibration, Preset, PresetError
-from magpolicy.catalog._presets import named
+from magpolicy.adapter import named
 
 AUTO = "auto"
 # As ComfyUI-MagCache wrote them into workflows; first, so that a saved place in the list means what it meant.
