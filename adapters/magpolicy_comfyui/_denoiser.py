@@ -109,7 +109,7 @@ class _Whole(nn.Module):
     def called(self, sample: Tensor, call: Callable[[], Any]) -> tuple[HostCall, tuple[Any, ...], dict[str, Any]]:
         """A call of this module in the place of ``call()``, which is given ``sample``."""
         nothing = sample.new_zeros(sample[:, : self.channels].shape)
-        return HostCall(type(self), self, None), (nothing, call), {}
+        return HostCall(self), (nothing, call), {}
 
 
 def _holders(module: nn.Module, stack: BlockStack) -> list[tuple[nn.Module, str, nn.Module]]:

@@ -39,8 +39,7 @@ class Denoiser:
         self.channel_dim = 1 if self.scope == "model" else -1
         self._context: ContextVar[str | None] = ContextVar("magpolicy_cache_context", default=None)
         self.model = HostModel(module, self.stack)
-        wrapper = None if target is module else target
-        self._front = CallInterceptor(module, partial(around, self), wrapper)
+        self._front = CallInterceptor(module, partial(around, self))
         named = hasattr(module, "cache_context")
         self._named = Patch(module, self._cache_context, "cache_context") if named else None
 

@@ -15,6 +15,7 @@ from magpolicy_torch.evaluation._run import Run
 from magpolicy_torch.host._compile import check_options
 from magpolicy_torch.host._handle import Attached
 from magpolicy_torch.host._report import Record, Report
+from magpolicy_torch.host._scoped import Scoped
 from magpolicy_torch.residuals._moments import TOKENS, Moments, versions
 from magpolicy_torch.residuals._store import ResidualStore
 
@@ -31,6 +32,7 @@ __all__ = [
     "Report",
     "ResidualStore",
     "Run",
+    "Scoped",
     "check_options",
     "forked",
     "versions",

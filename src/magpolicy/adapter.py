@@ -10,7 +10,19 @@ from magpolicy._checks import whole
 from magpolicy._errors import require
 from magpolicy.catalog._presets import named
 from magpolicy.policy._semantics import semantics
+from magpolicy.run._call import CallDecision, StreamDecision
 from magpolicy.run._config import RunConfig, always_compute, resolve
 from magpolicy.run._simulate import simulate_config
 
-__all__ = ["RunConfig", "always_compute", "named", "require", "resolve", "semantics", "simulate_config", "whole"]
+__all__ = [
+    "CallDecision",
+    "RunConfig",
+    "StreamDecision",
+    "always_compute",
+    "named",
+    "require",
+    "resolve",
+    "semantics",
+    "simulate_config",
+    "whole",
+]

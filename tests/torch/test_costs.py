@@ -41,10 +41,9 @@ def flux(cases):
 
 
 def emptied(case):
-    """The same model without a stack, and without what only the stack uses: rotary tables and the text."""
+    """The same model without a stack."""
     empty = copy.deepcopy(case.module)
     empty.transformer_blocks = empty.single_transformer_blocks = torch.nn.ModuleList()
-    empty.pos_embed = empty.context_embedder = torch.nn.Identity()
     other = copy.copy(case)
     other.module = empty
     return other

@@ -4,6 +4,7 @@ import pytest
 
 import magpolicy
 from magpolicy import ArgumentError, Decision, Schedule, plan
+from magpolicy.adapter import CallDecision
 
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 
@@ -205,8 +206,13 @@ def test_the_next_run_begins_with_the_plan_again(drifting, kit):
 
 def test_what_is_measured_is_the_error_of_the_forecast(drifting, kit, monkeypatch):
     told = []
-    measured = magpolicy.Session.measured
-    monkeypatch.setattr(magpolicy.Session, "measured", lambda s, n, e: told.append((s.step(n), e)) or measured(s, n, e))
+    commit = CallDecision.commit
+
+    def noted(call, revised=None, errors=None):
+        told.extend((call.step, error) for error in (errors or {}).values())
+        commit(call, revised, errors)
+
+    monkeypatch.setattr(CallDecision, "commit", noted)
     residuals = []
     for sigma in SIGMAS:
         x = sigma * drifting.start + (1 - sigma) * drifting.end

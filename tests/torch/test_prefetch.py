@@ -6,6 +6,7 @@ import pytest
 
 import magpolicy
 from magpolicy import Decision, Schedule
+from magpolicy.adapter import CallDecision
 
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 
@@ -286,7 +287,7 @@ def test_a_plan_that_is_left_is_followed_no_longer():
 
 def test_without_a_remote_device_nothing_is_copied_nor_foreseen(monkeypatch):
     asked = []
-    monkeypatch.setattr(magpolicy.Session, "upcoming_skips", lambda self: asked.append(self) or {})
+    monkeypatch.setattr(CallDecision, "upcoming_skips", lambda self: asked.append(self) or {})
     for offload in (None, "cpu"):
         with magpolicy.Session(Schedule.from_mask((1, 0, 0))) as session:
             for step in range(3):

@@ -8,7 +8,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from magpolicy_torch.evaluation._interceptor import CallInterceptor, HostCall, u
 from magpolicy_torch.evaluation._model import HostModel
 from magpolicy_torch.evaluation._run import Run
 from magpolicy_torch.host._report import Report
+from magpolicy_torch.host._scoped import Scoped
 from magpolicy_torch.residuals._moments import calibrated, curve_of, measured, moments_for, versions
 from magpolicy_torch.residuals._store import ResidualStore
 from torch import nn
@@ -77,8 +77,7 @@ class Attached(abc.ABC):
     """What every handle has: named streams, patches that come off again, and care for runs under way."""
 
     def __init__(self) -> None:
-        # Every set() is undone in the same context, so nothing of a run is left in it.
-        self._streams: ContextVar[tuple[str, ...]] = ContextVar("magpolicy_streams", default=())
+        self._streams: Scoped[tuple[str, ...]] = Scoped("magpolicy_streams")
         self._lock = threading.Lock()
         self._active = 0
         self._undo = ExitStack()
@@ -119,11 +118,8 @@ class Attached(abc.ABC):
         """
         if not names or len(set(names)) < len(names) or not all(isinstance(n, str) for n in names):
             raise ArgumentError(f"stream{names!r} must name at least one stream, each once; try stream('cond', 'uncond')")
-        token = self._streams.set(names)
-        try:
+        with self._streams.set(names):
             yield self
-        finally:
-            self._streams.reset(token)
 
     @abc.abstractmethod
     def go_to(self, step: int) -> None:
@@ -194,7 +190,7 @@ class Handle(Attached):
         self.stack = stack
         self._model = HostModel(unwrapped(module), stack)
         self._request = request
-        self._run: ContextVar[Run | None] = ContextVar("magpolicy_run", default=None)
+        self._run: Scoped[Run] = Scoped("magpolicy_run")
         self._last: Run | None = None
 
     @classmethod
@@ -208,7 +204,7 @@ class Handle(Attached):
         inner = unwrapped(module)
         stack = stack_for(inner, request)
         handle = cls(module, stack, request)
-        front = CallInterceptor(inner, handle._forward, None if inner is module else module)
+        front = CallInterceptor(inner, handle._forward)
         handle._install((stack.claim, stack.release), (front.install, front.remove))
         return handle
 
@@ -233,11 +229,11 @@ class Handle(Attached):
             store = ResidualStore(request.offload, request.storage_dtype)
             moments = moments_for(request, session.steps)
             run = Run(self.stack, session, store, moments, channel_dim=1 if self.stack.scope == "model" else -1)
-            token = self._run.set(run)
             try:
                 session.begin(start)
                 run.at = start
-                yield self
+                with self._run.set(run):
+                    yield self
             except BaseException:
                 if moments is not None:
                     moments.stopped = True
@@ -247,7 +243,6 @@ class Handle(Attached):
                     session.end()
                 finally:
                     run.free()
-                    self._run.reset(token)
                     with self._lock:
                         self._last = run
 

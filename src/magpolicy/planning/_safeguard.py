@@ -7,12 +7,14 @@ says what that comparison should give (:attr:`magpolicy.Schedule.checks`); when 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from attrs import evolve, field, frozen
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
+from magpolicy.schedule._coefficients import Check
 from magpolicy.schedule._schedule import Schedule
 
 MARGIN = 2.0
@@ -63,6 +65,25 @@ class Safeguard:
         _checks.number("floor", self.floor, 0, example="0.02")
         if self.extra is not None:
             _checks.whole("extra", self.extra, 0, example="4")
+
+    def check(self, stream: str, step: int, history: Sequence[int]) -> Check | None:
+        """What to compare the residual computed at a step with: a forecast, and the relative error expected of it.
+
+        Args:
+            stream: where it is computed.
+            step: position in the full run.
+            history: the steps that this stream computed before, newest first.
+
+        Returns:
+            ``None`` where there is nothing to compare, or the run is not where the plan says.
+        """
+        plan, at = self.plan, step - self.plan.first_step
+        place = plan.streams.index(stream) if stream in plan.streams else 0
+        mask = plan.masks[place]
+        if not 0 <= at < plan.steps or not mask[at]:
+            return None
+        before = tuple(i + plan.first_step for i in reversed(range(at)) if mask[i])
+        return plan.checks[place][at] if before[:2] == tuple(history[:2]) else None
 
     def compare(self, stream: str, step: int, measured: float) -> Replan | None:
         """The replan that ``measured`` at a computed step calls for, ``None`` if the run goes as planned.
