@@ -345,7 +345,6 @@ def test_a_run_that_is_off_is_planned_again_within_the_error_it_accepted(off, co
 def test_a_plan_from_a_file_falls_back_to_computing():
     rows = residuals(streams=("only",))
     chosen = Schedule.from_dict(plan(calibrated(rows), computed=5).to_dict())
-    assert chosen.plan_problem is None
     session = Session(chosen, safeguard=1.5)
     ran = Host(rows).run(session, off=10.0)
     (replan,) = session.replans
@@ -356,9 +355,10 @@ def test_a_plan_from_a_file_falls_back_to_computing():
 
 def test_extra_steps_can_be_limited():
     rows = residuals(streams=("only",))
-    first = plan(calibrated(rows), computed=5)
+    found = calibrated(rows)
+    first = plan(found, computed=5)
     for extra in (0, 2):
-        session = Session(first, safeguard=Safeguard(plan=first, extra=extra, floor=0.0))
+        session = Session(first, safeguard=Safeguard(plan=first, calibration=found, extra=extra, floor=0.0))
         ran = Host(rows).run(session, off=10.0)
         assert ran.computed <= 5 + extra * len(session.replans)
 

@@ -13,6 +13,7 @@ not run is an indented block.
 
 import contextlib
 import doctest
+import inspect
 import io
 import json
 import os
@@ -255,3 +256,27 @@ def test_the_table_of_errors_lists_every_error():
 def test_every_reason_is_explained():
     found = {row[0].strip("`") for row in table_rows("explanation/the-rule.md", "reason")}
     assert found == {decision.reason for decision in magpolicy.Decision}
+
+
+def test_the_table_of_hooks_lists_every_hook():
+    from magpolicy import hookspecs
+
+    hooks = {name: function for name, function in vars(hookspecs).items() if hasattr(function, "magpolicy_spec")}
+    expected = [f"`{name}({', '.join(inspect.signature(hook).parameters)})`" for name, hook in hooks.items()]
+    assert [row[0] for row in table_rows("how-to/write-a-plugin.md", "hook")] == expected
+    listed = re.findall(r"members: \[(.*)\]", (ROOT / "docs/reference/api.md").read_text(encoding="utf-8"))[0]
+    assert listed.split(", ") == list(hooks)
+
+
+def test_figures_about_the_shipped_data_are_those_of_the_data():
+    presets = sum("repo" in preset.source for preset in magpolicy.presets().values())
+    record = json.loads((ROOT / "tests/data/reference_decisions.json").read_text(encoding="utf-8"))
+    cases, implementations = f"{len(record['cases']):,} cases", f"{len(record['implementations'])}"
+    for page, figures in {
+        "README.md": [f"{presets} published calibrations", f"{implementations} published implementations"],
+        "docs/reference/presets.md": [f"{presets} published tables"],
+        "docs/reference/semantics.md": [f"{cases} of {implementations} implementations"],
+        "docs/adr/0002-semantics-are-data.md": [cases, f"{implementations}\nimplementations"],
+    }.items():
+        text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+        assert all(" ".join(figure.split()) in text for figure in figures), f"{page}: {figures}"

@@ -12,13 +12,14 @@ from typing import Any
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError, RunError
 from magpolicy.calibration._forecast import History, Planned, computed_after
+from magpolicy.catalog._source import Source
 from magpolicy.planning._safeguard import Replan, Safeguard, safeguard_of
 from magpolicy.policy._curve import SINGLE
 from magpolicy.policy._decision import Decision
 from magpolicy.policy._policy import Policy, decide_together, settle_together
 from magpolicy.policy._semantics import Semantics
 from magpolicy.run._call import CallDecision, StreamDecision
-from magpolicy.run._config import RunConfig, Source, following, resolve
+from magpolicy.run._config import RunConfig, following, resolve
 from magpolicy.schedule._coefficients import Coefficients
 from magpolicy.schedule._schedule import Schedule
 from magpolicy.schedule._trace import TraceEntry
@@ -130,7 +131,8 @@ class Session:
         self._forecast = self._setup.forecaster(self.steps, self.sigmas, planned_from)
         self.schedule = self._setup.planned(self.steps, self.sigmas, planned_from)
         self._replans.clear()
-        self._guard = None if self.schedule is None else safeguard_of(self._guarded, self.schedule)
+        request = self._setup.plan_request(self.steps, self.sigmas, planned_from) if self._guarded else None
+        self._guard = None if self.schedule is None else safeguard_of(self._guarded, self.schedule, request)
         self._laid = planned_from
 
     def begin(self, step: int = 0) -> Session:
