@@ -11,7 +11,7 @@ from magpolicy import AttachRequest, Schedule
 from magpolicy.adapter import RunConfig, always_compute, resolve, simulate_config
 from magpolicy.adapter import semantics as known_semantics
 from magpolicy_comfyui._noise_levels import ScheduleSpan
-from magpolicy_torch.adapter import TOKENS, ResidualStore
+from magpolicy_torch.adapter import ResidualStore
 
 
 @frozen(kw_only=True)
@@ -35,7 +35,7 @@ class Settings:
     storage_dtype: Any = None
     calibrate: bool = False
     window: int | None = None
-    tokens: int | None = TOKENS
+    tokens: int | None = 2048
     """Of a calibration: evaluations back and tokens that are compared; see :class:`magpolicy_torch.Moments`."""
     name: str = ""
     """Of the calibration."""

@@ -16,11 +16,10 @@ from magpolicy_torch.host._compile import check_options
 from magpolicy_torch.host._handle import Attached
 from magpolicy_torch.host._report import Record, Report
 from magpolicy_torch.host._scoped import Scoped
-from magpolicy_torch.residuals._moments import TOKENS, Moments, versions
+from magpolicy_torch.residuals._moments import Moments, versions
 from magpolicy_torch.residuals._store import ResidualStore
 
 __all__ = [
-    "TOKENS",
     "Attached",
     "BlockStack",
     "CallInterceptor",
