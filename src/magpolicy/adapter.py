@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from magpolicy._checks import whole
 from magpolicy._errors import require
-from magpolicy.catalog._presets import named
+from magpolicy._files import PRESET_ENDINGS, file_name, names_a_file
+from magpolicy.catalog._matching import PresetMatches, named
 from magpolicy.policy._semantics import semantics
 from magpolicy.run._call import CallDecision, StreamDecision
 from magpolicy.run._config import RunConfig, always_compute, resolve
 from magpolicy.run._simulate import simulate_config
 
 __all__ = [
+    "PRESET_ENDINGS",
     "CallDecision",
+    "PresetMatches",
     "RunConfig",
     "StreamDecision",
     "always_compute",
+    "file_name",
     "named",
+    "names_a_file",
     "require",
     "resolve",
     "semantics",

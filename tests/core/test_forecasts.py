@@ -411,7 +411,7 @@ def test_a_schedule_can_be_changed_during_a_run():
 def test_attaching_takes_a_calibration_and_a_target(monkeypatch):
     found = calibrated(residuals())
     requests = []
-    monkeypatch.setattr("magpolicy.plugin_system._registry.attach", lambda target, request: requests.append(request))
+    monkeypatch.setattr("magpolicy.hosts._dispatch.attach", lambda target, request: requests.append(request))
     magpolicy.attach(object(), calibration=found, speedup=2.0, safeguard=True)
     magpolicy.attach(object(), preset=found, speedup=2.0)
     magpolicy.attach(object(), curve=found, **RULE, forecast="calibrated")

@@ -71,14 +71,14 @@ def test_it_imports_twice_and_with_any_flags(flags):
 def test_all_is_complete_and_sorted():
     assert list(magpolicy.__all__) == sorted(magpolicy.__all__)
     assert len(set(magpolicy.__all__)) == len(magpolicy.__all__)
-    source = Path(magpolicy.__file__).read_text(encoding="utf-8")
+    source = Path(magpolicy.__file__).with_suffix(".pyi").read_text(encoding="utf-8")
     imported = {
         alias.asname or alias.name
         for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("magpolicy")
+        if isinstance(node, ast.ImportFrom) and node.level == 1
         for alias in node.names
     }
-    assert imported | {"__version__"} == set(magpolicy.__all__)
+    assert imported == set(magpolicy.__all__)
 
 
 @pytest.mark.parametrize("name", magpolicy.__all__)
@@ -90,7 +90,7 @@ def test_every_public_name_is_there_and_explained(name):
 
 
 def test_a_name_there_is_not_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="'magpolicy' has no attribute 'plan9'"):
+    with pytest.raises(AttributeError, match=r"magpolicy.*plan9"):
         _ = magpolicy.plan9
     assert not hasattr(magpolicy, "plan9")
 

@@ -148,7 +148,7 @@ def test_one_residual_two_or_three_with_a_forecast_and_none_when_the_plan_needs_
     held = []
     planned = Schedule.from_mask(mask, coefficients=coefficients)
     with torch.no_grad(), magpolicy.attach(flux.module, schedule=planned) as handle, handle.run():
-        store = handle._run.get().store
+        store = handle._run.get().on(handle.stack).store
         for _ in mask:
             flux()
             held.append(store.nbytes)

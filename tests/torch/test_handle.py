@@ -177,7 +177,7 @@ def test_an_exception_frees_everything_and_the_next_run_is_fresh(case):
         store = None
         with pytest.raises(KeyboardInterrupt), handle.run():  # noqa: PT012 - the run is what is left by it
             case(9)
-            store = handle._run.get().store
+            store = handle._run.get().on(handle.stack).store
             assert store.streams
             raise KeyboardInterrupt
         assert store.nbytes == 0

@@ -161,8 +161,3 @@ def uncompiled(callback: Any, call: Callable[[], Any]) -> Any:
         if counted >= 0:  # a count under way is not set but begun
             _count_frames(counted + 1)
     return result
-
-
-def unwrapped(value: Any) -> Any:
-    """``value``, or the module that ``torch.compile`` wrapped in it."""
-    return getattr(value, "_orig_mod", value)

@@ -33,8 +33,6 @@ class Run:
     """Where the channels of a residual are, for the moments."""
     record: Record = Factory(Record)
     """What the report is made of."""
-    at: int = 0
-    """No call to come is of a step before this one."""
     also: ResidualStore = field(init=False)
     """Residuals of the second stream of each, where the stack has one (the audio of a video)."""
     learned: ObservedLayout = field(init=False)

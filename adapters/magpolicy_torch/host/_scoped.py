@@ -1,4 +1,4 @@
-"""What holds inside of a with block, for the thread or task that opened it."""
+"""A value for each context (a thread, a task) that belongs to its owner and not to the context."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 from attrs import define
 
@@ -13,37 +14,55 @@ T = TypeVar("T")
 
 
 @define(eq=False)
-class _Entry(Generic[T]):
-    value: T
-    outer: _Entry[T] | None
-    over: bool = False
+class _Key:
+    """What a context holds of a value."""
+
+    outer: _Key | None
 
 
 class Scoped(Generic[T]):
-    """A variable with one value for each with block that is open in this context.
+    """A variable with a value for each context: that of the innermost with block that is open in it.
 
     A with block inside of a generator may be left in another context than it was entered in: by the garbage collector, or by an
     event loop that closes what is left. It is over then all the same, also where it was opened.
+
+    What is set in a context lives as long as the context does, that of a program's main thread to the end, and no model may
+    hang on that. So a context is given no more than a key, and values go when this object does.
     """
 
     def __init__(self, name: str) -> None:
-        self._entry: ContextVar[_Entry[T] | None] = ContextVar(name, default=None)
+        self._key: ContextVar[_Key | None] = ContextVar(name, default=None)
+        self._values: WeakKeyDictionary[_Key, T] = WeakKeyDictionary()
 
     def get(self) -> T | None:
-        """The value of the innermost block that is open here; ``None`` outside of any."""
-        entry = self._entry.get()
-        while entry is not None and entry.over:
-            entry = entry.outer
-        return None if entry is None else entry.value
+        """The value that holds here; ``None`` if there is none."""
+        key = self._key.get()
+        while key is not None:
+            value = self._values.get(key)
+            if value is not None:
+                return value
+            key = key.outer
+        return None
 
     @contextlib.contextmanager
     def set(self, value: T) -> Iterator[None]:
         """``value``, inside of this with block."""
-        entry = _Entry(value, self._entry.get())
-        token = self._entry.set(entry)
+        key = _Key(self._key.get())
+        self._values[key] = value
+        token = self._key.set(key)
         try:
             yield
         finally:
-            entry.over = True
+            self._values.pop(key, None)
             with contextlib.suppress(ValueError):  # we are in another context, whose value is not ours to change
-                self._entry.reset(token)
+                self._key.reset(token)
+
+    def keep(self, value: T) -> None:
+        """``value``, from now on: as long as this object and the context exist."""
+        key = _Key(None)
+        self._values[key] = value
+        self._key.set(key)
+
+    def everywhere(self) -> list[T]:
+        """The values of all contexts."""
+        return list(self._values.values())

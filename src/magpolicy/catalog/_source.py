@@ -9,7 +9,8 @@ from typing import Any
 from attrs import frozen
 
 from magpolicy.calibration._calibration import Calibration
-from magpolicy.catalog._presets import Preset, preset
+from magpolicy.catalog._matching import preset
+from magpolicy.catalog._presets import Preset
 from magpolicy.policy._curve import Curve
 
 Source = Sequence[float] | Mapping[str, Sequence[float]] | Curve | Calibration | Preset | str | Path

@@ -10,7 +10,8 @@ from attrs import frozen
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
-from magpolicy.calibration._calibration import Calibration, StreamMoments
+from magpolicy.calibration._calibration import Calibration
+from magpolicy.calibration._moments import StreamMoments
 from magpolicy.catalog._presets import Preset
 from magpolicy.catalog._source import SourceContent
 from magpolicy.policy._curve import Curve

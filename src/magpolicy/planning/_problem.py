@@ -16,7 +16,8 @@ from magpolicy.calibration._gram import Floats
 from magpolicy.catalog._presets import Preset
 from magpolicy.catalog._source import Source
 from magpolicy.planning._at_levels import SourceAtLevels, at_levels
-from magpolicy.planning._error_tables import ErrorTables, stream_factors
+from magpolicy.planning._error_tables import ErrorTables
+from magpolicy.planning._guidance import stream_factors
 from magpolicy.planning._objective import LONGEST, step_sizes
 from magpolicy.planning._target import PlanTarget
 

@@ -119,15 +119,26 @@ def _several(values: Any) -> tuple[Any, ...]:
     return tuple(values) if isinstance(values, Iterable) else (values,)
 
 
+@frozen
+class _Choice:
+    """The best that was found for a budget."""
+
+    budget: int
+    computed: tuple[int, ...]
+    """The evaluations that compute."""
+    error: float
+    """What running it gave."""
+
+
 class _Search:
     """The runs made so far and what came out best."""
 
     def __init__(self, problem: PlanProblem, run: Run, allowed: int, progress: Progress | None) -> None:
         self._problem, self._run, self._allowed, self._progress = problem, run, allowed, progress
         self._costs = ranking(problem)
-        self._known: dict[tuple[int, ...], float] = {}
+        self._measured: dict[tuple[int, ...], float] = {}
         self._tried: list[tuple[Schedule, float]] = []
-        self._found: list[tuple[int, tuple[int, ...], float]] = []
+        self._best: list[_Choice] = []  # one a budget
 
     @property
     def made(self) -> int:
@@ -139,27 +150,26 @@ class _Search:
         size = target.budget(self._problem.count)
         assert size is not None
         stop = self.made + share
-        best, least = (self._found[-1][1], self._found[-1][2]) if self._found else ((), math.inf)
+        best = evolve(self._best[-1], budget=size) if self._best else _Choice(size, (), math.inf)
         for candidate in self._candidates(target, size, objectives):
-            if self.made < stop and (error := self._error(candidate)) < least:
-                best, least = candidate, error
-        if not best:
+            if self.made < stop and (error := self._error(candidate)) < best.error:
+                best = _Choice(size, candidate, error)
+        if not best.computed:
             raise ArgumentError("run gave no number for any schedule; it must return an error, less is better")
-        better: tuple[tuple[int, ...], float] | None = (best, least)
+        better: _Choice | None = best
         while better is not None:
-            best, least = better
-            better = self._improvement(best, least, stop)
-        self._found.append((size, best, least))
+            best, better = better, self._better_neighbour(better, stop)
+        self._best.append(best)
 
-    def _improvement(self, computed: tuple[int, ...], least: float, stop: int) -> tuple[tuple[int, ...], float] | None:
-        """The first neighbour whose error is below ``least``, and that error; ``None`` if ``stop`` runs are made before."""
-        if len(computed) < 2:
+    def _better_neighbour(self, choice: _Choice, stop: int) -> _Choice | None:
+        """The first neighbour with a smaller error; ``None`` if there is none, or ``stop`` runs are made before it is found."""
+        if len(choice.computed) < 2 or self.made >= stop:
             return None
-        for candidate in self._moves(computed):
+        for candidate in self._moves(choice.computed):
             if self.made >= stop:
                 return None
-            if candidate not in self._known and (error := self._error(candidate)) < least:
-                return candidate, error
+            if candidate not in self._measured and (error := self._error(candidate)) < choice.error:
+                return _Choice(choice.budget, candidate, error)
         return None
 
     def _candidates(self, target: PlanTarget, size: int, objectives: Sequence[str]) -> Iterator[tuple[int, ...]]:
@@ -175,8 +185,8 @@ class _Search:
         count, must = self._problem.count, self._problem.must_compute
         for name in objectives:
             yield _computed(solve(self._problem, evolve(target, objective=name)))
-        if self._found and len(self._found[-1][1]) < size:
-            yield self._grown(self._found[-1][1], size)
+        if self._best and len(self._best[-1].computed) < size:
+            yield self._grown(self._best[-1].computed, size)
         with_last = evolve(self._problem, must_compute=must | {count - 1})
         for name in objectives:
             try:
@@ -201,21 +211,21 @@ class _Search:
 
     def _error(self, computed: tuple[int, ...]) -> float:
         """What running it gives; nothing is run twice."""
-        if computed not in self._known:
+        if computed not in self._measured:
             schedule = joint_schedule(self._problem, computed)
             error = float(self._run(schedule))
-            self._known[computed] = math.inf if math.isnan(error) else error
+            self._measured[computed] = math.inf if math.isnan(error) else error
             self._tried.append((schedule, error))
             if self._progress is not None:
                 self._progress(self.made, self._allowed, schedule, error)
-        return self._known[computed]
+        return self._measured[computed]
 
     def result(self) -> Refined:
         """What was found."""
         return Refined(
-            budgets=tuple(size for size, _, _ in self._found),
-            schedules=tuple(joint_schedule(self._problem, chosen) for _, chosen, _ in self._found),
-            errors=tuple(error for _, _, error in self._found),
+            budgets=tuple(best.budget for best in self._best),
+            schedules=tuple(joint_schedule(self._problem, best.computed) for best in self._best),
+            errors=tuple(best.error for best in self._best),
             runs=self.made,
             tried=tuple(self._tried),
         )

@@ -13,7 +13,8 @@ from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._forecast import Forecast, Hold, Linear, Measured, Planned, check_forecast, check_measured
-from magpolicy.catalog._presets import Preset, PresetMatches, named
+from magpolicy.catalog._matching import PresetMatches, named
+from magpolicy.catalog._presets import Preset
 from magpolicy.catalog._source import Source
 from magpolicy.planning._objective import Objective
 from magpolicy.planning._problem import PlanRequest

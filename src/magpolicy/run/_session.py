@@ -14,6 +14,7 @@ from magpolicy._errors import ArgumentError, RunError
 from magpolicy.calibration._forecast import History, Planned, computed_after
 from magpolicy.catalog._source import Source
 from magpolicy.planning._safeguard import Replan, Safeguard, safeguard_of
+from magpolicy.plugin_system._observers import Observers
 from magpolicy.policy._curve import SINGLE
 from magpolicy.policy._decision import Decision
 from magpolicy.policy._policy import Policy, decide_together, settle_together
@@ -154,10 +155,6 @@ class Session:
         self._trace.clear()
         self._noted.clear()
         self._pending, self._first, self.active = None, step, True
-        from magpolicy.plugin_system._registry import (
-            Observers,  # late: looking for plugins costs more than the rest of the import
-        )
-
         self._observers = Observers()
         self._observers.tell("on_run_start", session=self)
         return self
