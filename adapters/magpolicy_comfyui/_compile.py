@@ -13,7 +13,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from magpolicy import AdapterError
-from magpolicy_comfyui._block_stacks import block_names, plain
+from magpolicy_comfyui._block_stacks import block_names
+from magpolicy_torch.adapter import unwrap
 from torch import nn
 
 # Per compiled model, its compiled blocks: compiling takes long and is done once.
@@ -36,7 +37,7 @@ def compile_model(patcher: Any, *, region: str = "blocks", backend: Any = "induc
     names = []
     if region == "blocks":
         with contextlib.suppress(AdapterError):
-            names = block_names(plain(patcher.get_model_object("diffusion_model")))
+            names = block_names(patcher.get_model_object("diffusion_model"))
     keys = [f"diffusion_model.{name}" for name in names] or ["diffusion_model"]
     set_torch_compile_wrapper(patcher, backend=backend, keys=keys, **options)
     return patcher
@@ -50,7 +51,7 @@ def by_blocks(model: Any) -> Iterator[None]:
         model: a ``BaseModel``.
     """
     compiled = model.diffusion_model
-    original = plain(compiled)
+    original = unwrap(compiled)
     if original is compiled:
         yield
         return

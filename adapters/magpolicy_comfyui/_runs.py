@@ -140,7 +140,7 @@ class HostRun:
             self.notes.append("this sampler's evaluations are not known ahead; one a step is assumed")
         self.span = span = _noise_levels.span_of(self._levels, steps, guider.inner_model.model_sampling)
         self._source = self._chosen(guider, span, noise.shape)
-        self.streams = StreamNames.of(guider.conds)
+        self.streams = StreamNames(guider.conds)
         config = settings.config(self._source, span, _noise_levels.steps_of(self._levels, steps))
         self._config = config = with_streams(config, self.streams.bases)
         length, levels, self._first = length_of(config, span)
@@ -195,7 +195,7 @@ class HostRun:
         session, at = self.session, self._at
         if session is None or at is None:
             return call()
-        names = self.streams.called(options, x.shape[0])
+        names = self.streams.of(options, x.shape[0])
         if names is None:
             return call()
         with by_blocks(executor.class_obj):

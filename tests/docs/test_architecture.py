@@ -27,8 +27,7 @@ def test_the_reference_describes_every_name_for_adapters(module):
     assert f"\n::: {module}\n" in reference  # which shows all names of __all__ that have a docstring
     loaded = importlib.import_module(module)
     values = {name: getattr(loaded, name) for name in loaded.__all__}
-    assert loaded.__all__ == sorted(
-        loaded.__all__, key=lambda name: (not name.isupper(), name)
-    )  # as ruff sorts: constants first
+    # As ruff sorts: constants first.
+    assert loaded.__all__ == sorted(loaded.__all__, key=lambda name: (not name.isupper(), name))
     assert not [name for name, value in values.items() if callable(value) and not value.__doc__]
     assert not [name for name in values if name.startswith("_")]
