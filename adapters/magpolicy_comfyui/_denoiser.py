@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from magpolicy_comfyui._block_stacks import stack_of
-from magpolicy_torch.adapter import BlockStack, CallInterceptor, HostCall, HostModel, Run
+from magpolicy_torch.adapter import BlockStack, CallInterceptor, HostCall, HostModel, HostRun
 from torch import Tensor, nn
 
 
@@ -34,17 +34,12 @@ class Denoiser:
         self._whole = None if found is not None else _Whole(channels)
         if self._whole is None:
             assert found is not None
-            self.stack, self.channel_dim = found, -1
+            self.stack = found
             self._model = HostModel(module, self.stack)
         else:
-            self.stack, self.channel_dim = BlockStack.whole(self._whole), 1
+            self.stack = BlockStack.whole(self._whole)
             self._model = HostModel(self._whole, self.stack)
         self._held_by = _holders(module, self.stack)
-
-    @property
-    def scope(self) -> str:
-        """What a skip leaves out: the block ``"stack"``, or the whole ``"model"``."""
-        return self.stack.scope
 
     @property
     def current(self) -> bool:
@@ -56,9 +51,9 @@ class Denoiser:
         """Whether somebody stands in front of it already: it is called from inside its own call."""
         return CallInterceptor.on(self.module)
 
-    def evaluate(self, run: Run, streams: Sequence[str], call: Callable[[], Any], step: int) -> Any:
-        """``call()``, in which the first call of the model is evaluation ``step`` of ``streams``."""
-        with self._intercepted(partial(self._evaluate, run, streams, step)):
+    def evaluate(self, run: HostRun, streams: Sequence[str], call: Callable[[], Any]) -> Any:
+        """``call()``, in which the first call of the model is the evaluation of ``streams`` at the step that ``run`` is at."""
+        with self._intercepted(partial(self._evaluate, run, streams)):
             return call()
 
     @contextmanager
@@ -78,7 +73,7 @@ class Denoiser:
             interceptor.remove()
 
     def _evaluate(
-        self, run: Run, streams: Sequence[str], step: int, original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, run: HostRun, streams: Sequence[str], original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         if self._whole is not None:
             sample = args[0] if args else kwargs.get("x")
@@ -86,7 +81,7 @@ class Denoiser:
                 return original(*args, **kwargs)
             original, args, kwargs = self._whole.called(sample, partial(original, *args, **kwargs))
         try:
-            return self._model.evaluate(run, streams, original, args, kwargs, step=step)
+            return run.evaluate(self._model, streams, original, args, kwargs)
         finally:
             self.stack.uninstall()  # where the blocks had to be patched
 

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, Curve, RunError
+from magpolicy import AdapterError, ArgumentError, AttachRequest, RunError
 from magpolicy_comfyui import _runs
 from magpolicy_comfyui._block_stacks import stack_of
-from magpolicy_comfyui._run_report import RunReport
 from magpolicy_comfyui._settings import Settings
-from magpolicy_torch.adapter import Report
+from magpolicy_torch.adapter import Attached
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Self
-
+    from magpolicy_comfyui._run_report import RunReport
     from torch import nn
 
 
-class Handle:
+class Handle(Attached):
     """A policy attached to a ``ModelPatcher``. ComfyUI's samplers say where runs begin and end, and which streams there are.
 
     Clones that are made while it is attached are attached with it, as everything that is on a patcher.
     """
+
+    _no_run = "run a sampler on it"
 
     def __init__(self, patcher: Any, request: AttachRequest) -> None:
         """Attach to ``patcher``; nothing is changed if that fails.
@@ -32,6 +32,7 @@ class Handle:
             AdapterError: attached already.
             ArgumentError: an option that is not known here.
         """
+        super().__init__()
         if _runs.attached(patcher) is not None:
             raise AdapterError("this ModelPatcher is attached already; detach() the first handle, or attach to a clone()")
         for name in ("blocks", "steps"):
@@ -39,49 +40,9 @@ class Handle:
                 raise ArgumentError(f"{name}={getattr(request, name)!r}: ComfyUI tells that by itself; leave it out")
         if request.scope != "stack":
             raise ArgumentError(f"scope={request.scope!r}: it is chosen by the class of the model here; leave it out")
-        settings = Settings.of_request(request)
         self.patcher = patcher
-        self._attachment = _runs.Attachment(settings)
-        _runs.attach(patcher, self._attachment)
-
-    @property
-    def report(self) -> Report:
-        """What the sampling under way has done so far, or else what the last one did.
-
-        Raises:
-            RunError: there was none yet.
-        """
-        return self._latest("report").report
-
-    @property
-    def reports(self) -> tuple[Report, ...]:
-        """As :attr:`report`, in a tuple: a sampling is one run. Empty where there was none yet."""
-        run_report = self._attachment.latest
-        return () if run_report is None else (run_report.report,)
-
-    @property
-    def curve(self) -> Curve:
-        """The curve that the last sampling measured; attach with ``calibrate=True``.
-
-        Raises:
-            RunError: not calibrating, no sampling yet, or nothing could be measured.
-        """
-        return self._measured("curve").curve
-
-    @property
-    def calibration(self) -> Calibration:
-        """What the last sampling measured; attach with ``calibrate=True``.
-
-        Raises:
-            RunError: as :attr:`curve`.
-        """
-        return self._measured("calibration")
-
-    @property
-    def residuals_held(self) -> int:
-        """Residuals held for the sampling under way: one per stream, more where a forecast needs them, none after it."""
-        run = self._attachment.run
-        return 0 if run is None else run.residuals_held
+        self._attachment = _runs.Attachment(Settings.of_request(request))
+        self._install((partial(_runs.attach, patcher, self._attachment), self._take_off))
 
     @property
     def module(self) -> nn.Module:
@@ -98,36 +59,33 @@ class Handle:
         """
         return "model" if stack_of(self.module) is None else "stack"
 
+    @property
+    def residuals_held(self) -> int:
+        """Residuals held for the sampling under way: one per stream, more where a forecast needs them, none after it."""
+        driver = self._attachment.driver
+        return 0 if driver is None or driver.run is None else driver.run.residuals_held
+
     def detach(self) -> None:
         """Leave the patcher as it was before; calling it again does nothing.
 
         Raises:
             RunError: a sampling is under way.
         """
-        if self._attachment.run is not None:
+        if self._attachment.driver is not None:
             raise RunError("detach(): a sampling is under way; let it come to its end first")
-        if _runs.attached(self.patcher) is self._attachment:
+        super().detach()
+
+    def _runs(self) -> Sequence[RunReport]:
+        latest = self._attachment.latest
+        return () if latest is None else (latest,)
+
+    def _provenance(self) -> Mapping[str, Any]:
+        return {"model": type(self.patcher.model).__name__}
+
+    def _take_off(self) -> None:
+        if _runs.attached(self.patcher) is self._attachment:  # a node may have put its own in the place of it
             _runs.detach(self.patcher)
 
-    def _measured(self, what: str) -> Calibration:
-        if not self._attachment.settings.calibrate:
-            raise RunError(f"{what}: this handle does not calibrate; attach with calibrate=True")
-        run_report = self._latest(what)
-        if run_report.calibration is None:
-            raise RunError(f"{what}: {run_report.problem}")
-        return run_report.calibration
-
-    def _latest(self, what: str) -> RunReport:
-        run_report = self._attachment.latest
-        if run_report is None:
-            raise RunError(f"{what}: there was no sampling yet with this model; run a sampler on it")
-        return run_report
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.detach()
-
     def __repr__(self) -> str:
-        return f"<Handle on a ModelPatcher of {type(self.patcher.model).__name__}>"
+        name, attached = type(self.patcher.model).__name__, "" if self._attached else "not "
+        return f"<Handle on a ModelPatcher of {name}, {attached}attached>"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from attrs import Factory, define
+from attrs import Factory, define, evolve
 
-from magpolicy import Calibration, Schedule
+from magpolicy import Calibration, Curve, RunError, Schedule
 from magpolicy_comfyui._noise_levels import ScheduleSpan
 from magpolicy_torch.adapter import Report
 
@@ -20,10 +21,31 @@ class RunReport:
     source: str
     """The preset that decided, by name."""
     notes: list[str] = Factory(list)
-    calibration: Calibration | None = None
+    measured: Calibration | None = None
     """What was measured, if that was asked."""
-    problem: str = ""
-    """Of a calibration: why nothing was."""
+    problem: str = "this handle does not calibrate; attach with calibrate=True"
+    """Why nothing was."""
+
+    @property
+    def curve(self) -> Curve:
+        """The curve that was measured.
+
+        Raises:
+            RunError: there is none.
+        """
+        if self.measured is None:
+            raise RunError(f"curve: {self.problem}")
+        return self.measured.curve
+
+    def calibration(self, provenance: Mapping[str, Any]) -> Calibration:
+        """What was measured, on a model that ``provenance`` says more about.
+
+        Raises:
+            RunError: nothing was.
+        """
+        if self.measured is None:
+            raise RunError(f"calibration: {self.problem}")
+        return evolve(self.measured, provenance={**self.measured.provenance, **provenance})
 
     @property
     def schedule(self) -> Schedule:

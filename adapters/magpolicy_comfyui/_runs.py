@@ -7,22 +7,22 @@ what skips blocks is on the diffusion model during single calls only: a clone wi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import comfy.patcher_extension
 from attrs import define, field
 from comfy.patcher_extension import WrappersMP
 
-from magpolicy import AdapterError, ArgumentError, Calibration, MagPolicyError, Session
-from magpolicy.adapter import RunConfig
-from magpolicy_comfyui import _dry_run, _model_presets, _noise_levels
+from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, MagPolicyError, RunError, Session
+from magpolicy_comfyui import _dry_run, _model_presets
 from magpolicy_comfyui._compile import by_blocks
 from magpolicy_comfyui._denoiser import Denoiser
+from magpolicy_comfyui._noise_levels import ScheduleSpan, span_of, steps_of
 from magpolicy_comfyui._run_report import RunReport
 from magpolicy_comfyui._settings import Settings, length_of, with_streams
 from magpolicy_comfyui._streams import StreamNames
-from magpolicy_torch.adapter import Moments, Record, Report, ResidualStore, Run, versions
+from magpolicy_torch import adapter
 
 KEY = "magpolicy"
 log = logging.getLogger("magpolicy")
@@ -35,34 +35,34 @@ class Attachment:
     settings: Settings
     finished: Callable[[Attachment, RunReport], None] | None = None
     """Told of every sampling that came to its end."""
-    run: HostRun | None = None
-    """The sampling under way."""
+    driver: RunDriver | None = None
+    """Of the sampling under way."""
     run_report: RunReport | None = None
     """Of the last sampling."""
 
     @property
     def latest(self) -> RunReport | None:
         """Of the sampling under way as far as it has come, or else of the last one."""
-        return self.run_report if self.run is None else self.run.report()
+        return self.run_report if self.driver is None else self.driver.report()
 
     def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         guider = executor.class_obj
-        before, run = self.run, HostRun(self.settings)
-        for kind, wrapper in run.wrappers():
+        before, driver = self.driver, RunDriver(self.settings)
+        for kind, wrapper in driver.wrappers():
             comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, guider.model_options, is_model_options=True)
-        self.run = run
+        self.driver = driver
         try:
             result = executor(*args, **kwargs)
         except BaseException:
-            run.moments = None  # half a calibration is none
+            driver.stop()
             raise
         finally:
-            self.run = before
-            run.end()
+            self.driver = before
+            driver.close()
             wrappers = guider.model_options["transformer_options"]["wrappers"]
-            for kind, _ in run.wrappers():
+            for kind, _ in driver.wrappers():
                 wrappers.get(kind, {}).pop(KEY, None)
-            self.run_report = run.report()
+            self.run_report = driver.report()
         if self.finished is not None and self.run_report is not None:
             self.finished(self, self.run_report)
         return result
@@ -85,33 +85,59 @@ def attached(patcher: Any) -> Attachment | None:
     return next((wrapper for wrapper in found if isinstance(wrapper, Attachment)), None)
 
 
+class HostRun(adapter.HostRun):
+    """The run of one sampling.
+
+    Args:
+        request: what was asked, for this run.
+        session: decides. It begins here.
+        span: where the run lies on the noise schedule.
+        first: position in the session of the run's first evaluation.
+    """
+
+    def __init__(self, request: AttachRequest, session: Session, span: ScheduleSpan, first: int) -> None:
+        before = span.first - first  # evaluations of the whole schedule that the session does not count
+        super().__init__(request, session, first, span.whole(span.flow)[before:])
+        self.span, self.first = span, first
+
+    def calibration(self, provenance: Mapping[str, Any]) -> Calibration:
+        """What it measured, also of a part of a schedule.
+
+        Raises:
+            RunError: the run was not finished, or the model's blocks could not be followed.
+            ArgumentError: the residuals make none.
+        """
+        moments = self.moments
+        if moments is None or moments.stopped:
+            raise RunError("the run was not finished")
+        if self.unsupported:
+            raise RunError("the model's blocks could not be followed")
+        levels = [self.span.flow[step - self.first] for step in moments.steps]
+        return moments.calibration(levels, {**provenance, "scope": self.scope})
+
+
 @define(eq=False)
-class HostRun:
-    """One sampling: a session, and where in it the sampler stands."""
+class RunDriver:
+    """Says where in a run a sampler stands, and which calls of the model belong to it."""
 
     settings: Settings
-    session: Session | None = None
-    span: _noise_levels.ScheduleSpan | None = None
-    streams: StreamNames = field(factory=StreamNames)
-    record: Record = field(factory=Record)
-    moments: Moments | None = None
-    """What is measured, if this is a calibration."""
+    run: HostRun | None = None
+    """Once the sampler has begun; none where nothing is evaluated under a policy."""
     notes: list[str] = field(factory=list)
     """What a reader of the report should know."""
-    scope: str = "stack"
-    """What a skip leaves out: the block ``"stack"``, or the whole ``"model"``."""
-    _source: Any = None
-    _config: RunConfig | None = None
+    source: str = ""
+    """The preset that decides, by name."""
+    _computes: bool = False
+    """Whether every call computes from now on."""
+    _streams: StreamNames = field(factory=StreamNames)
     _levels: Sequence[float] = ()
     """The sigma of each evaluation that the sampler is expected to make."""
-    _first: int = 0
-    """Position of the first of them in the session."""
     _next: int = 0
     """The first of them that is still to come."""
     _at: int | None = None
     """The one under way; ``None``: none of them is."""
-    _denoisers: list[tuple[Denoiser, Run]] = field(factory=list)
     _unexpected: int = 0
+    _denoisers: list[Denoiser] = field(factory=list)
 
     def wrappers(self) -> tuple[tuple[str, Callable[..., Any]], ...]:
         """The wrappers of this sampling. Added last, they are the innermost of their kind."""
@@ -138,20 +164,18 @@ class HostRun:
         steps = [float(s) for s in sigmas]
         if not known and len(steps) > 2:
             self.notes.append("this sampler's evaluations are not known ahead; one a step is assumed")
-        self.span = span = _noise_levels.span_of(self._levels, steps, guider.inner_model.model_sampling)
-        self._source = self._chosen(guider, span, noise.shape)
-        self.streams = StreamNames(guider.conds)
-        config = settings.config(self._source, span, _noise_levels.steps_of(self._levels, steps))
-        self._config = config = with_streams(config, self.streams.bases)
-        length, levels, self._first = length_of(config, span)
-        self.session = Session.from_setup(config, length, levels, settings.safeguard)
-        self.session.begin(self._first)
-        if settings.calibrate:
-            self.moments = Moments.of_run(
-                self.session.steps, window=settings.window, tokens=settings.tokens, offload=settings.offload
-            )
+        span = span_of(self._levels, steps, guider.inner_model.model_sampling)
+        source = self._chosen(guider, span, noise.shape)
+        self._streams = StreamNames(guider.conds)
+        config = with_streams(settings.config(source, span, steps_of(self._levels, steps)), self._streams.bases)
+        length, levels, first = length_of(config, span)
+        request = settings.request(config)
+        self.run = HostRun(request, request.session(length, levels), span, first)
+        served = config.preset or source  # of several presets by a name, the one that serves
+        name = getattr(served, "name", "") or (served if isinstance(served, str) else type(served).__name__)
+        self.source = "calibration" if settings.calibrate else name
 
-    def _chosen(self, guider: Any, span: _noise_levels.ScheduleSpan, shape: Sequence[int]) -> Any:
+    def _chosen(self, guider: Any, span: ScheduleSpan, shape: Sequence[int]) -> Any:
         """The source of the ratios: what was set, or what fits the model and this run."""
         source = self.settings.source
         if source is None and not self.settings.calibrate:
@@ -162,14 +186,15 @@ class HostRun:
 
     def _predict(self, executor: Any, x: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
         """Around one evaluation of all conditions."""
-        if self.session is None:
+        if self.run is None:
             return executor(x, timestep, *args, **kwargs)
-        self.streams.begin_step()
+        self._streams.begin_step()
         self._at = _dry_run.matches(self._levels, self._next, float(timestep.max()))
         if self._at is None:
             self._unexpected += 1
         else:
             self._next = self._at + 1
+            self.run.go_to(self.run.first + self._at)
         try:
             return executor(x, timestep, *args, **kwargs)
         finally:
@@ -192,82 +217,57 @@ class HostRun:
         def call() -> Any:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
-        session, at = self.session, self._at
-        if session is None or at is None:
+        run = self.run
+        if run is None or self._at is None or self._computes:
             return call()
-        names = self.streams.of(options, x.shape[0])
-        if names is None:
+        streams = self._streams.of(options, x.shape[0])
+        if streams is None or any(run.session.step(stream) > run.step for stream in streams):
             return call()
         with by_blocks(executor.class_obj):
-            found = self._run_on(executor.class_obj)
-            step = self._first + at
-            if found is None or found[0].busy or any(session.step(name) > step for name in names):
+            denoiser = self._denoiser_of(executor.class_obj)
+            if denoiser is None or denoiser.busy:
                 return call()
-            denoiser, run = found
-            return denoiser.evaluate(run, names, call, step)
+            return denoiser.evaluate(run, streams, call)
 
-    def _run_on(self, model: Any) -> tuple[Denoiser, Run] | None:
-        """What is skipped of the model as it stands now; ``None`` if it cannot be told."""
-        module, settings = model.diffusion_model, self.settings
-        for denoiser, run in self._denoisers:
+    def _denoiser_of(self, model: Any) -> Denoiser | None:
+        """The diffusion model as it stands now; ``None`` if its blocks cannot be told."""
+        module = model.diffusion_model
+        for denoiser in self._denoisers:
             if denoiser.module is module and denoiser.current:
-                return denoiser, run
+                return denoiser
         try:
             denoiser = Denoiser(module, model.latent_format.latent_channels)
         except AdapterError as error:
             self._say(f"every step computes: {error}")
-            self.session = None
+            self._computes = True
             return None
-        assert self.session is not None
-        store = ResidualStore(settings.offload, settings.storage_dtype)
-        run = Run(denoiser.stack, self.session, store, self.moments, denoiser.channel_dim, self.record)
-        self._denoisers.append((denoiser, run))
-        self.scope = denoiser.scope
-        return denoiser, run
+        self._denoisers.append(denoiser)
+        return denoiser
 
-    def end(self) -> None:
+    def stop(self) -> None:
+        """The sampling raised: half a calibration is none."""
+        if self.run is not None:
+            self.run.stop()
+
+    def close(self) -> None:
         """Over, in good order or not: nothing is held any more."""
-        for _, run in self._denoisers:
-            run.free()
-        if self.session is not None:
-            self.session.end()
+        if self.run is not None:
+            self.run.end()
         if self._unexpected:
             self.notes.append(f"{self._unexpected} evaluations at other noise levels than the sampler's list; they computed")
 
-    @property
-    def residuals_held(self) -> int:
-        """Residuals held now."""
-        return sum(run.store.count for _, run in self._denoisers)
-
     def report(self) -> RunReport | None:
         """What was done so far; ``None`` if nothing was evaluated under a policy."""
-        session, span = self.session, self.span
-        if session is None or span is None or not session.trace:
+        run = self.run
+        if run is None or not run.session.trace:
             return None
-        calibration, problem = self._measured(span) if self.settings.calibrate else (None, "")
-        report = Report.of(session, self.record, self.scope)
-        return RunReport(report, span, self._source_name, list(self.notes), calibration, problem)
-
-    @property
-    def _source_name(self) -> str:
+        made = RunReport(run.report, run.span, self.source, list(self.notes))
         if self.settings.calibrate:
-            return "calibration"
-        preset = None if self._config is None else self._config.preset  # of several by a name, the one that served
-        source = self._source
-        return getattr(preset or source, "name", "") or (source if isinstance(source, str) else type(source).__name__)
-
-    def _measured(self, span: _noise_levels.ScheduleSpan) -> tuple[Calibration | None, str]:
-        """The calibration, or why there is none."""
-        if self.moments is None:
-            return None, "the run was not finished"
-        if any(run.unsupported for _, run in self._denoisers):
-            return None, "the model's blocks could not be followed"
-        try:
-            levels = [span.flow[step - self._first] for step in self.moments.steps]
-            about = {"versions": versions(), "host": "ComfyUI", "scope": self.scope}
-            return self.moments.calibration(levels, about), ""
-        except ArgumentError as error:
-            return None, str(error)
+            try:
+                made.measured = run.calibration({"versions": adapter.versions(), "host": "ComfyUI"})
+            except (ArgumentError, RunError) as error:
+                made.problem = str(error)
+        return made
 
     def _say(self, what: str) -> None:
         log.warning("magpolicy: %s", what)

@@ -74,6 +74,18 @@ class Settings:
             safeguard=request.safeguard,
         )
 
+    def request(self, config: RunConfig) -> AttachRequest:
+        """What these settings ask of a run with ``config``."""
+        return AttachRequest(
+            setup=config,
+            calibrate=self.calibrate,
+            offload=self.offload,
+            storage_dtype=self.storage_dtype,
+            window=self.window,
+            tokens=self.tokens,
+            safeguard=self.safeguard,
+        )
+
     def preview(self, source: Any, steps: int) -> Schedule:
         """The schedule of a whole run of ``steps`` steps.
 

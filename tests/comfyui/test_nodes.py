@@ -344,14 +344,44 @@ def test_the_origin_beside_is_pointed_out(
     assert "ComfyUI-MagCache" in caplog.text
 
 
+def test_a_handle_while_a_sampling_is_under_way(comfyui: Path) -> None:
+    import comfy.sample
+
+    patcher = models.make("Flux")
+    noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+    positive, negative = models.conditioning("Flux", 0), models.conditioning("Flux", 1)
+    handle = magpolicy.attach(patcher, preset="flux", **running.RULE)
+    held, steps = [], []
+
+    def between(step: int, *_: Any) -> None:
+        held.append(handle.residuals_held)
+        steps.append(handle.report.schedule.steps)
+        with pytest.raises(magpolicy.RunError, match="under way"):
+            handle.detach()
+
+    with running.quiet():
+        comfy.sample.sample(
+            patcher, noise, 12, 3.0, "euler", "simple", positive, negative, torch.zeros_like(noise), callback=between, seed=1
+        )
+    assert max(held) == 2  # one for each condition
+    assert steps == list(range(1, 13))
+    assert handle.residuals_held == 0
+    handle.detach()
+    handle.detach()
+    assert not patcher.get_all_wrappers("outer_sample")
+
+
 def test_attach(comfyui: Path) -> None:
     patcher = models.make("Flux")
     plain = running.sample(patcher, "Flux", steps=12)
     with magpolicy.attach(patcher, preset="flux", **running.RULE) as handle:
-        with pytest.raises(magpolicy.RunError, match="no sampling yet"):
+        with pytest.raises(magpolicy.RunError, match="no run yet; run a sampler"):
             _ = handle.report
         running.sample(patcher, "Flux", steps=12)
         running.same(handle.report.schedule, magpolicy.simulate("flux", steps=12, **running.RULE))
+        assert [report.schedule for report in handle.reports] == [handle.report.schedule]
+        assert (handle.scope, handle.residuals_held) == ("stack", 0)
+        assert handle.module is patcher.model.diffusion_model
         with pytest.raises(magpolicy.AdapterError, match="attached already"):
             magpolicy.attach(patcher, preset="flux")
         with pytest.raises(magpolicy.RunError, match="does not calibrate"):

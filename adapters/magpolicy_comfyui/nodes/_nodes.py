@@ -80,10 +80,10 @@ class MagCacheCalibration:
 
 
 def _write(run_report: RunReport, settings: Settings, kind: str) -> Path | None:
-    if run_report.calibration is None:
+    if run_report.measured is None:
         return None
     return _preset_menu.save(
-        settings.name.strip() or f"{Path(kind).stem}-{run_report.calibration.steps}steps", run_report.calibration
+        settings.name.strip() or f"{Path(kind).stem}-{run_report.measured.steps}steps", run_report.measured
     )
 
 
