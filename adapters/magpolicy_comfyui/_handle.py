@@ -23,7 +23,8 @@ class Handle(Attached):
     Clones that are made while it is attached are attached with it, as everything that is on a patcher.
     """
 
-    _no_run = "run a sampler on it"
+    __module__ = "magpolicy_comfyui"
+    no_run = "run a sampler on it"
 
     def __init__(self, patcher: Any, request: AttachRequest) -> None:
         """Attach to ``patcher``; nothing is changed if that fails.
@@ -42,7 +43,7 @@ class Handle(Attached):
             raise ArgumentError(f"scope={request.scope!r}: it is chosen by the class of the model here; leave it out")
         self.patcher = patcher
         self._attachment = _runs.Attachment(Settings.of_request(request))
-        self._install((partial(_runs.attach, patcher, self._attachment), self._take_off))
+        self.install((partial(_runs.attach, patcher, self._attachment), self._take_off))
 
     @property
     def module(self) -> nn.Module:
@@ -59,12 +60,6 @@ class Handle(Attached):
         """
         return "model" if stack_of(self.module) is None else "stack"
 
-    @property
-    def residuals_held(self) -> int:
-        """Residuals held for the sampling under way: one per stream, more where a forecast needs them, none after it."""
-        driver = self._attachment.driver
-        return 0 if driver is None or driver.run is None else driver.run.residuals_held
-
     def detach(self) -> None:
         """Leave the patcher as it was before; calling it again does nothing.
 
@@ -75,11 +70,14 @@ class Handle(Attached):
             raise RunError("detach(): a sampling is under way; let it come to its end first")
         super().detach()
 
-    def _runs(self) -> Sequence[RunReport]:
+    @property
+    def runs(self) -> Sequence[RunReport]:
+        """What the sampling under way has done so far, or else what the last one did: a sampling is one run."""
         latest = self._attachment.latest
         return () if latest is None else (latest,)
 
-    def _provenance(self) -> Mapping[str, Any]:
+    def provenance(self) -> Mapping[str, Any]:
+        """What a calibration says about the model it was made with, beside what the run knows."""
         return {"model": type(self.patcher.model).__name__}
 
     def _take_off(self) -> None:

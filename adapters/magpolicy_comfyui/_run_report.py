@@ -25,6 +25,8 @@ class RunReport:
     """What was measured, if that was asked."""
     problem: str = "this handle does not calibrate; attach with calibrate=True"
     """Why nothing was."""
+    residuals_held: int = 0
+    """Residuals that were held when this was said: none after a sampling."""
 
     @property
     def curve(self) -> Curve:

@@ -261,7 +261,7 @@ class RunDriver:
         run = self.run
         if run is None or not run.session.trace:
             return None
-        made = RunReport(run.report, run.span, self.source, list(self.notes))
+        made = RunReport(run.report, run.span, self.source, list(self.notes), residuals_held=run.residuals_held)
         if self.settings.calibrate:
             try:
                 made.measured = run.calibration({"versions": adapter.versions(), "host": "ComfyUI"})

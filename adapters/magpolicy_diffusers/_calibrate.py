@@ -119,7 +119,7 @@ def _said_how_far(handle: Handle, place: int, count: int) -> Iterator[None]:
     except MagPolicyError:
         raise
     except BaseException as error:
-        session = handle._runs()[-1].session if handle._runs() else None
+        session = handle.runs[-1].session if handle.runs else None
         where = "no step" if session is None else f"step {len({e.step for e in session.trace})} of {session.steps}"
         text = f"prompt {place + 1} of {count} got to {where}, and nothing is written"
         if isinstance(error, KeyboardInterrupt):

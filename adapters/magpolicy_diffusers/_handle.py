@@ -30,7 +30,9 @@ class Handle(AttachedToLoop):
     Threads (contexts) don't see each other's runs.
     """
 
-    _no_run = "call the pipeline, or the model in your loop"
+    __module__ = "magpolicy_diffusers"
+
+    no_run = "call the pipeline, or the model in your loop"
 
     def __init__(self, target: Any, modules: dict[str, nn.Module], request: AttachRequest) -> None:
         super().__init__()
@@ -58,7 +60,7 @@ class Handle(AttachedToLoop):
                 raise AdapterError(f"target={type(target).__name__} has no denoiser that is known; attach to its model instead")
             handle = cls(target, {name: getattr(target, name) for name in modules}, request)
         watched = [] if handle._pipe is None else [(partial(watch, target, handle._call), partial(unwatch, target))]
-        handle._install(*((d.install, d.remove) for d in handle.denoisers), *watched)
+        handle.install(*((d.install, d.remove) for d in handle.denoisers), *watched)
         return handle
 
     @property
@@ -93,23 +95,24 @@ class Handle(AttachedToLoop):
         for driver in self._driver.everywhere():  # loops without an end
             driver.close()
 
-    def _runs(self) -> Sequence[HostRun]:
+    @property
+    def runs(self) -> Sequence[HostRun]:
         driver = self._driver.get()
         if driver is None or driver.run is None:
             driver = self._last
         return () if driver is None else driver.runs
 
-    def _provenance(self) -> Mapping[str, Any]:
+    def provenance(self) -> Mapping[str, Any]:
         return provenance(self._pipe, self.module)
 
     @contextmanager
-    def _running(self, steps: int | None, sigmas: Sequence[float] | None, start: int) -> Iterator[None]:
+    def open_run(self, steps: int | None, sigmas: Sequence[float] | None, start: int) -> Iterator[None]:
         if isinstance(self._driver.get(), (GivenRun, PipelineCall)):
             raise RunError("run(): a run is under way here; leave its with block first")
-        with self._under_way(), self._driven_by(GivenRun(self._request, steps, sigmas, start)):
+        with self.under_way(), self._driven_by(GivenRun(self._request, steps, sigmas, start)):
             yield
 
-    def _go_to(self, step: int) -> bool:
+    def try_go_to(self, step: int) -> bool:
         driver = self._driver.get()
         if not isinstance(driver, GivenRun):
             return False
@@ -140,8 +143,8 @@ class Handle(AttachedToLoop):
         modules = denoisers_of(self._pipe)
         strange = [name for name in self._names if modules.get(name) not in [d.module for d in self.denoisers]]
         if strange:
-            self._warn(f"{', '.join(strange)} of {type(self._pipe).__name__} is not what was attached to; attach again")
-        with self._under_way(), self._driven_by(PipelineCall(self._request, self._pipe, self._boundary())):
+            self.warn(f"{', '.join(strange)} of {type(self._pipe).__name__} is not what was attached to; attach again")
+        with self.under_way(), self._driven_by(PipelineCall(self._request, self._pipe, self._boundary())):
             return call()
 
     def _boundary(self) -> float | None:
@@ -163,9 +166,9 @@ class Handle(AttachedToLoop):
             self._last = driver
         if run is None:
             if driver.problem:
-                self._warn_once(f"{denoiser.name} was called outside a run, so nothing is skipped: {driver.problem}")
+                self.warn_once(f"{denoiser.name} was called outside a run, so nothing is skipped: {driver.problem}")
             return call.compute()
-        streams = self._streams.get() or run.streams.of(call)
+        streams = self.named_streams.get() or run.streams.of(call)
         if run.moments is not None:
             run.moments.note(latents=call.latents())
         before = bool(run.record.past_end)
@@ -175,7 +178,7 @@ class Handle(AttachedToLoop):
             driver.failed()
             raise
         if run.record.past_end and not before:
-            self._warn(f"{denoiser.name} was evaluated more often than the run's {run.session.steps} steps; the rest computes")
+            self.warn(f"{denoiser.name} was evaluated more often than the run's {run.session.steps} steps; the rest computes")
         driver.left()
         return result
 

@@ -5,6 +5,7 @@ Each page runs in one namespace and one temporary folder, from top to bottom. By
 - ``python`` is executed. If it prints, a ``text`` block must follow, and hold what was printed.
 - ``text`` is the output of the ``python`` block before it; a line ``...`` stands for any lines, ``...`` in a line for any text.
 - ``console`` holds commands after ``$`` and, where it is worth showing, what they print; they run in processes of their own.
+- ``py`` with ``title="path"`` is a part of that file of this repository, word for word.
 - ``json`` and ``toml`` with ``title="name"`` are written to a file of that name, for the blocks that follow.
 
 The languages in ``NOT_RUN`` are not executed, for the reason given there; any other language is an error. What is quoted but
@@ -57,6 +58,8 @@ def evaluate(example):
         compare(source, example.namespace.pop("_printed", ""))
     elif language == "console":
         run_console(source)
+    elif language == "py" and title:
+        assert source in (ROOT / title[1]).read_text(encoding="utf-8"), f"line {example.line}: {title[1]} has other words"
     elif language in ("json", "toml") and title:
         Path(title[1]).write_text(source, encoding="utf-8")
     else:
@@ -113,7 +116,13 @@ def compare(shown, printed):
 def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = page.read_text(encoding="utf-8")
-    for module, extra in (("torch", "torch"), ("cattrs", "files"), ("click", "cli"), ("matplotlib", "plot")):
+    for module, extra in (
+        ("torch", "torch"),
+        ("diffusers", "diffusers"),
+        ("cattrs", "files"),
+        ("click", "cli"),
+        ("matplotlib", "plot"),
+    ):
         if needs(module, text):
             pytest.importorskip(module, reason=f"the page uses the {extra} extra, which is not installed")
     with undone():
@@ -140,6 +149,7 @@ def undone():
 def needs(module, text):
     marks = {
         "torch": ("import torch",),
+        "diffusers": ("import diffusers\n",),
         "cattrs": ("load_preset(", ".json", ".toml"),
         "click": ("$ magpolicy",),
         "matplotlib": (".plot(", "--plot"),

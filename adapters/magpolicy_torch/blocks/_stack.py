@@ -133,6 +133,8 @@ class BlockStack:
         AdapterError: a block's arguments do not tell which one holds the hidden states.
     """
 
+    __module__ = "magpolicy_torch"
+
     def __init__(self, blocks: Iterable[nn.Module], *, layout: Layouts = None, beside: Iterable[nn.Module] = ()) -> None:
         self.blocks = tuple(_flat(blocks))
         if not self.blocks or len(set(map(id, self.blocks))) < len(self.blocks):

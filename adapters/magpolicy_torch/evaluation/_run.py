@@ -24,6 +24,8 @@ from torch import Tensor
 class Run:
     """What belongs to one run on one stack; freed by :meth:`free`, which the session calls at its end."""
 
+    __module__ = "magpolicy_torch"
+
     stack: BlockStack
     session: Session
     store: ResidualStore

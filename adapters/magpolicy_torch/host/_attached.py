@@ -22,6 +22,10 @@ class AttachedRun(Protocol):
     """What a handle says about one run."""
 
     @property
+    def residuals_held(self) -> int:
+        """Residuals held now; none when it is over."""
+
+    @property
     def report(self) -> Report:
         """What it has done so far."""
 
@@ -36,10 +40,10 @@ class AttachedRun(Protocol):
 class Attached(abc.ABC):
     """A policy attached to a host's model: what its runs did, and taking it off again. Also a context manager that detaches.
 
-    A host's handle says which runs there were, and what was put on the model (:meth:`_install`).
+    A host's handle says which runs there were, and what was put on the model (:meth:`install`).
     """
 
-    _no_run = "run the model"
+    no_run = "run the model"
     """How to make a run, for the message where there was none yet."""
 
     def __init__(self) -> None:
@@ -48,12 +52,13 @@ class Attached(abc.ABC):
         self._undo = ExitStack()
         self._attached = False
 
+    @property
     @abc.abstractmethod
-    def _runs(self) -> Sequence[AttachedRun]:
+    def runs(self) -> Sequence[AttachedRun]:
         """The runs of the call under way here, or else of the last one, in order."""
 
     @abc.abstractmethod
-    def _provenance(self) -> Mapping[str, Any]:
+    def provenance(self) -> Mapping[str, Any]:
         """What a calibration says about the model it was made with."""
 
     @property
@@ -73,7 +78,7 @@ class Attached(abc.ABC):
     @property
     def reports(self) -> tuple[Report, ...]:
         """One report for each run of the last call: pipelines that work in sections or stages make several."""
-        return tuple(run.report for run in self._runs())
+        return tuple(run.report for run in self.runs)
 
     @property
     def curve(self) -> Curve:
@@ -93,12 +98,12 @@ class Attached(abc.ABC):
             RunError: not calibrating, no run yet, a run that was stopped, or a model whose blocks could not be followed.
             ArgumentError: the residuals make no calibration (another resolution midway, NaN).
         """
-        return self._latest("calibration").calibration(self._provenance())
+        return self._latest("calibration").calibration(self.provenance())
 
     @property
-    @abc.abstractmethod
     def residuals_held(self) -> int:
         """Residuals held for the run under way here: one per stream, two where a forecast needs them, none after it."""
+        return sum(run.residuals_held for run in self.runs)
 
     def detach(self) -> None:
         """Leave everything as it was before; calling it again does nothing.
@@ -119,12 +124,12 @@ class Attached(abc.ABC):
         self.detach()
 
     def _latest(self, what: str) -> AttachedRun:
-        runs = self._runs()
+        runs = self.runs
         if not runs:
-            raise RunError(f"{what}: there was no run yet; {self._no_run}")
+            raise RunError(f"{what}: there was no run yet; {self.no_run}")
         return runs[-1]
 
-    def _install(self, *installed: tuple[Callable[[], None], Callable[[], None]]) -> None:
+    def install(self, *installed: tuple[Callable[[], None], Callable[[], None]]) -> None:
         """Pairs of what patches and what takes it off again; if one fails, those before it are undone."""
         with ExitStack() as undo:
             for put_on, take_off in installed:
@@ -134,7 +139,7 @@ class Attached(abc.ABC):
         self._attached = True
 
     @contextmanager
-    def _under_way(self) -> Iterator[None]:
+    def under_way(self) -> Iterator[None]:
         """While a run is under way: the handle cannot be detached."""
         if not self._attached:
             raise RunError("run(): this handle is detached; attach again")
@@ -152,7 +157,7 @@ class AttachedToLoop(Attached):
 
     def __init__(self) -> None:
         super().__init__()
-        self._streams: Scoped[tuple[str, ...]] = Scoped("magpolicy_streams")
+        self.named_streams: Scoped[tuple[str, ...]] = Scoped("magpolicy_streams")
         self._warned = False
 
     @contextmanager
@@ -168,11 +173,11 @@ class AttachedToLoop(Attached):
             RunError: detached, or a run is under way in this thread.
             ArgumentError: the settings do not fit a run of that length.
         """
-        with self._running(steps, sigmas, start):
+        with self.open_run(steps, sigmas, start):
             yield self
 
     @abc.abstractmethod
-    def _running(self, steps: int | None, sigmas: Sequence[float] | None, start: int) -> AbstractContextManager[None]:
+    def open_run(self, steps: int | None, sigmas: Sequence[float] | None, start: int) -> AbstractContextManager[None]:
         """A run for as long as the with block lasts, as :meth:`run`."""
 
     @contextmanager
@@ -187,7 +192,7 @@ class AttachedToLoop(Attached):
         """
         if not names or len(set(names)) < len(names) or not all(isinstance(n, str) for n in names):
             raise ArgumentError(f"stream{names!r} must name at least one stream, each once; try stream('cond', 'uncond')")
-        with self._streams.set(names):
+        with self.named_streams.set(names):
             yield self
 
     def go_to(self, step: int) -> None:
@@ -205,18 +210,18 @@ class AttachedToLoop(Attached):
             RunError: no run is under way here.
             ArgumentError: ``step`` lies outside the run, or before where it is.
         """
-        if not self._go_to(step):
+        if not self.try_go_to(step):
             raise RunError(f"go_to({step}): no run is under way here; use it inside 'with handle.run(steps=...):'")
 
     @abc.abstractmethod
-    def _go_to(self, step: int) -> bool:
+    def try_go_to(self, step: int) -> bool:
         """As :meth:`go_to`; whether a run is under way here."""
 
-    def _warn_once(self, message: str) -> None:
+    def warn_once(self, message: str) -> None:
         """Said at the first call outside a run; once is enough."""
         if not self._warned:
             self._warned = True
-            self._warn(message)
+            self.warn(message)
 
-    def _warn(self, message: str) -> None:
+    def warn(self, message: str) -> None:
         warnings.warn(message, UserWarning, stacklevel=4)

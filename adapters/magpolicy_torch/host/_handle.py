@@ -72,7 +72,9 @@ class Handle(AttachedToLoop):
     other's. Calls outside any run compute as if nothing were attached.
     """
 
-    _no_run = "call the model inside 'with handle.run(steps=...):'"
+    __module__ = "magpolicy_torch"
+
+    no_run = "call the model inside 'with handle.run(steps=...):'"
 
     def __init__(self, module: nn.Module, stack: BlockStack, request: AttachRequest) -> None:
         super().__init__()
@@ -95,14 +97,14 @@ class Handle(AttachedToLoop):
         stack = stack_for(inner, request)
         handle = cls(module, stack, request)
         front = CallInterceptor(inner, handle._forward)
-        handle._install((stack.claim, stack.release), (front.install, front.remove))
+        handle.install((stack.claim, stack.release), (front.install, front.remove))
         return handle
 
     @contextmanager
-    def _running(self, steps: int | None, sigmas: Sequence[float] | None, start: int) -> Iterator[None]:
+    def open_run(self, steps: int | None, sigmas: Sequence[float] | None, start: int) -> Iterator[None]:
         if self._run.get() is not None:
             raise RunError("run(): a run is under way here; leave its with block first")
-        with self._under_way():
+        with self.under_way():
             run = HostRun(self._request, self._request.session(steps, sigmas), start)
             with self._run.set(run):
                 try:
@@ -120,23 +122,18 @@ class Handle(AttachedToLoop):
         """What a skip leaves out: the block ``"stack"``, or the whole ``"model"``."""
         return self.stack.scope
 
-    @property
-    def residuals_held(self) -> int:
-        """Residuals held for the run under way here: one per stream, two where a forecast needs them, none after it."""
-        run = self._run.get()
-        return 0 if run is None else run.residuals_held
-
-    def _go_to(self, step: int) -> bool:
+    def try_go_to(self, step: int) -> bool:
         run = self._run.get()
         if run is not None:
             run.go_to(run.check_step(step))
         return run is not None
 
-    def _runs(self) -> Sequence[HostRun]:
+    @property
+    def runs(self) -> Sequence[HostRun]:
         run = self._run.get() or self._last
         return () if run is None else (run,)
 
-    def _provenance(self) -> Mapping[str, Any]:
+    def provenance(self) -> Mapping[str, Any]:
         return {"model": self._name, "versions": versions()}
 
     @property
@@ -149,16 +146,16 @@ class Handle(AttachedToLoop):
     def _forward(self, original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run = self._run.get()
         if run is None:
-            self._warn_once(
+            self.warn_once(
                 f"{self._name} was called outside a run, so nothing is skipped; put the loop in 'with handle.run(steps=...):'"
             )
             return original(*args, **kwargs)
         if visited(self.stack):  # the model calls itself: part of the evaluation under way
             return original(*args, **kwargs)
         before = bool(run.record.past_end)
-        result = run.evaluate(self._model, self._streams.get() or ("single",), original, args, kwargs)
+        result = run.evaluate(self._model, self.named_streams.get() or ("single",), original, args, kwargs)
         if run.record.past_end and not before:
-            self._warn(
+            self.warn(
                 f"{self._name} was evaluated more often than the run's {run.session.steps} steps; the rest computes. "
                 "Is steps right?"
             )

@@ -75,6 +75,8 @@ class Record:
 class Report:
     """What a run did."""
 
+    __module__ = "magpolicy_torch"
+
     trace: tuple[TraceEntry, ...]
     """Every decision, also those after the run's last step (``Decision.PAST_END``)."""
     schedule: Schedule | None

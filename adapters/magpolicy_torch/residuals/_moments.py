@@ -84,6 +84,8 @@ class Moments:
         ArgumentError: ``window`` or ``tokens`` below 1.
     """
 
+    __module__ = "magpolicy_torch"
+
     def __init__(
         self, *, window: int = WINDOW, tokens: int | None = TOKENS, offload: str | None = None, reduce: Reduce | None = None
     ) -> None:

@@ -58,6 +58,8 @@ class Calibration:
         ArgumentError: lengths that differ.
     """
 
+    __module__ = "magpolicy"
+
     sigmas: tuple[float, ...] = field(converter=_as_levels)
     streams: Mapping[str, StreamMoments] = field(converter=_as_streams, repr=False)
     cross: Mapping[tuple[str, str], Floats] = field(factory=dict, converter=_as_cross, repr=False)
@@ -165,11 +167,8 @@ class Calibration:
 
     def _levels_of(self, steps: int | None, sigmas: Sequence[float] | None) -> tuple[float, ...]:
         """The noise levels of another run."""
-        if sigmas is not None:
-            target = _checks.levels("sigmas", sigmas)
-            if steps is not None and steps not in (len(target), len(sigmas)):
-                raise ArgumentError(f"steps={steps} contradicts sigmas with {len(target)} levels; give one of them")
-            return target
+        if (given := _checks.run_levels(steps, sigmas)) is not None:
+            return given
         if steps is None or steps == self.steps:
             return self.sigmas
         return self.curve.levels_for(_checks.steps(steps, example=str(self.steps)))

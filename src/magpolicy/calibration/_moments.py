@@ -67,6 +67,8 @@ class StreamMoments:
         ArgumentError: shapes that do not fit each other, or values that cannot be.
     """
 
+    __module__ = "magpolicy"
+
     gram: Floats = field(converter=_as_gram)
     ratios: tuple[float, ...] = field(converter=_as_ratios)
     spread: tuple[float, ...] = field(converter=_as_spread)

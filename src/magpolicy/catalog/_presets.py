@@ -19,6 +19,8 @@ from magpolicy.policy._semantics import semantics as semantics_of
 class Setting:
     """Settings somebody published for a table, with where."""
 
+    __module__ = "magpolicy"
+
     threshold: float | None = None
     max_skips: int | None = None
     retention: float | None = None
@@ -35,6 +37,8 @@ class Preset:
     ``settings`` lists all that were published. ``semantics`` names the implementation the table was made for: pass it on
     to reproduce that implementation's decisions, ``None`` is magpolicy's own rule.
     """
+
+    __module__ = "magpolicy"
 
     name: str
     curve: Curve

@@ -35,6 +35,8 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 class AttachRequest:
     """What an adapter is asked to do, checked."""
 
+    __module__ = "magpolicy"
+
     setup: RunConfig = field(repr=False)
     steps: int | None = None
     """Steps of a run, unless the run says otherwise."""

@@ -18,6 +18,8 @@ REGIONS = ("blocks", "model")
 class CompileRequest:
     """What an adapter is asked to compile, and how."""
 
+    __module__ = "magpolicy"
+
     region: str = "blocks"
     """``"blocks"``: each repeated block by itself, compiled once for all of them; ``"model"``: the model as a whole."""
     options: Mapping[str, Any] = field(factory=dict)

@@ -29,6 +29,8 @@ DISABLE = "MAGPOLICY_DISABLE_PLUGINS"
 class PluginInfo:
     """One plugin: where it comes from, the hooks it implements, and why it is not in use (``None``: it is)."""
 
+    __module__ = "magpolicy"
+
     name: str
     distribution: str
     version: str

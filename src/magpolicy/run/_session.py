@@ -49,6 +49,8 @@ class Session:
     Not for use from several threads at once: one session is one run.
     """
 
+    __module__ = "magpolicy"
+
     def __init__(
         self,
         source: Source | Schedule,

@@ -127,6 +127,8 @@ def _decisions(policies: list[Policy], joint: str, count: int) -> list[_Row]:
 class SweepRow:
     """Settings and what they give."""
 
+    __module__ = "magpolicy"
+
     threshold: float
     max_skips: int
     retention: float
@@ -151,6 +153,8 @@ class SweepRow:
 @frozen
 class Sweep:
     """A table of settings, in the order they were tried."""
+
+    __module__ = "magpolicy"
 
     rows: tuple[SweepRow, ...]
 
