@@ -11,7 +11,7 @@ from magpolicy import PresetError
 from magpolicy_torch import adapter
 
 if TYPE_CHECKING:
-    from magpolicy_comfyui._noise_levels import ScheduleSpan
+    from magpolicy.adapter import ScheduleSpan
 
 
 @frozen

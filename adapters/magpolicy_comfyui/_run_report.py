@@ -8,7 +8,7 @@ from typing import Any
 from attrs import Factory, define, evolve
 
 from magpolicy import Calibration, Curve, RunError, Schedule
-from magpolicy_comfyui._noise_levels import ScheduleSpan
+from magpolicy.adapter import ScheduleSpan
 from magpolicy_torch.adapter import Report
 
 

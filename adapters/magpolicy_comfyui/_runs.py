@@ -15,12 +15,13 @@ from attrs import define, field
 from comfy.patcher_extension import WrappersMP
 
 from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, MagPolicyError, RunError, Session
+from magpolicy.adapter import ScheduleSpan, place
 from magpolicy_comfyui import _dry_run, _model_presets
 from magpolicy_comfyui._compile import by_blocks
 from magpolicy_comfyui._denoiser import Denoiser
-from magpolicy_comfyui._noise_levels import ScheduleSpan, span_of, steps_of
+from magpolicy_comfyui._noise_levels import span_of, steps_of
 from magpolicy_comfyui._run_report import RunReport
-from magpolicy_comfyui._settings import Settings, length_of, with_streams
+from magpolicy_comfyui._settings import Settings
 from magpolicy_comfyui._streams import StreamNames
 from magpolicy_torch import adapter
 
@@ -167,10 +168,9 @@ class RunDriver:
         span = span_of(self._levels, steps, guider.inner_model.model_sampling)
         source = self._chosen(guider, span, noise.shape)
         self._streams = StreamNames(guider.conds)
-        config = with_streams(settings.config(source, span, steps_of(self._levels, steps)), self._streams.bases)
-        length, levels, first = length_of(config, span)
-        request = settings.request(config)
-        self.run = HostRun(request, request.session(length, levels), span, first)
+        config = settings.config(source, span, steps_of(self._levels, steps)).with_streams(self._streams.bases)
+        placed = place(config, span)
+        self.run = HostRun(settings.request(placed.config), placed.session(settings.safeguard), span, placed.first)
         served = config.preset or source  # of several presets by a name, the one that serves
         name = getattr(served, "name", "") or (served if isinstance(served, str) else type(served).__name__)
         self.source = "calibration" if settings.calibrate else name

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import frozen
 
-import magpolicy
 from magpolicy import AttachRequest, Schedule
-from magpolicy.adapter import RunConfig, always_compute, resolve, simulate_config
+from magpolicy.adapter import RunConfig, ScheduleSpan, always_compute, place, resolve
 from magpolicy.adapter import semantics as known_semantics
-from magpolicy_comfyui._noise_levels import ScheduleSpan
 from magpolicy_torch.adapter import ResidualStore
 
 
@@ -62,13 +60,12 @@ class Settings:
     @classmethod
     def of_request(cls, request: AttachRequest) -> Settings:
         """What :func:`magpolicy.attach` was asked."""
-        config = request.setup
         return cls(
-            source=config.preset or config.schedule or config.calibration or config.curve,
+            source=request.config.given,
             calibrate=request.calibrate,
             offload=request.offload,
             storage_dtype=request.storage_dtype,
-            given=config,
+            given=request.config,
             window=request.window,
             tokens=request.tokens,
             safeguard=request.safeguard,
@@ -77,7 +74,7 @@ class Settings:
     def request(self, config: RunConfig) -> AttachRequest:
         """What these settings ask of a run with ``config``."""
         return AttachRequest(
-            setup=config,
+            config=config,
             calibrate=self.calibrate,
             offload=self.offload,
             storage_dtype=self.storage_dtype,
@@ -92,9 +89,8 @@ class Settings:
         Raises:
             ArgumentError: a setting is missing.
         """
-        count = list(range(steps))
-        span = ScheduleSpan(tuple(1 - i / steps for i in count), (), 0, 0, True)
-        return simulate_config(self.config(source, span, count), steps)
+        span = ScheduleSpan(tuple(1 - i / steps for i in range(steps)), ())
+        return place(self.config(source, span, list(range(steps))), span).simulate()
 
     def config(self, source: Any, span: ScheduleSpan, sampler_steps: list[int]) -> RunConfig:
         """The checked settings of a run that covers ``span``; ``sampler_steps`` says which step each evaluation belongs to.
@@ -104,12 +100,7 @@ class Settings:
         """
         if self.calibrate:
             return always_compute()
-        config = self.given or self._resolved(source, *self._may_skip(span, sampler_steps))
-        known = config.preset
-        boundary = known.expert_boundary if known and config.how.experts != "one" else None
-        if boundary and "boundary" in boundary and config.how.interpolation == "noise_level" and span.flow:
-            return config.switching(span.first + sum(s >= float(boundary["boundary"]) for s in span.flow))
-        return config
+        return self.given or self._resolved(source, *self._may_skip(span, sampler_steps))
 
     def _resolved(self, source: Any, start: int = 0, end: int | None = None) -> RunConfig:
         if isinstance(source, Schedule):
@@ -137,28 +128,3 @@ class Settings:
         if not inside:
             return span.steps, None
         return span.first + inside[0], span.first + inside[-1]
-
-
-def length_of(config: RunConfig, span: ScheduleSpan) -> tuple[int | None, tuple[float, ...] | None, int]:
-    """Length or noise levels of the whole schedule that ``span`` is a part of, and where in it the run begins."""
-    if config.schedule is not None or config.how.interpolation != "noise_level":
-        return len(span.levels), None, 0  # an implementation that counts steps, counts those of this sampling
-    curve = config.curve
-    if curve.assumed:
-        # Levels that nobody measured are shares of a run; evenly spaced steps are then known by their number.
-        return (span.steps, None, span.first) if span.even else (None, span.whole(span.levels), span.first)
-    given = span.whole(span.flow, curve.levels[0])
-    near = len(given) == len(curve) and all(abs(a - b) <= 1e-5 for a, b in zip(given, curve.levels, strict=True))
-    return None, (curve.levels if near else given), span.first
-
-
-def with_streams(config: RunConfig, names: dict[str, str]) -> RunConfig:
-    """The same with ratios for more streams: of each name, those of the stream it goes by."""
-    curve = config.curve
-    if config.schedule is not None or len(curve.streams) < 2:
-        return config
-    more = {name: curve.of(base) for name, base in names.items() if name not in curve.streams and base in curve.streams}
-    if not more:
-        return config
-    ratios = {**curve.ratios, **more}
-    return evolve(config, curve=magpolicy.Curve(ratios, sigmas=curve.sigmas, first_step=curve.first_step), laid={})

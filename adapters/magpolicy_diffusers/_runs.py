@@ -6,7 +6,7 @@ import abc
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from magpolicy import ArgumentError, AttachRequest, Session
+from magpolicy import ArgumentError, AttachRequest, Schedule, Session
 from magpolicy_diffusers._arguments import Times
 from magpolicy_diffusers._noise_levels import Levels, SchedulerClock, TimestepClock
 from magpolicy_diffusers._provenance import guidance
@@ -205,18 +205,10 @@ class PipelineCall(RunDriver):
 
 def _session(request: AttachRequest, levels: Levels, boundary: float | None, scale: float | None) -> Session:
     """A session for what a scheduler is about to run."""
-    setup, steps = request.setup, len(levels.timesteps)
-    expert_step = None if boundary is None else sum(t >= boundary * levels.full for t in levels.timesteps)
-    by_level = setup.schedule is None and setup.how.interpolation == "noise_level"
-    sigmas = None
-    if by_level:
-        # A curve with assumed levels is read by share of the run: which schedule it was calibrated on is not known.
-        sigmas = levels.shares() if setup.curve.assumed else levels.noise()
-    if setup.schedule is not None and setup.schedule.steps != steps:
+    given, steps = request.config.given, len(levels.timesteps)
+    if isinstance(given, Schedule) and given.steps != steps:
         raise ArgumentError(
-            f"num_inference_steps makes {steps} evaluations, but the schedule has {setup.schedule.steps}; attach with a "
+            f"num_inference_steps makes {steps} evaluations, but the schedule has {given.steps}; attach with a "
             f"schedule of {steps} steps"
         )
-    if sigmas is not None and len(sigmas) == steps:
-        return request.session(sigmas=sigmas, expert_step=expert_step, guidance=scale)
-    return request.session(steps, expert_step=expert_step, guidance=scale)
+    return request.session_over(levels.span(boundary), guidance=scale)

@@ -12,19 +12,24 @@ from magpolicy._files import PRESET_ENDINGS, file_name, names_a_file
 from magpolicy.catalog._matching import PresetMatches, named
 from magpolicy.policy._semantics import semantics
 from magpolicy.run._call import CallDecision, StreamDecision
-from magpolicy.run._config import RunConfig, always_compute, resolve
+from magpolicy.run._config import RunConfig
+from magpolicy.run._placing import Placement, ScheduleSpan, place
+from magpolicy.run._resolve import always_compute, resolve
 from magpolicy.run._simulate import simulate_config
 
 __all__ = [
     "PRESET_ENDINGS",
     "CallDecision",
+    "Placement",
     "PresetMatches",
     "RunConfig",
+    "ScheduleSpan",
     "StreamDecision",
     "always_compute",
     "file_name",
     "named",
     "names_a_file",
+    "place",
     "require",
     "resolve",
     "semantics",

@@ -9,9 +9,9 @@ from typing import Any
 from attrs import frozen
 
 from magpolicy import ArgumentError, Schedule
-from magpolicy.adapter import simulate_config, whole
+from magpolicy.adapter import place, whole
 from magpolicy_comfyui import _dry_run, _model_presets, _noise_levels
-from magpolicy_comfyui._settings import Settings, length_of
+from magpolicy_comfyui._settings import Settings
 
 MAX_STEPS = 2_000  # more than anybody samples with; a panel asks again and again
 # Samplers that draw from the common generator even when they are given a seed; and one that steps as another does.
@@ -66,9 +66,8 @@ def schedule(settings: Settings, source: Any, sampler: Sampler, *, flux: bool = 
     if settings.follow_steps:
         source = _model_presets.longer(source.name, span.steps)
     config = settings.config(source, span, _noise_levels.steps_of(evaluations, levels))
-    steps, given, first = length_of(config, span)
     remark = None if known else "one evaluation a step is assumed: this sampler's are known when it runs"
-    return simulate_config(config, steps, given, part=(first, first + len(span.levels))), remark
+    return place(config, span).simulate(), remark
 
 
 def _evaluations(sampler: Sampler, flux: bool) -> tuple[list[float], list[float], Any, bool] | None:
