@@ -66,7 +66,7 @@ class Preset:
     def expert_step(self, steps: int, sigmas: Sequence[float] | None = None) -> int | None:
         """First step of the second (low-noise) expert in a run of ``steps``; ``None`` for a model with one.
 
-        With ``sigmas``, the noise level of each step, it counts those at or above the boundary, if the boundary is known. Otherwise
+        With ``sigmas``, the noise level of each step, it counts those at or above the boundary, if that is known. Otherwise
         it counts timesteps at or above the boundary on the shifted schedule (Zehong-Ma/MagCache,
         MagCache4Wan2.2/magcache_generate.py, get_timesteps). If the schedule is not published, the table's index of the switch
         is scaled to ``steps``.
