@@ -107,6 +107,7 @@ def simulate_config(
         modelled=tuple([tuple(errors) for _, errors in rows]),
         first_step=first,
         coefficients=tuple(map(run.forecast.along, config.streams, masks, repeat(first))),
+        sigmas=None if levels is None else levels[first:stop],
     )
 
 
