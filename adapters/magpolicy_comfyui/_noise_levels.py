@@ -6,7 +6,6 @@ how much lies before and after it is told by the noise levels of its ends.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from magpolicy.adapter import ScheduleSpan
 _FLOOR = 1e-6  # an evaluation at 0 is an evaluation, not the end of a list
 
 
-def place(evaluations: Sequence[float], sigmas: Sequence[float], sampling: Any) -> ScheduleSpan:
+def span_of(evaluations: Sequence[float], sigmas: Sequence[float], sampling: Any) -> ScheduleSpan:
     """Where a run lies.
 
     Args:
@@ -56,8 +55,3 @@ def steps_of(evaluations: Sequence[float], sigmas: Sequence[float]) -> list[int]
     if len(evaluations) == len(steps) and all(near):
         return list(range(len(steps)))
     return [max((i for i, s in enumerate(steps) if s >= sigma * (1 - 1e-5)), default=0) for sigma in evaluations]
-
-
-def falling(levels: Sequence[float]) -> bool:
-    """Whether ``levels`` strictly decrease: a schedule, and not a sequence with repetitions."""
-    return all(a > b for a, b in itertools.pairwise(levels))

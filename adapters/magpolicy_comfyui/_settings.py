@@ -1,4 +1,4 @@
-"""What a node asks for."""
+"""What a run is asked: by a node, or by :func:`magpolicy.attach`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from typing import Any
 
 from attrs import frozen
 
-from magpolicy import AttachRequest, Preset, Schedule
+from magpolicy import AttachRequest, Schedule
 from magpolicy.adapter import RunConfig, ScheduleSpan, always_compute, place, resolve
-from magpolicy.policy._semantics import semantics as _semantics
-from magpolicy_torch.residuals._moments import TOKENS
-from magpolicy_torch.residuals._store import ResidualStore
+from magpolicy.adapter import semantics as known_semantics
+from magpolicy_torch.adapter import ResidualStore
 
 
 @frozen(kw_only=True)
@@ -34,7 +33,7 @@ class Settings:
     storage_dtype: Any = None
     calibrate: bool = False
     window: int | None = None
-    tokens: int | None = TOKENS
+    tokens: int | None = 2048
     """Of a calibration: evaluations back and tokens that are compared; see :class:`magpolicy_torch.Moments`."""
     name: str = ""
     """Of the calibration."""
@@ -54,9 +53,9 @@ class Settings:
             ArgumentError: one is out of range; the message names it.
         """
         ResidualStore(self.offload, self.storage_dtype)
-        _semantics(self.semantics)
+        known_semantics(self.semantics)
         if self.source is not None and not self.calibrate:
-            self._resolved(self.source, 0, None)
+            self._resolved(self.source)
 
     @classmethod
     def of_request(cls, request: AttachRequest) -> Settings:
@@ -72,6 +71,18 @@ class Settings:
             safeguard=request.safeguard,
         )
 
+    def request(self, config: RunConfig) -> AttachRequest:
+        """What these settings ask of a run with ``config``."""
+        return AttachRequest(
+            config=config,
+            calibrate=self.calibrate,
+            offload=self.offload,
+            storage_dtype=self.storage_dtype,
+            window=self.window,
+            tokens=self.tokens,
+            safeguard=self.safeguard,
+        )
+
     def preview(self, source: Any, steps: int) -> Schedule:
         """The schedule of a whole run of ``steps`` steps.
 
@@ -82,16 +93,16 @@ class Settings:
         return place(self.config(source, span, list(range(steps))), span).simulate()
 
     def config(self, source: Any, span: ScheduleSpan, sampler_steps: list[int]) -> RunConfig:
-        """The checked settings of a run that lies at ``span``; ``sampler_steps`` says which step each evaluation belongs to.
+        """The checked settings of a run that covers ``span``; ``sampler_steps`` says which step each evaluation belongs to.
 
         Raises:
             ArgumentError: they do not fit.
         """
         if self.calibrate:
             return always_compute()
-        return self.given or self._resolved(source, *self._window(span, sampler_steps))
+        return self.given or self._resolved(source, *self._may_skip(span, sampler_steps))
 
-    def _resolved(self, source: Any, start: int, end: int | None) -> RunConfig:
+    def _resolved(self, source: Any, start: int = 0, end: int | None = None) -> RunConfig:
         if isinstance(source, Schedule):
             return resolve(source)
         planned = self.speedup is not None
@@ -107,8 +118,8 @@ class Settings:
             forecast=self.forecast,
         )
 
-    def _window(self, span: ScheduleSpan, sampler_steps: list[int]) -> tuple[int, int | None]:
-        """The window of positions that the window of the sampler's steps means."""
+    def _may_skip(self, span: ScheduleSpan, sampler_steps: list[int]) -> tuple[int, int | None]:
+        """First and last position that may be skipped, of ``start_step`` and ``end_step``, which count the sampler's steps."""
         count = max(sampler_steps) + 1
         last = count - 1 if self.end_step is None else self.end_step + count if self.end_step < 0 else self.end_step
         inside = [i for i, step in enumerate(sampler_steps) if self.start_step <= step <= last]
@@ -117,10 +128,3 @@ class Settings:
         if not inside:
             return span.steps, None
         return span.first + inside[0], span.first + inside[-1]
-
-
-def recommended(source: Any) -> dict[str, Any]:
-    """The settings that come with a preset."""
-    if not isinstance(source, Preset):
-        return {}
-    return {"threshold": source.threshold, "max_skips": source.max_skips, "retention": source.retention}

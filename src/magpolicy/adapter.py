@@ -10,6 +10,7 @@ from magpolicy._checks import whole
 from magpolicy._errors import require
 from magpolicy._files import PRESET_ENDINGS, file_name, names_a_file
 from magpolicy.catalog._matching import PresetMatches, named
+from magpolicy.policy._semantics import semantics
 from magpolicy.run._call import CallDecision, StreamDecision
 from magpolicy.run._config import RunConfig
 from magpolicy.run._placing import Placement, ScheduleSpan, place
@@ -31,6 +32,7 @@ __all__ = [
     "place",
     "require",
     "resolve",
+    "semantics",
     "simulate_config",
     "whole",
 ]

@@ -258,6 +258,10 @@ def test_noise_levels_are_those_of_the_run_where_no_plan_has_any():
     assert Schedule.from_trace(session.trace[:2]).sigmas == (1.0, 0.5)
     assert Schedule.from_trace(session.trace, plan=Schedule.from_mask([1, 0, 0])).sigmas == (1.0, 0.5, 0.2)
     assert Schedule.from_dict(ran.to_dict()).sigmas == ran.sigmas
+    assert simulate([1.0, 1.1, 1.0], sigmas=[1.0, 0.5, 0.2], part=(1, 3), threshold=0.2, max_skips=2, retention=0).sigmas == (
+        0.5,
+        0.2,
+    )
     assert "sigmas" not in Schedule.from_mask([1, 0]).to_dict()
 
 

@@ -28,7 +28,7 @@ from magpolicy.schedule._trace import TraceEntry
 
 
 class Session:
-    """A run's policies, one per stream, made as the streams appear.
+    """One run: it decides each evaluation of each stream, and notes the decisions.
 
     >>> import magpolicy
     >>> with magpolicy.Session([1.0, 1.01, 1.0, 0.99], threshold=0.05, max_skips=2, retention=0.25) as session:
@@ -40,12 +40,12 @@ class Session:
     4 steps █··█  2 computed  2.00x
 
     A call that holds several streams (conditions batched together) takes one decision: ``session.decide(["cond", "uncond"])``
-    skips only if every stream's own test passes; each stream keeps its own accumulators. Arguments are those of
-    :func:`magpolicy.simulate`; ``source`` may also be a :class:`magpolicy.Schedule`, which is then followed.
+    skips only if every stream passes its own test; each stream keeps its own accumulators. Arguments are those of
+    :func:`magpolicy.simulate`; ``source`` may also be a :class:`magpolicy.Schedule`, which the run then follows.
 
     With one of ``speedup``, ``computed`` and ``error`` (and ``objective`` and ``guidance``, as in :func:`magpolicy.plan`) the
-    run is planned, again for each beginning; ``.schedule`` is the plan. ``safeguard`` (``True``, a margin, or a
-    :class:`magpolicy.Safeguard`) has the run compared with its plan.
+    run is planned, each time it begins; ``.schedule`` is the plan. ``safeguard`` (``True``, a margin, or a
+    :class:`magpolicy.Safeguard`) compares the run with its plan.
 
     Not for use from several threads at once: one session is one run.
     """
@@ -168,7 +168,7 @@ class Session:
 
         Args:
             stream: a stream's name (anything hashable; kept as text), or a list of names for one batched call.
-            step: position in the run, where streams may sit steps out; by default the stream's next one.
+            step: position in the run, if streams may leave out steps; by default the stream's next one.
             sigma: noise level for the trace; by default the one the session was given for that step.
 
         Returns:
@@ -188,17 +188,17 @@ class Session:
         earliest: int | None = None,
         sigma: float | None = None,
     ) -> CallDecision | None:
-        """Decide one call of a model, and what follows from it: what an adapter uses in place of :meth:`decide`.
+        """Decide one call of a model, and all that follows from the decision. Adapters use this instead of :meth:`decide`.
 
         Args:
             streams: the streams of this call, in batch order.
             step: position in the run; by default the next one of all these streams.
-            earliest: or the position the host is at. Where one of these streams went further, the call is at its next one.
+            earliest: or the host's position. If one of these streams is further already, the call is at its next position.
             sigma: noise level for the trace; by default the one the session was given for that step.
 
         Returns:
-            the call, to be ended by its ``commit`` or ``cancel`` before the next one; ``None`` if one of these streams has had
-            all its evaluations.
+            the call; its ``commit`` or ``cancel`` must follow before the next one. ``None`` if one of these streams has no
+            evaluation left.
 
         Raises:
             RunError: no run is under way, the last call is not ended, or the step lies outside the run or before a stream's.
@@ -322,7 +322,7 @@ class Session:
             self._observers.tell("on_run_end", session=self)
 
     def on_end(self, callback: Callable[[], None]) -> None:
-        """Have ``callback`` called once when the run ends, also by an exception: the place to free residuals."""
+        """Call ``callback`` once when the run ends, also by an exception; adapters free residuals there."""
         self._on_end.append(callback)
 
     def coefficients(self, stream: Hashable = SINGLE) -> Coefficients:
@@ -340,7 +340,7 @@ class Session:
         raise RunError(f"stream={stream!r}: nothing is decided for it; call decide() first")
 
     def follow(self, schedule: Schedule) -> None:
-        """Go on by another schedule of this run, from the next step on.
+        """Follow another schedule of this run, from the next step on.
 
         Raises:
             ArgumentError: a schedule of another length.
@@ -369,7 +369,7 @@ class Session:
 
     @property
     def replans(self) -> tuple[Replan, ...]:
-        """Where this run left its plan."""
+        """Each time that this run left its plan, in order."""
         return tuple(self._replans)
 
     def _upcoming_skips(self) -> dict[str, Coefficients]:
@@ -395,7 +395,7 @@ class Session:
         return self._first if policy is None else policy.step
 
     def remaining(self, stream: Hashable = SINGLE) -> int:
-        """Evaluations the stream has left in this run."""
+        """How many evaluations of the stream are still to come in this run."""
         return self.steps - self.step(stream)
 
     @property

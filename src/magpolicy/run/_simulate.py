@@ -53,9 +53,9 @@ def simulate(
         start_step: first step that may be skipped.
         end_step: last step that may be skipped (inclusive; negative counts from the end).
         forced: steps that are always computed.
-        semantics: whose reading of the table and the rule: a name from :func:`magpolicy.semantics_names`.
+        semantics: which implementation's reading of the table, and rule: a name from :func:`magpolicy.semantics_names`.
         expert_step: first step of the second expert of a two-expert model; a preset brings its own.
-        batched: whether the streams are evaluated in one call and so decided jointly; as the semantics do by default.
+        batched: whether one call evaluates all streams, so that they are decided jointly; by default as the semantics say.
         part: first and last-but-one position, for a run of part of the steps (img2img, a later stage): the schedule
             covers those steps only, the positions stay those of the whole run.
         forecast: how a skipped step's residual is made: ``"hold"`` (the default) reuses the last computed one, ``"linear"``
@@ -107,6 +107,7 @@ def simulate_config(
         modelled=tuple([tuple(errors) for _, errors in rows]),
         first_step=first,
         coefficients=tuple(map(run.forecast.along, config.streams, masks, repeat(first))),
+        sigmas=None if levels is None else levels[first:stop],
     )
 
 
@@ -140,7 +141,7 @@ def _together(policies: Sequence[Policy], joint: str, count: int) -> list[_Row]:
 
 @frozen
 class SweepRow:
-    """Settings and what they give."""
+    """Settings, and the schedule that they give."""
 
     __module__ = "magpolicy"
 
