@@ -20,7 +20,8 @@ class is missing.
 
 - **stack**: the lists of blocks that a skip leaves out, in the order in which they run.
 - **hidden states**: the argument of the first block that holds them, and which element of the last block's result does.
-- **table**: what the adapter's table says of the class (`magpolicy_diffusers/_block_stacks.py`). The adapter sees the rest by itself.
+- **table**: what the adapter's table says of the class (`magpolicy_diffusers/_block_stacks.py`). The adapter sees the rest by
+  itself.
 - **exact**: a computed step is bit-equal to the bare model, a skipped one bit-equal to the bare model with its last block's
   result replaced by the stack's input plus the kept residual, and no block ran. With: further inputs this was shown with.
 
