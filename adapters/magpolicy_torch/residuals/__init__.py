@@ -1,7 +1,6 @@
-"""Residuals: what a stack of blocks adds to its input, how it is kept, and what is measured of it.
+"""Residuals as tensors: what a block stack adds to its input, taken, kept and given back.
 
-A residual is a tensor of the shape of a model's image tokens. ``_arithmetic`` is the one place that makes, adds and forecasts
-one. A :class:`~magpolicy_torch.ResidualStore` keeps the newest up to three of each stream for the skips to come, on their
-device or in main memory. :class:`~magpolicy_torch.Moments` keeps none: it sums the inner products from which calibrations are
-made. Nothing here knows blocks, models or decisions. Imports ``device`` alone.
+``_arithmetic`` is the one place where tensors are added and subtracted, ``_store`` is where residuals wait for the steps
+that reuse them, and ``_moments`` measures them while a calibration runs. Nothing here knows a model. ``evaluation/`` and
+``host/`` import it.
 """
