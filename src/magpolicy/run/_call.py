@@ -52,6 +52,10 @@ class CallDecision:
     """The streams of this call, in batch order."""
     decision: Decision
     """The call's decision; where it computes, the first reason that a stream of its own has."""
+    skip: bool
+    """Whether the blocks are skipped, for all streams."""
+    useful: bool
+    """Whether anything comes of what this call computes: a later skip, or a comparison."""
     step: int
     """Position in the run."""
     sigma: float | None
@@ -61,16 +65,6 @@ class CallDecision:
     _policies: tuple[Policy, ...]
     _proposed: Sequence[Decision]
     _tested: Sequence[float]
-
-    @property
-    def skip(self) -> bool:
-        """Whether the blocks are skipped, for all streams."""
-        return self.decision.skip
-
-    @property
-    def useful(self) -> bool:
-        """Whether anything comes of what this call computes: a later skip, or a comparison."""
-        return any(stream.keep > 0 or stream.check is not None for stream in self.streams)
 
     def commit(self, revised: Decision | None = None, errors: Mapping[str, float] | None = None) -> None:
         """Make the decision final.
