@@ -37,7 +37,7 @@ GUIDANCE = click.option("--guidance", type=float, metavar="S", help="Guidance sc
 @click.option("--speedup", type=float, metavar="X", help="Evaluations per computed one, at least.")
 @click.option("--computed", type=int, metavar="N", help="Or the number of computed steps.")
 @click.option("--error", type=float, metavar="E", help="Or a bound on the expected relative error of each skipped step.")
-@click.option("--max-skips", "-K", type=int, metavar="K", help="Longest series of skips.")
+@click.option("--max-skips", "-K", type=int, metavar="K", help="How many steps in a row may be skipped, at most.")
 @click.option("--retention", type=float, metavar="R", help="Leading share of the run that always computes, 0 to 1.")
 @click.option("--forced", type=NumberList(int), metavar="N,N,...", help="Steps that always compute; -1 is the last.")
 @click.option(

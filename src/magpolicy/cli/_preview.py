@@ -37,7 +37,9 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @STEPS
 @click.option("--sigmas", type=NumberList(float), metavar="S,S,...", help="Or the noise levels of its evaluations.")
 @click.option("--threshold", type=float, metavar="X", help="Bound on the accumulated error; a preset brings its own.")
-@click.option("--max-skips", "-K", type=int, metavar="K", help="Longest series of skips; a preset brings its own.")
+@click.option(
+    "--max-skips", "-K", type=int, metavar="K", help="How many steps in a row may be skipped, at most; a preset brings its own."
+)
 @click.option(
     "--retention",
     type=float,

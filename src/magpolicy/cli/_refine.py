@@ -29,7 +29,7 @@ from magpolicy.cli._params import Command, NumberList, examples
 @click.option(
     "--runs", type=click.IntRange(1), default=40, show_default=True, metavar="N", help="Runs allowed for all speeds together."
 )
-@click.option("--max-skips", "-K", type=int, metavar="K", help="Longest series of skips.")
+@click.option("--max-skips", "-K", type=int, metavar="K", help="How many steps in a row may be skipped, at most.")
 @_pipeline.output("File for the schedule, as JSON; for several speeds a list of schedules.", ".json")
 def refine(
     load: Any, calibration: str, steps: int, seed: int, guidance_scale: float | None, output: Path, runs: int, **settings: Any

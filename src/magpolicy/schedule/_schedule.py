@@ -40,8 +40,8 @@ class Schedule:
     decisions: tuple[tuple[Decision, ...], ...] = field(repr=False)
     """Per stream, why."""
     modelled: tuple[tuple[float, ...], ...] = field(repr=False)
-    """Per stream, the error stated for each skipped step; 0 where computed. Of the rule it is abs(1-P) summed over the current
-    run of skips, of a plan the relative error expected of the step's forecast."""
+    """Per stream, the error of each skipped step; 0 where computed. By the rule it is abs(1-P), summed since the last computed
+    step; by a plan it is the expected relative error of the step's forecast."""
     first_step: int = 0
     """Position in the full run of the first step here (img2img, later stages)."""
     coefficients: tuple[tuple[Coefficients, ...], ...] = field(default=(), repr=False)
