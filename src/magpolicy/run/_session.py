@@ -219,14 +219,7 @@ class Session:
         if not names or len(set(names)) < len(names):
             raise ArgumentError(f"stream={list(names)} must name at least one stream, each once")
         policies = tuple(map(self._policy, names))
-        if step is None:
-            step = max([policy.step for policy in policies])
-        elif type(step) is not int or step < 0:
-            step = _checks.whole("step", step, 0, example="0")
-        if step > self.steps - 1:
-            raise RunError(f"step={step} lies past this run's {self.steps} steps; begin another run")
-        if step < self._first:
-            raise RunError(f"step={step} lies before this run's first step {self._first}; begin another run")
+        step = max([policy.step for policy in policies]) if step is None else self._within(step)
         proposed, decided, tested = decide_together(policies, self._joint, step)
         if sigma is None and self.sigmas is not None:
             sigma = self.sigmas[step]
@@ -237,6 +230,16 @@ class Session:
             streams, decision, decision.skip, useful, step, sigma, self, names, policies, proposed, tested
         )
         return self._pending
+
+    def _within(self, step: int) -> int:
+        """A step of this run, checked."""
+        if type(step) is not int or step < 0:
+            step = _checks.whole("step", step, 0, example="0")
+        if step > self.steps - 1:
+            raise RunError(f"step={step} lies past this run's {self.steps} steps; begin another run")
+        if step < self._first:
+            raise RunError(f"step={step} lies before this run's first step {self._first}; begin another run")
+        return step
 
     def _consequences(self, name: str, decision: Decision, step: int) -> StreamDecision:
         keep = self._keep(name, step)
