@@ -178,6 +178,8 @@ class Session:
             RunError: no run is under way, the last decision is not committed, or the stream's run is over.
         """
         names = tuple(map(str, stream)) if isinstance(stream, list | tuple) else (str(stream),)
+        if step is not None:
+            step = _checks.whole("step", step, 0, example="0")
         return self._decide("decide()", names, step, sigma).decision
 
     def call(
@@ -209,6 +211,8 @@ class Session:
             return None
         if step is None:
             step = max(nexts if earliest is None else [*nexts, earliest], default=0)
+        else:
+            step = _checks.whole("step", step, 0, example="0")
         return self._decide("call()", names, step, sigma)
 
     def _decide(self, what: str, names: tuple[str, ...], step: int | None, sigma: float | None) -> CallDecision:
@@ -219,7 +223,12 @@ class Session:
         if not names or len(set(names)) < len(names):
             raise ArgumentError(f"stream={list(names)} must name at least one stream, each once")
         policies = tuple(map(self._policy, names))
-        step = max([policy.step for policy in policies]) if step is None else self._within(step)
+        if step is None:
+            step = max([policy.step for policy in policies])
+        elif step > self.steps - 1:
+            raise RunError(f"step={step} lies past this run's {self.steps} steps; begin another run")
+        elif step < self._first:
+            raise RunError(f"step={step} lies before this run's first step {self._first}; begin another run")
         proposed, decided, tested = decide_together(policies, self._joint, step)
         if sigma is None and self.sigmas is not None:
             sigma = self.sigmas[step]
@@ -230,16 +239,6 @@ class Session:
             streams, decision, decision.skip, useful, step, sigma, self, names, policies, proposed, tested
         )
         return self._pending
-
-    def _within(self, step: int) -> int:
-        """A step of this run, checked."""
-        if type(step) is not int or step < 0:
-            step = _checks.whole("step", step, 0, example="0")
-        if step > self.steps - 1:
-            raise RunError(f"step={step} lies past this run's {self.steps} steps; begin another run")
-        if step < self._first:
-            raise RunError(f"step={step} lies before this run's first step {self._first}; begin another run")
-        return step
 
     def _consequences(self, name: str, decision: Decision, step: int) -> StreamDecision:
         keep = self._keep(name, step)
