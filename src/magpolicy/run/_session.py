@@ -243,7 +243,8 @@ class Session:
     def _consequences(self, name: str, decision: Decision, step: int) -> StreamDecision:
         keep = self._keep(name, step)
         if decision.skip:
-            coefficients = self._forecast.coefficients(name, self._computed.get(name, ()), step)
+            forecast = self._forecast
+            coefficients = () if forecast.holds else forecast.coefficients(name, self._computed.get(name, ()), step)
             return StreamDecision(name, decision, coefficients, keep, None)
         check = None if self._guard is None else self._guard.check(name, step, self._computed.get(name, ()))
         return StreamDecision(name, decision, (), keep, check)
@@ -251,7 +252,7 @@ class Session:
     def _keep(self, name: str, step: int) -> int:
         if step >= self.steps - 1:
             return 0
-        wanted = self._forecast.residuals_to_keep(name, step)
+        wanted = 1 if self._forecast.holds else self._forecast.residuals_to_keep(name, step)
         # What the safeguard compares with may be a forecast from two.
         return wanted if self._guard is None else max(2, wanted)
 
