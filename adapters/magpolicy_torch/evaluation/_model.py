@@ -15,7 +15,7 @@ from magpolicy_torch.device import _accelerator
 from magpolicy_torch.evaluation._call_spec import CallSpec, Mounts, same
 from magpolicy_torch.evaluation._containers import Containers
 from magpolicy_torch.evaluation._interceptor import HostCall
-from magpolicy_torch.evaluation._mounts import BlocksReplacedError, Mounted, Mounting
+from magpolicy_torch.evaluation._mounts import Mounted, Mounting, MountingError
 from magpolicy_torch.evaluation._observation import Observation
 from magpolicy_torch.evaluation._parts import StackIO, version
 from magpolicy_torch.evaluation._run import Run, evaluate
@@ -115,18 +115,14 @@ class ModelCall:
         spec = self.spec
         try:
             return self._observe() if spec is None or not spec.observed else self._tap(spec, useful=useful)
-        except BlocksReplacedError:
-            self._blocks_replaced()
-            return self.plain(), ()
+        except MountingError as error:
+            self._problem(str(error))
+            return self.plain(), None
 
     def _observe(self) -> tuple[Any, Pairs | None]:
         """The first call of its kind, its blocks watched."""
         observation = Observation(self.stack)
-        mounted = self.model.mounting.probes(observation)
-        if mounted is None:
-            self._problem("one of its blocks stands twice among them, and its forward is wrapped; attach with scope='model'")
-            return self.plain(), None
-        result = mounted.eager(self.original, self.args, self.kwargs)
+        result = self.model.mounting.probes(observation).eager(self.original, self.args, self.kwargs)
         spec = observation.spec()
         if spec is None:
             self._problem(observation.problem)
@@ -189,9 +185,8 @@ class ModelCall:
                 result, reason = self._first_skip(spec, mounts, residual, second, containers)
             else:
                 result, reason = self._skip(spec, mounts, spec.route, residual, second)
-        except BlocksReplacedError:
-            self._blocks_replaced()
-            return None, Decision.UNSUPPORTED
+        except MountingError as error:
+            return self._unsupported(str(error))
         finally:
             mounts.io.clear()
             spec.idle.append(mounts)
@@ -242,7 +237,7 @@ class ModelCall:
         return result, None
 
     def _mounted(self, spec: CallSpec, mounts: Mounts, what: str) -> Mounted:
-        """Parts that compute (``"compute"``, or ``"copy"`` the stack's input as well), or skip by a route."""
+        """As :meth:`Mounting.parts`, made anew where the model has changed."""
         mounted: Mounted | None = mounts.made.get(what)
         if mounted is None or mounted.stale:
             mounted = mounts.made[what] = self.model.mounting.parts(spec, mounts.io, what)
@@ -252,9 +247,6 @@ class ModelCall:
         self.run.unsupported.update(self.streams)
         self._problem(why)
         return None, Decision.UNSUPPORTED
-
-    def _blocks_replaced(self) -> None:
-        self._problem("it holds other blocks than when it was attached to; attach again")
 
     def _problem(self, why: str) -> None:
         self.run.record.problem(f"{type(self.model.module).__name__} computes: {why}")
