@@ -13,7 +13,7 @@ from magpolicy_diffusers._denoiser import Denoiser, DenoiserCall
 from magpolicy_diffusers._pipeline import denoisers_of, unwatch, watch
 from magpolicy_diffusers._provenance import provenance
 from magpolicy_diffusers._runs import GivenRun, HostRun, OwnLoop, PipelineCall, RunDriver
-from magpolicy_torch.adapter import AttachedToLoop, BlockStack, HostCall, Scoped, unwrap, visited
+from magpolicy_torch.adapter import AttachedToLoop, BlockStack, HostCall, Scoped, unwrap
 
 if TYPE_CHECKING:
     from torch import nn
@@ -163,7 +163,7 @@ class Handle(AttachedToLoop):
     def _forward(self, denoiser: Denoiser, original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """In place of each call of a denoiser."""
         call = DenoiserCall(denoiser, original, args, kwargs)
-        if visited(denoiser.stack) or (denoiser.arguments.caches and call.fills_cache):  # it calls itself, or is no step
+        if denoiser.model.under_way or (denoiser.arguments.caches and call.fills_cache):  # it calls itself, or is no step
             return call.compute()
         driver, streams = self._driver.get() or self._own_loop(), self.named_streams.get()
         if driver is None:
