@@ -233,14 +233,18 @@ class Session:
         if sigma is None and self.sigmas is not None:
             sigma = self.sigmas[step]
         streams = tuple(map(self._consequences, names, decided, repeat(step)))
-        whole = decided[0] if len(decided) == 1 else _first_reason(decided)
-        self._pending = CallDecision(streams, whole, step, sigma, whole.skip, self, names, policies, proposed, tested)
+        decision = decided[0] if len(decided) == 1 else _first_reason(decided)
+        useful = any(stream.keep > 0 or stream.check is not None for stream in streams)
+        self._pending = CallDecision(
+            streams, decision, decision.skip, useful, step, sigma, self, names, policies, proposed, tested
+        )
         return self._pending
 
     def _consequences(self, name: str, decision: Decision, step: int) -> StreamDecision:
         keep = self._keep(name, step)
         if decision.skip:
-            coefficients = self._forecast.coefficients(name, self._computed.get(name, ()), step)
+            forecast = self._forecast
+            coefficients = () if forecast.holds else forecast.coefficients(name, self._computed.get(name, ()), step)
             return StreamDecision(name, decision, coefficients, keep, None)
         check = None if self._guard is None else self._guard.check(name, step, self._computed.get(name, ()))
         return StreamDecision(name, decision, (), keep, check)
@@ -248,7 +252,7 @@ class Session:
     def _keep(self, name: str, step: int) -> int:
         if step >= self.steps - 1:
             return 0
-        wanted = self._forecast.residuals_to_keep(name, step)
+        wanted = 1 if self._forecast.holds else self._forecast.residuals_to_keep(name, step)
         # What the safeguard compares with may be a forecast from two.
         return wanted if self._guard is None else max(2, wanted)
 
@@ -274,8 +278,8 @@ class Session:
         if errors:
             self._compare(call, errors)
         step, streams = call.step, call.streams
-        if revised is not None and call.decision.skip:
-            call.decision = revised
+        if revised is not None and call.skip:
+            call.decision, call.skip = revised, False
             for stream in streams:
                 stream.decision, stream.coefficients = revised, ()
         settle_together(call._policies, call._proposed, [stream.decision for stream in streams])
