@@ -33,18 +33,18 @@ LIKENESS = 0.95
 class Directions:
     """How the residual's direction changes over noise level: six numbers for the rate at which it turns, two for the kernel."""
 
-    middle: float = 1.8
+    middle: float = 2.5
     """Rate everywhere, per unit of noise level."""
-    early: float = 8.0
-    """Rate added at noise level 1."""
-    early_range: float = 0.06
-    """Noise levels within which that fades, by a factor e."""
-    late: float = 2.5
+    late: float = 14.0
     """Rate added at noise level 0."""
-    late_range: float = 0.15
+    late_range: float = 0.067
     """Noise levels within which that fades."""
     scale: float = 2.0
     """Distance turned within which the kernel (Matern, 5/2) falls."""
+    start: float = 0.09
+    """Share of the residual at noise level 1 that is of the start alone, one direction that fades."""
+    start_range: float = 0.025
+    """Noise levels within which it fades."""
     rough: float = 3e-4
     """Share of the residual that does not move smoothly."""
     rough_scale: float = 0.05
@@ -52,9 +52,8 @@ class Directions:
 
     def turned(self, levels: Floats) -> Floats:
         """(N,) how far the residual has turned between noise level 1 and each of the levels (N,)."""
-        begin = self.early * self.early_range * (1 - np.exp(-(1 - levels) / self.early_range))
         end = self.late * self.late_range * (np.exp(-levels / self.late_range) - np.exp(-1 / self.late_range))
-        found: Floats = self.middle * (1 - levels) + begin + end
+        found: Floats = self.middle * (1 - levels) + end
         return found
 
     def cosines(self, levels: Floats) -> Floats:
@@ -63,7 +62,10 @@ class Directions:
         far = np.abs(turned[:, None] - turned[None, :])
         d = np.sqrt(5.0) * far / self.scale
         smooth = (1 + d + d * d / 3) * np.exp(-d)
-        found: Floats = (smooth + self.rough * np.exp(-far / self.rough_scale)) / (1 + self.rough)
+        begin = np.sqrt(self.start) * np.exp(-(1 - levels) / self.start_range)
+        whole = smooth + self.rough * np.exp(-far / self.rough_scale) + begin[:, None] * begin[None, :]
+        size = np.sqrt(1 + self.rough + begin * begin)
+        found: Floats = whole / (size[:, None] * size[None, :])
         return found
 
 

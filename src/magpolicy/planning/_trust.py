@@ -15,7 +15,7 @@ from attrs import frozen
 
 from magpolicy.schedule._coefficients import Coefficients
 
-GAIN = 0.8
+GAIN = 0.97
 """Share of the error of holding below which a forecast's error counts as clearly better."""
 MEMORY = 0.5
 """What is left of earlier squared errors at each computed step."""
@@ -50,7 +50,7 @@ class ForecastTrust:
     @property
     def holds(self) -> bool:
         """Whether the next skips hold: at the last computed step, or over those before, forecasts were not clearly better."""
-        return not self.latest or self.forecast > GAIN**2 * self.hold
+        return not self.latest
 
     def coefficients(self, planned: Coefficients) -> Coefficients:
         """What a skip planned with these coefficients uses."""
