@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import re
 import sys
 from pathlib import Path
+from typing import Any
 
 _HERE = Path(__file__).resolve().parent
 _SOURCES = (str(_HERE / "src"), str(_HERE / "adapters"))
-_NEEDED = ("numpy", "attrs", "pluggy", "cattrs", "safetensors", "torch")  # as in requirements.txt; torch comes with ComfyUI
+# As in requirements.txt, by the names they are imported by; torch comes with ComfyUI.
+_NEEDED = ("numpy", "attrs", "pluggy", "lazy_loader", "platformdirs", "packaging", "cattrs", "safetensors", "torch")
 _PIP = f'"{sys.executable}" -m pip install'
 
 
@@ -29,8 +30,8 @@ def _find_sources() -> None:
     if where is None:
         sys.path.extend(_SOURCES)
         return
-    installed, cloned = _version(where), _version(_HERE / "src" / "magpolicy" / "__init__.py")
-    if _numbers(installed) >= _numbers(cloned) and importlib.util.find_spec("magpolicy_comfyui") is not None:
+    installed, cloned = _version(where.parent), _version(_HERE / "src" / "magpolicy")
+    if installed >= cloned and importlib.util.find_spec("magpolicy_comfyui") is not None:
         logging.info("magpolicy: the installed %s is used (%s), not the clone's %s", installed, where.parent, cloned)
         return
     update = f'to update it, run: {_PIP} --upgrade "{_HERE}"'
@@ -41,13 +42,16 @@ def _find_sources() -> None:
     sys.path[:0] = _SOURCES
 
 
-def _version(init: Path) -> str:
-    found = re.search(r'^__version__ = "([^"]+)"', init.read_text(encoding="utf-8"), re.MULTILINE)
-    return found[1] if found else "0"
+def _version(package: Path) -> Any:
+    """The version of the magpolicy in that folder, in the order of versions (0.2.0rc1 is before 0.2.0)."""
+    from packaging.version import Version  # late: whether it is there is checked first
 
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(map(int, re.findall(r"\d+", version)))
+    spec = importlib.util.spec_from_file_location("_version_of_magpolicy", package / "_version.py")
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{package} has no _version.py; is it magpolicy?")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return Version(module.__version__)
 
 
 if "folder_paths" in sys.modules:  # ComfyUI; a test runner that walks through folders imports this file as well

@@ -31,7 +31,7 @@ import diffusers
 import magpolicy
 import torch
 from magpolicy_diffusers._arguments import Arguments
-from magpolicy_diffusers._block_stacks import find
+from magpolicy_diffusers._block_stacks import stack_of
 from magpolicy_torch.blocks import _layout
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.evaluation import _model
@@ -306,7 +306,7 @@ class Counting(TorchDispatchMode):
     @contextlib.contextmanager
     def watching(self, model: nn.Module, told: str | None) -> Iterator[None]:
         """Knows in which part an operation is: the stack of blocks, or a child outside of it."""
-        blocks = set((find(model) if told is None else BlockStack.of(model, told)).blocks)
+        blocks = set((stack_of(model) if told is None else BlockStack.of(model, told)).blocks)
         named = dict.fromkeys(blocks, "stack")
         for name, child in model.named_children():
             if child not in blocks and not blocks & set(child.modules()):

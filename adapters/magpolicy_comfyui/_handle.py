@@ -22,6 +22,8 @@ class Handle:
     Clones that are made while it is attached are attached with it, as everything that is on a patcher.
     """
 
+    __module__ = "magpolicy_comfyui"
+
     def __init__(self, patcher: Any, request: AttachRequest) -> None:
         """Attach to ``patcher``; nothing is changed if that fails.
 

@@ -35,7 +35,8 @@ class Arguments:
         variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         self._names = [p.name for p in parameters if p.kind not in variable]
         self._time = next((n for n in self._names if _TIME.fullmatch(n)), None)
-        self._caches = any(name.startswith("kv_cache") for name in self._names)
+        self.caches = any(name.startswith("kv_cache") for name in self._names)
+        """Whether the model has a key-value cache that calls may fill."""
         self._condition = [n for n in self._names if n != self._time and _CONDITION.search(n)]
 
     def timestep(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Times | None:
@@ -50,7 +51,7 @@ class Arguments:
         return (float(value),) * 2 if isinstance(value, (int, float)) else None
 
     def condition(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments that tell branches apart."""
+        """The arguments that tell streams apart."""
         given = self._given(args, kwargs)
         return {name: given[name] for name in self._condition if given.get(name) is not None}
 
@@ -60,8 +61,6 @@ class Arguments:
         diffusers says so by ``kv_cache_mode="extract"`` or ``"capture…"``, ``kv_caches.mode == "write"`` (GLM-Image), or
         ``kv_cache_flag["is_cache_step"]`` (AnyFlow FAR).
         """
-        if not self._caches:
-            return False
         given = {n: v for n, v in self._given(args, kwargs).items() if n.startswith("kv_cache")}
         mode, flag = str(given.get("kv_cache_mode")), given.get("kv_cache_flag")
         writes = getattr(given.get("kv_caches"), "mode", None) == "write"

@@ -14,7 +14,7 @@ import diffusers
 import torch
 from magpolicy import AdapterError, ArgumentError, Calibration, MagPolicyError, RunError, attach
 from magpolicy_diffusers._handle import Handle
-from magpolicy_torch.device import _accelerator
+from magpolicy_torch.adapter import default_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -33,7 +33,7 @@ def load(
     Raises:
         AdapterError: it cannot be loaded.
     """
-    device = device or _accelerator.default()
+    device = device or default_device()
     wanted = DTYPES[dtype or ("float32" if device == "cpu" else "bfloat16")]
     if not progress:
         diffusers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
@@ -119,8 +119,8 @@ def _said_how_far(handle: Handle, place: int, count: int) -> Iterator[None]:
     except MagPolicyError:
         raise
     except BaseException as error:
-        loops = handle._loops()
-        where = f"step {len({e.step for e in loops[-1].session.trace})} of {loops[-1].session.steps}" if loops else "no step"
+        session = handle.runs[-1].session if handle.runs else None
+        where = "no step" if session is None else f"step {len({e.step for e in session.trace})} of {session.steps}"
         text = f"prompt {place + 1} of {count} got to {where}, and nothing is written"
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(text) from error

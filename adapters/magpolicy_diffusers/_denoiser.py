@@ -1,19 +1,17 @@
-"""One model of a pipeline that is attached to: its stack, its patches, and what its calls say of themselves."""
+"""One model of a pipeline that is attached to: its stack, its patches, and one call of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import partial
 from typing import Any
 
+from attrs import define
+
 from magpolicy import AdapterError, AttachRequest
-from magpolicy_diffusers._arguments import Arguments
-from magpolicy_diffusers._block_stacks import find
-from magpolicy_torch.blocks._patch import Patch
-from magpolicy_torch.evaluation._interceptor import CallInterceptor, unwrapped
-from magpolicy_torch.evaluation._model import HostModel
-from magpolicy_torch.host._handle import checkpointing, stack_for
+from magpolicy_diffusers._arguments import Arguments, Times
+from magpolicy_diffusers._block_stacks import stack_of
+from magpolicy_torch.adapter import CallInterceptor, HostCall, HostModel, Patch, stack_for, unwrap
 from torch import nn
 
 Forward = Callable[..., Any]
@@ -28,34 +26,25 @@ class Denoiser:
         ArgumentError: an option that is not known here.
     """
 
-    def __init__(self, target: nn.Module, request: AttachRequest, around: Callable[..., Any]) -> None:
-        module = unwrapped(target)
+    def __init__(self, target: nn.Module, request: AttachRequest, around: Callable[[DenoiserCall], Any]) -> None:
+        module = unwrap(target)
         if (cache := other_cache(module)) is not None:
             raise AdapterError(f"{type(module).__name__} has another cache, {cache}; call its disable_cache() first")
         self.module = module
-        self.stack = stack_for(module, request, find)
+        self.name = type(module).__name__
+        self.stack = stack_for(module, request, stack_of)
         self.arguments = Arguments(type(module).forward.__get__(module))
-        self.scope = self.stack.scope
-        self.channel_dim = 1 if self.scope == "model" else -1
-        self._context: ContextVar[str | None] = ContextVar("magpolicy_cache_context", default=None)
         self.model = HostModel(module, self.stack)
-        wrapper = None if target is module else target
-        self._front = CallInterceptor(module, partial(around, self), wrapper)
-        named = hasattr(module, "cache_context")
-        self._named = Patch(module, self._cache_context, "cache_context") if named else None
+        self.context: ContextVar[str | None] = ContextVar("magpolicy_cache_context", default=None)
+        """The name that ``cache_context`` gave the call under way."""
+        self._around = around
+        self._front = CallInterceptor(module, self._called)
+        self._named = Patch(module, self._cache_context, "cache_context") if hasattr(module, "cache_context") else None
 
     @property
-    def name(self) -> str:
-        return type(self.module).__name__
-
-    @property
-    def context(self) -> str | None:
-        """The name that ``cache_context`` gave the call under way here."""
-        return self._context.get()
-
     def must_compute(self) -> bool:
-        """Whether nothing may be skipped for now: another cache was enabled since, or the backward pass runs blocks again."""
-        return checkpointing(self.module) or (self._named is not None and self.module.is_cache_enabled)
+        """Whether nothing may be skipped for now: another cache was enabled since."""
+        return self._named is not None and self.module.is_cache_enabled
 
     def install(self) -> None:
         """Put the patches on."""
@@ -71,9 +60,49 @@ class Denoiser:
         self._front.remove()
         self.stack.release()
 
+    def _called(self, original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._around(DenoiserCall(self, original, args, kwargs))
+
     def _cache_context(self, original: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = args[0] if args else kwargs.get("name")
-        return _Within(original(*args, **kwargs), self._context, None if name is None else str(name))
+        return _Within(original(*args, **kwargs), self.context, None if name is None else str(name))
+
+
+@define
+class DenoiserCall:
+    """One call of a denoiser, and what its arguments say, each of them read when it is asked for."""
+
+    denoiser: Denoiser
+    original: HostCall
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def context(self) -> str | None:
+        """The name that the pipeline gave it by ``cache_context``."""
+        return self.denoiser.context.get()
+
+    @property
+    def fills_cache(self) -> bool:
+        """Whether it fills a key-value cache for later ones: it must compute, and is no step."""
+        arguments = self.denoiser.arguments
+        return arguments.caches and arguments.fills_cache(self.args, self.kwargs)
+
+    def timestep(self) -> Times | None:
+        """The timestep as the model is given it; waits for the device."""
+        return self.denoiser.arguments.timestep(self.args, self.kwargs)
+
+    def condition(self) -> dict[str, Any]:
+        """The arguments that tell streams apart."""
+        return self.denoiser.arguments.condition(self.args, self.kwargs)
+
+    def latents(self) -> Any:
+        """What is denoised."""
+        return self.denoiser.arguments.latents(self.args, self.kwargs)
+
+    def compute(self) -> Any:
+        """The call as it was to be made."""
+        return self.original(*self.args, **self.kwargs)
 
 
 class _Within:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
 
-from attrs import field, frozen
+from attrs import frozen
 
 import magpolicy
 from magpolicy import PresetError
-from magpolicy_diffusers._pipeline import denoisers_of
-from magpolicy_diffusers._provenance import repos
-from magpolicy_torch.evaluation._interceptor import unwrapped
+from magpolicy_diffusers._pipeline import models_of
+from magpolicy_diffusers._provenance import config_of, repos
+from magpolicy_torch import adapter
 
 
 @frozen
-class KnownModel:
-    """A published checkpoint as its config tells it, and the presets calibrated on it."""
+class KnownModel(adapter.KnownModel):
+    """A published checkpoint as its class and config.json tell it, and the presets calibrated on it."""
 
-    transformer: str
-    presets: tuple[str, ...]
-    """More than one: the config does not tell which."""
-    config: Mapping[str, Any] = field(factory=dict)
-    """Figures of the transformer's published config.json; a model with others is another model."""
     pipelines: tuple[str, ...] = ()
     """Classes of pipelines; none given: any, and a transformer by itself."""
     experts: int | None = None
@@ -84,7 +79,7 @@ def presets_of(target: Any) -> list[str]:
     Raises:
         PresetError: none fits, or several published ones do; the message says what to pass.
     """
-    modules = _modules(target)
+    modules = models_of(target)
     kept = [name for repo in repos(target, *modules) for name, calibrated in _by_repo(repo) if calibrated]
     try:
         return list(dict.fromkeys([*kept, preset_of(target)]))
@@ -100,28 +95,29 @@ def preset_of(target: Any) -> str:
     Raises:
         PresetError: none fits, or several do; the message says what to pass.
     """
-    modules = _modules(target)
+    modules = models_of(target)
     for repo in repos(target, *modules):
         if found := [name for name, calibrated in _by_repo(repo) if not calibrated]:
             return found[0]
-    kind = type(modules[0]).__name__
-    row = next((row for row in TABLE if _fits(row, target, modules)), None)
+    kind, pipeline = type(modules[0]).__name__, type(target).__name__
+    rows = adapter.rows_of(TABLE, kind, config_of(modules[0]))
+    row = next((r for r in rows if pipeline in (r.pipelines or (pipeline,)) and r.experts in (None, len(modules))), None)
     if row is not None and len(row.presets) == 1:
         return row.presets[0]
-    what = f"target={type(target).__name__}" + ("" if type(target).__name__ == kind else f" with {kind}")
+    what = f"target={pipeline}" + ("" if pipeline == kind else f" with {kind}")
     if row is not None:
         names = " or ".join(f"preset={name!r}" for name in row.presets)
         raise PresetError(f"{what} fits several presets, and nothing tells which; pass {names}")
-    near = _near(kind)
-    close = f"close, of the same class: {', '.join(near)}; " if near else ""
     raise PresetError(
-        f"{what} has no known preset; {close}pass preset=... or ratios=..., or calibrate: attach(..., calibrate=True), "
-        "one run, then attach(..., curve=handle.curve, threshold=..., max_skips=..., retention=...)"
+        f"{what} has no known preset; {adapter.near_misses(TABLE, kind, _family(kind))}pass preset=... or ratios=..., or "
+        "calibrate: attach(..., calibrate=True), one run, then attach(..., curve=handle.curve, threshold=..., max_skips=..., "
+        "retention=...)"
     )
 
 
-def _modules(target: Any) -> list[Any]:
-    return list(denoisers_of(target).values()) or [unwrapped(target)]
+def _family(kind: str) -> list[str]:
+    prefix = FAMILIES.get(kind)
+    return [] if prefix is None else [name for name in magpolicy.presets() if name.startswith(prefix)]
 
 
 def _by_repo(repo: str) -> Iterator[tuple[str, bool]]:
@@ -131,20 +127,3 @@ def _by_repo(repo: str) -> Iterator[tuple[str, bool]]:
         aliases = [alias for alias in known.aliases if "/" in alias]
         if repo.lower() in map(str.lower, aliases) or last in (alias.lower().rsplit("/", 1)[1] for alias in aliases):
             yield name, known.calibration is not None
-
-
-def _fits(row: KnownModel, target: Any, modules: list[Any]) -> bool:
-    config = dict(getattr(modules[0], "config", {}))
-    return (
-        row.transformer == type(modules[0]).__name__
-        and (not row.pipelines or type(target).__name__ in row.pipelines)
-        and row.experts in (None, len(modules))
-        and all(config.get(key) == value for key, value in row.config.items())
-    )
-
-
-def _near(kind: str) -> list[str]:
-    same = [name for row in TABLE if row.transformer == kind for name in row.presets]
-    prefix = FAMILIES.get(kind)
-    same += [] if prefix is None else [name for name in magpolicy.presets() if name.startswith(prefix)]
-    return list(dict.fromkeys(same))[:4]

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import diffusers
-from magpolicy_torch.evaluation._interceptor import unwrapped
+from magpolicy_torch.adapter import unwrap
 from torch import nn
 
 _NAMES = ("transformer", "transformer_2", "transformer_3", "unconditional_transformer", "prior", "dit", "unet", "model")
-_lock = threading.Lock()
-_around: WeakKeyDictionary[Any, Callable[[Callable[[], Any]], Any]] = WeakKeyDictionary()
+Around = Callable[[Callable[[], Any]], Any]
+"""Is given a call of the pipeline, makes it, and returns its result."""
+
+_lock = threading.RLock()  # a pipeline may be collected, and counted off, while another one is counted
+# Nothing here keeps a pipeline alive, nor what stands around its calls: that belongs to the pipeline's models.
+_around: weakref.WeakKeyDictionary[Any, weakref.WeakMethod[Around]] = weakref.WeakKeyDictionary()
+_watches: weakref.WeakKeyDictionary[Any, weakref.finalize[..., Any]] = weakref.WeakKeyDictionary()
 _counts: dict[type, int] = {}
 
 
@@ -24,32 +29,49 @@ def pipeline_kinds() -> tuple[type, ...]:
     return tuple(kind for kind in kinds if isinstance(kind, type))
 
 
+def is_ours(target: Any) -> bool:
+    """Whether ``target`` is a pipeline of diffusers, also a modular one, or one of its models."""
+    return isinstance(target, pipeline_kinds()) or isinstance(unwrap(target), diffusers.ModelMixin)
+
+
 def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
     """The pipeline's models that denoise, by component name: those of the names diffusers gives them."""
-    found = {name: unwrapped(getattr(pipe, name, None)) for name in _NAMES}
+    found = {name: unwrap(getattr(pipe, name, None)) for name in _NAMES}
     return {name: cast("nn.Module", module) for name, module in found.items() if isinstance(module, diffusers.ModelMixin)}
 
 
-def watch(pipe: Any, around: Callable[[Callable[[], Any]], Any]) -> None:
-    """Have ``around(call)`` in place of each call of ``pipe``; ``call()`` makes it.
+def models_of(target: Any) -> list[Any]:
+    """The denoisers of a pipeline, or the model that ``target`` is."""
+    return list(denoisers_of(target).values()) or [unwrap(target)]
 
-    Calling an object looks at its class, so the class gets a ``__call__`` that passes other instances on. It goes when the last
-    instance does.
+
+def watch(pipe: Any, around: Around) -> None:
+    """Have ``around(call)`` in place of each call of ``pipe``; ``call()`` makes it. ``around`` is a method, and held weakly.
+
+    Calling an object looks at its class, and the pipeline's class must stay what it is: diffusers and pickle ask for it. So the
+    class gets a ``__call__`` that passes other instances on. It goes when the last instance does.
     """
     kind = type(pipe)
     with _lock:
         if not _counts.get(kind):
             kind.__call__ = _watching(kind)
         _counts[kind] = _counts.get(kind, 0) + 1
-        _around[pipe] = around
+        _around[pipe] = weakref.WeakMethod(around)
+        _watches[pipe] = finalizer = weakref.finalize(pipe, _release, kind)
+        finalizer.atexit = False
 
 
 def unwatch(pipe: Any) -> None:
     """Undo :func:`watch`."""
-    kind = type(pipe)
+    _around.pop(pipe, None)
+    release = _watches.pop(pipe, None)
+    if release is not None:
+        release()
+
+
+def _release(kind: Any) -> None:
+    """One instance less is watched; after the last, the class is as it was."""
     with _lock:
-        if _around.pop(pipe, None) is None:
-            return
         _counts[kind] -= 1
         inherited, original = getattr(kind.__dict__.get("__call__"), "_magpolicy_original", (False, None))
         if _counts[kind] or original is None:  # somebody has wrapped it since: theirs stays, and ours only passes calls on
@@ -65,7 +87,7 @@ def _watching(kind: type) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
-        around = _around.get(self)
+        around = _around.get(self, lambda: None)()
         call = functools.partial(original, self, *args, **kwargs)
         return call() if around is None else around(call)
 

@@ -36,21 +36,14 @@ def compile(target: Any, request: magpolicy.CompileRequest) -> Any:
     """Compile a model, or each denoiser of a pipeline."""
     if not _ours(target):
         return None
-    from magpolicy_diffusers._block_stacks import find
-    from magpolicy_diffusers._pipeline import denoisers_of
-    from magpolicy_torch.evaluation._interceptor import unwrapped
-    from magpolicy_torch.host._compile import compile_module
+    from magpolicy_diffusers._compile import compile_model
 
-    for module in denoisers_of(target).values() or [unwrapped(target)]:
-        compile_module(module, request, find)
-    return target
+    return compile_model(target, request)
 
 
 def _ours(target: Any) -> bool:
-    diffusers = sys.modules.get("diffusers")  # whoever made the object has imported it
-    if diffusers is None:
+    if sys.modules.get("diffusers") is None:  # whoever made the object has imported it
         return False
-    from magpolicy_diffusers._pipeline import pipeline_kinds
-    from magpolicy_torch.evaluation._interceptor import unwrapped
+    from magpolicy_diffusers._pipeline import is_ours
 
-    return isinstance(target, (diffusers.ModelMixin, *pipeline_kinds())) or isinstance(unwrapped(target), diffusers.ModelMixin)
+    return is_ours(target)

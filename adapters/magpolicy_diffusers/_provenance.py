@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from magpolicy_torch.residuals._moments import versions
+from magpolicy_torch.adapter import versions
 
 _SHIFTS = ("shift", "flow_shift", "use_dynamic_shifting")
 

@@ -3,146 +3,103 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, Session
+from magpolicy import ArgumentError, AttachRequest, Session
 from magpolicy_diffusers._arguments import Times
 from magpolicy_diffusers._noise_levels import Levels, SchedulerClock, TimestepClock
 from magpolicy_diffusers._provenance import guidance
 from magpolicy_diffusers._streams import StreamNames
-from magpolicy_torch.evaluation._run import Run
-from magpolicy_torch.host._handle import check_step
-from magpolicy_torch.host._report import Record, Report
-from magpolicy_torch.residuals._moments import Moments, calibrated, curve_of, measured, moments_for
-from magpolicy_torch.residuals._store import ResidualStore
+from magpolicy_torch import adapter
 
 if TYPE_CHECKING:
-    from magpolicy_diffusers._denoiser import Denoiser
-    from magpolicy_torch.evaluation._interceptor import HostCall
+    from magpolicy_diffusers._denoiser import DenoiserCall
 
 Timestep = Callable[[], Times | None]
 
 
-class HostRun:
-    """One run: one session, and one stack's run for each denoiser that takes part (two experts share a session)."""
+class HostRun(adapter.HostRun):
+    """One run, and the names of its streams.
 
-    def __init__(self, request: AttachRequest, session: Session, start: int = 0, noise: Sequence[float] | None = None) -> None:
-        self.request, self.session, self.noise = request, session, noise
-        self.record = Record()
-        self.branches = StreamNames()
-        self.step = start
-        self.scope = request.scope
-        self._runs: dict[Denoiser, Run] = {}
-        self.moments = moments_for(request, session.steps)
+    Args:
+        request: what was asked of the handle.
+        session: decides. It begins here.
+        start: position in the run of the first evaluation.
+        noise: the noise level of each evaluation, where the host knows it and the session does not.
+        pipe: the pipeline that makes the run; ``None`` in the user's own loop.
+    """
+
+    def __init__(
+        self,
+        request: AttachRequest,
+        session: Session,
+        start: int = 0,
+        noise: Sequence[float] | None = None,
+        pipe: Any = None,
+    ) -> None:
+        super().__init__(request, session, start, noise)
+        self.streams = StreamNames(pipe)
         self._before: frozenset[str] = frozenset()
-        session.begin(start)
 
     def go_to(self, step: int) -> None:
         """The calls to come are those of ``step``."""
         if step != self.step:
-            self.step, self._before = step, self.branches.used
-            self.branches.begin_step()
+            self.step, self._before = step, self.streams.begin_step()
 
-    def evaluate(
-        self, denoiser: Denoiser, streams: Sequence[str], original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """One call of ``denoiser``, at the step gone to."""
-        run = self._run_of(denoiser)
-        if self.branches.too_many or denoiser.must_compute():
-            run.unsupported.update(streams)
-        # A named stream that comes again without a step in between is at its next evaluation.
-        step = max(self.step, *map(self.session.step, streams))
-        sigma = None if self.noise is None or step >= len(self.noise) else self.noise[step]
-        return denoiser.model.evaluate(run, streams, original, args, kwargs, step=step, sigma=sigma)
-
-    def forget(self, streams: Sequence[str]) -> None:
-        """Reuse nothing that these streams have computed so far."""
-        for run in self._runs.values():
-            for stream in streams:
-                run.store.drop(stream)
+    def call(self, call: DenoiserCall, streams: Sequence[str]) -> Any:
+        """One call of a denoiser, at the step gone to."""
+        denoiser = call.denoiser
+        must_compute = self.streams.too_many or denoiser.must_compute
+        return self.evaluate(denoiser.model, streams, call.original, call.args, call.kwargs, must_compute=must_compute)
 
     @property
     def complete(self) -> bool:
-        """Whether every branch of the step before has been evaluated at the last one."""
-        return self.step >= self.session.steps - 1 and bool(self._before) and self.branches.used >= self._before
-
-    def end(self) -> None:
-        """Over, in good order or not: nothing is held any more."""
-        self.session.end()
-
-    @property
-    def residuals_held(self) -> int:
-        return sum(run.store.count for run in self._runs.values())
-
-    @property
-    def report(self) -> Report:
-        """As :attr:`Handle.report`."""
-        return Report.of(self.session, self.record, self.scope)
-
-    @property
-    def curve(self) -> Curve:
-        """As :attr:`Handle.curve`."""
-        return curve_of(self._measured("curve"), self.session)
-
-    def calibration(self, provenance: Mapping[str, Any]) -> Calibration:
-        """As :attr:`Handle.calibration`."""
-        return calibrated(self._measured("calibration"), self.session, {**provenance, "scope": self.scope})
-
-    def _measured(self, what: str) -> Moments:
-        return measured(what, self.moments, any(run.unsupported for run in self._runs.values()))
-
-    def _run_of(self, denoiser: Denoiser) -> Run:
-        if denoiser not in self._runs:
-            for other in self._runs.values():
-                other.free()  # the other expert's residuals say nothing here
-            store = ResidualStore(self.request.offload, self.request.storage_dtype)
-            run = Run(denoiser.stack, self.session, store, self.moments, denoiser.channel_dim, self.record)
-            self._runs[denoiser] = run
-            self.scope = denoiser.scope
-        return self._runs[denoiser]
+        """Whether every stream of the step before has been evaluated at the last one."""
+        return self.step >= self.session.steps - 1 and bool(self._before) and self.streams.used >= self._before
 
 
 class RunDriver(abc.ABC):
-    """Says which loop a call belongs to. One for each pipeline call, with block, or user's own loop."""
+    """Says which run a call belongs to. One for each pipeline call, with block, or user's own loop."""
 
     def __init__(self, request: AttachRequest) -> None:
         self.request = request
-        self.loops: list[HostRun] = []
-        self.loop: HostRun | None = None
+        self.runs: list[HostRun] = []
+        self.run: HostRun | None = None
         self.problem = ""
         """Why calls here are not part of a run."""
 
     @abc.abstractmethod
     def enter(self, timestep: Timestep) -> HostRun | None:
-        """The loop of the call to come, gone to its step; ``None``: it computes, and is part of no run."""
+        """The run of the call to come, gone to its step; ``None``: it computes, and is part of no run."""
 
     def left(self) -> None:  # noqa: B027  (for some there is nothing to do)
         """The call is through."""
 
     def failed(self) -> None:
         """The call raised, or the run was left by an exception."""
-        if self.loop is not None and self.loop.moments is not None:
-            self.loop.moments.stopped = True
+        if self.run is not None:
+            self.run.stop()
 
     def close(self) -> None:
         """Nothing more to come."""
-        loop, self.loop = self.loop, None
-        if loop is not None:
-            loop.end()
+        run, self.run = self.run, None
+        if run is not None:
+            run.end()
 
-    def _begin(self, session: Session, start: int = 0, noise: Sequence[float] | None = None) -> HostRun:
+    def _begin(self, session: Session, start: int = 0, noise: Sequence[float] | None = None, pipe: Any = None) -> HostRun:
         self.close()
-        self.loop = HostRun(self.request, session, start, noise)
-        self.loops.append(self.loop)
-        return self.loop
+        self.run = HostRun(self.request, session, start, noise, pipe)
+        self.runs.append(self.run)
+        return self.run
 
 
 class OwnLoop(RunDriver):
     """The user's own loop around a model: the timestep tells the step, and where a run ends."""
 
-    def __init__(self, request: AttachRequest) -> None:
+    def __init__(self, request: AttachRequest, pipe: Any = None) -> None:
         super().__init__(request)
+        self._pipe = pipe
         self._clock = TimestepClock()
         self.problem = "nothing says how long the run is: give attach(..., steps=28), or use 'with handle.run(steps=28):'"
 
@@ -153,24 +110,24 @@ class OwnLoop(RunDriver):
         if moved == "untold":
             self.problem = "it is given no timestep, so nothing tells the step; use 'with handle.run(steps=28):'"
             return None
-        if self.loop is None or moved == "back" or self._clock.count >= self.loop.session.steps:
+        if self.run is None or moved == "back" or self._clock.count >= self.run.session.steps:
             self._clock.count = 0
             self._clock.rising = None
-            del self.loops[:-1]
-            return self._begin(self.request.session())
+            del self.runs[:-1]
+            return self._begin(self.request.session(), pipe=self._pipe)
         if moved == "next":
-            self.loop.go_to(self._clock.count)
-        return self.loop
+            self.run.go_to(self._clock.count)
+        return self.run
 
     def left(self) -> None:
-        loop = self.loop
-        if loop is None:
+        run = self.run
+        if run is None:
             return
-        if self._clock.count == 0 and (again := loop.branches.repeated):
+        if self._clock.count == 0 and (again := run.streams.repeats):
             # Two streams that nothing tells apart; or a run was broken off at its first step, and this one is another. Which of
             # them, the next step will show: until then there is nothing to reuse.
-            loop.forget(again)
-        if loop.complete:
+            run.forget(again)
+        if run.complete:
             self.close()
 
     def failed(self) -> None:
@@ -190,18 +147,18 @@ class GivenRun(RunDriver):
 
     def go_to(self, step: int) -> None:
         """As :meth:`Handle.go_to`: from now on no timestep is read."""
-        assert self.loop is not None
-        self.loop.go_to(check_step(step, self.loop.session.steps, self.loop.step))
+        assert self.run is not None
+        self.run.go_to(self.run.check_step(step))
         self._told = True
 
     def enter(self, timestep: Timestep) -> HostRun | None:
-        assert self.loop is not None
+        assert self.run is not None
         if self._told:
-            return self.loop
+            return self.run
         if self._clock.tell(timestep()) == "untold":
-            self.loop.branches.begin_step()  # each call is its stream's next
-        self.loop.go_to(min(self._clock.count, self.loop.session.steps - 1))
-        return self.loop
+            self.run.streams.begin_step()  # each call is its stream's next
+        self.run.go_to(min(self._clock.count, self.run.session.steps - 1))
+        return self.run
 
 
 class PipelineCall(RunDriver):
@@ -213,27 +170,27 @@ class PipelineCall(RunDriver):
         self._clock = SchedulerClock(pipe)
         self._boundary = boundary
         self._finished = False
-        self._own = OwnLoop(request)
+        self._own = OwnLoop(request, pipe)
 
     def enter(self, timestep: Timestep) -> HostRun | None:
         new = self._clock.tell(timestep)
         if new is None:
             self.problem = "its scheduler lists no timesteps, and " + self._own.problem
-            loop = self._own.enter(timestep)
-            self.loops += [loop] if loop is not None and loop not in self.loops else []
-            return loop
-        if new or (self.loop is None and not self._finished):
+            run = self._own.enter(timestep)
+            self.runs += [run] if run is not None and run not in self.runs else []
+            return run
+        if new or (self.run is None and not self._finished):
             assert self._clock.levels is not None
             self._finished = False
             session = _session(self.request, self._clock.levels, self._boundary, guidance(self._pipe))
-            self._begin(session, self._clock.index, self._clock.levels.noise())
-        elif self.loop is not None:
-            self.loop.go_to(self._clock.index)
-        return self.loop
+            self._begin(session, self._clock.index, self._clock.levels.noise(), self._pipe)
+        elif self.run is not None:
+            self.run.go_to(self._clock.index)
+        return self.run
 
     def left(self) -> None:
         self._own.left()
-        if self.loop is not None and self.loop.complete:
+        if self.run is not None and self.run.complete:
             self.close()
             self._finished = True
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from magpolicy import ArgumentError, Schedule
-from magpolicy_torch.host._trial import Trial, checked_seeds, seeded
+from magpolicy_torch.adapter import Trial, checked_seeds, seeded
 
 
 def trial(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import magpolicy
 import torch
-from magpolicy._errors import require
+from magpolicy.adapter import require
 from magpolicy_demo import model as demo
 from torch import Tensor
 

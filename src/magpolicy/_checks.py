@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
 from magpolicy._errors import ArgumentError
@@ -75,6 +75,17 @@ def levels(name: str, values: Iterable[Any]) -> tuple[float, ...]:
         if not (value >= 0.0 and math.isfinite(value)):
             raise ArgumentError(f"{name}[{index}]={value} must be a finite noise level >= 0")
     return result
+
+
+def run_levels(steps: int | None, sigmas: Iterable[Any] | None) -> tuple[float, ...] | None:
+    """The noise levels that a run is given by; ``None``: it is given by its number of steps, or by nothing."""
+    if sigmas is None:
+        return None
+    found = levels("sigmas", sigmas)
+    with_the_end = len(sigmas) if isinstance(sigmas, Sized) else len(found)
+    if steps is not None and steps not in (len(found), with_the_end):
+        raise ArgumentError(f"steps={steps} contradicts sigmas with {len(found)} levels; give one of them")
+    return found
 
 
 def listed(name: str, values: Any, what: str) -> tuple[Any, ...]:

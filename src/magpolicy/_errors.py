@@ -9,33 +9,49 @@ from types import ModuleType
 class MagPolicyError(Exception):
     """Base class of every error magpolicy raises on purpose."""
 
+    __module__ = "magpolicy"
+
 
 class ArgumentError(MagPolicyError, ValueError):
     """An argument has a value that cannot be used."""
+
+    __module__ = "magpolicy"
 
 
 class PresetError(ArgumentError):
     """A preset's name is unknown or its file does not hold a preset."""
 
+    __module__ = "magpolicy"
+
 
 class RunError(MagPolicyError, RuntimeError):
     """A run was used out of order: past its end, before its begin, or while another call is undecided."""
+
+    __module__ = "magpolicy"
 
 
 class AdapterError(MagPolicyError, TypeError):
     """No adapter can drive the object given to :func:`magpolicy.attach`."""
 
+    __module__ = "magpolicy"
+
 
 class MissingExtraError(MagPolicyError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
+
+    __module__ = "magpolicy"
 
 
 class PresetWarning(UserWarning):
     """A file among the user's own presets cannot be read and was left out."""
 
+    __module__ = "magpolicy"
+
 
 class PluginWarning(UserWarning):
     """A plugin failed and was left out."""
+
+    __module__ = "magpolicy"
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -237,6 +237,11 @@ def test_calibration_writes_a_preset_that_model_type_offers(
         report = attached(used).outcome.report
         assert report.skipped > 0
         assert torch.isfinite(result).all()
+        if "speedup" in more:
+            ran = report.schedule
+            assert all(map(any, ran.coefficients)), "the report states the plan's forecasts, and the errors expected of them"
+            expected = magpolicy.expected_errors(found, ran)
+            assert {name: pytest.approx(ran.stream_errors(name), abs=1e-9) for name in ran.streams} == expected
 
 
 def test_a_second_order_sampler_calibrates(nodes: dict[str, Any], folder: Path) -> None:

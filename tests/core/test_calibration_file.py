@@ -145,6 +145,31 @@ def test_the_folder_is_where_the_desktop_says(monkeypatch, tmp_path):
     assert magpolicy.library() == tmp_path / "me" / ".local" / "share" / "magpolicy"
 
 
+def test_a_folder_in_the_place_for_linux_is_used_on_every_system(monkeypatch, tmp_path):
+    monkeypatch.delenv("MAGPOLICY_HOME")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
+    system = tmp_path / "Application Support" / "magpolicy"
+    monkeypatch.setattr("platformdirs.user_data_path", lambda *_, **__: system)
+    assert magpolicy.library() == system
+    (tmp_path / "share" / "magpolicy").mkdir(parents=True)
+    assert magpolicy.library() == tmp_path / "share" / "magpolicy"
+    system.mkdir(parents=True)
+    assert magpolicy.library() == system
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("a model/of mine: 2", "a-model-of-mine-2.json"),
+        ("größe_1.5+x", "größe_1.5+x.json"),
+        ("//", "calibration.json"),
+    ],
+)
+def test_a_name_becomes_one_of_a_file(home, name, file):
+    assert magpolicy.keep(attrs.evolve(example(), name=name)).name == file
+    assert preset(name).name == name
+
+
 def test_keeping_needs_a_name_and_a_folder(home):
     with pytest.raises(PresetError, match="name=''"):
         magpolicy.keep(example())

@@ -31,25 +31,34 @@ class Host:
         count = len(next(iter(self.residuals.values())))
         session.begin(start)
         for i in range(start, count):
-            for call in [list(self.residuals)] if joint else [[n] for n in self.residuals]:
-                decision = session.decide(call)
-                for name in call:
-                    self.evaluate(session, name, i, decision, off)
-                session.commit()
+            for names in [list(self.residuals)] if joint else [[n] for n in self.residuals]:
+                call = session.call(names)
+                if call.skip:
+                    for stream in call.streams:
+                        self.reuse(stream, i)
+                    call.commit()
+                else:
+                    self.compute(call, i, off)
         session.end()
         return magpolicy.Schedule.from_trace(session.trace)
 
-    def evaluate(self, session, name, i, decision, off):
-        kept, true = self.kept[name], self.residuals[name][i]
-        if decision.computes:
-            if (check := session.check(name)) is not None:
-                session.measured(name, off * np.linalg.norm(true - guess(kept, check[0])) / np.linalg.norm(true))
-            wanted = session.residuals_to_keep(name)
-            self.kept[name] = ([*kept, true])[len(kept) + 1 - wanted :] if wanted < len(kept) + 1 else [*kept, true]
-            self.held = max(self.held, len(self.kept[name]))
-        else:
-            used = guess(kept, session.coefficients(name))
-            self.used[name][i] = np.linalg.norm(true - used) / np.linalg.norm(true)
+    def reuse(self, stream, i):
+        true = self.residuals[stream.name][i]
+        used = guess(self.kept[stream.name], stream.coefficients)
+        self.used[stream.name][i] = np.linalg.norm(true - used) / np.linalg.norm(true)
+
+    def compute(self, call, i, off):
+        errors = {}
+        for stream in call.streams:
+            kept, true = self.kept[stream.name], self.residuals[stream.name][i]
+            if stream.check is not None:
+                error = np.linalg.norm(true - guess(kept, stream.check[0])) / np.linalg.norm(true)
+                errors[stream.name] = off * error
+        call.commit(errors=errors)
+        for stream in call.streams:
+            kept = [*self.kept[stream.name], self.residuals[stream.name][i]]
+            self.kept[stream.name] = kept[len(kept) - stream.keep :] if stream.keep < len(kept) else kept
+            self.held = max(self.held, len(self.kept[stream.name]))
 
 
 def guess(kept, coefficients):
@@ -90,19 +99,19 @@ def test_what_a_run_reuses_is_off_by_what_the_plan_expects(steps, share, forecas
 @LAWS
 @given(strategies.calibrations(min_size=2, max_size=14), st.data())
 def test_no_residual_is_kept_that_is_not_used(found, data):
-    """Keeping one less than ``residuals_to_keep`` says would lose a residual that a later skip needs."""
+    """Keeping one less than ``keep`` says would lose a residual that a later skip needs."""
     chosen = plan(found, computed=data.draw(st.integers(-(-found.steps // (found.window + 1)), found.steps)))
     with Session(chosen) as session:
-        residuals_to_keep = {}
+        keep = {}
         for i in range(found.steps):
-            session.decide(chosen.streams[0])
-            residuals_to_keep[i] = session.residuals_to_keep(chosen.streams[0]) if chosen.mask[i] else None
-            session.commit()
+            call = session.call(chosen.streams[:1])
+            keep[i] = call.streams[0].keep if chosen.mask[i] else None
+            call.commit()
     c = chosen.coefficients[0]
     computed = [i for i, m in enumerate(chosen.mask) if m]
     for j in computed:
         oldest = [[x for x in computed if x < i][-1 - len(c[i])] for i in range(j, found.steps) if not chosen.mask[i]]
-        assert residuals_to_keep[j] == sum(min(oldest, default=j + 1) <= x <= j for x in computed)
+        assert keep[j] == sum(min(oldest, default=j + 1) <= x <= j for x in computed)
 
 
 def test_the_rule_keeps_what_its_forecast_may_need():
@@ -153,9 +162,10 @@ def test_hold_overrides_a_plan():
     assert any(map(any, chosen.coefficients))
     with Session(chosen, forecast="hold") as session:
         for _ in range(chosen.steps):
-            assert session.decide("cond").computes or session.coefficients("cond") == ()
-            assert session.residuals_to_keep("cond") in (0, 1)
-            session.commit()
+            call = session.call(["cond"])
+            assert call.streams[0].coefficients == ()
+            assert call.streams[0].keep in (0, 1)
+            call.commit()
 
 
 def test_a_forecast_planned_for_other_residuals_is_not_used():
@@ -174,8 +184,9 @@ def test_an_older_residual_matters_only_to_the_forecast_that_uses_it():
     told = []
     with Session(chosen) as session:
         for step in range(8):
-            told.append(session.coefficients() if session.decide().skip else session.residuals_to_keep())
-            session.commit(Decision.MISMATCH if step == 3 else None)
+            call = session.call(["single"])
+            told.append(call.streams[0].coefficients if call.skip else call.streams[0].keep)
+            call.commit(Decision.MISMATCH if step == 3 else None)
     # Of the three computed last, 5, 4 and 3, the plan knows two.
     assert told == [1, (), 1, (), 2, 3, (0.5,), ()]
     with Session(chosen) as session:
@@ -187,15 +198,27 @@ def test_an_older_residual_matters_only_to_the_forecast_that_uses_it():
 
 def test_coefficients_are_asked_between_decide_and_commit():
     with Session([1.0] * 3, **RULE) as session:
-        for ask in (session.coefficients, session.residuals_to_keep, session.check):
-            with pytest.raises(RunError, match=r"call decide\(\) first"):
-                ask("a")
+        with pytest.raises(RunError, match=r"call decide\(\) first"):
+            session.coefficients("a")
         session.decide("a")
         assert session.coefficients("a") == ()
         with pytest.raises(RunError, match="stream='b'"):
-            session.residuals_to_keep("b")
+            session.coefficients("b")
+
+
+def test_errors_are_told_of_what_was_decided_in_a_run_that_is_compared():
+    with Session([1.0] * 3, **RULE) as session:
+        call = session.call(["a"])
+        assert call.streams[0].check is None
         with pytest.raises(RunError, match="no safeguard"):
-            session.measured("a", 0.1)
+            call.commit(errors={"a": 0.1})
+        call.commit()
+    chosen = plan(calibrated(residuals()), computed=5)
+    with Session(chosen, safeguard=True) as session:
+        call = session.call(["cond"])
+        with pytest.raises(RunError, match="errors has 'b': nothing is decided for it"):
+            call.commit(errors={"b": 0.1})
+        call.commit()
 
 
 @pytest.mark.parametrize(
@@ -322,7 +345,6 @@ def test_a_run_that_is_off_is_planned_again_within_the_error_it_accepted(off, co
 def test_a_plan_from_a_file_falls_back_to_computing():
     rows = residuals(streams=("only",))
     chosen = Schedule.from_dict(plan(calibrated(rows), computed=5).to_dict())
-    assert chosen.plan_problem is None
     session = Session(chosen, safeguard=1.5)
     ran = Host(rows).run(session, off=10.0)
     (replan,) = session.replans
@@ -333,9 +355,10 @@ def test_a_plan_from_a_file_falls_back_to_computing():
 
 def test_extra_steps_can_be_limited():
     rows = residuals(streams=("only",))
-    first = plan(calibrated(rows), computed=5)
+    found = calibrated(rows)
+    first = plan(found, computed=5)
     for extra in (0, 2):
-        session = Session(first, safeguard=Safeguard(plan=first, extra=extra, floor=0.0))
+        session = Session(first, safeguard=Safeguard(plan=first, calibration=found, extra=extra, floor=0.0))
         ran = Host(rows).run(session, off=10.0)
         assert ran.computed <= 5 + extra * len(session.replans)
 
@@ -388,7 +411,7 @@ def test_a_schedule_can_be_changed_during_a_run():
 def test_attaching_takes_a_calibration_and_a_target(monkeypatch):
     found = calibrated(residuals())
     requests = []
-    monkeypatch.setattr("magpolicy.plugin_system._registry.attach", lambda target, request: requests.append(request))
+    monkeypatch.setattr("magpolicy.hosts._dispatch.attach", lambda target, request: requests.append(request))
     magpolicy.attach(object(), calibration=found, speedup=2.0, safeguard=True)
     magpolicy.attach(object(), preset=found, speedup=2.0)
     magpolicy.attach(object(), curve=found, **RULE, forecast="calibrated")

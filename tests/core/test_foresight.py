@@ -29,33 +29,32 @@ def sessions(draw):
 
 
 def run(session, calls, *, asking):
-    """Per call, what was foreseen after the one before, and its decision and coefficients."""
+    """Per call what was foreseen after it, and its decision and coefficients."""
     foreseen, made = [], []
     with session:
         for _ in range(STEPS):
             for streams in calls:
-                foreseen.append(session.upcoming_skips() if asking else {})
-                skip = session.decide(list(streams)).skip
-                assert session.upcoming_skips() == {}, "a decision is under way"
-                made.append((streams, skip, {name: session.coefficients(name) for name in streams}))
-                session.commit()
-        last = session.upcoming_skips() if asking else {}
-    return foreseen, made, last, session.trace
+                call = session.call(streams)
+                assert call.upcoming_skips() == {}, "a call is under way"
+                made.append((streams, call.skip, {stream.name: stream.coefficients for stream in call.streams}))
+                call.commit()
+                foreseen.append(call.upcoming_skips() if asking else {})
+    return foreseen, made, session.trace
 
 
 @settings(max_examples=200, deadline=None)
 @given(make=sessions(), calls=st.sampled_from(ROUNDS))
 def test_in_regular_rounds_the_skips_before_the_next_computed_call_are_foreseen(make, calls):
-    foreseen, made, last, trace = run(make(), calls, asking=True)
-    assert last == {}
+    foreseen, made, trace = run(make(), calls, asking=True)
+    assert foreseen[-1] == {}
     for place in range(len(calls), len(made)):  # in the first round nobody knows of the calls to come
         expected = {}
         for _, skip, coefficients in made[place : place + len(calls)]:
             if not skip:
                 break
             expected |= coefficients
-        assert foreseen[place] == expected
-    assert trace == run(make(), calls, asking=False)[3], "asking changes nothing"
+        assert foreseen[place - 1] == expected
+    assert trace == run(make(), calls, asking=False)[2], "asking changes nothing"
 
 
 def session(*mask):
@@ -63,56 +62,51 @@ def session(*mask):
 
 
 def step(session, *streams, at=None):
-    session.decide(list(streams), step=at)
-    session.commit()
+    call = session.call(streams, step=at)
+    call.commit()
+    return call
 
 
-def test_nothing_is_foreseen_before_the_run_at_its_beginning_and_after_it():
+def test_nothing_is_foreseen_before_a_call_is_committed_and_after_the_run():
     planned = session(1, 0)
-    assert planned.upcoming_skips() == {}
     with planned:
-        assert planned.upcoming_skips() == {}
-        step(planned, "a")
-        assert planned.upcoming_skips() == {"a": ()}
-    assert planned.upcoming_skips() == {}
+        call = planned.call(["a"])
+        assert call.upcoming_skips() == {}
+        call.commit()
+        assert call.upcoming_skips() == {"a": ()}
+    assert call.upcoming_skips() == {}
     with planned:
-        assert planned.upcoming_skips() == {}, "nor from the run before"
+        assert call.upcoming_skips() == {}, "nor from the run before"
 
 
 def test_a_revision_and_another_plan_are_heeded():
     with Session([1.0] * 6, threshold=0.1, max_skips=1, retention=0.1) as run:
-        step(run, "a")
-        assert run.upcoming_skips() == {"a": ()}
-        run.decide("a")
-        run.commit(Decision.MISMATCH)
-        assert run.upcoming_skips() == {"a": ()}, "it was computed, so a skip is due again"
-        step(run, "a")
-        assert run.upcoming_skips() == {}, "max_skips"
+        assert step(run, "a").upcoming_skips() == {"a": ()}
+        call = run.call(["a"])
+        call.commit(Decision.MISMATCH)
+        assert call.upcoming_skips() == {"a": ()}, "it was computed, so a skip is due again"
+        assert step(run, "a").upcoming_skips() == {}, "max_skips"
     with session(1, 0, 0, 1) as run:
-        step(run, "a")
+        call = step(run, "a")
         run.follow(Schedule.from_mask((1, 1, 0, 1)))
-        assert run.upcoming_skips() == {}
-        step(run, "a")
-        assert run.upcoming_skips() == {"a": ()}
+        assert call.upcoming_skips() == {}
+        assert step(run, "a").upcoming_skips() == {"a": ()}
 
 
 def test_a_call_that_was_cancelled_is_to_come_yet():
     with session(1, 0, 0) as run:
         step(run, "a")
-        run.decide("a")
-        run.cancel()
-        assert run.upcoming_skips() == {"a": ()}
+        call = run.call(["a"])
+        call.cancel()
+        assert call.upcoming_skips() == {"a": ()}
 
 
 def test_streams_are_taken_to_be_called_as_they_were_last():
     with Session(Schedule.from_mask({"a": (1, 1, 0, 0), "b": (1, 1, 1, 0)})) as run:
         step(run, "a", "b")
-        step(run, "a", "b")
-        assert run.upcoming_skips() == {}, "jointly they compute"
-        step(run, "a")
-        assert run.upcoming_skips() == {"a": ()}, "it was alone, so it is taken to stay so"
-        step(run, "b")
-        assert run.upcoming_skips() == {"a": (), "b": ()}
+        assert step(run, "a", "b").upcoming_skips() == {}, "jointly they compute"
+        assert step(run, "a").upcoming_skips() == {"a": ()}, "it was alone, so it is taken to stay so"
+        assert step(run, "b").upcoming_skips() == {"a": (), "b": ()}
 
 
 @pytest.mark.parametrize("sits_out", ["b", "c"])
@@ -122,6 +116,5 @@ def test_a_stream_that_sits_out_hides_no_other(sits_out):
     with Session(Schedule.from_mask(rows)) as run:
         step(run, "a")
         step(run, sits_out)
-        for at in (1, 2):
-            step(run, "a", at=at)
-        assert run.upcoming_skips() == {"a": ()}
+        step(run, "a", at=1)
+        assert step(run, "a", at=2).upcoming_skips() == {"a": ()}

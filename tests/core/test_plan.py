@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import pickle
+import re
 import time
 
 import attrs
@@ -482,11 +483,20 @@ def test_a_preset_brings_its_retention_and_longest_gap_and_its_experts():
     assert plan(Curve(RATIOS), sigmas=np.linspace(1, 0.2, 16).tolist(), speedup=2).steps == 16
 
 
-def test_a_plan_can_be_copied_and_pickled():
-    chosen = plan(example(28), speedup=2)
-    for again in (copy.deepcopy(chosen), pickle.loads(pickle.dumps(chosen))):
-        assert (again, again.coefficients, again.checks) == (chosen, chosen.coefficients, chosen.checks)
-        assert plan(again.plan_problem.ledger.calibration, speedup=2) == chosen
+@pytest.mark.parametrize("settings", [{}, {"batched": False}, {"part": (8, 50)}, {"objective": "latent"}], ids=str)
+def test_a_plan_is_plain_data(settings):
+    found = example(50)
+    chosen = plan(found, speedup=2.5, **settings)
+    pickled, text = pickle.dumps(chosen), json.dumps(chosen.to_dict())
+    assert len(pickled) < 20_000
+    assert len(text) < 20_000
+    assert not re.search(rb"magpolicy\.\w", pickled), "it names nothing that is not public"
+    for again in (copy.deepcopy(chosen), pickle.loads(pickled), Schedule.from_dict(json.loads(text))):
+        assert again == chosen
+        assert attrs.asdict(again) == attrs.asdict(chosen)
+        assert expected_errors(found, again) == expected_errors(found, chosen)
+    first = settings.get("part", (0, 50))[0]
+    assert chosen.sigmas == found.sigmas[first:]
 
 
 def test_reasons_are_a_schedules():

@@ -380,6 +380,27 @@ def test_presets_registered_by_hand_do_not_hide_shipped_ones(registered):
     assert len(magpolicy.presets()) == len(list(magpolicy.presets()))
 
 
+def test_presets_are_asked_for_once_and_again_when_a_plugin_comes_or_goes():
+    class Guest:
+        asked = 0
+
+        @magpolicy.hookimpl
+        def presets(self):
+            self.asked += 1
+            return [Preset(name="late guest", curve=Curve([1.0]))]
+
+    manager, guest = magpolicy.manager(), Guest()
+    assert "late guest" not in magpolicy.presets()
+    manager.register(guest)
+    try:
+        assert "late guest" in magpolicy.presets()
+        assert magpolicy.preset("Late Guest").steps == 1
+        assert guest.asked == 1
+    finally:
+        manager.unregister(guest)
+    assert "late guest" not in magpolicy.presets()
+
+
 class TestNobodyDrivesIt:
     @pytest.mark.parametrize("target", [None, 5, "model", object()])
     def test_the_error_says_what_would(self, target):

@@ -117,6 +117,34 @@ class Sessions(RuleBasedStateMachine):
         assert answer.reason == next((w for w, _ in expected if w not in ("reused", "joint")), expected[0][0])
         self.pending = (names, step, expected)
 
+    @precondition(lambda self: self.running() and self.pending is None)
+    @rule(
+        names=st.lists(st.sampled_from(STREAMS), min_size=1, max_size=3, unique=True),
+        host_is_at=st.none() | st.integers(0, 16),
+        revised=st.none() | st.sampled_from(REVISIONS),
+    )
+    def call(self, names, host_is_at, revised):
+        at = [self.model.get(name)["step"] for name in names]
+        step = max(at) if host_is_at is None else max(*at, host_is_at)
+        if max(at) < self.steps and not self.model.first <= step < self.steps:
+            with pytest.raises(RunError):
+                self.session.call(names, earliest=host_is_at)
+            return
+        call = self.session.call(names, earliest=host_is_at)
+        if max(at) >= self.steps:
+            assert call is None
+            return
+        expected = self.model.decide(names, step)
+        skip = all(why == "reused" for why, _ in expected)
+        assert (call.step, call.skip, call.decision.skip) == (step, skip, skip)
+        assert [(s.name, s.decision.reason) for s in call.streams] == [*zip(names, [why for why, _ in expected], strict=True)]
+        assert [s.keep for s in call.streams] == [int(step < self.steps - 1)] * len(names)  # of a rule that holds
+        call.commit(revised)
+        self.model.commit(names, step, expected, revised and revised.reason)
+        with pytest.raises(RunError, match="is ended already"):
+            call.commit()
+        call.cancel()  # nothing happens
+
     @precondition(lambda self: self.pending is not None)
     @rule(revised=st.none() | st.none() | st.sampled_from(REVISIONS))
     def commit(self, revised):

@@ -20,7 +20,7 @@ class is missing.
 
 - **stack**: the lists of blocks that a skip leaves out, in order of execution.
 - **hidden states**: the first block's argument that holds them, and their place in the last block's result.
-- **told**: what the adapter's table says of the class (`magpolicy_diffusers/_stacks.py`); the rest is found.
+- **told**: what the adapter's table says of the class (`magpolicy_diffusers/_block_stacks.py`); the rest is found.
 - **exact**: a computed step is bit-equal to the bare model, a skipped one bit-equal to the bare model with its last block's
   result replaced by the stack's input plus the kept residual, and no block ran. With: further inputs this was shown with.
 
@@ -69,7 +69,7 @@ def _told(cls: str) -> str:
     told = TABLE.get(cls)
     if told is None:
         return ""
-    facts = {"lists": told.blocks, "arguments": told.layout, "modules beside": told.beside}
+    facts = {"lists": told.blocks, "arguments": told.layout, "modules beside": told.side_branches}
     return ", ".join(name for name, fact in facts.items() if fact is not None)
 
 

@@ -19,8 +19,8 @@ from magpolicy_diffusers._model_presets import TABLE, KnownModel, preset_of, pre
 @pytest.mark.parametrize("row", [r for r in TABLE if not r.pipelines and r.experts != 2], ids=lambda r: "-".join(r.presets))
 def test_by_class_and_config(row):
     with torch.device("meta"):
-        more = {"vace_layers": [0]} if "VACE" in row.transformer else {}
-        model = getattr(diffusers, row.transformer)(**row.config, **more)
+        more = {"vace_layers": [0]} if "VACE" in row.model else {}
+        model = getattr(diffusers, row.model)(**row.config, **more)
     if len(row.presets) == 1:
         assert preset_of(model) == row.presets[0]
     else:
@@ -31,7 +31,7 @@ def test_by_class_and_config(row):
 def test_every_row_names_presets_and_classes_that_exist():
     for row in TABLE:
         assert all(name in magpolicy.presets() for name in row.presets)
-        assert row.transformer in CASES
+        assert row.model in CASES
         assert all(hasattr(diffusers, name) for name in row.pipelines)
 
 

@@ -34,6 +34,11 @@ def levels_of(report):
     return [e.sigma for e in report.trace if e.stream == first]
 
 
+def errors_of(schedule):
+    rows = zip(schedule.coefficients, schedule.modelled, schedule.checks, strict=True)
+    return dict(zip(schedule.streams, rows, strict=True))
+
+
 @pytest.mark.parametrize(("case", "way"), CASES)
 def test_each_call_follows_the_plan_for_its_own_steps(case, way):
     calibration = calibrated(case, way, 12)
@@ -45,6 +50,8 @@ def test_each_call_follows_the_plan_for_its_own_steps(case, way):
             expected = plan(calibration, sigmas=levels_of(report), speedup=2.0)
             assert report.schedule == expected
             assert report.estimated_speedup >= 2.0
+            assert errors_of(report.schedule) == errors_of(expected)
+            assert magpolicy.expected_errors(calibration, report.schedule) == magpolicy.expected_errors(calibration, expected)
             rows = dict(zip(expected.streams, expected.coefficients, strict=True))
             assert report.forecasts == sum(bool(c) for row in rows.values() for c in row)
 

@@ -312,3 +312,14 @@ def test_a_compiled_transformer_stays_compiled(case, when):
             assert handle.report.strip == "██·█··"
     torch.compiler.reset()
     assert counter.frame_count == 2, "one graph computes, one skips"
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_attached_pipeline_becomes_another_of_its_kind(compiled):
+    """diffusers looks at the exact type of each component."""
+    pipe = FLUX.make()
+    with magpolicy.attach(pipe, **SKIPPING):
+        if compiled:
+            pipe.transformer.compile(backend="eager")
+        other = diffusers.FluxImg2ImgPipeline.from_pipe(pipe)
+        assert other.transformer is pipe.transformer

@@ -5,6 +5,7 @@ Each page runs in one namespace and one temporary folder, from top to bottom. By
 - ``python`` is executed. If it prints, a ``text`` block must follow, and hold what was printed.
 - ``text`` is the output of the ``python`` block before it; a line ``...`` stands for any lines, ``...`` in a line for any text.
 - ``console`` holds commands after ``$`` and, where it is worth showing, what they print; they run in processes of their own.
+- ``py`` with ``title="path"`` is a part of that file of this repository, word for word.
 - ``json`` and ``toml`` with ``title="name"`` are written to a file of that name, for the blocks that follow.
 
 The languages in ``NOT_RUN`` are not executed, for the reason given there; any other language is an error. What is quoted but
@@ -13,6 +14,7 @@ not run is an indented block.
 
 import contextlib
 import doctest
+import inspect
 import io
 import json
 import os
@@ -56,6 +58,8 @@ def evaluate(example):
         compare(source, example.namespace.pop("_printed", ""))
     elif language == "console":
         run_console(source)
+    elif language == "py" and title:
+        assert source in (ROOT / title[1]).read_text(encoding="utf-8"), f"line {example.line}: {title[1]} has other words"
     elif language in ("json", "toml") and title:
         Path(title[1]).write_text(source, encoding="utf-8")
     else:
@@ -112,7 +116,13 @@ def compare(shown, printed):
 def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = page.read_text(encoding="utf-8")
-    for module, extra in (("torch", "torch"), ("cattrs", "files"), ("click", "cli"), ("matplotlib", "plot")):
+    for module, extra in (
+        ("torch", "torch"),
+        ("diffusers", "diffusers"),
+        ("cattrs", "files"),
+        ("click", "cli"),
+        ("matplotlib", "plot"),
+    ):
         if needs(module, text):
             pytest.importorskip(module, reason=f"the page uses the {extra} extra, which is not installed")
     with undone():
@@ -139,6 +149,7 @@ def undone():
 def needs(module, text):
     marks = {
         "torch": ("import torch",),
+        "diffusers": ("import diffusers\n",),
         "cattrs": ("load_preset(", ".json", ".toml"),
         "click": ("$ magpolicy",),
         "matplotlib": (".plot(", "--plot"),
@@ -255,3 +266,27 @@ def test_the_table_of_errors_lists_every_error():
 def test_every_reason_is_explained():
     found = {row[0].strip("`") for row in table_rows("explanation/the-rule.md", "reason")}
     assert found == {decision.reason for decision in magpolicy.Decision}
+
+
+def test_the_table_of_hooks_lists_every_hook():
+    from magpolicy import hookspecs
+
+    hooks = {name: function for name, function in vars(hookspecs).items() if hasattr(function, "magpolicy_spec")}
+    expected = [f"`{name}({', '.join(inspect.signature(hook).parameters)})`" for name, hook in hooks.items()]
+    assert [row[0] for row in table_rows("how-to/write-a-plugin.md", "hook")] == expected
+    listed = re.findall(r"members: \[(.*)\]", (ROOT / "docs/reference/api.md").read_text(encoding="utf-8"))[0]
+    assert listed.split(", ") == list(hooks)
+
+
+def test_figures_about_the_shipped_data_are_those_of_the_data():
+    presets = sum("repo" in preset.source for preset in magpolicy.presets().values())
+    record = json.loads((ROOT / "tests/data/reference_decisions.json").read_text(encoding="utf-8"))
+    cases, implementations = f"{len(record['cases']):,} cases", f"{len(record['implementations'])}"
+    for page, figures in {
+        "README.md": [f"{presets} published calibrations", f"{implementations} published implementations"],
+        "docs/reference/presets.md": [f"{presets} published tables"],
+        "docs/reference/semantics.md": [f"{cases} of {implementations} implementations"],
+        "docs/adr/0002-semantics-are-data.md": [cases, f"{implementations}\nimplementations"],
+    }.items():
+        text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+        assert all(" ".join(figure.split()) in text for figure in figures), f"{page}: {figures}"

@@ -225,7 +225,7 @@ def test_a_model_forecasts_as_by_hand_and_the_host_does_not_wait(kit):
     found = []
     for offload in ("cpu", None):
         with torch.no_grad(), magpolicy.attach(net, schedule=PLAN, offload=offload) as handle, handle.run():
-            run = handle._run.get()
+            run = handle._run.get().on(handle.stack)
             found.append([net(x) for x in xs[:5]])  # the first skip is made in two ways and compared
             with Watching() as watching:
                 found[-1] += [net(x) for x in xs[5:]]

@@ -279,11 +279,15 @@ def test_memory_by_the_step_to_the_byte(plain):
     mask, coefficients = (1, 1, 1, 0, 1, 0, 0, 1, 1), (0, 0, 0, 0.5, 0, 0, 0, 0, 0)
     with magpolicy.attach(plain.module, schedule=schedule(mask, coefficients)) as handle:
         during, after = [], []
-        hook = plain.blocks[1].inner.register_forward_hook(lambda *_: during.append(handle._run.get().store.nbytes // size))
+
+        def held():
+            return handle._run.get().on(handle.stack).store.nbytes
+
+        hook = plain.blocks[1].inner.register_forward_hook(lambda *_: during.append(held() // size))
         with handle.run():
             for key in range(9):
                 plain(key)
-                after.append(handle._run.get().store.nbytes / size)
+                after.append(held() / size)
         hook.remove()
     #                 computed 0, 1 (wanted before 3), 2 (used at 3), 4 (used at 5 and 6), 7, 8
     assert after == [0, 1, 2, 2, 1, 1, 1, 0, 0]

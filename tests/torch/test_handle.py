@@ -177,7 +177,7 @@ def test_an_exception_frees_everything_and_the_next_run_is_fresh(case):
         store = None
         with pytest.raises(KeyboardInterrupt), handle.run():  # noqa: PT012 - the run is what is left by it
             case(9)
-            store = handle._run.get().store
+            store = handle._run.get().on(handle.stack).store
             assert store.streams
             raise KeyboardInterrupt
         assert store.nbytes == 0
@@ -442,3 +442,25 @@ def test_a_curve_that_is_not_there(plain):
             net(torch.ones(1, 8))
         with pytest.raises(RunError, match="could not be followed"):
             _ = handle.curve
+
+
+def test_a_run_in_a_generator_that_is_closed_in_another_context(plain):
+    """As an event loop closes what is left over, or the garbage collector."""
+    import contextvars
+
+    def steps(handle):
+        with handle.run(), handle.stream("cond"):
+            while True:
+                yield plain()
+
+    with attach(plain) as handle:
+        generator = steps(handle)
+        next(generator)
+        assert handle.residuals_held == 1
+        contextvars.copy_context().run(generator.close)
+        assert handle.residuals_held == 0
+        assert handle.report.trace[0].stream == "cond"
+        for _ in range(2):  # the run is over here too, and so is its stream
+            with handle.run():
+                plain()
+        assert handle.report.trace[0].stream == "single"

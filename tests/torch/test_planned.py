@@ -4,6 +4,7 @@ import pytest
 
 import magpolicy
 from magpolicy import ArgumentError, Decision, Schedule, plan
+from magpolicy.adapter import CallDecision
 
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 
@@ -205,8 +206,13 @@ def test_the_next_run_begins_with_the_plan_again(drifting, kit):
 
 def test_what_is_measured_is_the_error_of_the_forecast(drifting, kit, monkeypatch):
     told = []
-    measured = magpolicy.Session.measured
-    monkeypatch.setattr(magpolicy.Session, "measured", lambda s, n, e: told.append((s.step(n), e)) or measured(s, n, e))
+    commit = CallDecision.commit
+
+    def noted(call, revised=None, errors=None):
+        told.extend((call.step, error) for error in (errors or {}).values())
+        commit(call, revised, errors)
+
+    monkeypatch.setattr(CallDecision, "commit", noted)
     residuals = []
     for sigma in SIGMAS:
         x = sigma * drifting.start + (1 - sigma) * drifting.end
@@ -248,3 +254,58 @@ def test_the_error_is_measured_on_a_part_of_the_tokens(shape, channel_dim):
     assert float(store.error("a", new, (), channel_dim)) == pytest.approx(float((new - last).norm() / new.norm()), rel=0.03)
     assert store.error("a", new.double(), (0.5,), channel_dim) is None
     assert store.error("b", new, (), channel_dim) is None
+
+
+# The report's schedule
+
+
+def stated(schedule):
+    return schedule.masks, schedule.coefficients, schedule.modelled, schedule.checks
+
+
+@pytest.mark.parametrize("settings", [{}, {"forecast": "calibrated"}, {"forecast": "hold"}, {"objective": "latent"}], ids=str)
+def test_the_report_states_the_plan_whole(drifting, settings):
+    report = drifting.planned(SIGMAS, speedup=2.5, **settings)
+    expected = plan(drifting.calibration, sigmas=SIGMAS, speedup=2.5, **settings)
+    assert stated(report.schedule) == stated(expected)
+    assert report.schedule.sigmas == expected.sigmas == tuple(SIGMAS)
+    assert report.schedule.planned
+    assert report.schedule.worst == expected.worst > 0
+    expected_errors = magpolicy.expected_errors(drifting.calibration, expected)
+    for schedule in (report.schedule, Schedule.from_dict(report.schedule.to_dict())):
+        assert magpolicy.expected_errors(drifting.calibration, schedule) == expected_errors
+
+
+def test_the_report_of_a_part_of_the_run_states_its_plan(drifting):
+    report = drifting.planned(SIGMAS, start=8, speedup=2.0)
+    expected = plan(drifting.calibration, sigmas=SIGMAS, part=(8, 20), speedup=2.0)
+    assert stated(report.schedule) == stated(expected)
+    assert report.schedule.sigmas == expected.sigmas == tuple(SIGMAS[8:])
+
+
+def test_the_report_of_a_run_that_was_planned_anew_states_what_was_followed(drifting, kit):
+    with magpolicy.attach(drifting.module, calibration=drifting.calibration, speedup=3.0, safeguard=True) as handle:
+        Jump(kit, drifting, 6).run(handle)
+        report = handle.report
+    followed = report.replans[-1].schedule
+    assert report.schedule.coefficients == followed.coefficients
+    assert report.schedule.modelled == followed.modelled
+
+
+def test_the_report_states_no_forecast_that_was_not_made(drifting):
+    schedule = plan(drifting.calibration, sigmas=SIGMAS, speedup=2.5)
+    with magpolicy.attach(drifting.module, schedule=schedule, forecast="hold") as handle:
+        drifting.run(handle, SIGMAS)
+        held = handle.report.schedule
+    assert any(map(any, schedule.coefficients))
+    assert not any(map(any, held.coefficients))
+    assert [e for e, c in zip(held.modelled[0], schedule.coefficients[0], strict=True) if c and e] == []
+
+
+@pytest.mark.parametrize("forecast", ["linear", "calibrated"])
+def test_the_report_of_the_rule_states_its_forecasts(drifting, forecast):
+    rule = {"threshold": 0.3, "max_skips": 3, "retention": 0.1, "forecast": forecast}
+    report = drifting.planned(SIGMAS, **rule)
+    assert report.schedule.coefficients == magpolicy.simulate(drifting.calibration, sigmas=SIGMAS, **rule).coefficients
+    assert any(report.schedule.coefficients[0])
+    assert report.schedule.sigmas == tuple(SIGMAS)

@@ -6,6 +6,7 @@ import pytest
 
 import magpolicy
 from magpolicy import Decision, Schedule
+from magpolicy.adapter import CallDecision
 
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 
@@ -286,7 +287,7 @@ def test_a_plan_that_is_left_is_followed_no_longer():
 
 def test_without_a_remote_device_nothing_is_copied_nor_foreseen(monkeypatch):
     asked = []
-    monkeypatch.setattr(magpolicy.Session, "upcoming_skips", lambda self: asked.append(self) or {})
+    monkeypatch.setattr(CallDecision, "upcoming_skips", lambda self: asked.append(self) or {})
     for offload in (None, "cpu"):
         with magpolicy.Session(Schedule.from_mask((1, 0, 0))) as session:
             for step in range(3):
@@ -302,7 +303,7 @@ def attached(case, keys, calls=(("single",),), copier=None, **settings):
     """Results, what was on the device while blocks ran, and after each call."""
     during, after = [], []
     with magpolicy.attach(case.module, offload="cpu", **settings) as handle, handle.run():
-        run = handle._run.get()
+        run = handle._run.get().on(handle.stack)
         if copier is not None:
             run.store.copier = run.also.copier = copier
         inner = case.blocks[1]
@@ -367,7 +368,7 @@ def test_blocks_in_another_order_compute_with_nothing_on_the_device(plain):
     blocks, x = plain.module.blocks, torch.ones(1, 9, 8)
     during = []
     with magpolicy.attach(plain.module, schedule=Schedule.from_mask((1, 0, 0)), offload="cpu") as handle, handle.run():
-        run = handle._run.get()
+        run = handle._run.get().on(handle.stack)
         run.store.copier = Noting()
         blocks[0].inner.register_forward_hook(lambda *_: during.append(run.store.near_nbytes))
         plain.module(x)
@@ -409,7 +410,7 @@ def test_the_sound_of_a_video_comes_back_too(kit):
     found, copiers, during = [], [Noting(), None], []
     for copier in copiers:
         with torch.no_grad(), magpolicy.attach(net, schedule=plan, offload="cpu") as handle, handle.run():
-            run = handle._run.get()
+            run = handle._run.get().on(handle.stack)
             if copier is not None:
                 run.store.copier = run.also.copier = copier
                 net.blocks[1].sound.register_forward_hook(lambda *_, run=run: during.append(run.also.near_nbytes))
@@ -425,7 +426,7 @@ def test_the_sound_of_a_video_comes_back_too(kit):
 def test_both_stores_of_a_run_copy_in_the_same_way(plain):
     copier = Noting()
     with magpolicy.attach(plain.module, schedule=Schedule.from_mask((1, 0))) as handle, handle.run():
-        stack = handle._run.get().stack
+        stack = handle._run.get().on(handle.stack).stack
         session = magpolicy.Session(Schedule.from_mask((1, 0)))
         assert Run(stack, session, ResidualStore("cpu", copier=copier)).also.copier is copier
 
@@ -447,7 +448,7 @@ def test_a_run_that_the_safeguard_plans_anew(kit):
     found, here, during = [], [], []
     for copier in (Noting(), None):
         with magpolicy.attach(net, **settings) as handle, handle.run(sigmas=sigmas):
-            run = handle._run.get()
+            run = handle._run.get().on(handle.stack)
             if copier is not None:
                 run.store.copier = copier
                 hook = net.blocks[1].inner.register_forward_hook(lambda *_, run=run: during.append(run.store.near_nbytes))
@@ -471,7 +472,7 @@ def test_a_model_that_raises_leaves_nothing_on_the_device(plain):
         raise KeyError("the model")
 
     with magpolicy.attach(plain.module, schedule=Schedule.from_mask((1, 0, 0, 0)), offload="cpu") as handle, handle.run():
-        run = handle._run.get()
+        run = handle._run.get().on(handle.stack)
         run.store.copier = Noting()
         plain(0), plain(1)
         assert run.store.near_nbytes

@@ -220,7 +220,7 @@ def test_gradient_modes(case, mode):
     case.module.requires_grad_(True)
     with follow(case, 1, 0) as handle, handle.run(), context():
         first, again = case(), case()
-        store = handle._run.get().store
+        store = handle._run.get().on(handle.stack).store
         residual = store.take("single", torch.empty(store._entries["single"][0].shape))
         assert not residual.requires_grad
         assert not residual.is_inference()
@@ -262,7 +262,7 @@ def test_another_dtype_midway_computes(plain):
 def test_offload_and_storage_dtype(plain, settings):
     with follow(plain, 1, 0, **settings) as handle, handle.run():
         first, again = plain(), plain()
-        held = handle._run.get().store.nbytes
+        held = handle._run.get().on(handle.stack).store.nbytes
     loose = "storage_dtype" in settings
     torch.testing.assert_close(again, first, rtol=0.02 if loose else 1e-6, atol=0.02 if loose else 1e-6)
     assert again.dtype == torch.float32
@@ -273,7 +273,7 @@ def test_offload_and_storage_dtype(plain, settings):
 def test_one_residual_a_stream_and_none_after_the_run(plain):
     with follow(plain, 1, 0, 1, 0) as handle:
         with handle.run():
-            store = handle._run.get().store
+            store = handle._run.get().on(handle.stack).store
             for key in range(4):
                 for stream in ("a", "b", "c"):
                     with handle.stream(stream):
@@ -287,7 +287,7 @@ def test_one_residual_a_stream_and_none_after_the_run(plain):
 def test_batched_residuals_do_not_hold_the_whole_batch_each(plain):
     with follow(plain, 1, 0) as handle, handle.run(), handle.stream("a", "b"):
         plain(batch=2)
-        assert handle._run.get().store.nbytes == 2 * 9 * 8 * 4
+        assert handle._run.get().on(handle.stack).store.nbytes == 2 * 9 * 8 * 4
 
 
 # Hosts that call their blocks otherwise.

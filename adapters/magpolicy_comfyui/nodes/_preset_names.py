@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from attrs import evolve
 
 import magpolicy
 from magpolicy import Calibration, Preset, PresetError
-from magpolicy.catalog._presets import named
+from magpolicy.adapter import PRESET_ENDINGS, file_name, named
 
 AUTO = "auto"
 # As ComfyUI-MagCache wrote them into workflows; first, so that a saved place in the list means what it meant.
@@ -31,7 +30,6 @@ ORIGIN = (
 MORE = ("wan2.2_t2v_14B", "wan2.2_i2v_14B", "wan2.2_ti2v_5B", "hunyuan_video1.5_40steps")
 _ELSEWHERE = ("open-sora", "kandinsky-5", "framepack (hunyuanvideo)")  # families that ComfyUI itself does not run
 FOLDER = "magpolicy"
-_SUFFIXES = (".json", ".toml", ".safetensors")
 _MARK = "file: "
 RULE = {"threshold": 0.06, "max_skips": 3, "retention": 0.2}
 
@@ -41,7 +39,7 @@ def folder() -> Path:
     import folder_paths
 
     if FOLDER not in folder_paths.folder_names_and_paths:
-        folder_paths.folder_names_and_paths[FOLDER] = ([str(Path(folder_paths.models_dir) / FOLDER)], set(_SUFFIXES))
+        folder_paths.folder_names_and_paths[FOLDER] = ([str(Path(folder_paths.models_dir) / FOLDER)], set(PRESET_ENDINGS))
     return Path(folder_paths.folder_names_and_paths[FOLDER][0][0])
 
 
@@ -53,7 +51,7 @@ def files() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for place in folder_paths.folder_names_and_paths[FOLDER][0]:
         for path in sorted(Path(place).glob("*")):
-            if path.suffix in _SUFFIXES and path.is_file():
+            if path.suffix in PRESET_ENDINGS and path.is_file():
                 found.setdefault(f"{_MARK}{path.name}", path)
     return found
 
@@ -103,8 +101,3 @@ def save(name: str, calibration: Calibration) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     evolve(calibration, name=target.stem).save(target)
     return target
-
-
-def file_name(name: str) -> str:
-    """``name`` as a file's name."""
-    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "calibration"

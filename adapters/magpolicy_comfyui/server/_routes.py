@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import magpolicy
+from magpolicy.adapter import names_a_file
 
 ROUTE = "/magpolicy/simulate"
 MAX_BYTES = 65_536
@@ -87,7 +88,7 @@ def _answer(question: Mapping[str, Any]) -> dict[str, Any]:
 
     inputs = question.get("inputs") or {}
     name = str(inputs.get("model_type", _preset_names.AUTO))
-    if name.lower().endswith((".json", ".toml", ".safetensors")) and name not in _preset_names.files():
+    if names_a_file(name) and name not in _preset_names.files():
         raise magpolicy.PresetError(
             f"model_type={name!r} is not one of the node's list; files belong into {_preset_names.folder()}"
         )

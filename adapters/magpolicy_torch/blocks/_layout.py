@@ -34,6 +34,8 @@ class Layout:
     Hidden states are ``(batch, tokens, channels)``; other shapes work where no text is concatenated to them.
     """
 
+    __module__ = "magpolicy_torch"
+
     hidden: str | int
     """Argument that holds the hidden states: its name, or its position."""
     text: str | int | None = None

@@ -33,6 +33,11 @@ class Patch:
             return self._original(*args, **kwargs)
         return self._around(self._original, args, kwargs)
 
+    @property
+    def found(self) -> Any:
+        """What was set on the instance before, ``None`` if nothing."""
+        return None if self._before is _ABSENT else self._before
+
     def install(self) -> None:
         """Take the method's place."""
         self._before = self._module.__dict__.get(self._name, _ABSENT)  # e.g. accelerate's hooks live there too

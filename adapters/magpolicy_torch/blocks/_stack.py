@@ -18,6 +18,7 @@ from weakref import WeakSet
 from magpolicy import AdapterError, ArgumentError
 from magpolicy_torch.blocks._layout import Arguments, Layout, flags
 from magpolicy_torch.blocks._patch import Patch
+from magpolicy_torch.blocks._unwrap import unwrap
 from torch import nn
 
 if TYPE_CHECKING:
@@ -132,15 +133,18 @@ class BlockStack:
         AdapterError: a block's arguments do not tell which one holds the hidden states.
     """
 
+    __module__ = "magpolicy_torch"
+
     def __init__(self, blocks: Iterable[nn.Module], *, layout: Layouts = None, beside: Iterable[nn.Module] = ()) -> None:
         self.blocks = tuple(_flat(blocks))
         if not self.blocks or len(set(map(id, self.blocks))) < len(self.blocks):
             raise ArgumentError(f"blocks holds {len(self.blocks)} blocks; give at least one, each of them once")
-        self.kinds = tuple(type(block) for block in self.blocks)
+        plain = [unwrap(block) for block in self.blocks]  # a compiled block hides the names of its arguments
+        self.kinds = tuple(type(block) for block in plain)
         if not isinstance(layout, (Layout, Mapping, NoneType)) and len(layout) != len(self.blocks):
             raise ArgumentError(f"layout holds {len(layout)} layouts for {len(self.blocks)} blocks; give one each, or one")
-        self.layouts = tuple(_layout_of(index, block, layout) for index, block in enumerate(self.blocks))
-        self.arguments = tuple(Arguments(lay, b.forward) for lay, b in zip(self.layouts, self.blocks, strict=True))
+        self.layouts = tuple(_layout_of(index, block, layout) for index, block in enumerate(plain))
+        self.arguments = tuple(Arguments(lay, b.forward) for lay, b in zip(self.layouts, plain, strict=True))
         self.beside = tuple(_flat(beside))
         self.beside_arguments = tuple(
             Arguments(Layout.of(b.forward, type(b).__name__, first=True), b.forward) for b in self.beside

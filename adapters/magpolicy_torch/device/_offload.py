@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from attrs import frozen
 
 import torch
-from magpolicy import Session
+from magpolicy.adapter import CallDecision
 from magpolicy_torch.device import _accelerator
 from torch import Tensor
 
@@ -69,12 +69,12 @@ class Accelerator:
         return Copy(data, stream.record_event())
 
 
-def look_ahead(session: Session, *stores: ResidualStore) -> None:
-    """After an evaluation: begin to copy back what the skips to come reuse, and let go of any other copy on the device.
+def look_ahead(call: CallDecision, *stores: ResidualStore) -> None:
+    """After a call, once it is committed: begin to copy back what the skips to come reuse.
 
-    Where nothing lies in another memory than its own, nothing is done.
+    Any other copy on the device is let go of. Where nothing lies in another memory than its own, nothing is done.
     """
     if any(store.away for store in stores):
-        wanted = {stream: 1 + len(coefficients) for stream, coefficients in session.upcoming_skips().items()}
+        wanted = {stream: 1 + len(coefficients) for stream, coefficients in call.upcoming_skips().items()}
         for store in stores:
             store.bring(wanted)

@@ -62,28 +62,30 @@ def evaluate(
     Returns:
         what the model returned.
     """
-    session = run.session
-    if min(map(session.remaining, streams)) <= 0:
+    call = run.session.call(streams, step=step, sigma=sigma)
+    if call is None:
         run.record.past_end.extend(streams)
         return forward() if way is None else way.plain()
-    decision = session.decide(list(streams), step=step, sigma=sigma)
+    run.call, run.computed = call, None
     lap = Timer(None if way is None else way.device)
     try:
-        revised = run.hindrance(streams) if decision.skip else None
-        skip = decision.skip and revised is None
+        decided = call.skip
+        revised = run.hindrance(streams) if decided else None
+        skip = decided and revised is None
         if not skip:
-            run.make_room(streams)
+            run.make_room(call)
         done = None if way is None else way.quick(skip=skip)
         result, late = watched(run, streams, forward, way, skip=skip) if done is None else done
+        revised = revised or late
+        run.commit(call, revised)
     except BaseException:
-        session.cancel()
+        call.cancel()
+        run.computed = None
         run.send_away()
         raise
-    revised = revised or late
     lap.stop()
-    run.record.laps.append((decision.skip and revised is None, lap))
-    session.commit(revised)
-    run.look_ahead()
+    run.record.laps.append((decided and revised is None, lap))
+    run.look_ahead(call)
     return result
 
 
@@ -110,7 +112,7 @@ def watched(
             run.unsupported.update(streams)
         elif way is not None:
             way.learn(call)
-        run.keep(streams, call.residuals, call.order)
+        run.computed = call.residuals, call.order
     return result, revised
 
 

@@ -10,7 +10,6 @@ from attrs import Factory, define, frozen
 import torch
 from magpolicy_torch.blocks._layout import ObservedLayout
 from magpolicy_torch.evaluation._call import Call
-from magpolicy_torch.evaluation._shadow import ModulePath
 from magpolicy_torch.evaluation._stack_parts import Build, Read
 from torch import Tensor
 
@@ -49,8 +48,6 @@ class CallSpec:
     _shares: list[TensorSpec] | None = None
     skipping: str | None = None
     """One of the :data:`WAYS`, or ``"watched"``; ``None``: not tried out yet."""
-    unused: frozenset[ModulePath] = frozenset()
-    """Modules of which nothing comes on a skip."""
     idle: list[Any] = Factory(list)
     """Twins for calls of this kind that are not in use."""
 

@@ -1,15 +1,15 @@
-"""Standing in front of a module's call, so that it can be undone without a trace."""
+"""Deciding about a module's call before it is made, in a way that can be undone without a trace."""
 
 from __future__ import annotations
 
-import copyreg
 from collections.abc import Callable
-from types import CodeType
+from types import CodeType, MethodType
 from typing import Any
 
 from torch._C._dynamo import eval_frame
 from torch._C._dynamo.eval_frame import set_eval_frame
 
+from magpolicy_torch.blocks._patch import Patch
 from torch import nn
 
 
@@ -23,19 +23,24 @@ skip_code: Callable[[CodeType], None] = getattr(eval_frame, "skip_code", _skip_c
 # Not in every torch: there, nobody counts.
 _count_frames: Callable[[int], int] = getattr(eval_frame, "set_fullgraph_compiled_frame_count", lambda count: -1)
 
+_OURS = ("_call_impl", "_compiled_call_impl", "__getstate__")
+"""The instance attributes that an interceptor sets."""
+
 
 class HostCall:
-    """The call that was to be made."""
+    """The call of ``module`` that was to be made. A host that calls the model itself makes one: ``HostCall(module)``."""
 
-    def __init__(self, kind: type, module: nn.Module, compiling: Any) -> None:
-        self.kind: Any = kind
-        """The module's class as found."""
+    def __init__(
+        self, module: nn.Module, call: Callable[..., Any] | None = None, compiling: Any = None, entry: str = "__call__"
+    ) -> None:
+        self.module, self.entry = module, entry
+        self.eager: Callable[..., Any] = module.__call__ if call is None else call
+        """Makes the call, and has nothing compiled that is not compiled by itself."""
         self.compiling = compiling
         """What ``torch.compile`` left here for the frames to come, or ``None``."""
-        self._module = module
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return compiled(self.compiling, lambda: self.kind.__call__(self._module, *args, **kwargs))
+        return compiled(self.compiling, lambda: self.eager(*args, **kwargs))
 
 
 Around = Callable[[HostCall, tuple[Any, ...], dict[str, Any]], Any]
@@ -45,58 +50,94 @@ Around = Callable[[HostCall, tuple[Any, ...], dict[str, Any]], Any]
 class CallInterceptor:
     """Hands each call of ``module`` to ``around``.
 
-    Calling an object looks at its class, so the module gets a class of its own: its class, and a ``__call__``. That is further
-    out than anything that may stand around ``forward`` (hooks, offloading), and outside of what ``torch.compile`` compiles. A
-    copy, also a pickled one, is of the class as found.
+    ``torch.nn.Module`` looks up two attributes on the instance when it is called: ``_compiled_call_impl``, if
+    ``module.compile()`` has set one, and ``_call_impl``. Ours stand in their place. That is further out than anything that may
+    stand around ``forward`` (hooks, offloading), and outside of what ``torch.compile`` compiles. The class stays as it is, and
+    copies are not intercepted. Where a class has a ``__call__`` of its own, which may never come to ``_call_impl``, its
+    ``forward`` is replaced instead.
     """
 
-    def __init__(self, module: nn.Module, around: Around, wrapper: nn.Module | None = None) -> None:
+    def __init__(self, module: nn.Module, around: Around) -> None:
         self._module = module
         self._around: Around | None = around
-        self._found: type | None = None
-        self._wrapper: Any = wrapper  # what torch.compile(module) had returned: it knows the call as it was
+        self._patch: Patch | None = None
+        if type(module).__call__ is not nn.Module.__call__:
+            self._patch = Patch(
+                module, lambda call, args, kwargs: around(HostCall(module, call, None, "forward"), args, kwargs)
+            )
 
     def install(self) -> None:
         """Take the place."""
-        found = self._found = type(self._module)
+        if self._patch is not None:
+            self._patch.install()
+            return
+        attributes = self._module.__dict__
+        self._found = {name: attributes[name] for name in _OURS if name in attributes}
+        self._ours = {"_call_impl": MethodType(self._intercept(), self._module)}
+        self._ours["__getstate__"] = MethodType(_state_without_ours, self._module)
+        if attributes.get("_compiled_call_impl") is not None:
+            # Compiled before, with its options; now it is as if it had been compiled after.
+            self._ours["_compiled_call_impl"] = _compiled_as(attributes["_compiled_call_impl"], self._ours["_call_impl"])
+        attributes.update(self._ours)
 
-        def __call__(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+    def remove(self) -> None:
+        """Give the place back. What somebody has put in ours since stays, and we only pass calls on from now."""
+        self._around = None
+        if self._patch is not None:
+            self._patch.remove()
+            return
+        attributes = self._module.__dict__
+        for name, ours in self._ours.items():
+            if attributes.get(name) is ours:
+                del attributes[name]
+                attributes.update({name: self._found[name]} if name in self._found else {})
+        if getattr(attributes.get("_compiled_call_impl"), "__wrapped__", None) is self._ours["_call_impl"]:
+            # Compiled since: what was compiled is our method.
+            attributes["_compiled_call_impl"] = _compiled_as(attributes["_compiled_call_impl"], self._module._call_impl)
+
+    def _intercept(self) -> Callable[..., Any]:
+        found = self._found.get("_call_impl")
+
+        def intercept(module: Any, /, *args: Any, **kwargs: Any) -> Any:
             # torch.compile comes here when it has wrapped the module. What follows decides, and is not to be compiled.
             compiling = set_eval_frame(None)
             try:
+                call = HostCall(module, found or MethodType(type(module)._call_impl, module), compiling, "_call_impl")
                 if self._around is None or module is not self._module:
-                    return compiled(compiling, lambda: found.__call__(module, *args, **kwargs))
-                return self._around(HostCall(found, module, compiling), args, kwargs)
+                    return call(*args, **kwargs)
+                return self._around(call, args, kwargs)
             finally:
                 set_eval_frame(compiling)
 
-        skip_code(__call__.__code__)
-        names = {"__call__": __call__, "__reduce_ex__": _reduced_as(found), "_magpolicy_front": self}
-        names |= {name: getattr(found, name) for name in ("__module__", "__qualname__", "__doc__")}
-        self._module.__class__ = self._kind = type(found.__name__, (found,), names)
-        self._tell_wrapper()
-
-    def remove(self) -> None:
-        """Give the place back. If somebody has changed the class since, theirs stays, and we only pass calls on from now."""
-        self._around = None
-        if type(self._module) is self._kind and self._found is not None:
-            self._module.__class__ = self._found
-            self._tell_wrapper()
-
-    def _tell_wrapper(self) -> None:
-        if self._wrapper is not None:
-            self._wrapper._initialize()
+        skip_code(intercept.__code__)
+        intercept.interceptor = self  # type: ignore[attr-defined]
+        return intercept
 
     @staticmethod
     def on(module: nn.Module) -> bool:
-        """Whether somebody stands in front of ``module``."""
-        front = getattr(type(module), "_magpolicy_front", None)
-        return front is not None and front._around is not None and front._module is module
+        """Whether the calls of ``module`` are intercepted."""
+        method = module.__dict__.get("_call_impl")
+        found = getattr(getattr(method, "__func__", None), "interceptor", None)
+        return Patch.on(module) or (found is not None and found._around is not None and found._module is module)
 
 
-def unwrapped(value: Any) -> Any:
-    """``value``, or the module that ``torch.compile`` wrapped in it."""
-    return getattr(value, "_orig_mod", value)
+def without_ours(attributes: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of a module, less those that an interceptor may have set."""
+    return {name: value for name, value in attributes.items() if name not in _OURS}
+
+
+def _state_without_ours(module: Any, /) -> Any:
+    """What ``copy`` and ``pickle`` take of an intercepted module: as its class says, and nothing of ours."""
+    get = getattr(type(module), "__getstate__", None)
+    state = module.__dict__ if get is None else get(module)
+    return without_ours(state) if isinstance(state, dict) else state
+
+
+def _compiled_as(own: Any, call: Callable[..., Any]) -> Any:
+    """``call``, compiled with the options of ``own``, which ``torch.compile`` has made; as it is, if that cannot be told."""
+    names = getattr(getattr(own, "__code__", None), "co_freevars", ())
+    cells = dict(zip(names, getattr(own, "__closure__", None) or (), strict=False))
+    return cells["self"].cell_contents(call) if "self" in cells else call
 
 
 def compiled(callback: Any, call: Callable[[], Any]) -> Any:
@@ -120,14 +161,3 @@ def uncompiled(callback: Any, call: Callable[[], Any]) -> Any:
         if counted >= 0:  # a count under way is not set but begun
             _count_frames(counted + 1)
     return result
-
-
-def _reduced_as(kind: Any) -> Callable[[Any, Any], Any]:
-    def __reduce_ex__(self: Any, protocol: Any) -> Any:  # noqa: N807
-        reduced: Any = kind.__reduce_ex__(self, protocol)
-        if not isinstance(reduced, tuple) or reduced[1][:1] != (type(self),):
-            return reduced
-        # Not copyreg's __newobj__, which insists on the object's present class.
-        return (copyreg._reconstructor, (kind, object, None), *reduced[2:])  # type: ignore[attr-defined]
-
-    return __reduce_ex__

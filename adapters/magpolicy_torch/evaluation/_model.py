@@ -2,15 +2,14 @@
 
 The first computed call of a kind is watched, block by block (``_call``). What it showed serves every call that looks like it:
 computed calls only note what goes into the stack and what comes out, skips leave out the blocks, also the loop over them where
-nothing happens in between, and modules whose results go into the blocks alone. The first such skip is made in both ways, and
-compared.
+nothing happens in between. The first such skip is made in both ways, and compared.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from attrs import Factory, define
@@ -24,10 +23,9 @@ from magpolicy_torch.evaluation._call import Call, evaluate, image_of, watched
 from magpolicy_torch.evaluation._call_spec import CallSpec, same, shown
 from magpolicy_torch.evaluation._interceptor import HostCall, uncompiled
 from magpolicy_torch.evaluation._run import Run, differences
-from magpolicy_torch.evaluation._shadow import ModulePath, NoShadowError, ShadowModule
+from magpolicy_torch.evaluation._shadow import NoShadowError, ShadowModule
 from magpolicy_torch.evaluation._shadow_builder import WAYS, ShadowBuilder
 from magpolicy_torch.evaluation._stack_parts import StackIO, narrow, version
-from magpolicy_torch.evaluation._unused import UsedError, blanks, find_unused, keeping_none
 from torch import Tensor, nn
 
 _KINDS_KEPT = 64  # kinds of calls that are remembered: shapes, switches, optional arguments
@@ -76,8 +74,6 @@ class HostModel:
         self.making = ShadowBuilder(module, stack)
         self._known: dict[Any, CallSpec] = {}
         self.watching: list[_Shadows] = []
-        self.unused: frozenset[ModulePath] = frozenset()
-        """Modules of which nothing came on a skip, in calls of the kind that was tried out last."""
         self._lock = threading.Lock()
         self.unwatched = Unwatched(stack)
         self.everything = tuple(range(len(stack)))
@@ -176,20 +172,20 @@ class Evaluation:
             return call.block(0, original, self.args, self.kwargs)
         twins = _Shadows.lent(model.watching)
         try:
-            probing = twins.get("probing", lambda: model.making.probing(original))
+            probing = twins.get("probing", lambda: model.making.probing())
             if probing is not None:
                 with contextlib.suppress(NoShadowError):
-                    return probing.watched(original.compiling, self.args, self.kwargs)
+                    return probing.watched(original, self.args, self.kwargs)
         finally:
             twins.give_back()
         # Somebody calls the module's own forward from within: its blocks have to be patched.
         model.stack.install_once()
-        return uncompiled(original.compiling, lambda: original.kind.__call__(model.module, *self.args, **self.kwargs))
+        return uncompiled(original.compiling, lambda: original.eager(*self.args, **self.kwargs))
 
     def quick(self, *, skip: bool) -> tuple[Any, Decision | None] | None:
         if not skip and (self.run.unsupported.issuperset(self.streams) or not (self._compiled or self._wanted)):
             result = self.plain()
-            self.run.keep(self.streams, {}, ())
+            self.run.computed = {}, ()
             return result, None
         understood = self.understood
         if understood is None or not self.run.unsupported.isdisjoint(self.streams):
@@ -205,23 +201,23 @@ class Evaluation:
 
     @property
     def _wanted(self) -> bool:
-        return self.run.wants(self.streams)
+        return self.run.wants()
 
     @property
     def _compiled(self) -> bool:
         """As a whole: then every computed call goes through one graph, also where nothing comes of it."""
-        return self.original.compiling is not None or self.model.module._compiled_call_impl is not None
+        return self.original.compiling is not None
 
     def _compute(self, understood: CallSpec, twins: _Shadows) -> Any:
         copied = understood.learned.in_place is not False
         name = "computing, input copied" if copied else "computing"
-        twin = twins.get(name, lambda: self.model.making.computing(self.original, understood, twins.tap))
+        twin = twins.get(name, lambda: self.model.making.computing(understood, twins.tap))
         assert twin is not None
-        result = twin(self.original.compiling, self.args, self.kwargs)
+        result = twin(self.original, self.args, self.kwargs)
         residuals = self._residuals(understood, twins.tap, copied=copied) if self._wanted else {}
         if residuals is None:
             self.run.unsupported.update(self.streams)
-        self.run.keep(self.streams, residuals or {}, self.model.everything)
+        self.run.computed = residuals or {}, self.model.everything
         return result
 
     def _residuals(self, understood: CallSpec, tap: StackIO, *, copied: bool) -> dict[str, tuple[Tensor, ...]] | None:
@@ -255,18 +251,10 @@ class Evaluation:
             return self._try_out(understood, twins)
         reason = self._load(understood, twins.tap)
         if reason is None:
-            twin = twins.get(way, lambda: self.model.making.skipping(self.original, understood, twins.tap, way))
+            twin = twins.get(way, lambda: self.model.making.skipping(understood, twins.tap, way))
             if twin is None:
                 raise NoShadowError
-            try:
-                result = twin(self.original.compiling, self.args, self.kwargs)
-                used = twin.lacks and blanks(result)
-            except UsedError:
-                used = True
-            if used:  # the model goes another way than when it was tried out
-                understood.skipping, understood.unused = None, frozenset()
-                twins.made.pop(way)
-                return self._skip(understood, twins)
+            result = twin(self.original, self.args, self.kwargs)
             if not twins.tap.void:
                 return result, None
             reason = Decision.MISMATCH
@@ -298,44 +286,19 @@ class Evaluation:
         devices = [tensor.device for tensor in (tap.residual,) if tensor is not None]
         with _accelerator.forked(devices):
             for name in WAYS:
-                twin = self._trial(name, understood, tap, result, {})
+                twin = self._trial(name, understood, tap, result)
                 if twin is not None:
                     understood.skipping, twins.made[name] = name, twin
-                    if not self._compiled:  # a compiler leaves out by itself what is of no use
-                        self._leave_out(understood, twins, result)
                     break
         return result, None
 
-    def _trial(
-        self, way: str, understood: CallSpec, tap: StackIO, result: Any, unused: Mapping[ModulePath, nn.Module]
-    ) -> ShadowModule | None:
-        """The twin that skips that way, with these in the place of modules, if it gives ``result`` as well.
-
-        Raises:
-            UsedError: one of these modules is needed.
-        """
-        twin = self.model.making.skipping(self.original, understood, tap, way, unused)
+    def _trial(self, way: str, understood: CallSpec, tap: StackIO, result: Any) -> ShadowModule | None:
+        """The twin that skips that way, if it gives ``result`` as well."""
+        twin = self.model.making.skipping(understood, tap, way)
         if twin is None or self._load(understood, tap) is not None:
             return None
         try:
-            with keeping_none(self.model.module.__dict__, self.args, self.kwargs) as (args, kwargs):
-                found = twin.watched(self.original.compiling, args, kwargs)
+            found = twin.watched(self.original, self.args, self.kwargs)
             return twin if same(found, result) and not tap.void else None
-        except UsedError:
-            raise
         except Exception:  # it went well when it was watched
             return None
-
-    def _leave_out(self, understood: CallSpec, twins: _Shadows, result: Any) -> None:
-        """Find what else of the model a skip can do without."""
-        way, last = str(understood.skipping), None
-
-        def attempt(unused: Mapping[ModulePath, nn.Module]) -> bool:
-            nonlocal last
-            last = self._trial(way, understood, twins.tap, result, unused)
-            return last is not None
-
-        model = self.model
-        understood.unused = find_unused(model.module, set(model.stack.blocks), attempt, guess=model.unused)
-        if understood.unused:
-            model.unused, twins.made[way] = understood.unused, last

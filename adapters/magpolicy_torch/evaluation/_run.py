@@ -9,6 +9,7 @@ from attrs import Factory, define, field
 
 import torch
 from magpolicy import Decision, Session
+from magpolicy.adapter import CallDecision
 from magpolicy_torch.blocks._layout import ObservedLayout
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.device._offload import look_ahead
@@ -23,6 +24,8 @@ from torch import Tensor
 class Run:
     """What belongs to one run on one stack; freed by :meth:`free`, which the session calls at its end."""
 
+    __module__ = "magpolicy_torch"
+
     stack: BlockStack
     session: Session
     store: ResidualStore
@@ -32,14 +35,16 @@ class Run:
     """Where the channels of a residual are, for the moments."""
     record: Record = Factory(Record)
     """What the report is made of."""
-    at: int = 0
-    """No call to come is of a step before this one."""
     also: ResidualStore = field(init=False)
     """Residuals of the second stream of each, where the stack has one (the audio of a video)."""
     learned: ObservedLayout = field(init=False)
     """What this run's calls showed, where nothing is known from before."""
     seen: dict[str, tuple[int, ...]] = field(init=False, factory=dict)
     """Per stream, the blocks that ran in the call whose residual is stored."""
+    call: CallDecision | None = field(init=False, default=None)
+    """The call that is under way, or was the last."""
+    computed: tuple[Mapping[str, tuple[Tensor, ...]], Sequence[int]] | None = field(init=False, default=None)
+    """What that call computed: per stream its residuals, if it gave any, and the blocks that ran."""
     unsupported: set[str] = field(init=False, factory=set)
     """Streams whose calls cannot be bypassed."""
 
@@ -67,14 +72,14 @@ class Run:
         Args:
             likes: per stream a tensor, or what has the ``shape``, ``dtype`` and ``device`` of one, that it is to be added to.
         """
+        assert self.call is not None
         taken: list[Tensor] = []
-        for stream, like in zip(streams, likes, strict=True):
-            coefficients = self.session.coefficients(stream)
-            residual = store.take(stream, like, coefficients)
+        for stream, like in zip(self.call.streams, likes, strict=True):
+            residual = store.take(stream.name, like, stream.coefficients)
             if isinstance(residual, Decision):
                 return residual
-            if coefficients:
-                self.record.forecast(self.session.step(stream), stream, store.held(stream))
+            if stream.coefficients:
+                self.record.forecast(self.call.step, stream.name, store.held(stream.name))
             taken.append(residual)
         return taken[0] if len(taken) == 1 else torch.cat(taken, dim=batch)
 
@@ -84,45 +89,51 @@ class Run:
         taken = self.taken(streams, split(tensor, len(streams), batch), store, batch)
         return taken if isinstance(taken, Decision) else _arithmetic.apply(tensor, taken)
 
-    def wants(self, streams: Sequence[str]) -> bool:
-        """Whether anything comes of what these streams compute now: a later skip, a calibration, or a comparison."""
-        session = self.session
-        return self.moments is not None or any(
-            session.residuals_to_keep(s) > 0 or session.check(s) is not None for s in streams
-        )
+    def wants(self) -> bool:
+        """Whether anything comes of what the call under way computes: a later skip, a calibration, or a comparison."""
+        return self.moments is not None or (self.call is not None and self.call.useful)
 
-    def make_room(self, streams: Sequence[str]) -> None:
-        """Before these streams compute: let go of what no step after this one can use."""
-        for stream in streams:
+    def make_room(self, call: CallDecision) -> None:
+        """Before ``call`` computes: let go of what no step after this one can use."""
+        for stream in call.streams:
             for store in (self.store, self.also):
-                _guard.make_room(self.session, store, stream)
+                _guard.make_room(stream, store)
 
-    def look_ahead(self) -> None:
-        """After an evaluation: have what the next skips reuse on its way to the device."""
+    def look_ahead(self, call: CallDecision) -> None:
+        """After ``call``: have what the next skips reuse on its way to the device."""
         if self.store.offload is not None:
-            look_ahead(self.session, self.store, self.also)
+            look_ahead(call, self.store, self.also)
 
     def send_away(self) -> None:
         """A skip computes after all, or failed: let go of every copy on the device of what is in main memory."""
         for store in (self.store, self.also):
             store.bring({})
 
-    def keep(self, streams: Sequence[str], given: Mapping[str, tuple[Tensor, ...]], order: Sequence[int]) -> None:
-        """Store what a computed call gave: per stream its residuals, if it gave any, and the blocks that ran. Forget what is of
-        no use after it."""
-        for stream in streams:
-            residuals = given.get(stream, ())
-            if residuals:
-                self.seen[stream] = tuple(order)
+    def commit(self, call: CallDecision, revised: Decision | None) -> None:
+        """Make ``call`` final, and store what it computed. Forget what is of no use after it."""
+        computed, self.computed = self.computed, None
+        if computed is None:
+            call.commit(revised)
+            return
+        given, order = computed
+        errors = {}
+        for stream in call.streams:
+            if residuals := given.get(stream.name, ()):
+                self.seen[stream.name] = tuple(order)
                 if self.moments is not None:
-                    self.moments.add(stream, residuals[0], self.channel_dim, step=self.session.step(stream))
-                _guard.compare(self.session, self.store, stream, residuals[0], self.channel_dim)
-            keep = 0 if self.moments is not None or stream in self.unsupported else self.session.residuals_to_keep(stream)
+                    self.moments.add(stream.name, residuals[0], self.channel_dim, step=call.step)
+                error = _guard.error(stream, self.store, residuals[0], self.channel_dim)
+                if error is not None:
+                    errors[stream.name] = error
+        call.commit(revised, errors)
+        for stream in call.streams:
+            residuals = given.get(stream.name, ())
+            keep = 0 if self.moments is not None or stream.name in self.unsupported else stream.keep
             for place, store in enumerate((self.store, self.also)):
                 if place < len(residuals):
-                    store.put(stream, residuals[place], keep=keep, near=True)  # look_ahead or send_away follows
+                    store.put(stream.name, residuals[place], keep=keep, near=True)  # look_ahead or send_away follows
                 else:  # what is from before this call is stale, even if this call gave nothing
-                    store.drop(stream)
+                    store.drop(stream.name)
 
 
 def differences(streams: Sequence[str], pairs: Sequence[tuple[Tensor, Tensor]], batch: int) -> dict[str, tuple[Tensor, ...]]:

@@ -11,7 +11,8 @@ from typing import Any
 from attrs import frozen
 
 import torch
-from magpolicy_torch.evaluation._interceptor import compiled, uncompiled
+from magpolicy_torch.blocks._patch import Patch
+from magpolicy_torch.evaluation._interceptor import HostCall, compiled, uncompiled, without_ours
 from torch import nn
 
 
@@ -54,12 +55,8 @@ class ShadowModule:
     Everything but that is shared: parameters, buffers, submodules. What the forward sets on it is carried over to ``root``.
     """
 
-    def __init__(
-        self, root: nn.Module, kind: type, contents: Mapping[str, Mapping[str, nn.Module]], *, lacks: bool = False
-    ) -> None:
-        self._root, self._kind = root, kind
-        self.lacks = lacks
-        """Whether it may turn out to lack something."""
+    def __init__(self, root: nn.Module, contents: Mapping[str, Mapping[str, nn.Module]]) -> None:
+        self._root = root
         self._overlay = dict(contents.get("", {}))
         made: dict[str, nn.Module] = {}
         self._made_of = [(root._modules, dict(root._modules))]
@@ -70,8 +67,7 @@ class ShadowModule:
             below = {name: made[f"{path}.{name}"] for name in source._modules if f"{path}.{name}" in made}
             made[path] = _like(source, type(source), {**contents.get(path, source._modules), **below})
         self._overlay |= {path: module for path, module in made.items() if "." not in path}
-        self.module = _like(root, kind, {})
-        self._compiled: tuple[Any, Any] | None = None
+        self.module = _like(root, type(root), {})
         self._seen: dict[str, Any] = {}
         self._left: dict[str, Any] = {}
 
@@ -83,27 +79,28 @@ class ShadowModule:
                 return True
         return False
 
-    def __call__(self, callback: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call it; frames are compiled as ``callback`` does it.
+    def __call__(self, original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make the call in the place of ``original``.
 
         Raises:
-            NoTwinError: somebody stands around the forward who would call ``root``'s.
+            NoShadowError: somebody stands around the forward who would call ``root``'s.
         """
         if not _same(self._root.__dict__, self._seen):
             self._follow()
-        module = self.module
+        call = getattr(self.module, original.entry)
         try:
-            return module(*args, **kwargs) if callback is None else compiled(callback, lambda: module(*args, **kwargs))
+            if original.compiling is None:
+                return call(*args, **kwargs)
+            return compiled(original.compiling, lambda: call(*args, **kwargs))
         finally:
-            if not _same(module.__dict__, self._left):
+            if not _same(self.module.__dict__, self._left):
                 self._carry_over()
 
-    def watched(self, callback: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def watched(self, original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The same with nothing compiled but what the blocks compile themselves."""
         self._follow()
-        self.module.__dict__.pop("_compiled_call_impl", None)
         try:
-            return uncompiled(callback, lambda: self.module(*args, **kwargs))
+            return uncompiled(original.compiling, lambda: getattr(self.module, original.entry)(*args, **kwargs))
         finally:
             self._carry_over()
 
@@ -111,16 +108,16 @@ class ShadowModule:
         """Be as ``root`` is now: its attributes and hooks change over time."""
         root, attributes = self._root.__dict__, self.module.__dict__
         forward = root.get("forward")
+        if isinstance(forward, Patch):  # ours
+            forward = forward.found
         if forward is not None:
             forward = self._rebound(forward)
         attributes.clear()
-        attributes.update(root)
+        attributes.update(without_ours(root))
+        attributes.pop("forward", None)
         attributes["_modules"] = {**root["_modules"], **self._overlay}
         if forward is not None:
             attributes["forward"] = forward
-        own = root.get("_compiled_call_impl")
-        if own is not None:
-            attributes["_compiled_call_impl"] = self._compile_as(own)
         self._seen, self._left = dict(root), dict(attributes)
 
     def _rebound(self, forward: Any) -> Any:
@@ -133,21 +130,11 @@ class ShadowModule:
             return functools.partial(_hooked, root, MethodType(bound.__func__, self.module))
         raise NoShadowError
 
-    def _compile_as(self, own: Any) -> Any:
-        """What ``root.compile(...)`` made of its call, for the twin's."""
-        if self._compiled is None or self._compiled[0] is not own:
-            names = getattr(getattr(own, "__code__", None), "co_freevars", ())
-            cells = dict(zip(names, getattr(own, "__closure__", None) or (), strict=False))
-            if "self" not in cells:
-                raise NoShadowError
-            self._compiled = own, cells["self"].cell_contents(self.module._call_impl)
-        return self._compiled[1]
-
     def _carry_over(self) -> None:
         """What the forward has set is the module's."""
         root = self._root.__dict__
         for name, value in self.module.__dict__.items():
-            if value is not self._left.get(name, self) and name != "_compiled_call_impl":
+            if value is not self._left.get(name, self):
                 root[name] = value
         self._seen = {}  # to follow it next time
 

@@ -8,10 +8,8 @@ from typing import Any
 
 from magpolicy_torch.blocks._stack import BlockStack, current
 from magpolicy_torch.evaluation._call_spec import CallSpec
-from magpolicy_torch.evaluation._interceptor import HostCall
 from magpolicy_torch.evaluation._shadow import ModulePath, NoShadowError, ShadowModule, module_paths
 from magpolicy_torch.evaluation._stack_parts import Probe, Skipped, StackIO, Tapped
-from magpolicy_torch.evaluation._unused import in_place
 from torch import nn
 
 WAYS = {
@@ -36,19 +34,19 @@ class ShadowBuilder:
         """Whether the module holds each of the blocks, and once."""
         return self._homes is not None
 
-    def probing(self, original: HostCall) -> ShadowModule | None:
+    def probing(self) -> ShadowModule | None:
         """A twin whose blocks report to the call under way."""
         if self._homes is None or not self._at_home():
             return None
         parts = [Probe(block, partial(self._watch, "block", index)) for index, block in enumerate(self.stack.blocks)]
         parts += [Probe(block, partial(self._watch, "beside", index)) for index, block in enumerate(self.stack.beside)]
-        return ShadowModule(self.module, original.kind, self._contents(dict(zip(self._homes, parts, strict=True))))
+        return ShadowModule(self.module, self._contents(dict(zip(self._homes, parts, strict=True))))
 
-    def computing(self, original: HostCall, understood: CallSpec, tap: StackIO) -> ShadowModule:
+    def computing(self, understood: CallSpec, tap: StackIO) -> ShadowModule:
         """A twin that computes, and notes what goes into the stack and what comes out.
 
         Raises:
-            NoTwinError: the model has other blocks by now.
+            NoShadowError: the model has other blocks by now.
         """
         assert self._homes is not None
         if not self._at_home():
@@ -61,21 +59,10 @@ class ShadowBuilder:
                 first=index == 0, last=index == last, copied=copied,
             )  # fmt: skip
             parts[self._homes[index]] = part
-        return ShadowModule(self.module, original.kind, self._contents(parts))
+        return ShadowModule(self.module, self._contents(parts))
 
-    def skipping(
-        self,
-        original: HostCall,
-        understood: CallSpec,
-        tap: StackIO,
-        way: str,
-        unused: Mapping[ModulePath, nn.Module] | None = None,
-    ) -> ShadowModule | None:
-        """A twin that skips in one of the :data:`WAYS`; ``None`` if it cannot.
-
-        Args:
-            unused: what stands in the place of the modules of which nothing comes; by default as it is understood.
-        """
+    def skipping(self, understood: CallSpec, tap: StackIO, way: str) -> ShadowModule | None:
+        """A twin that skips in one of the :data:`WAYS`; ``None`` if it cannot."""
         assert self._homes is not None
         count = len(self.stack)
         runs = [list(range(count))] if way == "full" else list(_runs(self._homes[:count]))
@@ -95,15 +82,13 @@ class ShadowBuilder:
             )  # fmt: skip
             part.first, part.last = index == kept[0], index == kept[-1]
             parts[self._homes[index]] = part
-        if unused is None:
-            unused = in_place(self.module, understood.unused)
         if way == "full":
-            return ShadowModule(self.module, original.kind, self._contents({**parts, **unused}), lacks=bool(unused))
-        contents = self._contents(unused)
+            return ShadowModule(self.module, self._contents(parts))
+        contents: Contents = {}
         for path in (self._homes[run[0]].path for run in runs):
             held = [part for home, part in parts.items() if home.path == path]
             contents[path] = {str(place): part for place, part in enumerate(held)}
-        return ShadowModule(self.module, original.kind, contents, lacks=bool(unused))
+        return ShadowModule(self.module, contents)
 
     def _at_home(self) -> bool:
         """Whether the stack's blocks are still those of the model."""

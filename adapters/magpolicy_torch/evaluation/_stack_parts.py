@@ -188,7 +188,7 @@ class Skipped(Part):
         hidden, text, also = self.read(args, kwargs)
         if self.first:
             # The host may write to these between blocks; what it passed in stays its own.
-            text = None if text is None else text.clone()
+            text = text if text is None or self.last else text.clone()
             image = hidden
             if residual is not None and hidden.shape != residual.shape:
                 found = bounds(self.layout, self.side, hidden, residual.shape)

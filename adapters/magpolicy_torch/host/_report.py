@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from attrs import Factory, define, field, frozen
+from attrs import Factory, define, evolve, field, frozen
 
 import torch
 from magpolicy import Decision, Replan, Schedule, Session, TraceEntry
@@ -65,15 +65,23 @@ class Record:
         """Note a forecast; of several at one evaluation (a second stream of tokens) one that was held counts."""
         self.forecasts[step, stream] = held or self.forecasts.get((step, stream))
 
+    def as_carried_out(self, entry: TraceEntry) -> TraceEntry:
+        """The entry, without a forecast that was decided but could not be made."""
+        held = self.forecasts.get((entry.step, entry.stream)) is not None
+        return evolve(entry, coefficients=()) if held else entry
+
 
 @frozen
 class Report:
     """What a run did."""
 
+    __module__ = "magpolicy_torch"
+
     trace: tuple[TraceEntry, ...]
     """Every decision, also those after the run's last step (``Decision.PAST_END``)."""
     schedule: Schedule | None
-    """The steps of the run; ``None`` if nothing was evaluated."""
+    """The steps of the run, with its forecasts and, where it did as planned, the errors expected of them; ``None`` if nothing
+    was evaluated."""
     scope: str = "stack"
     """What a skip left out: the block ``"stack"``, or the whole ``"model"``."""
     forecasts: int = 0
@@ -90,8 +98,8 @@ class Report:
     @classmethod
     def of(cls, session: Session, record: Record, scope: str = "stack") -> Report:
         """The report of a run so far."""
-        trace = list(session.trace)
-        schedule = Schedule.from_trace(trace) if trace else None
+        trace = [record.as_carried_out(entry) for entry in session.trace]
+        schedule = Schedule.from_trace(trace, plan=session.schedule) if trace else None
         beyond: Counter[str] = Counter()
         for stream in record.past_end:
             step = session.steps + beyond[stream]

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
 
 import torch
-from magpolicy import ArgumentError, Decision, Session
+from magpolicy import ArgumentError, Decision, RunError, Session
+from magpolicy.adapter import CallDecision
 from magpolicy_torch.device._offload import look_ahead
 from magpolicy_torch.residuals import _arithmetic, _guard
 from magpolicy_torch.residuals._store import ResidualStore
@@ -55,47 +56,52 @@ def run_step(
     store = _stores.get(session)
     if store is None:
         store = _stores[session] = ResidualStore(offload, storage_dtype)
-    decision = session.decide(list(streams))
+    call = session.call(streams)
+    if call is None:
+        raise RunError(f"this run's {session.steps} steps are all decided; begin another run")
     try:
         if not store.streams:
             session.on_end(store.clear)
         revised = None
-        if decision.skip:
-            taken = _take(session, store, streams, x)
+        if call.skip:
+            taken = _take(call, store, x)
             if isinstance(taken, Tensor):
                 result = _arithmetic.apply(x, taken)
-                session.commit()
-                look_ahead(session, store)
+                call.commit()
+                look_ahead(call, store)
                 return result
             revised = taken
-        for name in streams:
-            _guard.make_room(session, store, name)
+        for decided in call.streams:
+            _guard.make_room(decided, store)
         before = x.detach().clone()  # fn may write into its argument
         result = fn(x)
         if result.shape != before.shape:
             raise ArgumentError(f"fn returned shape {tuple(result.shape)} for {tuple(before.shape)}; both must be equal")
-        for name, a, b in zip(streams, _parts(result, streams), _parts(before, streams), strict=True):
-            residual = _arithmetic.difference(a, b)
-            _guard.compare(session, store, name, residual)
-            store.put(name, residual, keep=session.residuals_to_keep(name), near=True)
+        residuals = list(map(_arithmetic.difference, _parts(result, streams), _parts(before, streams)))
+        errors = {}
+        for decided, residual in zip(call.streams, residuals, strict=True):
+            if (error := _guard.error(decided, store, residual)) is not None:
+                errors[decided.name] = error
+        call.commit(revised, errors)
+        for decided, residual in zip(call.streams, residuals, strict=True):
+            store.put(decided.name, residual, keep=decided.keep, near=True)
     except BaseException:
-        session.cancel()
+        call.cancel()
         store.bring({})
         raise
-    session.commit(revised)
-    look_ahead(session, store)
+    look_ahead(call, store)
     return result
 
 
-def _take(session: Session, store: ResidualStore, streams: Sequence[str], x: Tensor) -> Tensor | Decision:
+def _take(call: CallDecision, store: ResidualStore, x: Tensor) -> Tensor | Decision:
     taken = []
-    for name, part in zip(streams, _parts(x, streams), strict=True):
-        residual = store.take(name, part, session.coefficients(name))
+    for decided, part in zip(call.streams, _parts(x, call.streams), strict=True):
+        residual = store.take(decided.name, part, decided.coefficients)
         if isinstance(residual, Decision):
             return residual
         taken.append(residual)
     return taken[0] if len(taken) == 1 else torch.cat(taken)
 
 
-def _parts(x: Tensor, streams: Sequence[str]) -> Sequence[Tensor]:
+def _parts(x: Tensor, streams: Sequence[object]) -> Sequence[Tensor]:
     return x.chunk(len(streams)) if len(streams) > 1 else (x,)

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from magpolicy import Session
+from magpolicy.adapter import StreamDecision
 
 if TYPE_CHECKING:
     from magpolicy_torch.residuals._store import ResidualStore
     from torch import Tensor
 
 
-def make_room(session: Session, store: ResidualStore, stream: str) -> None:
+def make_room(stream: StreamDecision, store: ResidualStore) -> None:
     """Before ``stream`` computes: let go of what no step after this one can use, nor the comparison after it, and of
     every copy on the device of what is in main memory."""
     store.bring({})
-    if session.check(stream) is None:
-        store.trim(stream, max(session.residuals_to_keep(stream) - 1, 0))
+    if stream.check is None:
+        store.trim(stream.name, max(stream.keep - 1, 0))
 
 
-def compare(session: Session, store: ResidualStore, stream: str, residual: Tensor, channel_dim: int = -1) -> None:
-    """Tell a guarded session how far the forecast is from ``residual``, just computed; it plans the rest anew if that is far.
+def error(stream: StreamDecision, store: ResidualStore, residual: Tensor, channel_dim: int = -1) -> float | None:
+    """How far the forecast of the stream's check is from ``residual``, just computed; ``None`` where nothing is compared.
 
-    Nothing happens in a run without a safeguard. In one with it, this waits for the device, once a computed step; a thousand
-    tokens are looked at.
+    In a run with a safeguard, this waits for the device, once a computed step; a thousand tokens are looked at.
     """
-    check = session.check(stream)
-    if check is None:
-        return
-    error = store.error(stream, residual, check[0], channel_dim)
-    if error is not None:
-        session.measured(stream, float(error))
+    if stream.check is None:
+        return None
+    found = store.error(stream.name, residual, stream.check[0], channel_dim)
+    return None if found is None else float(found)

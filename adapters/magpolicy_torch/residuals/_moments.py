@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from attrs import Factory, define
 
+import magpolicy
 import torch
 from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, RunError, Session, StreamMoments
 from torch import Tensor
@@ -82,6 +83,8 @@ class Moments:
     Raises:
         ArgumentError: ``window`` or ``tokens`` below 1.
     """
+
+    __module__ = "magpolicy_torch"
 
     def __init__(
         self, *, window: int = WINDOW, tokens: int | None = TOKENS, offload: str | None = None, reduce: Reduce | None = None
@@ -350,7 +353,7 @@ def _levels(moments: Moments, session: Session) -> list[float] | None:
 
 def versions(*packages: str) -> dict[str, str]:
     """The installed versions of magpolicy, torch and ``packages``, for a calibration's provenance."""
-    return {name: metadata.version(name) for name in ("magpolicy", "torch", *packages)}
+    return {"magpolicy": magpolicy.__version__} | {name: metadata.version(name) for name in ("torch", *packages)}
 
 
 def _inner(window: Tensor, new: Tensor) -> Tensor:

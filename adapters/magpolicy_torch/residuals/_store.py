@@ -53,6 +53,8 @@ class ResidualStore:
         ArgumentError: another ``offload``, or a ``storage_dtype`` that holds no fractions.
     """
 
+    __module__ = "magpolicy_torch"
+
     def __init__(
         self, offload: str | None = None, storage_dtype: torch.dtype | None = None, *, copier: Copier | None = None
     ) -> None:

@@ -13,99 +13,11 @@ from numpy.typing import ArrayLike
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
-from magpolicy.calibration import _gram
+from magpolicy.calibration import _format, _gram, _merge, _resample
+from magpolicy.calibration._from_residuals import moments_of
 from magpolicy.calibration._gram import Floats
+from magpolicy.calibration._moments import StreamMoments, matrix
 from magpolicy.policy._curve import Curve
-
-
-def _matrix(name: str, value: Any, dimensions: int) -> Floats:
-    try:
-        matrix = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        matrix = np.zeros(())
-    if matrix.ndim != dimensions or 0 in matrix.shape[-2:]:
-        raise ArgumentError(f"{name}={_checks._short(value)} must be an array of numbers with {dimensions} axes, none empty")
-    if np.isinf(matrix).any():
-        raise ArgumentError(f"{name} holds infinity; calibrate in a dtype in which the residual's squares are finite")
-    matrix.flags.writeable = False
-    return matrix
-
-
-def _as_gram(value: Any) -> Floats:
-    return _matrix("gram", value, 2)
-
-
-def _as_samples(value: Any) -> Floats | None:
-    return None if value is None else _matrix("samples", value, 3)
-
-
-def _as_ratios(value: Any) -> tuple[float, ...]:
-    return _checks.ratios("ratios", value)
-
-
-def _as_spread(value: Any) -> tuple[float, ...]:
-    return _statistics("spread", value)
-
-
-def _as_cosine(value: Any) -> tuple[float, ...]:
-    return _statistics("cosine", value)
-
-
-def _statistics(name: str, value: Any) -> tuple[float, ...]:
-    given = _checks.listed(name, value, "numbers")
-    return tuple(_checks.number(f"{name}[{i}]", v, -1e-6, example="0.0") for i, v in enumerate(given))
-
-
-@frozen(eq=False)
-class StreamMoments:
-    """Moments of one stream's residuals over a run of N evaluations, within a window of W.
-
-    Args:
-        gram: (N, W+1); ``gram[i, k]`` is the mean over samples, tokens and channels of ``r_i * r_(i-k)``, nan where k > i or
-            where it is not known.
-        ratios: (N,) magnitude ratios, mean over tokens of ``|r_i| / |r_(i-1)|``; the first is 1.
-        spread: (N,) standard deviation over tokens of that quotient; the first is 0.
-        cosine: (N,) mean over tokens of ``1 - cos(r_i, r_(i-1))``; the first is 0.
-        samples: (S, N, W+1) the Gram matrices of the samples that ``gram`` is the mean of; ``None``: there is one sample.
-
-    Raises:
-        ArgumentError: shapes that do not fit each other, or values that cannot be.
-    """
-
-    gram: Floats = field(converter=_as_gram)
-    ratios: tuple[float, ...] = field(converter=_as_ratios)
-    spread: tuple[float, ...] = field(converter=_as_spread)
-    cosine: tuple[float, ...] = field(converter=_as_cosine)
-    samples: Floats | None = field(default=None, converter=_as_samples, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        count = len(self.gram)
-        for name in ("ratios", "spread", "cosine"):
-            if len(getattr(self, name)) != count:
-                raise ArgumentError(
-                    f"{name} has {len(getattr(self, name))} values, gram has {count} rows; give one an evaluation"
-                )
-        if (self.gram[:, 0] < 0).any():
-            worst = int(np.nanargmin(self.gram[:, 0]))
-            raise ArgumentError(f"gram[{worst}, 0]={self.gram[worst, 0]:g} must be >= 0: it is a squared length")
-        if self.samples is not None and self.samples.shape[1:] != self.gram.shape:
-            raise ArgumentError(f"samples has shape {self.samples.shape}, expected (samples, *{self.gram.shape})")
-
-    @property
-    def window(self) -> int:
-        """Evaluations back to which inner products are known."""
-        return int(self.gram.shape[1]) - 1
-
-    @property
-    def each(self) -> Floats:
-        """(S, N, W+1) the Gram matrix of each sample."""
-        return self.gram[None] if self.samples is None else self.samples
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, StreamMoments):
-            return NotImplemented
-        mine, theirs = ((m.ratios, m.spread, m.cosine) for m in (self, other))
-        return mine == theirs and np.array_equal(self.each, other.each, equal_nan=True)
 
 
 def _as_levels(value: Any) -> tuple[float, ...]:
@@ -123,7 +35,7 @@ def _as_streams(value: Any) -> dict[str, StreamMoments]:
 
 
 def _as_cross(value: Any) -> dict[tuple[str, str], Floats]:
-    return {(str(a), str(b)): _matrix(f"cross[{a!r}, {b!r}]", table, 2) for (a, b), table in value.items()}
+    return {(str(a), str(b)): matrix(f"cross[{a!r}, {b!r}]", table, 2) for (a, b), table in value.items()}
 
 
 @frozen(eq=False, kw_only=True)
@@ -145,6 +57,8 @@ class Calibration:
     Raises:
         ArgumentError: lengths that differ.
     """
+
+    __module__ = "magpolicy"
 
     sigmas: tuple[float, ...] = field(converter=_as_levels)
     streams: Mapping[str, StreamMoments] = field(converter=_as_streams, repr=False)
@@ -191,7 +105,7 @@ class Calibration:
     @functools.cached_property
     def curve(self) -> Curve:
         """The magnitude ratios, as the published rule reads them."""
-        kept = _falling(self.sigmas)
+        kept = _resample.falling(self.sigmas)
         sigmas = [self.sigmas[i] for i in kept]
         return Curve({name: _ratios_at(moments.ratios, kept) for name, moments in self.streams.items()}, sigmas=sigmas)
 
@@ -244,31 +158,30 @@ class Calibration:
         Raises:
             ArgumentError: ``steps`` and ``sigmas`` contradict each other.
         """
-        from magpolicy.calibration._resample import resample
+        target = self._levels_of(steps, sigmas)
+        if target == self.sigmas:
+            return self
+        curve = self.curve.resample(sigmas=target)
+        streams, cross = _resample.resample(self.sigmas, self.streams, self.cross, target, curve)
+        return evolve(self, sigmas=target, streams=streams, cross=cross)
 
-        return resample(self, steps, sigmas)
+    def _levels_of(self, steps: int | None, sigmas: Sequence[float] | None) -> tuple[float, ...]:
+        """The noise levels of another run."""
+        if (given := _checks.run_levels(steps, sigmas)) is not None:
+            return given
+        if steps is None or steps == self.steps:
+            return self.sigmas
+        return self.curve.levels_for(_checks.steps(steps, example=str(self.steps)))
 
     def part(self, first: int, stop: int) -> Calibration:
         """The calibration of the evaluations ``first`` to ``stop`` (exclusive) alone, as if the run began there."""
 
-        def cut(gram: Floats) -> Floats:
-            rows = gram[..., first:stop, :].copy()
-            before = np.arange(rows.shape[-2])[:, None] < np.arange(rows.shape[-1])[None, :]
-            rows[..., before] = np.nan
-            return rows
-
-        def cut_cross(table: Floats) -> Floats:
+        def cut(table: Floats) -> Floats:
             there = np.arange(first, stop)[:, None] + np.arange(table.shape[1])[None, :] - table.shape[1] // 2
             return np.where((there >= first) & (there < stop), table[first:stop], np.nan)
 
-        streams = {
-            name: StreamMoments(
-                cut(m.gram), m.ratios[first:stop], m.spread[first:stop], m.cosine[first:stop],
-                None if m.samples is None else cut(m.samples),
-            )
-            for name, m in self.streams.items()
-        }  # fmt: skip
-        cross = {pair: cut_cross(table) for pair, table in self.cross.items()}
+        streams = {name: moments.part(first, stop) for name, moments in self.streams.items()}
+        cross = {pair: cut(table) for pair, table in self.cross.items()}
         return evolve(self, sigmas=self.sigmas[first:stop], streams=streams, cross=cross)
 
     @classmethod
@@ -295,9 +208,10 @@ class Calibration:
         Raises:
             ArgumentError: shapes that change within a run, or values that are not finite.
         """
-        from magpolicy.calibration._moments import from_residuals
-
-        return from_residuals(residuals, sigmas, window, provenance=provenance or {}, name=name, aliases=aliases)
+        streams, cross = moments_of(residuals, window)
+        count = len(next(iter(streams.values())).ratios)
+        levels = tuple(1 - i / count for i in range(count)) if sigmas is None else tuple(sigmas)
+        return cls(sigmas=levels, streams=streams, cross=cross, provenance=provenance or {}, name=name, aliases=aliases)
 
     @classmethod
     def merge(cls, calibrations: Iterable[Calibration]) -> Calibration:
@@ -309,9 +223,11 @@ class Calibration:
         Raises:
             ArgumentError: nothing to merge, or other streams.
         """
-        from magpolicy.calibration._merge import merge
-
-        return merge(_checks.listed("calibrations", calibrations, "Calibrations"))
+        given = _checks.listed("calibrations", calibrations, "Calibrations")
+        if not given or not all(isinstance(one, cls) for one in given):
+            raise ArgumentError(f"calibrations={_checks._short(given)} must hold at least one Calibration")
+        first = given[0]
+        return _merge.merge([first, *(c if c.sigmas == first.sigmas else c.resample(sigmas=first.sigmas) for c in given[1:])])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it to one ``.json`` or ``.safetensors`` file, which :func:`load_calibration` and :func:`preset` read.
@@ -322,15 +238,7 @@ class Calibration:
             PresetError: another ending, or provenance that JSON cannot hold.
             MissingExtraError: ``.safetensors`` needs the ``files`` extra.
         """
-        from magpolicy.calibration._file import save_calibration
-
-        save_calibration(self, path)
-
-
-def _falling(levels: Sequence[float]) -> list[int]:
-    from magpolicy.calibration._resample import falling
-
-    return falling(levels)
+        _format.save(self, path)
 
 
 def _ratios_at(ratios: Sequence[float], kept: Sequence[int]) -> list[float]:

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from attrs import evolve
 
-from magpolicy import _checks
 from magpolicy._errors import ArgumentError
-from magpolicy.calibration._calibration import Calibration, StreamMoments
 from magpolicy.calibration._gram import Floats
+from magpolicy.calibration._moments import StreamMoments
+
+if TYPE_CHECKING:
+    from magpolicy.calibration._calibration import Calibration
 
 
-def merge(calibrations: Sequence[Calibration]) -> Calibration:
-    """See :meth:`magpolicy.Calibration.merge`."""
-    if not calibrations or not all(isinstance(c, Calibration) for c in calibrations):
-        raise ArgumentError(f"calibrations={_checks._short(calibrations)} must hold at least one Calibration")
-    first = calibrations[0]
-    alike = [first, *(c if c.sigmas == first.sigmas else c.resample(sigmas=first.sigmas) for c in calibrations[1:])]
+def merge(alike: Sequence[Calibration]) -> Calibration:
+    """See :meth:`magpolicy.Calibration.merge`; those given are at the same noise levels."""
+    first = alike[0]
     for other in alike[1:]:
         if set(other.streams) != set(first.streams):
             raise ArgumentError(
                 f"calibrations have streams {sorted(first.streams)} and {sorted(other.streams)}; merge like with like"
             )
-    names = sorted(first.streams, key=list(first.streams).index)
     counts = [c.merged for c in alike]
     pairs = set(first.cross).intersection(*(c.cross for c in alike))
-    return Calibration(
-        sigmas=first.sigmas,
-        streams={name: _streams([c.streams[name] for c in alike]) for name in names},
+    return evolve(
+        first,
+        streams={name: _streams([c.streams[name] for c in alike]) for name in first.streams},
         cross={pair: _mean([c.cross[pair] for c in alike], counts, _middle) for pair in sorted(pairs)},
         provenance=_provenance(alike) | {"samples": sum(counts)},
         name=first.name if all(c.name == first.name for c in alike) else "",

@@ -1,77 +1,118 @@
-"""Moments of residuals that are at hand as arrays."""
+"""Moments of one stream's residuals: what a calibration holds of each stream."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from attrs import field, frozen
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
-from magpolicy.calibration._calibration import Calibration, StreamMoments
 from magpolicy.calibration._gram import Floats
-from magpolicy.policy._curve import SINGLE
 
 
-def from_residuals(
-    residuals: Mapping[str, Sequence[ArrayLike]] | Sequence[ArrayLike],
-    sigmas: Sequence[float] | None,
-    window: int | None,
-    **more: Any,
-) -> Calibration:
-    """See :meth:`magpolicy.Calibration.from_residuals`."""
-    given = residuals if isinstance(residuals, Mapping) else {SINGLE: residuals}
-    arrays = {str(name): _stack(f"residuals[{name!r}]", rows) for name, rows in given.items()}
-    counts = {name: len(rows) for name, rows in arrays.items()}
-    if len(set(counts.values())) != 1:
-        raise ArgumentError(f"residuals have {counts} evaluations; give every stream one residual an evaluation")
-    count = next(iter(counts.values()))
-    levels = tuple(1 - i / count for i in range(count)) if sigmas is None else tuple(sigmas)
-    width = min(count - 1, _checks.whole("window", count - 1 if window is None else window, 0, example="12"))
-    return Calibration(
-        sigmas=levels,
-        streams={name: _moments(rows, width) for name, rows in arrays.items()},
-        cross={(a, b): _cross(arrays[a], arrays[b], width) for a, b in itertools.combinations(arrays, 2)},
-        **more,
-    )
-
-
-def _stack(name: str, rows: Sequence[ArrayLike]) -> Floats:
+def matrix(name: str, value: Any, dimensions: int) -> Floats:
+    """``value`` as a read-only array of float64 with that many axes; nan stands for what is not known."""
     try:
-        stacked = np.stack([np.asarray(row, dtype=np.float64) for row in rows])
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(f"{name} must hold one array of numbers an evaluation, all of one shape: {error}") from None
-    if stacked.ndim < 2 or not np.isfinite(stacked).all():
-        raise ArgumentError(f"{name} must hold finite arrays of shape (..., channels); calibrate in a wider dtype")
-    return stacked.reshape(len(stacked), -1, stacked.shape[-1])
+        matrix = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        matrix = np.zeros(())
+    if matrix.ndim != dimensions or 0 in matrix.shape[-2:]:
+        raise ArgumentError(f"{name}={_checks._short(value)} must be an array of numbers with {dimensions} axes, none empty")
+    if np.isinf(matrix).any():
+        raise ArgumentError(f"{name} holds infinity; calibrate in a dtype in which the residual's squares are finite")
+    matrix.flags.writeable = False
+    return matrix
 
 
-def _moments(rows: Floats, width: int) -> StreamMoments:
-    count = len(rows)
-    gram = np.full((count, width + 1), np.nan)
-    for back in range(width + 1):
-        gram[back:, back] = (rows[back:] * rows[: count - back]).mean(axis=(1, 2))
-    size = np.linalg.norm(rows, axis=2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        growth = size[1:] / size[:-1]
-        cosine = (rows[1:] * rows[:-1]).sum(axis=2) / (size[1:] * size[:-1])
-    # A token whose residual vanishes says nothing of the growth of the others.
-    growth = np.where(size[:-1] > 0, growth, np.nan)
-    return StreamMoments(
-        gram=gram,
-        ratios=[1.0, *np.nanmean(growth, axis=1).tolist()],
-        spread=[0.0, *np.nanstd(growth, axis=1).tolist()],
-        cosine=[0.0, *np.maximum(0.0, 1 - np.nanmean(cosine, axis=1)).tolist()],
-    )
+def _as_gram(value: Any) -> Floats:
+    return matrix("gram", value, 2)
 
 
-def _cross(first: Floats, second: Floats, width: int) -> Floats:
-    count = len(first)
-    table = np.full((count, 2 * width + 1), np.nan)
-    for ahead in range(-width, width + 1):
-        low, high = max(0, -ahead), min(count, count - ahead)
-        table[low:high, width + ahead] = (first[low:high] * second[low + ahead : high + ahead]).mean(axis=(1, 2))
-    return table
+def _as_samples(value: Any) -> Floats | None:
+    return None if value is None else matrix("samples", value, 3)
+
+
+def _as_ratios(value: Any) -> tuple[float, ...]:
+    return _checks.ratios("ratios", value)
+
+
+def _as_spread(value: Any) -> tuple[float, ...]:
+    return _statistics("spread", value)
+
+
+def _as_cosine(value: Any) -> tuple[float, ...]:
+    return _statistics("cosine", value)
+
+
+def _statistics(name: str, value: Any) -> tuple[float, ...]:
+    given = _checks.listed(name, value, "numbers")
+    return tuple(_checks.number(f"{name}[{i}]", v, -1e-6, example="0.0") for i, v in enumerate(given))
+
+
+@frozen(eq=False)
+class StreamMoments:
+    """Moments of one stream's residuals over a run of N evaluations, within a window of W.
+
+    Args:
+        gram: (N, W+1); ``gram[i, k]`` is the mean over samples, tokens and channels of ``r_i * r_(i-k)``, nan where k > i or
+            where it is not known.
+        ratios: (N,) magnitude ratios, mean over tokens of ``|r_i| / |r_(i-1)|``; the first is 1.
+        spread: (N,) standard deviation over tokens of that quotient; the first is 0.
+        cosine: (N,) mean over tokens of ``1 - cos(r_i, r_(i-1))``; the first is 0.
+        samples: (S, N, W+1) the Gram matrices of the samples that ``gram`` is the mean of; ``None``: there is one sample.
+
+    Raises:
+        ArgumentError: shapes that do not fit each other, or values that cannot be.
+    """
+
+    __module__ = "magpolicy"
+
+    gram: Floats = field(converter=_as_gram)
+    ratios: tuple[float, ...] = field(converter=_as_ratios)
+    spread: tuple[float, ...] = field(converter=_as_spread)
+    cosine: tuple[float, ...] = field(converter=_as_cosine)
+    samples: Floats | None = field(default=None, converter=_as_samples, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        count = len(self.gram)
+        for name in ("ratios", "spread", "cosine"):
+            if len(getattr(self, name)) != count:
+                raise ArgumentError(
+                    f"{name} has {len(getattr(self, name))} values, gram has {count} rows; give one an evaluation"
+                )
+        if (self.gram[:, 0] < 0).any():
+            worst = int(np.nanargmin(self.gram[:, 0]))
+            raise ArgumentError(f"gram[{worst}, 0]={self.gram[worst, 0]:g} must be >= 0: it is a squared length")
+        if self.samples is not None and self.samples.shape[1:] != self.gram.shape:
+            raise ArgumentError(f"samples has shape {self.samples.shape}, expected (samples, *{self.gram.shape})")
+
+    @property
+    def window(self) -> int:
+        """Evaluations back to which inner products are known."""
+        return int(self.gram.shape[1]) - 1
+
+    @property
+    def each(self) -> Floats:
+        """(S, N, W+1) the Gram matrix of each sample."""
+        return self.gram[None] if self.samples is None else self.samples
+
+    def part(self, first: int, stop: int) -> StreamMoments:
+        """The moments of the evaluations ``first`` to ``stop`` (exclusive) alone, as if the run began there."""
+
+        def cut(gram: Floats) -> Floats:
+            rows = gram[..., first:stop, :].copy()
+            before = np.arange(rows.shape[-2])[:, None] < np.arange(rows.shape[-1])[None, :]
+            rows[..., before] = np.nan
+            return rows
+
+        samples = None if self.samples is None else cut(self.samples)
+        ratios, spread, cosine = (values[first:stop] for values in (self.ratios, self.spread, self.cosine))
+        return StreamMoments(cut(self.gram), ratios, spread, cosine, samples)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, StreamMoments):
+            return NotImplemented
+        mine, theirs = ((m.ratios, m.spread, m.cosine) for m in (self, other))
+        return mine == theirs and np.array_equal(self.each, other.each, equal_nan=True)

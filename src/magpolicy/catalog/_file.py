@@ -12,8 +12,10 @@ from attrs import field, frozen
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError, PresetError, require
+from magpolicy._files import JSON, SAFETENSORS, TOML, ending_of
 from magpolicy.calibration._calibration import Calibration
-from magpolicy.calibration._file import KIND, is_calibration, load_calibration
+from magpolicy.calibration._file import load_calibration
+from magpolicy.calibration._format import KIND, is_calibration
 from magpolicy.catalog._presets import Preset, checked
 from magpolicy.policy._curve import Curve
 
@@ -49,7 +51,7 @@ def load_preset(path: str | os.PathLike[str]) -> Preset:
         MissingExtraError: cattrs is not installed.
     """
     file = Path(path)
-    if file.suffix.lower() == ".safetensors":
+    if ending_of(file) == SAFETENSORS:
         return preset_of(load_calibration(file), file)
     raw = _parse(file)
     if is_calibration(raw):
@@ -101,8 +103,8 @@ def save_preset(preset: Preset, path: str | os.PathLike[str]) -> None:
     Raises:
         PresetError: a setting is out of range, or ``path`` does not end in ``.json``.
     """
-    if Path(path).suffix.lower() != ".json":
-        raise PresetError(f"path={str(path)!r} must end in .json, which is what is written; try {Path(path).stem}.json")
+    if ending_of(path) != JSON:
+        raise PresetError(f"path={str(path)!r} must end in {JSON}, which is what is written; try {Path(path).stem}{JSON}")
     curve = checked(preset).curve
     content: dict[str, Any] = {
         "name": preset.name,
@@ -128,8 +130,8 @@ def _parse(file: Path) -> Any:
             raise PresetError(f"{file} has {size} bytes, a preset has at most {MAX_BYTES}; is it the right file?")
         text = file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that cannot be one
-        raise PresetError(f"{file} cannot be read: {error}; give the path of a .json or .toml file") from error
-    toml = file.suffix.lower() == ".toml"
+        raise PresetError(f"{file} cannot be read: {error}; give the path of a {JSON} or {TOML} file") from error
+    toml = ending_of(file) == TOML
     try:
         if toml:
             return require("tomllib" if sys.version_info >= (3, 11) else "tomli", "files").loads(text)

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import warnings
 from pathlib import Path
 
+import platformdirs
+
 from magpolicy._errors import MagPolicyError, PresetError, PresetWarning
+from magpolicy._files import JSON, PRESET_ENDINGS, ending_of, file_name
 from magpolicy.calibration._calibration import Calibration
+from magpolicy.catalog._file import load_preset
 from magpolicy.catalog._presets import Preset
 
 HOME = "MAGPOLICY_HOME"
-_ENDINGS = (".json", ".toml", ".safetensors")
 
 
 def library() -> Path:
-    """The folder: ``$MAGPOLICY_HOME``, else ``magpolicy`` in the user's data folder (``$XDG_DATA_HOME`` or its default)."""
+    """The folder: ``$MAGPOLICY_HOME``, else ``magpolicy`` where the system keeps a user's data.
+
+    That is ``~/.local/share`` on Linux (or ``$XDG_DATA_HOME``), ``~/Library/Application Support`` on macOS and
+    ``%LOCALAPPDATA%`` on Windows. A folder that there is in the place for Linux is used on every system.
+    """
     if home := os.environ.get(HOME):
         return Path(home)
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "magpolicy"
+    folder = platformdirs.user_data_path("magpolicy", appauthor=False)
+    before = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "magpolicy"
+    return before if before.is_dir() and not folder.is_dir() else folder
 
 
-def keep(calibration: Calibration, *, ending: str = ".json") -> Path:
+def keep(calibration: Calibration, *, ending: str = JSON) -> Path:
     """Save a named calibration into the folder, where it is found by name and alias from then on; returns the file.
 
     Raises:
@@ -36,7 +44,7 @@ def keep(calibration: Calibration, *, ending: str = ".json") -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PresetError(f"{folder} cannot be made: {error}; set {HOME} to a folder you can write to") from error
-    file = folder / (re.sub(r"[^\w.+-]+", "-", calibration.name).strip("-.") + ending)
+    file = folder / (file_name(calibration.name) + ending)
     calibration.save(file)
     return file
 
@@ -44,7 +52,7 @@ def keep(calibration: Calibration, *, ending: str = ".json") -> Path:
 def own() -> dict[str, Preset]:
     """Presets and calibrations in the folder, by name; a file that cannot be read is left out with a warning."""
     try:
-        files = sorted(f for f in library().iterdir() if f.suffix.lower() in _ENDINGS and not f.name.startswith("."))
+        files = sorted(f for f in library().iterdir() if ending_of(f) in PRESET_ENDINGS and not f.name.startswith("."))
         marks = tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files)
     except OSError:  # most have no such folder
         return {}
@@ -53,8 +61,6 @@ def own() -> dict[str, Preset]:
 
 @functools.lru_cache(maxsize=2)
 def _read(marks: tuple[tuple[str, int, int], ...]) -> dict[str, Preset]:
-    from magpolicy.catalog._file import load_preset
-
     found: dict[str, Preset] = {}
     for file, _, _ in marks:
         try:

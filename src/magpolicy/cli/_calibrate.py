@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from magpolicy._errors import require
+from magpolicy._files import CALIBRATION_ENDINGS
 from magpolicy.cli import _output, _pipeline
 from magpolicy.cli._params import Command, examples
 
@@ -21,7 +22,7 @@ from magpolicy.cli._params import Command, examples
     ),
 )
 @_pipeline.pipeline
-@_pipeline.output("Where the calibration goes, .json or .safetensors.", ".json", ".safetensors")
+@_pipeline.output(f"Where the calibration goes, {' or '.join(CALIBRATION_ENDINGS)}.", *CALIBRATION_ENDINGS)
 @click.option("--window", type=click.IntRange(1), metavar="W", help="Steps compared back; by default all of the run, or 100.")
 @click.option("--tokens", type=click.IntRange(1), default=2048, show_default=True, metavar="N", help="Tokens looked at.")
 @click.option("--name", default="", metavar="NAME", help="Name it, to find it by.")

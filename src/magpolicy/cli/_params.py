@@ -14,6 +14,7 @@ from click.shell_completion import CompletionItem
 
 from magpolicy import presets, semantics_names
 from magpolicy._errors import ArgumentError, MagPolicyError, MissingExtraError
+from magpolicy._files import names_a_file
 
 MAX_SETTINGS = 100_000  # ten times what a sweep does in about a second
 MAX_INPUT = 4_000_000  # bytes; as much as a preset file may have
@@ -93,7 +94,7 @@ class Semantics(_ParamType):
 def _is_list(text: str) -> bool:
     if re.fullmatch(r"[-+.\deE]*\d", text):
         return True
-    return "," in text and not text.lower().endswith((".json", ".toml", ".safetensors"))
+    return "," in text and not names_a_file(text)
 
 
 def _ratios(text: str) -> list[float]:

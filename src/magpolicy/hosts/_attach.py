@@ -12,9 +12,10 @@ from attrs import evolve, field, frozen
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
-from magpolicy.catalog._presets import Preset, PresetMatches
+from magpolicy.catalog._matching import PresetMatches
+from magpolicy.catalog._presets import Preset
+from magpolicy.hosts import _dispatch
 from magpolicy.planning._safeguard import Safeguard
-from magpolicy.plugin_system import _registry
 from magpolicy.policy._curve import Curve
 from magpolicy.policy._semantics import Semantics
 from magpolicy.run._config import RunConfig, always_compute, resolve
@@ -33,6 +34,8 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 @frozen(kw_only=True)
 class AttachRequest:
     """What an adapter is asked to do, checked."""
+
+    __module__ = "magpolicy"
 
     setup: RunConfig = field(repr=False)
     steps: int | None = None
@@ -174,7 +177,7 @@ def attach(
     }
     given = {name: value for name, value in sources.items() if value is not None}
     _checks.one_of("calibrate", calibrate, (False, True))
-    if not given and not calibrate and (known := _registry.preset_for(target)) is not None:
+    if not given and not calibrate and (known := _dispatch.preset_for(target)) is not None:
         given["preset"] = PresetMatches.of(known) if isinstance(known, list | tuple) else known
     if len(given) + bool(calibrate) != 1:
         names = ", ".join([*given, *(["calibrate"] if calibrate else [])]) or "none"
@@ -230,4 +233,4 @@ def attach(
         reduce=reduce,
         safeguard=safeguard,
     )
-    return _registry.attach(target, request)
+    return _dispatch.attach(target, request)

@@ -9,7 +9,7 @@ from attrs import field, frozen
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
-from magpolicy.plugin_system import _registry
+from magpolicy.hosts import _dispatch
 
 REGIONS = ("blocks", "model")
 
@@ -17,6 +17,8 @@ REGIONS = ("blocks", "model")
 @frozen(kw_only=True)
 class CompileRequest:
     """What an adapter is asked to compile, and how."""
+
+    __module__ = "magpolicy"
 
     region: str = "blocks"
     """``"blocks"``: each repeated block by itself, compiled once for all of them; ``"model"``: the model as a whole."""
@@ -63,4 +65,4 @@ def compile(
         raise ArgumentError(f"mode={mode!r} is for backend='inductor', not {backend!r}; leave mode out, or backend")
     given = {"backend": backend, "mode": mode, "options": options, "fullgraph": fullgraph, "dynamic": dynamic}
     request = CompileRequest(region=region, options={name: value for name, value in given.items() if value is not None})
-    return _registry.compiled(target, request)
+    return _dispatch.compiled(target, request)

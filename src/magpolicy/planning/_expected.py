@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from magpolicy._errors import ArgumentError
 from magpolicy.calibration import _gram
+from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._forecast import History, computed_after
-from magpolicy.planning._problem import at_levels
-from magpolicy.run._config import Source
+from magpolicy.catalog._source import Source, SourceContent
+from magpolicy.planning._at_levels import at_levels
 from magpolicy.schedule._schedule import Schedule
 
 
@@ -26,7 +27,7 @@ def expected_errors(
     Args:
         source: a calibration; of magnitude ratios alone the errors are modelled.
         schedule: what is computed, and how skipped residuals are forecast.
-        steps: steps of the run; the schedule's by default.
+        steps: steps of the run; by default it has the schedule's steps, at the schedule's noise levels where these are known.
         sigmas: or its noise levels.
 
     Returns:
@@ -35,20 +36,29 @@ def expected_errors(
     Raises:
         ArgumentError: the schedule is of another length.
     """
-    total = schedule.first_step + schedule.steps
-    run = at_levels(source, total if steps is None and sigmas is None else steps, sigmas)[0]
-    if run.steps != total:
-        raise ArgumentError(f"schedule has {total} steps, the run {run.steps}; make a schedule for it")
-    found = {}
+    run, start = _run_of(source, schedule, steps, sigmas)
+    expected = {}
     for name, moments in run.streams.items():
-        place = schedule.streams.index(name) if name in schedule.streams else 0
+        index = schedule._row_of(name)
         errors = [0.0] * schedule.steps
         history: History = ()
-        for at, computes in enumerate(schedule.masks[place]):
-            i = at + schedule.first_step
+        for at, computes in enumerate(schedule.masks[index]):
             if computes:
-                history = computed_after(history, i)
+                history = computed_after(history, start + at)
             else:
-                errors[at] = _gram.error_of(moments.gram, history, i, schedule.coefficients[place][at])
-        found[name] = tuple(errors)
-    return found
+                errors[at] = _gram.error_of(moments.gram, history, start + at, schedule.coefficients[index][at])
+        expected[name] = tuple(errors)
+    return expected
+
+
+def _run_of(source: Source, schedule: Schedule, steps: int | None, sigmas: Sequence[float] | None) -> tuple[Calibration, int]:
+    """The calibration of the schedule's run, and the position there of the schedule's first step."""
+    total = schedule.first_step + schedule.steps
+    if steps is None and sigmas is None:
+        if schedule.sigmas is not None and SourceContent.of(source).levels_known:
+            return at_levels(source, None, schedule.sigmas).calibration, 0
+        steps = total
+    run = at_levels(source, steps, sigmas).calibration
+    if run.steps != total:
+        raise ArgumentError(f"schedule has {total} steps, the run {run.steps}; make a schedule for it")
+    return run, schedule.first_step

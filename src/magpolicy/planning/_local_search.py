@@ -23,21 +23,21 @@ def improve(
     moved = True
     while moved:
         moved = False
-        for place in range(1, len(best)):
-            for candidate in neighbours(best, count, places=(place,)):
+        for index in range(1, len(best)):
+            for candidate in neighbours(best, count, indices=(index,)):
                 if allowed(candidate) and (value := cost(candidate)) < least * (1 - 1e-9):
                     best, least, moved = candidate, value, True
-                    break  # the places after this one are still to come
+                    break  # the ones after this one are still to come
     return best, least
 
 
 def neighbours(
-    computed: Sequence[int], count: int, far: int = 2, places: Iterable[int] | None = None
+    computed: Sequence[int], count: int, far: int = 2, indices: Iterable[int] | None = None
 ) -> Iterator[tuple[int, ...]]:
-    """Schedules with one computed evaluation (not the first; those of ``places`` only) moved by up to ``far``."""
+    """Schedules with one computed evaluation (not the first; those of ``indices`` only) moved by up to ``far``."""
     taken = set(computed)
-    for place in range(1, len(computed)) if places is None else places:
+    for index in range(1, len(computed)) if indices is None else indices:
         for move in (step for distance in range(1, far + 1) for step in (-distance, distance)):
-            at = computed[place] + move
+            at = computed[index] + move
             if 1 <= at < count and at not in taken:
-                yield tuple(sorted((*computed[:place], at, *computed[place + 1 :])))
+                yield tuple(sorted((*computed[:index], at, *computed[index + 1 :])))

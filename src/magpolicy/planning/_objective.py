@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,12 +42,16 @@ LONGEST = 200  # steps that "trajectory" plans; its form takes steps^3 operation
 
 
 def objective(name: Any, power: Any = None) -> Objective:
-    """The objective of that name, with another power if one is given."""
+    """The objective of that name, with another power if one is given.
+
+    Raises:
+        ArgumentError: an unknown name, or a power out of range.
+    """
     if isinstance(name, Objective):
-        found = name
+        chosen = name
     else:
-        found = OBJECTIVES[_checks.one_of("objective", DEFAULT if name is None else name, tuple(OBJECTIVES))]
-    return found if power is None else evolve(found, power=_checks.number("power", power, 0.5, 16, example="2"))
+        chosen = OBJECTIVES[_checks.one_of("objective", DEFAULT if name is None else name, tuple(OBJECTIVES))]
+    return chosen if power is None else evolve(chosen, power=_checks.number("power", power, 0.5, 16, example="2"))
 
 
 def step_sizes(levels: tuple[float, ...]) -> Floats:
@@ -62,11 +67,34 @@ def step_sizes(levels: tuple[float, ...]) -> Floats:
     return np.asarray((to_next + from_last) / 2)
 
 
-def gap_costs(errors: Floats, how: Objective) -> Floats:
+def gap_costs(errors: Floats, objective: Objective) -> Floats:
     """Cost of each gap ``[a, j, m]`` with the evaluations j+1 ... j+m-1 skipped, from weighted errors ``[a, j, k]``."""
     costs = np.zeros_like(errors)
-    if how.gather == "gap":
-        costs[:, :, 2:] = np.cumsum(errors[:, :, 1:-1], axis=2) ** how.power
+    if objective.gather == "gap":
+        costs[:, :, 2:] = np.cumsum(errors[:, :, 1:-1], axis=2) ** objective.power
     else:
-        costs[:, :, 2:] = np.cumsum(errors[:, :, 1:-1] ** how.power, axis=2)
+        costs[:, :, 2:] = np.cumsum(errors[:, :, 1:-1] ** objective.power, axis=2)
     return costs
+
+
+def shares_of_run(sizes: Floats) -> Floats:
+    """(N,) step sizes as shares of the run."""
+    shares: Floats = sizes / max(float(sizes.sum()), 1e-300)
+    return shares
+
+
+def distance_weights(sizes: Floats, ridge: float = 0.1) -> Floats:
+    """(N, N) W of the squared distance of the latent at the end plus its mean along the run: it stays off from an error on.
+
+    The ridge, on the diagonal, keeps a plan from counting on errors that cancel on the calibration sample alone.
+    """
+    ahead = 1.0 + shares_of_run(sizes)[::-1].cumsum()[::-1]
+    weights: Floats = np.minimum.outer(ahead, ahead) + ridge * np.eye(len(sizes))
+    return weights
+
+
+def fading_weights(sigmas: Sequence[float], ridge: float = 0.03) -> Floats:
+    """(N, N) W of errors that fade like the ratio of noise levels: how much of that of one step is still there at another."""
+    reached = np.append(np.asarray(sigmas)[1:], sigmas[-1] / 2)  # the level that a step goes to
+    weights: Floats = np.minimum.outer(reached, reached) / np.maximum.outer(reached, reached) + ridge * np.eye(len(sigmas))
+    return weights

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from magpolicy.catalog._source import Source
 from magpolicy.planning._objective import Objective
 from magpolicy.planning._planner import solve, solve_all
-from magpolicy.planning._problem import plan_problem
+from magpolicy.planning._problem import PlanRequest
 from magpolicy.planning._target import PlanTarget
-from magpolicy.run._config import Source
 from magpolicy.schedule._schedule import Schedule
 
 
@@ -78,13 +78,14 @@ def plan(
     Raises:
         ArgumentError: an argument is missing or out of range, or the target cannot be had: the message says what can.
     """
-    goal = PlanTarget(
+    target = PlanTarget(
         speedup=speedup, computed=computed, error=error, max_skips=max_skips, retention=retention, forced=forced,
         forecast=forecast, damping=damping, objective=objective, power=power, weights=weights, batched=batched,
         guidance=guidance, expert_step=expert_step,
     )  # fmt: skip
-    goal.check_target()
-    return solve(plan_problem(source, goal, steps, sigmas, part), goal)
+    target.check_target()
+    request = PlanRequest(source=source, target=target, steps=steps, sigmas=sigmas, part=part)
+    return solve(request.problem(), target)
 
 
 def trade_off(
@@ -111,8 +112,9 @@ def trade_off(
     Raises:
         ArgumentError: an argument is out of range.
     """
-    goal = PlanTarget(
+    target = PlanTarget(
         max_skips=max_skips, retention=retention, forced=forced, forecast=forecast, damping=damping, objective=objective,
         power=power, weights=weights, guidance=guidance, expert_step=expert_step,
     )  # fmt: skip
-    return solve_all(plan_problem(source, goal, steps, sigmas, part), goal)
+    request = PlanRequest(source=source, target=target, steps=steps, sigmas=sigmas, part=part)
+    return solve_all(request.problem(), target)

@@ -10,12 +10,14 @@ from attrs import evolve, field, frozen
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
+from magpolicy.catalog._source import Source
 from magpolicy.planning._local_search import evenly, neighbours
 from magpolicy.planning._objective import OBJECTIVES
-from magpolicy.planning._planner import ranking, schedule_of, solve
-from magpolicy.planning._problem import PlanProblem, plan_problem
+from magpolicy.planning._planned_schedule import joint_schedule
+from magpolicy.planning._planner import solve
+from magpolicy.planning._problem import PlanProblem, PlanRequest
+from magpolicy.planning._skip_costs import ranking
 from magpolicy.planning._target import PlanTarget
-from magpolicy.run._config import Source
 from magpolicy.schedule._schedule import Schedule
 
 Run = Callable[[Schedule], float]
@@ -25,6 +27,8 @@ Progress = Callable[[int, int, Schedule, float], None]
 @frozen
 class Refined:
     """The best schedule found for each budget, with what was measured."""
+
+    __module__ = "magpolicy"
 
     budgets: tuple[int, ...]
     """Computed steps allowed, rising."""
@@ -80,31 +84,33 @@ def refine(
     Raises:
         ArgumentError: an argument is out of range, or a budget cannot be had; before anything is run. Or no run gave a number.
     """
-    goal = PlanTarget(
+    settings = PlanTarget(
         max_skips=max_skips, retention=retention, forced=forced, forecast=forecast, damping=damping, guidance=guidance
     )
-    place = plan_problem(source, goal, steps, sigmas)
-    goals = sorted(_goals(goal, computed, speedup), key=lambda g: g.budget(place.count) or 0)
-    for one in goals:
-        solve(place, one)  # what cannot be had is said before the first run
-    allowed = _checks.whole("runs", runs, len(goals), example=str(max(40, len(goals))))
+    problem = PlanRequest(source=source, target=settings, steps=steps, sigmas=sigmas).problem()
+    targets = sorted(_targets(settings, computed, speedup), key=lambda target: target.budget(problem.count) or 0)
+    for target in targets:
+        solve(problem, target)  # what cannot be had is said before the first run
+    allowed = _checks.whole("runs", runs, len(targets), example=str(max(40, len(targets))))
     for name in objectives:
         _checks.one_of("objectives", name, tuple(OBJECTIVES))
-    search = _Search(place, run, allowed, progress)
-    for number, one in enumerate(goals):
-        share = (allowed - search.made) // (len(goals) - number)
-        search.budget(one, tuple(objectives), share)
+    search = _Search(problem, run, allowed, progress)
+    for number, target in enumerate(targets):
+        share = (allowed - search.made) // (len(targets) - number)
+        search.budget(target, tuple(objectives), share)
     return search.result()
 
 
-def _goals(goal: PlanTarget, computed: int | Iterable[int] | None, speedup: float | Iterable[float] | None) -> list[PlanTarget]:
+def _targets(
+    settings: PlanTarget, computed: int | Iterable[int] | None, speedup: float | Iterable[float] | None
+) -> list[PlanTarget]:
     if (computed is None) == (speedup is None):
         raise ArgumentError("computed and speedup: pass one of them; try speedup=[2.0, 3.0]")
-    found = [evolve(goal, computed=value) for value in _several(computed)]
-    found += [evolve(goal, speedup=value) for value in _several(speedup)]
-    if not found:
+    targets = [evolve(settings, computed=value) for value in _several(computed)]
+    targets += [evolve(settings, speedup=value) for value in _several(speedup)]
+    if not targets:
         raise ArgumentError("computed=[] and speedup=[] ask for nothing; try speedup=[2.0, 3.0]")
-    return found
+    return targets
 
 
 def _several(values: Any) -> tuple[Any, ...]:
@@ -113,96 +119,113 @@ def _several(values: Any) -> tuple[Any, ...]:
     return tuple(values) if isinstance(values, Iterable) else (values,)
 
 
+@frozen
+class _Choice:
+    """The best that was found for a budget."""
+
+    budget: int
+    computed: tuple[int, ...]
+    """The evaluations that compute."""
+    error: float
+    """What running it gave."""
+
+
 class _Search:
     """The runs made so far and what came out best."""
 
-    def __init__(self, place: PlanProblem, run: Run, allowed: int, progress: Progress | None) -> None:
-        self._place, self._run, self._allowed, self._progress = place, run, allowed, progress
-        self._costs = ranking(place)
-        self._known: dict[tuple[int, ...], float] = {}
+    def __init__(self, problem: PlanProblem, run: Run, allowed: int, progress: Progress | None) -> None:
+        self._problem, self._run, self._allowed, self._progress = problem, run, allowed, progress
+        self._costs = ranking(problem)
+        self._measured: dict[tuple[int, ...], float] = {}
         self._tried: list[tuple[Schedule, float]] = []
-        self._found: list[tuple[int, tuple[int, ...], float]] = []
+        self._best: list[_Choice] = []  # one a budget
 
     @property
     def made(self) -> int:
         """Runs made."""
         return len(self._tried)
 
-    def budget(self, goal: PlanTarget, objectives: Sequence[str], share: int) -> None:
+    def budget(self, target: PlanTarget, objectives: Sequence[str], share: int) -> None:
         """The best for one budget, in ``share`` runs; budgets come in rising order."""
-        size = goal.budget(self._place.count)
+        size = target.budget(self._problem.count)
         assert size is not None
         stop = self.made + share
-        best, least = (self._found[-1][1], self._found[-1][2]) if self._found else ((), math.inf)
-        for candidate in self._candidates(goal, size, objectives):
-            if self.made < stop and (error := self._error(candidate)) < least:
-                best, least = candidate, error
-        moved = len(best) > 1
-        while moved and self.made < stop:
-            moved = False
-            for candidate in self._moves(best):
-                if self.made >= stop:
-                    break
-                if candidate not in self._known and (error := self._error(candidate)) < least:
-                    best, least, moved = candidate, error, True
-                    break
-        if not best:
+        best = evolve(self._best[-1], budget=size) if self._best else _Choice(size, (), math.inf)
+        for candidate in self._candidates(target, size, objectives):
+            if self.made < stop and (error := self._error(candidate)) < best.error:
+                best = _Choice(size, candidate, error)
+        if not best.computed:
             raise ArgumentError("run gave no number for any schedule; it must return an error, less is better")
-        self._found.append((size, best, least))
+        better: _Choice | None = best
+        while better is not None:
+            best, better = better, self._better_neighbour(better, stop)
+        self._best.append(best)
 
-    def _candidates(self, goal: PlanTarget, size: int, objectives: Sequence[str]) -> Iterator[tuple[int, ...]]:
+    def _better_neighbour(self, choice: _Choice, stop: int) -> _Choice | None:
+        """The first neighbour with a smaller error; ``None`` if there is none, or ``stop`` runs are made before it is found."""
+        if len(choice.computed) < 2 or self.made >= stop:
+            return None
+        for candidate in self._moves(choice.computed):
+            if self.made >= stop:
+                return None
+            if candidate not in self._measured and (error := self._error(candidate)) < choice.error:
+                return _Choice(choice.budget, candidate, error)
+        return None
+
+    def _candidates(self, target: PlanTarget, size: int, objectives: Sequence[str]) -> Iterator[tuple[int, ...]]:
         """Worth a run, the most promising first, none twice."""
         seen: set[tuple[int, ...]] = set()
-        for chosen in self._proposals(goal, size, objectives):
+        for chosen in self._proposals(target, size, objectives):
             if chosen not in seen and math.isfinite(self._costs(chosen)):
                 seen.add(chosen)
                 yield chosen
 
-    def _proposals(self, goal: PlanTarget, size: int, objectives: Sequence[str]) -> Iterator[tuple[int, ...]]:
-        count = self._place.count
+    def _proposals(self, target: PlanTarget, size: int, objectives: Sequence[str]) -> Iterator[tuple[int, ...]]:
+        """Plans, the last budget's best with steps added, plans that compute the last step, and evenly spaced steps."""
+        count, must = self._problem.count, self._problem.must_compute
         for name in objectives:
-            yield _computed(solve(self._place, evolve(goal, objective=name)))
-        if self._found and len(self._found[-1][1]) < size:
-            yield self._grown(self._found[-1][1], size)
-        last = evolve(self._place, must=self._place.must | {count - 1})
+            yield _computed(solve(self._problem, evolve(target, objective=name)))
+        if self._best and len(self._best[-1].computed) < size:
+            yield self._grown(self._best[-1].computed, size)
+        with_last = evolve(self._problem, must_compute=must | {count - 1})
         for name in objectives:
             try:
-                yield _computed(solve(last, evolve(goal, objective=name)))
+                yield _computed(solve(with_last, evolve(target, objective=name)))
             except ArgumentError:  # no room for the last step
                 break
         even = evenly(count, size)
-        if self._place.must.issubset(even):
+        if must.issubset(even):
             yield even
 
     def _grown(self, computed: tuple[int, ...], size: int) -> tuple[int, ...]:
         """``computed`` with steps added one by one where the expected cost falls most."""
         while len(computed) < size:
-            wider = [tuple(sorted((*computed, i))) for i in range(1, self._place.count) if i not in computed]
+            wider = [tuple(sorted((*computed, i))) for i in range(1, self._problem.count) if i not in computed]
             computed = min(wider, key=self._costs)
         return computed
 
     def _moves(self, computed: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Neighbours, those expected to cost least first."""
-        near = {c: self._costs(c) for c in neighbours(computed, self._place.count) if self._place.must.issubset(c)}
+        near = {c: self._costs(c) for c in neighbours(computed, self._problem.count) if self._problem.must_compute.issubset(c)}
         return sorted((c for c, cost in near.items() if math.isfinite(cost)), key=near.__getitem__)
 
     def _error(self, computed: tuple[int, ...]) -> float:
-        if computed not in self._known:
-            schedule = schedule_of(self._place, dict.fromkeys(self._place.ledger.tables, computed))
+        """What running it gives; nothing is run twice."""
+        if computed not in self._measured:
+            schedule = joint_schedule(self._problem, computed)
             error = float(self._run(schedule))
-            self._known[computed] = math.inf if math.isnan(error) else error
+            self._measured[computed] = math.inf if math.isnan(error) else error
             self._tried.append((schedule, error))
             if self._progress is not None:
                 self._progress(self.made, self._allowed, schedule, error)
-        return self._known[computed]
+        return self._measured[computed]
 
     def result(self) -> Refined:
         """What was found."""
-        names = self._place.ledger.tables
         return Refined(
-            budgets=tuple(size for size, _, _ in self._found),
-            schedules=tuple(schedule_of(self._place, dict.fromkeys(names, chosen)) for _, chosen, _ in self._found),
-            errors=tuple(error for _, _, error in self._found),
+            budgets=tuple(best.budget for best in self._best),
+            schedules=tuple(joint_schedule(self._problem, best.computed) for best in self._best),
+            errors=tuple(best.error for best in self._best),
             runs=self.made,
             tried=tuple(self._tried),
         )

@@ -7,12 +7,17 @@ says what that comparison should give (:attr:`magpolicy.Schedule.checks`); when 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from attrs import evolve, field, frozen
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
+from magpolicy.calibration._calibration import Calibration
+from magpolicy.planning._problem import PlanRequest
+from magpolicy.planning._target import PlanTarget
+from magpolicy.schedule._coefficients import Check
 from magpolicy.schedule._schedule import Schedule
 
 MARGIN = 2.0
@@ -22,6 +27,8 @@ FLOOR = 0.02  # relative error that never alarms: rounding and the noise of one 
 @frozen
 class Replan:
     """A plan that was left: where, why, and what is followed from there on."""
+
+    __module__ = "magpolicy"
 
     step: int
     """The computed step at which the run was off."""
@@ -41,8 +48,9 @@ class Safeguard:
     """Compares a run with its plan; a value, one for each run.
 
     Args:
-        plan: the schedule followed, from :func:`magpolicy.plan`. One read back from JSON has no calibration to plan from;
-            the rest then computes.
+        plan: the schedule followed, from :func:`magpolicy.plan`.
+        calibration: what the rest is planned from. A run that is planned for a target brings its own; of a run of a given
+            schedule the rest computes where there is none.
         margin: how many times the expected error is still taken for what was planned, >= 1.
         floor: relative error below which nothing is done.
         extra: computed steps that may be added to the plan's; ``None``: as many as it takes.
@@ -51,18 +59,44 @@ class Safeguard:
         ArgumentError: an argument is out of range.
     """
 
+    __module__ = "magpolicy"
+
     plan: Schedule = field()
+    calibration: Calibration | None = field(default=None, repr=False)
     margin: float = MARGIN
     floor: float = FLOOR
     extra: int | None = None
+    _request: PlanRequest | None = field(default=None, repr=False)
+    """What the plan was made from."""
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.plan, Schedule):
             raise ArgumentError(f"plan={_checks._short(self.plan)} must be a Schedule; try plan(calibration, speedup=2.0)")
+        if self.calibration is not None and not isinstance(self.calibration, Calibration):
+            raise ArgumentError(f"calibration={_checks._short(self.calibration)} must be a Calibration; leave it out")
         _checks.number("margin", self.margin, 1, example="2.0")
         _checks.number("floor", self.floor, 0, example="0.02")
         if self.extra is not None:
             _checks.whole("extra", self.extra, 0, example="4")
+
+    def check(self, stream: str, step: int, history: Sequence[int]) -> Check | None:
+        """What to compare the residual computed at a step with: a forecast, and the relative error expected of it.
+
+        Args:
+            stream: where it is computed.
+            step: position in the full run.
+            history: the steps that this stream computed before, newest first.
+
+        Returns:
+            ``None`` where there is nothing to compare, or the run is not where the plan says.
+        """
+        plan, at = self.plan, step - self.plan.first_step
+        index = plan._row_of(stream)
+        mask = plan.masks[index]
+        if not 0 <= at < plan.steps or not mask[at]:
+            return None
+        before = tuple(i + plan.first_step for i in reversed(range(at)) if mask[i])
+        return plan.checks[index][at] if before[:2] == tuple(history[:2]) else None
 
     def compare(self, stream: str, step: int, measured: float) -> Replan | None:
         """The replan that ``measured`` at a computed step calls for, ``None`` if the run goes as planned.
@@ -72,9 +106,8 @@ class Safeguard:
             step: position in the full run of the computed step.
             measured: relative error of the forecast of :attr:`magpolicy.Schedule.checks` there; nan counts as too much.
         """
-        place = self.plan.streams.index(stream) if stream in self.plan.streams else 0
         at = step - self.plan.first_step
-        check = self.plan.checks[place][at] if 0 <= at < self.plan.steps else None
+        check = self.plan.checks[self.plan._row_of(stream)][at] if 0 <= at < self.plan.steps else None
         if check is None or measured <= max(self.margin * check[1], self.floor):
             return None
         factor = measured / max(check[1], 1e-12)
@@ -87,15 +120,31 @@ class Safeguard:
         return evolve(self, plan=_expecting(replan))
 
     def _rest(self, at: int, factor: float) -> Schedule:
-        from magpolicy.planning._planner import replan
+        from magpolicy.planning._replan import replan  # late: few runs are ever planned again
 
-        known = self.plan.plan_problem is not None and math.isfinite(factor)
-        found = replan(self.plan, at, factor, self.extra) if known else None
-        return compute_rest(self.plan, at) if found is None else found
+        request = self._request if self.calibration is None else _request_for(self.plan, self.calibration)
+        if request is None or not math.isfinite(factor):
+            return compute_rest(self.plan, at)
+        problem = evolve(request.problem(), first_step=self.plan.first_step)
+        again = replan(problem, self.plan, at, factor, self.extra)
+        return compute_rest(self.plan, at) if again is None else again
 
 
-def safeguard_of(asked: float | bool | Safeguard | None, plan: Schedule) -> Safeguard | None:
+def _request_for(plan: Schedule, calibration: Calibration) -> PlanRequest:
+    """What a schedule could have been planned from, its own settings not being known."""
+    target = PlanTarget(forecast=None if any(map(any, plan.coefficients)) else "hold")
+    if plan.sigmas is not None:
+        return PlanRequest(source=calibration, target=target, sigmas=plan.sigmas)
+    end = plan.first_step + plan.steps
+    return PlanRequest(source=calibration, target=target, steps=end, part=(plan.first_step, end))
+
+
+def safeguard_of(
+    asked: float | bool | Safeguard | None, plan: Schedule, request: PlanRequest | None = None
+) -> Safeguard | None:
     """The safeguard of one run: none for ``None`` and ``False``, the usual one for ``True``, or with a margin.
+
+    ``request`` is what the plan was made from; ``None``: the plan was given.
 
     Raises:
         ArgumentError: neither of these.
@@ -103,19 +152,27 @@ def safeguard_of(asked: float | bool | Safeguard | None, plan: Schedule) -> Safe
     if asked is None or asked is False:
         return None
     if isinstance(asked, Safeguard):
-        return evolve(asked, plan=plan)
-    return Safeguard(plan=plan, margin=MARGIN if asked is True else _checks.number("safeguard", asked, 1, example="2.0"))
+        return evolve(asked, plan=plan, request=request)
+    margin = MARGIN if asked is True else _checks.number("safeguard", asked, 1, example="2.0")
+    return Safeguard(plan=plan, margin=margin, request=request)
 
 
 def compute_rest(plan: Schedule, at: int) -> Schedule:
     """The plan up to the step ``at``, then every step computed."""
-    names = plan.streams
 
-    def cut(rows: tuple[tuple[Any, ...], ...]) -> dict[str, list[Any]]:
-        return {n: [v if i <= at else 0.0 for i, v in enumerate(row)] for n, row in zip(names, rows, strict=True)}
+    def cut(rows: tuple[tuple[Any, ...], ...], after: Any = 0.0) -> dict[str, list[Any]]:
+        until = ([v if i <= at else after for i, v in enumerate(row)] for row in rows)
+        return dict(zip(plan.streams, until, strict=True))
 
-    masks = {n: [m or i > at for i, m in enumerate(mask)] for n, mask in zip(names, plan.masks, strict=True)}
-    return Schedule.from_mask(masks, coefficients=cut(plan.coefficients), errors=cut(plan.modelled), first_step=plan.first_step)
+    masks = {name: [m or i > at for i, m in enumerate(mask)] for name, mask in zip(plan.streams, plan.masks, strict=True)}
+    return Schedule.from_mask(
+        masks,
+        coefficients=cut(plan.coefficients),
+        errors=cut(plan.modelled),
+        checks=cut(plan.checks, after=None),
+        first_step=plan.first_step,
+        sigmas=plan.sigmas,
+    )
 
 
 def _expecting(replan: Replan) -> Schedule:

@@ -37,7 +37,7 @@ def shortest_paths(costs: Floats, most: int, start: tuple[int, int] = (0, 0)) ->
     state = np.full((reach + 1, count), np.inf)
     state[start] = 0.0
     choices: list[NDArray[np.int64]] = []
-    found: dict[int, Path] = {}
+    paths: dict[int, Path] = {}
     for length in range(1, most + 1):
         reached = state[:, :, None] + costs[:, :, 1:]
         choice = reached.argmin(axis=0)
@@ -46,10 +46,10 @@ def shortest_paths(costs: Floats, most: int, start: tuple[int, int] = (0, 0)) ->
         ends = value[last, count - last - 1]
         if np.isfinite(ends).any():
             end = int(last[ends.argmin()])
-            found[length] = Path(_back(choices, end), float(ends.min()))
+            paths[length] = Path(_back(choices, end), float(ends.min()))
         state = np.full_like(state, np.inf)
         state[into] = value[inside]
-    return found
+    return paths
 
 
 def _back(choices: list[NDArray[np.int64]], end: int) -> tuple[int, ...]:

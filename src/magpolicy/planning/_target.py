@@ -39,7 +39,7 @@ class PlanTarget:
                 object.__setattr__(self, name, check(value))
         check_forecast(self.forecast, self.damping)
         _checks.one_of("batched", self.batched, (None, True, False))
-        if self.batched is False and self.how.gather == "trajectory":
+        if self.batched is False and self.chosen_objective.gather == "trajectory":
             raise ArgumentError("objective='trajectory' plans streams jointly; leave batched out, or try objective='latent'")
         if self.forecast == "second-order" and self.error is not None:
             raise ArgumentError(
@@ -53,15 +53,20 @@ class PlanTarget:
             _checks.number("guidance", self.guidance, -math.inf, example="5.0")
 
     @property
-    def how(self) -> Objective:
-        """What is made least."""
+    def names_objective(self) -> bool:
+        """Whether the caller said what is made least."""
+        return self.objective is not None or self.power is not None
+
+    @property
+    def chosen_objective(self) -> Objective:
+        """What is made least: what the caller said, or the objective that serves every plan."""
         return objective(self.objective, self.power)
 
     @property
     def targets(self) -> dict[str, float]:
         """The targets given."""
-        found = {"speedup": self.speedup, "computed": self.computed, "error": self.error}
-        return {name: value for name, value in found.items() if value is not None}
+        every = {"speedup": self.speedup, "computed": self.computed, "error": self.error}
+        return {name: value for name, value in every.items() if value is not None}
 
     def check_target(self) -> None:
         """Make sure there is exactly one target.
@@ -74,7 +79,7 @@ class PlanTarget:
             raise ArgumentError(f"{given} given: pass one of speedup, computed and error; try speedup=2.0")
 
     def budget(self, evaluations: int) -> int | None:
-        """Evaluations that may compute of so many; ``None``: as few as the bound on the error allows."""
+        """How many of ``evaluations`` may compute; ``None``: as few as the bound on the error allows."""
         if self.computed is not None:
             return self.computed
         return None if self.speedup is None else int(evaluations / self.speedup + 1e-9)

@@ -26,17 +26,19 @@ from numpy.typing import NDArray
 from magpolicy.calibration import _gram
 from magpolicy.calibration._gram import Floats
 from magpolicy.planning._error_tables import ErrorTables
+from magpolicy.planning._objective import shares_of_run
 from magpolicy.schedule._coefficients import ORDER, Coefficients, trimmed
 
-ORDERS = {"calibrated": 1, "second-order": 2}
+FITTED_ORDERS = {"calibrated": 1, "second-order": 2}
 """Coefficients a step that are fitted; other forecasts bring theirs."""
 
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 
 @frozen(eq=False)
 class _Skips:
-    """The skipped evaluations of a schedule."""
+    """The n skipped evaluations of a schedule."""
 
     at: Ints
     """(n,) where."""
@@ -45,142 +47,157 @@ class _Skips:
 
 
 @frozen(eq=False)
-class _Terms:
-    """Coefficients to find: each multiplies the difference of two residuals, in one stream, at one skip."""
+class _Unknowns:
+    """The m coefficients to find: each multiplies the difference of two residuals, in one stream, at one skip."""
 
     skip: Ints
     stream: Ints
-    place: Ints
-    """Which of the step's coefficients it is."""
+    order: Ints
+    """0 of a skip's c1, 1 of its c2."""
     newer: Ints
     older: Ints
-    """The two residuals, among those of all streams one after another."""
+    """The two residuals, numbered through all streams one after another."""
 
 
 class Trajectory:
-    """Scores schedules of one run by the latent's distance from its way, and fits their forecasts."""
+    """Scores schedules of one run by the latent's distance from its way, and fits their forecasts.
 
-    def __init__(self, ledger: ErrorTables, sizes: Floats, closed: NDArray[np.bool_], shares: Floats) -> None:
-        """``shares`` is W: :func:`distance` or :func:`fading`."""
-        self._ledger, self._closed = ledger, closed
-        self._order = ORDERS.get(ledger.forecast, 0)
-        self._names = list(ledger.tables)
-        self._form = ledger.form()
-        unknown = np.isnan(self._form)
+    Args:
+        tables: the inner products of the run's residuals, and its errors.
+        sizes: (N,) step sizes h.
+        forbidden: ``[a, j, k]`` True where a skip is not allowed.
+        weights: (N, N) W, of :func:`distance_weights` or :func:`fading_weights`.
+    """
+
+    def __init__(self, tables: ErrorTables, sizes: Floats, forbidden: Bools, weights: Floats) -> None:
+        self._tables, self._forbidden = tables, forbidden
+        self._order = FITTED_ORDERS.get(tables.forecast, 0)
+        self._streams = list(tables.forecasts)
+        form = tables.quadratic_form()
+        unknown = np.isnan(form)
         self._unknown = unknown.astype(np.float32) if unknown.any() else None
-        self._form = np.nan_to_num(self._form)
-        share = share_of_run(sizes)
-        self._weights = np.outer(share, share) * shares
+        self._form = np.nan_to_num(form)
+        share = shares_of_run(sizes)
+        self._weights = np.outer(share, share) * weights
 
     def cost(self, computed: Sequence[int]) -> float:
-        """The cost of computing these evaluations only, forecasts being the best; infinite where one is not known."""
+        """The cost of computing these evaluations only, forecasts being the best; infinite where a skip is not allowed."""
         skips = self._skips(computed)
         return np.inf if skips is None else self._fit(skips)[1]
 
     def fit(self, computed: Sequence[int]) -> dict[str, dict[int, Coefficients]]:
-        """Per stream the coefficients of each skip with which computing these evaluations costs least."""
+        """Per stream the coefficients of each skip with which computing these evaluations costs least.
+
+        Raises:
+            ValueError: a skip is not allowed.
+        """
         skips = self._skips(computed)
         if skips is None:
             raise ValueError(f"{computed}: not all that is skipped there may be")
-        found: dict[str, dict[int, Coefficients]] = {}
-        for name, rows in zip(self._names, self._fit(skips)[0], strict=True):
-            found[name] = {int(i): trimmed(row) for i, row in zip(skips.at, rows, strict=True)}
-        return found
+        coefficients = zip(self._streams, self._fit(skips)[0], strict=True)
+        return {
+            name: {int(i): trimmed(row.tolist()) for i, row in zip(skips.at, rows, strict=True)} for name, rows in coefficients
+        }
 
     def _skips(self, computed: Sequence[int]) -> _Skips | None:
-        """The skips between; ``None`` where one is not allowed."""
-        reach, count = self._ledger.reach, self._ledger.count
+        """The evaluations between the computed ones; ``None`` where one may not be skipped."""
+        longest, count = self._tables.longest_gap, self._tables.count
         following = np.array([*computed[1:], count])
         taken = np.array(computed)
-        if (following - taken).max() > reach:
+        if (following - taken).max() > longest:
             return None
-        number = following - taken - 1
-        gap = np.repeat(np.arange(len(taken)), number)
+        gap = np.repeat(np.arange(len(taken)), following - taken - 1)
         at = np.flatnonzero(~np.isin(np.arange(count), taken) & (np.arange(count) > taken[0]))
         padded = np.concatenate([np.full(ORDER, -1), taken])
         before = padded[gap[:, None] + np.arange(ORDER, -1, -1)]
         a = np.where(before[:, 1] >= 0, before[:, 0] - before[:, 1], 0)
-        if (a > reach).any() or self._closed[a, before[:, 0], at - before[:, 0]].any():
+        if (a > longest).any() or self._forbidden[a, before[:, 0], at - before[:, 0]].any():
             return None
         return _Skips(at, before)
 
     def _fit(self, skips: _Skips) -> tuple[Floats, float]:
-        """Coefficients (streams, n, ORDER), and the cost."""
-        found = self._given(skips)
-        base, fitted = self._errors(skips, found), self._fitted(skips)
-        weights = self._weighted(skips, fitted | (found != 0).any(axis=0))
-        terms = self._terms(skips, fitted)
-        if not len(terms.skip):
-            return found, self._cost(base, weights)
-        weights, curvature = self._bounded(terms, weights)
-        right = self._pull(terms, base, weights)
-        c = np.linalg.solve(curvature, right)
-        found[terms.stream, terms.skip, terms.place] = c
-        return found, max(self._cost(base, weights) - float(right @ c), 0.0)
+        """The best coefficients (streams, n, ORDER), and the cost with them."""
+        coefficients = self._given(skips)
+        errors, fitted = self._errors(skips, coefficients), self._fitted(skips)
+        weights = self._weights_of(skips, fitted | (coefficients != 0).any(axis=0))
+        unknowns = self._unknowns(skips, fitted)
+        if not len(unknowns.skip):
+            return coefficients, self._cost(errors, weights)
+        weights, curvature = self._convex(unknowns, weights)
+        slope = self._slope(unknowns, errors, weights)
+        best = np.linalg.solve(curvature, slope)
+        coefficients[unknowns.stream, unknowns.skip, unknowns.order] = best
+        return coefficients, max(self._cost(errors, weights) - float(slope @ best), 0.0)
 
-    def _bounded(self, terms: _Terms, weights: Floats) -> tuple[Floats, Floats]:
-        """The weights and the curvature with them, such that there is a least: where products are left out of a form, it may
-        fall without end. What steps have in common then counts for less, at last for nothing."""
-        alone = np.diag(np.diagonal(weights))
+    def _convex(self, unknowns: _Unknowns, weights: Floats) -> tuple[Floats, Floats]:
+        """Weights with which the cost has a least value, and its curvature with them.
+
+        The cost is a squared length and never negative, unless products that are not known were left out of it. Without them it
+        may fall without end. The products of different steps then count for half, a fifth, and at last not at all.
+        """
+        single = np.diag(np.diagonal(weights))
         for common in (1.0, 0.5, 0.2):
-            mixed = common * weights + (1 - common) * alone
-            curvature = self._curvature(terms, mixed)
+            mixed = common * weights + (1 - common) * single
+            curvature = self._curvature(unknowns, mixed)
             if self._unknown is None or np.linalg.eigvalsh(curvature)[0] > 0:
                 return mixed, curvature
-        return alone, self._curvature(terms, alone)
+        return single, self._curvature(unknowns, single)
 
     def _given(self, skips: _Skips) -> Floats:
-        """The coefficients of a forecast that is not fitted; 0 of one that is."""
-        found = np.zeros((len(self._names), len(skips.at), ORDER))
+        """(streams, n, ORDER) the coefficients of a forecast that is not fitted; 0 of one that is."""
+        coefficients = np.zeros((len(self._streams), len(skips.at), ORDER))
         if not self._order:
             j, p = skips.computed[:, 0], skips.computed[:, 1]
-            for s, name in enumerate(self._names):
-                found[s, :, 0] = self._ledger.tables[name].coefficient[np.where(p >= 0, j - p, 0), j, skips.at - j]
-        return found
+            for s, name in enumerate(self._streams):
+                coefficients[s, :, 0] = self._tables.forecasts[name].coefficient[np.where(p >= 0, j - p, 0), j, skips.at - j]
+        return coefficients
 
-    def _terms(self, skips: _Skips, fitted: NDArray[np.bool_]) -> _Terms:
-        stream, skip, place = np.nonzero(np.broadcast_to(fitted, (len(self._names), *fitted.shape)))
-        offset = stream * self._ledger.count
-        return _Terms(skip, stream, place, offset + skips.computed[skip, place], offset + skips.computed[skip, place + 1])
-
-    def _fitted(self, skips: _Skips) -> NDArray[np.bool_]:
+    def _fitted(self, skips: _Skips) -> Bools:
         """(n, ORDER) the coefficients that are fitted: those for which there are residuals, all products being known."""
-        known = (skips.computed[:, 1:] >= 0) & (np.arange(ORDER) < self._order)
+        fitted: Bools = (skips.computed[:, 1:] >= 0) & (np.arange(ORDER) < self._order)
         if self._unknown is None:
-            return known
-        places = np.column_stack([skips.at, skips.computed])
+            return fitted
+        residuals = np.column_stack([skips.at, skips.computed])
         for order in range(self._order):
             for a, b in itertools.combinations(range(order + 3), 2):
-                for s in range(len(self._names)):
-                    offset = s * self._ledger.count
-                    known[:, order] &= self._unknown[offset + places[:, a], offset + places[:, b]] == 0
-        return np.logical_and.accumulate(known, axis=1)
+                for s in range(len(self._streams)):
+                    offset = s * self._tables.count
+                    fitted[:, order] &= self._unknown[offset + residuals[:, a], offset + residuals[:, b]] == 0
+        return np.logical_and.accumulate(fitted, axis=1)
+
+    def _unknowns(self, skips: _Skips, fitted: Bools) -> _Unknowns:
+        stream, skip, order = np.nonzero(np.broadcast_to(fitted, (len(self._streams), *fitted.shape)))
+        offset = stream * self._tables.count
+        newer, older = skips.computed[skip, order], skips.computed[skip, order + 1]
+        return _Unknowns(skip, stream, order, offset + newer, offset + older)
 
     def _errors(self, skips: _Skips, coefficients: Floats) -> Floats:
-        """(n, streams x steps) what each skip's error is made of, in residuals."""
-        n, count = len(skips.at), self._ledger.count
-        rows = np.zeros((n, len(self._names), count))
+        """(n, streams*N) each skip's error as a sum of residuals."""
+        n, count = len(skips.at), self._tables.count
+        rows = np.zeros((n, len(self._streams), count))
         row = np.arange(n)
         rows[row, :, skips.at] = 1.0
-        for s in range(len(self._names)):
-            for place, weight in enumerate(_gram.on_residuals(coefficients[s].T)):
-                known = skips.computed[:, place] >= 0
-                rows[row[known], s, skips.computed[known, place]] -= weight[known]
-        return rows.reshape(n, len(self._names) * count)
+        for s in range(len(self._streams)):
+            for back, weight in enumerate(_gram.on_residuals(coefficients[s].T)):
+                known = skips.computed[:, back] >= 0
+                rows[row[known], s, skips.computed[known, back]] -= weight[known]
+        return rows.reshape(n, len(self._streams) * count)
 
-    def _weighted(self, skips: _Skips, forecast: NDArray[np.bool_]) -> Floats:
-        """(n, n) what the products of errors are multiplied by, with (n, ORDER) the coefficients there are."""
+    def _weights_of(self, skips: _Skips, used: Bools) -> Floats:
+        """(n, n) what the products of errors are multiplied by: 0 where one is not known.
+
+        ``used`` is (n, ORDER), True for the coefficients that a forecast has.
+        """
         weights: Floats = self._weights[np.ix_(skips.at, skips.at)]
         if self._unknown is None:
             return weights
-        count = self._ledger.count
-        used = np.zeros((len(skips.at), count), np.float32)
+        residuals = np.zeros((len(skips.at), self._tables.count), np.float32)  # 1 for those that an error is made of
         row = np.arange(len(skips.at))
-        used[row, skips.at] = 1.0
-        for place, taken in enumerate((np.ones(len(row), dtype=bool), *forecast.T)):
-            for at in (place - 1, place) if place else (0,):
-                used[row[taken], skips.computed[taken, at]] = 1.0
-        everywhere = np.tile(used, len(self._names))
+        residuals[row, skips.at] = residuals[row, skips.computed[:, 0]] = 1.0
+        for order in range(ORDER):
+            for back in (order, order + 1):
+                residuals[row[used[:, order]], skips.computed[used[:, order], back]] = 1.0
+        everywhere = np.tile(residuals, len(self._streams))
         apart = everywhere @ self._unknown @ everywhere.T > 0.5
         np.fill_diagonal(apart, False)
         return np.where(apart, 0.0, weights)
@@ -188,40 +205,18 @@ class Trajectory:
     def _cost(self, errors: Floats, weights: Floats) -> float:
         return max(float((weights * (errors @ self._form @ errors.T)).sum()), 0.0)
 
-    def _curvature(self, terms: _Terms, weights: Floats) -> Floats:
-        moved = self._form[terms.newer] - self._form[terms.older]
-        curvature: Floats = weights[np.ix_(terms.skip, terms.skip)] * (moved[:, terms.newer] - moved[:, terms.older])
+    def _curvature(self, unknowns: _Unknowns, weights: Floats) -> Floats:
+        """(m, m) half of the cost's second derivatives."""
+        moved = self._form[unknowns.newer] - self._form[unknowns.older]
+        products = moved[:, unknowns.newer] - moved[:, unknowns.older]
+        curvature: Floats = weights[np.ix_(unknowns.skip, unknowns.skip)] * products
         # Differences that vanish, or are alike, leave a coefficient open; it is then small.
         diagonal = np.diag_indices_from(curvature)
         curvature[diagonal] += 1e-6 * curvature[diagonal] + 1e-12 * max(float(curvature[diagonal].max()), 1e-300)
         return curvature
 
-    def _pull(self, terms: _Terms, errors: Floats, weights: Floats) -> Floats:
-        """Half of what the cost falls by for each coefficient at 0."""
-        products = (self._form[terms.newer] - self._form[terms.older]) @ errors.T
-        pull: Floats = (weights[terms.skip] * products).sum(axis=1)
-        return pull
-
-
-def share_of_run(sizes: Floats) -> Floats:
-    """Step sizes as shares of the run."""
-    share: Floats = sizes / max(float(sizes.sum()), 1e-300)
-    return share
-
-
-def distance(sizes: Floats, ridge: float = 0.1) -> Floats:
-    """(N, N) W of the squared distance of the latent at the end plus its mean along the run: it stays off from an error on.
-
-    The ridge, on the diagonal, keeps a plan from counting on errors that cancel on the calibration sample alone.
-    """
-    share = share_of_run(sizes)
-    ahead = 1.0 + share[::-1].cumsum()[::-1]
-    found: Floats = np.minimum.outer(ahead, ahead) + ridge * np.eye(len(sizes))
-    return found
-
-
-def fading(sigmas: Sequence[float], ridge: float = 0.03) -> Floats:
-    """(N, N) W of errors that fade like the ratio of noise levels: how much of that of one step is still there at another."""
-    reached = np.append(np.asarray(sigmas)[1:], sigmas[-1] / 2)  # the level that a step goes to
-    found: Floats = np.minimum.outer(reached, reached) / np.maximum.outer(reached, reached) + ridge * np.eye(len(sigmas))
-    return found
+    def _slope(self, unknowns: _Unknowns, errors: Floats, weights: Floats) -> Floats:
+        """(m,) half of what the cost falls by for each coefficient, where all are 0."""
+        products = (self._form[unknowns.newer] - self._form[unknowns.older]) @ errors.T
+        slope: Floats = (weights[unknowns.skip] * products).sum(axis=1)
+        return slope

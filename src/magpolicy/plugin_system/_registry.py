@@ -1,31 +1,35 @@
-"""Finding plugins, and calling them so that one that fails does no harm to the rest."""
+"""Finding plugins, and calling them so that one that fails does no harm to the rest.
+
+pluggy and the search for entry points are imported when the first plugin is asked for, and only here: they would double what
+``import magpolicy`` costs beyond numpy, and a preview needs neither.
+"""
 
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import os
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import pluggy
 from attrs import evolve, frozen
 
-from magpolicy import hookspecs
-from magpolicy._errors import AdapterError, MagPolicyError, PluginWarning
+from magpolicy._errors import PluginWarning
 
 if TYPE_CHECKING:
-    from magpolicy.catalog._presets import Preset
+    from importlib.metadata import EntryPoint
 
-GROUP = hookspecs.PROJECT
+    import pluggy
+
+GROUP = "magpolicy"
 DISABLE = "MAGPOLICY_DISABLE_PLUGINS"
-OBSERVERS = ("on_run_start", "on_decision", "on_run_end")
 
 
 @frozen
 class PluginInfo:
     """One plugin: where it comes from, the hooks it implements, and why it is not in use (``None``: it is)."""
+
+    __module__ = "magpolicy"
 
     name: str
     distribution: str
@@ -38,11 +42,17 @@ class Registry:
     """The plugins of one process."""
 
     def __init__(self) -> None:
+        from importlib.metadata import entry_points
+
+        import pluggy
+
+        from magpolicy import hookspecs
+
         self.manager = pluggy.PluginManager(GROUP)
         self.manager.add_hookspecs(hookspecs)
-        self.infos = [self._load(entry) for entry in importlib.metadata.entry_points(group=GROUP)]
+        self.infos = [self._load(entry) for entry in entry_points(group=GROUP)]
 
-    def _load(self, entry: importlib.metadata.EntryPoint) -> PluginInfo:
+    def _load(self, entry: EntryPoint) -> PluginInfo:
         info = PluginInfo(entry.name, *((entry.dist.name, entry.dist.version) if entry.dist else ("?", "?")))
         if _disabled(info):
             return evolve(info, problem=f"turned off by {DISABLE}={os.environ[DISABLE]}")
@@ -64,10 +74,13 @@ class Registry:
             return evolve(info, problem=f"{type(error).__name__}: {error}")
         return evolve(info, hooks=tuple(sorted(c.name for c in self.manager.get_hookcallers(plugin) or ())))
 
+    def with_hook(self, hook: str) -> tuple[Any, ...]:
+        """The plugins that implement ``hook``, in the order in which they are asked."""
+        return tuple(impl.plugin for impl in reversed(getattr(self.manager.hook, hook).get_hookimpls()))
+
     def implementing(self, hook: str) -> Iterator[tuple[str, pluggy.HookCaller]]:
         """Each plugin that implements ``hook``, with a caller that reaches it alone."""
-        caller = getattr(self.manager.hook, hook)
-        plugins = [impl.plugin for impl in reversed(caller.get_hookimpls())]
+        plugins = self.with_hook(hook)
         for plugin in plugins:
             others = [other for other in plugins if other is not plugin]
             yield str(self.manager.get_name(plugin)), self.manager.subset_hook_caller(hook, others)
@@ -81,7 +94,6 @@ def registry() -> Registry:
 
 def manager() -> pluggy.PluginManager:
     """The pluggy manager, to register a plugin by hand: ``magpolicy.manager().register(plugin)``."""
-    presets.cache_clear()
     return registry().manager
 
 
@@ -98,94 +110,8 @@ def _disabled(info: PluginInfo) -> bool:
     return bool(words & {info.name.lower(), info.distribution.lower()})
 
 
-@functools.cache
-def presets() -> dict[str, Preset]:
-    """Presets offered by plugins, by name; one that fails its checks is left out with a warning."""
-    from magpolicy.catalog._presets import checked
-
-    found: dict[str, Preset] = {}
-    for name, caller in registry().implementing("presets"):
-        try:
-            found.update({offered.name: checked(offered) for batch in caller() for offered in batch})
-        except Exception as error:
-            _warn(name, "presets", error)
-    return found
-
-
-def preset_for(target: Any) -> Any:
-    """The preset that the first adapter which knows ``target`` has for it; ``None`` if none does."""
-    return _first("preset_for", target, {"target": target})
-
-
-def attach(target: Any, request: Any) -> Any:
-    """The handle of the first adapter that takes ``target``.
-
-    Raises:
-        AdapterError: none does.
-    """
-    handle = _first("attach", target, {"target": target, "request": request})
-    if handle is not None:
-        return handle
-    unused = [f"{info.name} ({info.problem})" for info in plugins() if info.problem]
-    hint = f"; not in use: {', '.join(unused)}" if unused else ""
-    raise AdapterError(
-        f"target={_kind(target)} is nothing an installed adapter can drive; pass a torch.nn.Module, or a host object whose "
-        f"adapter is installed{hint}"
-    )
-
-
-def compiled(target: Any, request: Any) -> Any:
-    """``target``, compiled by the first adapter that takes it.
-
-    Raises:
-        AdapterError: none does.
-    """
-    result = _first("compile", target, {"target": target, "request": request})
-    if result is None:
-        raise AdapterError(f"target={_kind(target)} is nothing an installed adapter can compile; pass a torch.nn.Module")
-    return result
-
-
-def _first(hook: str, target: Any, values: dict[str, Any]) -> Any:
-    """What the first adapter answers that does not answer ``None``."""
-    for name, caller in registry().implementing(hook):
-        try:
-            answer = caller(**values)
-        except MagPolicyError:
-            raise
-        except Exception as error:
-            raise AdapterError(f"target: plugin {name} failed on {_kind(target)}: {type(error).__name__}: {error}") from error
-        if answer is not None:
-            return answer
-    return None
-
-
-class Observers:
-    """The observers of one run; silent when there are none."""
-
-    def __init__(self) -> None:
-        manager = registry().manager
-        active = any(getattr(manager.hook, hook).get_hookimpls() for hook in OBSERVERS)
-        self._calls = {hook: list(registry().implementing(hook)) for hook in OBSERVERS} if active else {}
-
-    @property
-    def any(self) -> bool:
-        """Whether there are some."""
-        return bool(self._calls)
-
-    def tell(self, hook: str, **values: Any) -> None:
-        for name, caller in self._calls.get(hook, ()):
-            try:
-                caller(**values)
-            except Exception as error:
-                _warn(name, hook, error)
-
-
-def _warn(plugin: str, hook: str, error: Exception) -> None:
+def warn_of_failure(plugin: str, hook: str, error: Exception) -> None:
+    """Say that a plugin failed in a hook; what follows goes on without it."""
     warnings.warn(
         f"plugin {plugin} failed in {hook}: {type(error).__name__}: {error}; going on without it", PluginWarning, stacklevel=3
     )
-
-
-def _kind(target: Any) -> str:
-    return f"{type(target).__module__}.{type(target).__qualname__}"

@@ -47,6 +47,8 @@ class Curve:
         ArgumentError: a ratio that is not finite and positive, lengths that differ, levels that do not decrease.
     """
 
+    __module__ = "magpolicy"
+
     ratios: Mapping[str, tuple[float, ...]] = field(converter=_as_streams)
     sigmas: tuple[float, ...] | None = field(default=None, converter=_as_levels, kw_only=True)
     first_step: int = field(default=0, kw_only=True)

@@ -12,6 +12,8 @@ class Decision(enum.Enum):
     run's plan or streams the second, an adapter that cannot serve a skip the third (see :meth:`magpolicy.Session.commit`).
     """
 
+    __module__ = "magpolicy"
+
     REUSED = "reused"
     """The modelled error is within the threshold: the cached residual is reused."""
 

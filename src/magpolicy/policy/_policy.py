@@ -45,6 +45,8 @@ class MagPolicy:
         ArgumentError: an argument is out of range; the message names it.
     """
 
+    __module__ = "magpolicy"
+
     __slots__ = (
         "_before", "_computed", "_gates", "_how", "_ineligible", "_max_skips", "_one", "_pending", "_ratios", "_steps",
         "_strict", "_threshold", "_zero", "accumulated_error", "accumulated_ratio", "skips", "step",

@@ -30,6 +30,8 @@ class Semantics:
     ``data/semantics.json`` for what each published implementation does (source files named there).
     """
 
+    __module__ = "magpolicy"
+
     name: str = "magpolicy"
     """The row's name: ``"magpolicy"`` or the implementation's, e.g. ``"official/flux"``."""
 

@@ -13,16 +13,17 @@ from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._forecast import Forecast, Hold, Linear, Measured, Planned, check_forecast, check_measured
-from magpolicy.catalog._presets import Preset, PresetMatches, named
+from magpolicy.catalog._matching import PresetMatches, named
+from magpolicy.catalog._presets import Preset
+from magpolicy.catalog._source import Source
 from magpolicy.planning._objective import Objective
+from magpolicy.planning._problem import PlanRequest
 from magpolicy.planning._target import PlanTarget
 from magpolicy.policy._curve import Curve
 from magpolicy.policy._policy import MagPolicy, Policy, ScheduledPolicy, check_rule
 from magpolicy.policy._semantics import Semantics, semantics
 from magpolicy.policy._step_table import Limits, StepTable, build_step_tables
 from magpolicy.schedule._schedule import Schedule
-
-Source = Sequence[float] | Mapping[str, Sequence[float]] | Curve | Calibration | Preset | str | Path
 
 
 @frozen(kw_only=True)
@@ -60,16 +61,26 @@ class RunConfig:
         key = ("plan", steps, sigmas, first)
         if key not in self._laid:
             from magpolicy.planning._planner import solve
-            from magpolicy.planning._problem import plan_problem
 
+            request = self.plan_request(steps, sigmas, first)
+            assert request is not None
             self._laid.clear()
-            switch = self.limits.expert_step
-            goal = self.goal if switch is None else evolve(self.goal, expert_step=switch)
-            source = self.preset or self.calibration or self.curve
-            part = (first, steps) if first else None
-            self._laid[key] = solve(plan_problem(source, goal, steps if sigmas is None else None, sigmas, part), goal)
+            self._laid[key] = solve(request.problem(), request.target)
         schedule: Schedule = self._laid[key]
         return schedule
+
+    def plan_request(self, steps: int, sigmas: tuple[float, ...] | None, first: int = 0) -> PlanRequest | None:
+        """What such a run is planned from and for; ``None`` where it is not."""
+        if self.goal is None:
+            return None
+        switch = self.limits.expert_step
+        return PlanRequest(
+            source=self.preset or self.calibration or self.curve,
+            target=self.goal if switch is None else evolve(self.goal, expert_step=switch),
+            steps=steps if sigmas is None else None,
+            sigmas=sigmas,
+            part=(first, steps) if first else None,
+        )
 
     def switching(self, expert_step: int | None) -> RunConfig:
         """The same for a run that is known to go on to its second expert at ``expert_step``, unless the settings say where."""
@@ -149,7 +160,7 @@ def _end(schedule: Schedule) -> int:
 def following(schedule: Schedule) -> Callable[[str], ScheduledPolicy]:
     """Policies that follow a schedule; a stream it does not know follows its first one."""
     before = (True,) * schedule.first_step
-    return lambda s: ScheduledPolicy(before + schedule.masks[schedule.streams.index(s) if s in schedule.streams else 0])
+    return lambda s: ScheduledPolicy(before + schedule.masks[schedule._row_of(s)])
 
 
 def resolve(

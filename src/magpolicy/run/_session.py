@@ -5,34 +5,25 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import repeat
 from types import TracebackType
 from typing import Any
-
-from attrs import define, evolve
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError, RunError
 from magpolicy.calibration._forecast import History, Planned, computed_after
+from magpolicy.catalog._source import Source
 from magpolicy.planning._safeguard import Replan, Safeguard, safeguard_of
+from magpolicy.plugin_system._observers import Observers
 from magpolicy.policy._curve import SINGLE
 from magpolicy.policy._decision import Decision
 from magpolicy.policy._policy import Policy, decide_together, settle_together
 from magpolicy.policy._semantics import Semantics
-from magpolicy.run._config import RunConfig, Source, following, resolve
-from magpolicy.schedule._coefficients import Check, Coefficients
+from magpolicy.run._call import CallDecision, StreamDecision
+from magpolicy.run._config import RunConfig, following, resolve
+from magpolicy.schedule._coefficients import Coefficients
 from magpolicy.schedule._schedule import Schedule
 from magpolicy.schedule._trace import TraceEntry
-
-
-@define  # and not frozen, which would take three times as long to make: one is made at every evaluation
-class _Pending:
-    streams: tuple[str, ...]
-    policies: tuple[Policy, ...]
-    proposed: Sequence[Decision]
-    decided: Sequence[Decision]
-    errors: Sequence[float]
-    step: int
-    sigma: float | None
 
 
 class Session:
@@ -57,6 +48,8 @@ class Session:
 
     Not for use from several threads at once: one session is one run.
     """
+
+    __module__ = "magpolicy"
 
     def __init__(
         self,
@@ -127,7 +120,7 @@ class Session:
         self._computed: dict[str, History] = {}  # per stream
         self._calls: dict[tuple[str, ...], None] = {}  # streams evaluated together, the latest last
         self._policies: dict[str, Policy] = {}
-        self._pending: _Pending | None = None
+        self._pending: CallDecision | None = None
         self._trace: list[TraceEntry] = []
         self._noted: list[tuple[Any, ...]] = []  # what is to be added to it: an entry takes as long to make as a decision
         self._on_end: list[Callable[[], None]] = []
@@ -141,7 +134,8 @@ class Session:
         self._forecast = self._setup.forecaster(self.steps, self.sigmas, planned_from)
         self.schedule = self._setup.planned(self.steps, self.sigmas, planned_from)
         self._replans.clear()
-        self._guard = None if self.schedule is None else safeguard_of(self._guarded, self.schedule)
+        request = self._setup.plan_request(self.steps, self.sigmas, planned_from) if self._guarded else None
+        self._guard = None if self.schedule is None else safeguard_of(self._guarded, self.schedule, request)
         self._laid = planned_from
 
     def begin(self, step: int = 0) -> Session:
@@ -163,10 +157,6 @@ class Session:
         self._trace.clear()
         self._noted.clear()
         self._pending, self._first, self.active = None, step, True
-        from magpolicy.plugin_system._registry import (
-            Observers,  # late: looking for plugins costs more than the rest of the import
-        )
-
         self._observers = Observers()
         self._observers.tell("on_run_start", session=self)
         return self
@@ -187,13 +177,47 @@ class Session:
         Raises:
             RunError: no run is under way, the last decision is not committed, or the stream's run is over.
         """
-        if not self.active:
-            raise RunError("decide(): no run is under way; call begin(), or use the session in a with block")
-        if self._pending is not None:
-            raise RunError(f"decide(): step {self._pending.step} is not committed; call commit() after each decision")
         names = tuple(map(str, stream)) if isinstance(stream, list | tuple) else (str(stream),)
+        return self._decide("decide()", names, step, sigma).decision
+
+    def call(
+        self,
+        streams: Sequence[Hashable],
+        *,
+        step: int | None = None,
+        earliest: int | None = None,
+        sigma: float | None = None,
+    ) -> CallDecision | None:
+        """Decide one call of a model, and what follows from it: what an adapter uses in place of :meth:`decide`.
+
+        Args:
+            streams: the streams of this call, in batch order.
+            step: position in the run; by default the next one of all these streams.
+            earliest: or the position the host is at. Where one of these streams went further, the call is at its next one.
+            sigma: noise level for the trace; by default the one the session was given for that step.
+
+        Returns:
+            the call, to be ended by its ``commit`` or ``cancel`` before the next one; ``None`` if one of these streams has had
+            all its evaluations.
+
+        Raises:
+            RunError: no run is under way, the last call is not ended, or the step lies outside the run or before a stream's.
+        """
+        names = tuple(map(str, streams))
+        nexts = [self.step(name) for name in names]
+        if max(nexts, default=0) >= self.steps:
+            return None
+        if step is None:
+            step = max(nexts if earliest is None else [*nexts, earliest], default=0)
+        return self._decide("call()", names, step, sigma)
+
+    def _decide(self, what: str, names: tuple[str, ...], step: int | None, sigma: float | None) -> CallDecision:
+        if not self.active:
+            raise RunError(f"{what}: no run is under way; call begin(), or use the session in a with block")
+        if self._pending is not None:
+            raise RunError(f"{what}: step {self._pending.step} is not committed; call commit() after each decision")
         if not names or len(set(names)) < len(names):
-            raise ArgumentError(f"stream={stream!r} must name at least one stream, each once")
+            raise ArgumentError(f"stream={list(names)} must name at least one stream, each once")
         policies = tuple(map(self._policy, names))
         if step is None:
             step = max([policy.step for policy in policies])
@@ -201,13 +225,26 @@ class Session:
             raise RunError(f"step={step} lies past this run's {self.steps} steps; begin another run")
         elif step < self._first:
             raise RunError(f"step={step} lies before this run's first step {self._first}; begin another run")
-        proposed, decided, errors = decide_together(policies, self._joint, step)
+        proposed, decided, tested = decide_together(policies, self._joint, step)
         if sigma is None and self.sigmas is not None:
             sigma = self.sigmas[step]
-        self._pending = _Pending(names, policies, proposed, decided, errors, step, sigma)
-        if len(decided) == 1:
-            return decided[0]
-        return next((d for d in decided if not d.skip and d is not Decision.JOINT), decided[0])
+        streams = tuple(map(self._consequences, names, decided, repeat(step)))
+        self._pending = CallDecision(streams, step, sigma, self, policies, proposed, tested)
+        return self._pending
+
+    def _consequences(self, name: str, decision: Decision, step: int) -> StreamDecision:
+        history, keep = self._computed.get(name, ()), self._keep(name, step)
+        if decision.skip:
+            return StreamDecision(name, decision, self._forecast.coefficients(name, history, step), keep, None)
+        check = None if self._guard is None else self._guard.check(name, step, history)
+        return StreamDecision(name, decision, (), keep, check)
+
+    def _keep(self, name: str, step: int) -> int:
+        if step >= self.steps - 1:
+            return 0
+        wanted = self._forecast.residuals_to_keep(name, step)
+        # What the safeguard compares with may be a forecast from two.
+        return wanted if self._guard is None else max(2, wanted)
 
     def commit(self, revised: Decision | None = None) -> None:
         """Make the decision final.
@@ -219,31 +256,52 @@ class Session:
         Raises:
             RunError: nothing was decided, or a computed evaluation is to be revised to a skip.
         """
-        pending = self._pending
-        if pending is None:
+        if self._pending is None:
             raise RunError("commit(): nothing is decided; call decide() first")
+        self._commit(self._pending, revised, {})
+
+    def _commit(self, call: CallDecision, revised: Decision | None, errors: Mapping[str, float]) -> None:
+        if self._pending is not call:
+            raise RunError(f"commit(): the call at step {call.step} is ended already; call() makes the next one")
         if revised is not None and not revised.computes:
             raise RunError(f"commit({revised}): a decision can only be revised to compute; pass a reason that computes")
-        decided = pending.decided
-        if revised is not None and decided[0].skip:
-            decided = [revised] * len(decided)
-        settle_together(pending.policies, pending.proposed, decided)
+        if errors:
+            self._compare(call, errors)
+        streams = call.streams
+        if revised is not None and call.skip:
+            for stream in streams:
+                stream.decision, stream.coefficients = revised, ()
+        settle_together(call._policies, call._proposed, [stream.decision for stream in streams])
         self._pending = None
-        self._calls.pop(pending.streams, None)
-        self._calls[pending.streams] = None
-        for name, policy, decision, error in zip(pending.streams, pending.policies, decided, pending.errors, strict=True):
+        names = tuple([stream.name for stream in streams])
+        self._calls.pop(names, None)
+        self._calls[names] = None
+        for stream, policy, error in zip(streams, call._policies, call._tested, strict=True):
+            name, decision = stream.name, stream.decision
             ratio = float(policy.accumulated_ratio)
-            forecast = self._forecast.coefficients(name, self._computed.get(name, ()), pending.step) if decision.skip else ()
-            self._noted.append((pending.step, name, pending.sigma, decision, ratio, error, policy.skips, forecast))
+            self._noted.append((call.step, name, call.sigma, decision, ratio, error, policy.skips, stream.coefficients))
             if decision.computes:
-                self._computed[name] = computed_after(self._computed.get(name, ()), pending.step)
+                self._computed[name] = computed_after(self._computed.get(name, ()), call.step)
             if self._observers.any:
                 self._observers.tell("on_decision", session=self, entry=self.trace[-1])
+
+    def _compare(self, call: CallDecision, errors: Mapping[str, float]) -> None:
+        """Compare what was measured with the plan, and follow another where the run is off."""
+        if self._guard is None:
+            raise RunError("errors: this run has no safeguard; pass safeguard=True to Session or attach")
+        if unknown := set(errors).difference(stream.name for stream in call.streams):
+            raise RunError(f"errors has {', '.join(map(repr, sorted(unknown)))}: nothing is decided for it")
+        for name, error in errors.items():
+            found = self._guard.compare(name, call.step, float(error))
+            if found is not None:
+                self._replans.append(found)
+                self._guard = self._guard.after(found)
+                self.follow(found.schedule)
 
     def cancel(self) -> None:
         """Forget a decision that was not carried out (the model raised); the step is decided again next time."""
         if self._pending is not None:
-            for policy in self._pending.policies:
+            for policy in self._pending._policies:
                 policy.forget()
             self._pending = None
 
@@ -274,84 +332,10 @@ class Session:
         Raises:
             RunError: nothing is decided for that stream.
         """
-        name, step = str(stream), self._decided(stream).step
-        return self._forecast.coefficients(name, self._computed.get(name, ()), step)
-
-    def residuals_to_keep(self, stream: Hashable = SINGLE) -> int:
-        """Between :meth:`decide` and :meth:`commit` of a computed evaluation: residuals later skips can use, this one included.
-
-        0: none will be used; 1: this one alone; 2: this one and the one computed before it; 3: and the one before that.
-
-        Raises:
-            RunError: nothing is decided for that stream.
-        """
-        pending = self._decided(stream)
-        if pending.step >= self.steps - 1:
-            return 0
-        wanted = self._forecast.residuals_to_keep(str(stream), pending.step)
-        # What the safeguard compares with may be a forecast from two.
-        return wanted if self._guard is None else max(2, wanted)
-
-    def upcoming_skips(self) -> dict[str, Coefficients]:
-        """After :meth:`commit`: the streams that skip before anything computes, each with its :meth:`coefficients` then.
-
-        A forecast of decisions, from which nothing follows: the calls to come are taken to hold the streams they held last, in
-        the same order, one evaluation each; a stream that has sat one out is left aside. Empty where a decision is under way.
-        """
-        found: dict[str, Coefficients] = {}
-        if not self.active or self._pending is not None:
-            return found
-        latest = max(map(self.step, self._policies), default=0)
-        for streams in _latest(self._calls):
-            step = self.step(streams[0])  # that of all of them
-            if step >= self.steps or step < latest - 1:
-                continue
-            policies = [copy.copy(self._policies[name]) for name in streams]  # a proposal leaves its mark on them
-            if not decide_together(policies, self._joint, step)[1][0].skip:
-                break
-            for name in streams:
-                found[name] = self._forecast.coefficients(name, self._computed.get(name, ()), step)
-        return found
-
-    def check(self, stream: Hashable = SINGLE) -> Check | None:
-        """Between :meth:`decide` and :meth:`commit` of a computed evaluation of a guarded run: what to compare it with.
-
-        Returns:
-            the forecast a skip would have used and the relative error expected of it, to be followed by :meth:`measured`;
-            ``None`` where there is nothing to compare (no safeguard, or the run is not where the plan says).
-
-        Raises:
-            RunError: nothing is decided for that stream.
-        """
-        name, step = str(stream), self._decided(stream).step
-        if self._guard is None:
-            return None
-        plan = self._guard.plan
-        place = plan.streams.index(name) if name in plan.streams else 0
-        at = step - plan.first_step
-        if not 0 <= at < plan.steps or not plan.masks[place][at]:
-            return None
-        before = tuple(i + plan.first_step for i in reversed(range(at)) if plan.masks[place][i])
-        return plan.checks[place][at] if before[:2] == self._computed.get(name, ())[:2] else None
-
-    def measured(self, stream: Hashable, error: float) -> Replan | None:
-        """Tell the relative error |r - forecast| / |r| of :meth:`check`'s forecast; if it is much, the rest is replanned.
-
-        Returns:
-            what became of the rest, ``None`` if the run goes as planned.
-
-        Raises:
-            RunError: nothing is decided for that stream, or the run is not guarded.
-        """
-        step = self._decided(stream).step
-        if self._guard is None:
-            raise RunError("measured(): this run has no safeguard; pass safeguard=True to Session or attach")
-        found = self._guard.compare(str(stream), step, float(error))
-        if found is not None:
-            self._replans.append(found)
-            self._guard = self._guard.after(found)
-            self.follow(found.schedule)
-        return found
+        for decided in () if self._pending is None else self._pending.streams:
+            if decided.name == str(stream):
+                return decided.coefficients
+        raise RunError(f"stream={stream!r}: nothing is decided for it; call decide() first")
 
     def follow(self, schedule: Schedule) -> None:
         """Go on by another schedule of this run, from the next step on.
@@ -370,18 +354,33 @@ class Session:
         make = following(schedule)
         for name, policy in list(self._policies.items()):
             self._policies[name] = make(name).carry_on(policy)
-        if self._pending is not None:
-            self._pending = evolve(self._pending, policies=tuple(map(self._policies.__getitem__, self._pending.streams)))
+        call = self._pending
+        if call is not None:
+            call._policies = tuple([self._policies[stream.name] for stream in call.streams])
+            for stream in call.streams:
+                stream.keep = self._keep(stream.name, call.step)
 
     @property
     def replans(self) -> tuple[Replan, ...]:
         """Where this run left its plan."""
         return tuple(self._replans)
 
-    def _decided(self, stream: Hashable) -> _Pending:
-        if self._pending is None or str(stream) not in self._pending.streams:
-            raise RunError(f"stream={stream!r}: nothing is decided for it; call decide() first")
-        return self._pending
+    def _upcoming_skips(self) -> dict[str, Coefficients]:
+        """As :meth:`CallDecision.upcoming_skips`."""
+        found: dict[str, Coefficients] = {}
+        if not self.active or self._pending is not None:
+            return found
+        latest = max(map(self.step, self._policies), default=0)
+        for streams in _latest(self._calls):
+            step = self.step(streams[0])  # that of all of them
+            if step >= self.steps or step < latest - 1:
+                continue
+            policies = [copy.copy(self._policies[name]) for name in streams]  # a proposal leaves its mark on them
+            if not decide_together(policies, self._joint, step)[1][0].skip:
+                break
+            for name in streams:
+                found[name] = self._forecast.coefficients(name, self._computed.get(name, ()), step)
+        return found
 
     def step(self, stream: Hashable = SINGLE) -> int:
         """Position of the stream's next evaluation."""

@@ -9,10 +9,11 @@ from attrs import evolve, frozen
 
 from magpolicy import _checks
 from magpolicy.calibration._forecast import along
+from magpolicy.catalog._source import Source
 from magpolicy.policy._decision import Decision
 from magpolicy.policy._policy import Policy, check_rule, decide_together, settle_together
 from magpolicy.policy._semantics import Semantics
-from magpolicy.run._config import RunConfig, Source, resolve
+from magpolicy.run._config import RunConfig, resolve
 from magpolicy.schedule._schedule import Schedule
 
 
@@ -121,6 +122,8 @@ def _decisions(policies: list[Policy], joint: str, count: int) -> list[_Row]:
 class SweepRow:
     """Settings and what they give."""
 
+    __module__ = "magpolicy"
+
     threshold: float
     max_skips: int
     retention: float
@@ -145,6 +148,8 @@ class SweepRow:
 @frozen
 class Sweep:
     """A table of settings, in the order they were tried."""
+
+    __module__ = "magpolicy"
 
     rows: tuple[SweepRow, ...]
 

@@ -38,6 +38,20 @@ def numbers(name: str, values: Any, count: int) -> tuple[float, ...]:
     return row
 
 
+def levels(sigmas: Any, count: int) -> tuple[float, ...]:
+    """``sigmas`` as one noise level a step; a 0 after the last step (the end of a scheduler's list) is dropped.
+
+    Raises:
+        ArgumentError: another number of levels, or levels below 0.
+    """
+    given = _checks.listed("sigmas", sigmas, "noise levels")
+    if len(given) == count + 1 and given[-1] == 0:
+        given = given[:-1]
+    if len(given) != count:
+        raise ArgumentError(f"sigmas has {len(given)} values for {count} steps; give one a step")
+    return tuple(_checks.number(f"sigmas[{i}]", level, 0, example="1.0") for i, level in enumerate(given))
+
+
 def forecasts(values: Any, stream: str, decisions: Sequence[Decision]) -> tuple[Coefficients, ...]:
     """The coefficients of each step of one stream; those of ``None`` hold.
 

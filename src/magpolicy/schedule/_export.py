@@ -1,14 +1,34 @@
-"""Schedules in the forms that engines we do not drive take them."""
+"""Schedules in other forms: as plain JSON values, and as engines take them that magpolicy does not drive."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from magpolicy import _checks
+from magpolicy.policy._decision import Decision
+
+if TYPE_CHECKING:
+    from magpolicy.schedule._schedule import Schedule
 
 FORMS = ("cache-dit", "sglang", "json")
+
+
+def export(schedule: Schedule, form: str) -> dict[str, Any]:
+    """See :meth:`magpolicy.Schedule.export`."""
+    _checks.one_of("form", form, FORMS)
+    if form == "json":
+        return to_dict(schedule)
+    if form == "sglang":
+        computed, skipped = (",".join(map(str, part)) for part in bins(schedule.mask))
+        return {
+            "SGLANG_CACHE_DIT_ENABLED": "true",
+            "SGLANG_CACHE_DIT_SCM_COMPUTE_BINS": computed,
+            "SGLANG_CACHE_DIT_SCM_CACHE_BINS": skipped,
+            "SGLANG_CACHE_DIT_SCM_POLICY": "static",
+        }
+    return {"steps_computation_mask": schedule.steps_computation_mask, "steps_computation_policy": "static"}
 
 
 def bins(mask: Sequence[bool]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -19,17 +39,48 @@ def bins(mask: Sequence[bool]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return computed, skipped + (0,) * (len(computed) - len(skipped))
 
 
-def export(mask: Sequence[bool], form: str, content: dict[str, Any]) -> dict[str, Any]:
-    """See :meth:`magpolicy.Schedule.export`."""
-    _checks.one_of("form", form, FORMS)
-    if form == "json":
-        return content
-    if form == "sglang":
-        computed, skipped = (",".join(map(str, part)) for part in bins(mask))
-        return {
-            "SGLANG_CACHE_DIT_ENABLED": "true",
-            "SGLANG_CACHE_DIT_SCM_COMPUTE_BINS": computed,
-            "SGLANG_CACHE_DIT_SCM_CACHE_BINS": skipped,
-            "SGLANG_CACHE_DIT_SCM_POLICY": "static",
-        }
-    return {"steps_computation_mask": [int(m) for m in mask], "steps_computation_policy": "static"}
+def to_dict(schedule: Schedule) -> dict[str, Any]:
+    """See :meth:`magpolicy.Schedule.to_dict`."""
+    return {
+        "steps": schedule.steps,
+        "first_step": schedule.first_step,
+        "computed": schedule.computed,
+        "speedup": schedule.speedup if schedule.computed else None,
+        "mask": [int(m) for m in schedule.mask],
+        **({} if schedule.sigmas is None else {"sigmas": list(schedule.sigmas)}),
+        "streams": {name: _stream(schedule, index) for index, name in enumerate(schedule.streams)},
+    }
+
+
+def _stream(schedule: Schedule, index: int) -> dict[str, Any]:
+    """The row of one stream. What is not known is left out."""
+    row: dict[str, Any] = {
+        "mask": [int(m) for m in schedule.masks[index]],
+        "errors": list(schedule.modelled[index]),
+        "reasons": [decision.reason for decision in schedule.decisions[index]],
+    }
+    if any(schedule.coefficients[index]):
+        row["coefficients"] = [list(coefficients) for coefficients in schedule.coefficients[index]]
+    if any(schedule.checks[index]):
+        row["checks"] = [check and [list(check[0]), check[1]] for check in schedule.checks[index]]
+    return row
+
+
+def arguments_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What :func:`to_dict` wrote, as arguments of :meth:`magpolicy.Schedule.from_decisions`.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: ``data`` is not of that form.
+    """
+    streams = {str(name): row for name, row in data["streams"].items()}
+    return {
+        "rows": {name: _decisions(row["reasons"], row["errors"]) for name, row in streams.items()},
+        "first_step": _checks.whole("first_step", data["first_step"], 0, example="0"),
+        "coefficients": {name: row["coefficients"] for name, row in streams.items() if "coefficients" in row},
+        "checks": {name: row["checks"] for name, row in streams.items() if "checks" in row},
+        "sigmas": data.get("sigmas"),
+    }
+
+
+def _decisions(reasons: Sequence[str], errors: Sequence[Any]) -> list[tuple[Decision, float]]:
+    return [(Decision(reason), float(error)) for reason, error in zip(reasons, errors, strict=True)]

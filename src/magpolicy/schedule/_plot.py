@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from magpolicy._errors import require
-from magpolicy.schedule._schedule import Schedule
+
+if TYPE_CHECKING:
+    from magpolicy.schedule._schedule import Schedule
 
 
 def plot_schedule(schedule: Schedule, path: str | os.PathLike[str]) -> None:

@@ -13,27 +13,26 @@ from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 from magpolicy.policy._curve import SINGLE
 from magpolicy.policy._decision import Decision
-from magpolicy.schedule import _coefficients
+from magpolicy.schedule import _coefficients, _export, _trace
 from magpolicy.schedule._coefficients import Check, Coefficients
-from magpolicy.schedule._export import bins as run_lengths
-from magpolicy.schedule._export import export as exported
 from magpolicy.schedule._trace import TraceEntry
 
 if TYPE_CHECKING:
     import os
-
-    from magpolicy.planning._problem import PlanProblem
 
 COMPUTE, SKIP = "█", "·"
 
 
 @frozen(eq=False)
 class Schedule:
-    """A run's decisions per stream. Made by :func:`magpolicy.simulate`, from a trace, or from a mask.
+    """A run's decisions per stream. Made by :func:`magpolicy.simulate`, :func:`magpolicy.plan`, from a trace, or from a mask.
 
-    Two schedules are equal when the same steps of the same streams compute, in whatever order the streams are listed. What an
-    only stream is called does not matter.
+    It is plain data: tuples of numbers and decisions, which :meth:`to_dict` and pickling carry whole. Two schedules are equal
+    when the same steps of the same streams compute, in whatever order the streams are listed. What an only stream is called
+    does not matter.
     """
+
+    __module__ = "magpolicy"
 
     streams: tuple[str, ...]
     """Stream names."""
@@ -42,7 +41,8 @@ class Schedule:
     decisions: tuple[tuple[Decision, ...], ...] = field(repr=False)
     """Per stream, why."""
     modelled: tuple[tuple[float, ...], ...] = field(repr=False)
-    """Per stream, the accumulated error abs(1-P) summed over the current run of skips; 0 where computed."""
+    """Per stream, the error stated for each skipped step; 0 where computed. Of the rule it is abs(1-P) summed over the current
+    run of skips, of a plan the relative error expected of the step's forecast."""
     first_step: int = 0
     """Position in the full run of the first step here (img2img, later stages)."""
     coefficients: tuple[tuple[Coefficients, ...], ...] = field(default=(), repr=False)
@@ -53,8 +53,8 @@ class Schedule:
     """Per stream and computed step, what a skip there would have been and cost: its forecast and expected relative error.
     Compared with the residual that was computed, it tells at run time whether the plan holds. ``None`` where not known."""
 
-    plan_problem: PlanProblem | None = field(default=None, repr=False)
-    """What a plan was made from, to plan the rest of a run again (:class:`magpolicy.Safeguard`); not in :meth:`to_dict`."""
+    sigmas: tuple[float, ...] | None = field(default=None, repr=False)
+    """Noise level of each step, where known: of a plan those it was made for, of a trace those of the run."""
 
     def __attrs_post_init__(self) -> None:
         if not self.checks:
@@ -136,25 +136,29 @@ class Schedule:
 
     def stream_mask(self, stream: str) -> tuple[bool, ...]:
         """The mask of one stream."""
-        return self.masks[self._place(stream)]
+        return self.masks[self._index(stream)]
 
     def stream_errors(self, stream: str) -> tuple[float, ...]:
         """The accumulated modelled error of one stream."""
-        return self.modelled[self._place(stream)]
+        return self.modelled[self._index(stream)]
 
     def stream_coefficients(self, stream: str) -> tuple[Coefficients, ...]:
         """The forecast of each step of one stream."""
-        return self.coefficients[self._place(stream)]
+        return self.coefficients[self._index(stream)]
 
     def reasons(self, stream: str | None = None) -> dict[str, int]:
         """How often each reason decided, in one stream or in all."""
-        rows = self.decisions if stream is None else (self.decisions[self._place(stream)],)
+        rows = self.decisions if stream is None else (self.decisions[self._index(stream)],)
         return dict(Counter(d.reason for row in rows for d in row))
 
-    def _place(self, stream: str) -> int:
+    def _index(self, stream: str) -> int:
         if stream not in self.streams:
             raise ArgumentError(f"stream={stream!r} is not in this schedule; it has {', '.join(map(repr, self.streams))}")
         return self.streams.index(stream)
+
+    def _row_of(self, stream: str) -> int:
+        """Index of the row that ``stream`` follows: its own, or the first where the schedule does not know it."""
+        return self.streams.index(stream) if stream in self.streams else 0
 
     def __str__(self) -> str:
         return f"{self.steps} steps {self.strip}  {self.computed} computed  {self.speedup:.2f}x"
@@ -167,7 +171,7 @@ class Schedule:
     @property
     def bins(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Lengths of the runs of computed and of skipped steps, in turn: compute bins and cache bins."""
-        return run_lengths(self.mask)
+        return _export.bins(self.mask)
 
     def export(self, form: str) -> dict[str, Any]:
         """For an engine that magpolicy does not drive. What these reuse is their own; forecasts stay behind.
@@ -176,29 +180,11 @@ class Schedule:
             form: ``"cache-dit"``: arguments of its ``DBCacheConfig``. ``"sglang"``: environment variables of SGLang-diffusion's
                 step computation masking. ``"json"``: :meth:`to_dict`.
         """
-        return exported(self.mask, form, self.to_dict() if form == "json" else {})
+        return _export.export(self, form)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; :meth:`from_dict` reads them back."""
-        return {
-            "steps": self.steps,
-            "first_step": self.first_step,
-            "computed": self.computed,
-            "speedup": self.speedup if self.computed else None,
-            "mask": [int(m) for m in self.mask],
-            "streams": {
-                name: {
-                    "mask": [int(m) for m in mask],
-                    "errors": list(errors),
-                    "reasons": [d.reason for d in decisions],
-                }
-                | ({"coefficients": list(map(list, coefficients))} if any(coefficients) else {})
-                | ({"checks": [check and [list(check[0]), check[1]] for check in checks]} if any(checks) else {})
-                for name, mask, errors, decisions, coefficients, checks in zip(
-                    self.streams, self.masks, self.modelled, self.decisions, self.coefficients, self.checks, strict=True
-                )
-            },
-        }
+        return _export.to_dict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Schedule:
@@ -208,16 +194,7 @@ class Schedule:
             ArgumentError: ``data`` is not of that form.
         """
         try:
-            rows = {
-                str(name): [
-                    (Decision(reason), float(error)) for reason, error in zip(row["reasons"], row["errors"], strict=True)
-                ]
-                for name, row in data["streams"].items()
-            }
-            coefficients = {str(name): row["coefficients"] for name, row in data["streams"].items() if "coefficients" in row}
-            checks = {str(name): row["checks"] for name, row in data["streams"].items() if "checks" in row}
-            first_step = _checks.whole("first_step", data["first_step"], 0, example="0")
-            return cls.from_decisions(rows, first_step=first_step, coefficients=coefficients, checks=checks)
+            return cls.from_decisions(**_export.arguments_of(data))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArgumentError(f"data={_checks._short(data)} is not a schedule's to_dict(): {error!r}") from error
 
@@ -229,8 +206,9 @@ class Schedule:
         first_step: int = 0,
         coefficients: Mapping[str, Sequence[float | Sequence[float]]] | None = None,
         checks: Mapping[str, Sequence[Check | None]] | None = None,
+        sigmas: Sequence[float] | None = None,
     ) -> Schedule:
-        """From per-stream sequences of (decision, tested error), all of one length; coefficients as in :meth:`from_mask`."""
+        """From per-stream sequences of (decision, tested error), all of one length; the rest is as in :meth:`from_mask`."""
         lengths = [len(row) for row in rows.values()]
         if len(set(lengths)) != 1 or not lengths[0]:
             raise ArgumentError(f"rows have lengths {lengths}; every stream needs the same steps, at least one")
@@ -244,6 +222,7 @@ class Schedule:
                 _coefficients.forecasts((coefficients or {}).get(name), name, [d for d, _ in row]) for name, row in rows.items()
             ),
             checks=tuple(_coefficients.checks((checks or {}).get(name), len(row)) for name, row in rows.items()),
+            sigmas=None if sigmas is None else _coefficients.levels(sigmas, lengths[0]),
         )
 
     @classmethod
@@ -255,6 +234,7 @@ class Schedule:
         errors: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
         checks: Mapping[str, Sequence[Check | None]] | None = None,
         first_step: int = 0,
+        sigmas: Sequence[float] | None = None,
     ) -> Schedule:
         """A schedule of your own: 1 or True computes, 0 or False skips.
 
@@ -265,50 +245,52 @@ class Schedule:
             errors: the error to state for each skipped step, likewise.
             checks: what to compare at computed steps (:attr:`checks`), per stream.
             first_step: position of the first step in the full run.
+            sigmas: the noise level of each step, where known.
 
         Raises:
             ArgumentError: an empty mask, other values than 0 and 1, or a first step that skips (nothing to reuse yet).
         """
-        rows = mask if isinstance(mask, Mapping) else {SINGLE: mask}
+        rows = {str(name): row for name, row in (mask if isinstance(mask, Mapping) else {SINGLE: mask}).items()}
         stated = _by_stream(errors, rows)
-        decisions = {}
-        for name, row in rows.items():
-            values = _checks.listed("mask", row, "0 or 1")
-            if not values or not all(np.ndim(value) == 0 and value in (0, 1) for value in values):
-                raise ArgumentError(f"mask={_checks._short(values)} must hold 0 or 1 for each step, at least one")
-            if not values[0]:
-                raise ArgumentError(f"mask[0]={values[0]} must be 1: a run's first step has no residual to reuse")
-            wrong = _coefficients.numbers("errors", stated.get(str(name)), len(values))
-            decisions[str(name)] = [
-                (Decision.SCHEDULED if value else Decision.REUSED, error) for value, error in zip(values, wrong, strict=True)
-            ]
-        first_step = _checks.whole("first_step", first_step, 0, example="0")
-        return cls.from_decisions(decisions, coefficients=_by_stream(coefficients, rows), checks=checks, first_step=first_step)
+        return cls.from_decisions(
+            {name: _masked(row, stated.get(name)) for name, row in rows.items()},
+            first_step=_checks.whole("first_step", first_step, 0, example="0"),
+            coefficients=_by_stream(coefficients, rows),
+            checks=checks,
+            sigmas=sigmas,
+        )
 
     @classmethod
-    def from_trace(cls, trace: Iterable[TraceEntry]) -> Schedule:
+    def from_trace(cls, trace: Iterable[TraceEntry], *, plan: Schedule | None = None) -> Schedule:
         """What a run did. A stream that sat a step out neither computes nor skips there.
+
+        Args:
+            trace: the run's entries, each of which states its forecast.
+            plan: the schedule that the run followed. Its expected errors, checks and noise levels are stated wherever the run
+                did as planned; a trace alone does not know them.
 
         Raises:
             ArgumentError: the trace is empty.
         """
-        entries = list(trace)
-        if not entries:
-            raise ArgumentError("trace is empty; run at least one step")
-        first, last = min(e.step for e in entries), max(e.step for e in entries)
-        rows: dict[str, list[tuple[Decision, float]]] = {}
-        coefficients: dict[str, list[Coefficients]] = {}
-        for entry in entries:
-            row = rows.setdefault(entry.stream, [(Decision.ABSENT, 0.0)] * (last - first + 1))
-            row[entry.step - first] = (entry.decision, entry.accumulated_error)
-            coefficients.setdefault(entry.stream, [()] * len(row))[entry.step - first] = entry.coefficients
-        return cls.from_decisions(rows, first_step=first, coefficients=coefficients)
+        return cls.from_decisions(**_trace.arguments_of(trace, plan))
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw the strip over the accumulated error into an image file (needs the ``plot`` extra)."""
         from magpolicy.schedule._plot import plot_schedule
 
         plot_schedule(self, path)
+
+
+def _masked(mask: Any, errors: Any) -> list[tuple[Decision, float]]:
+    """One stream's mask and stated errors as decisions."""
+    values = _checks.listed("mask", mask, "0 or 1")
+    if not values or not all(np.ndim(value) == 0 and value in (0, 1) for value in values):
+        raise ArgumentError(f"mask={_checks._short(values)} must hold 0 or 1 for each step, at least one")
+    if not values[0]:
+        raise ArgumentError(f"mask[0]={values[0]} must be 1: a run's first step has no residual to reuse")
+    stated = _coefficients.numbers("errors", errors, len(values))
+    decisions = (Decision.SCHEDULED if value else Decision.REUSED for value in values)
+    return list(zip(decisions, stated, strict=True))
 
 
 def _by_stream(values: Any, rows: Mapping[str, Any]) -> dict[str, Any]:

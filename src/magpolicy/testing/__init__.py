@@ -4,27 +4,6 @@ Needs Hypothesis (the ``test`` extra) for the strategies and :func:`check_policy
 the core.
 """
 
-from __future__ import annotations
+import lazy_loader
 
-from typing import TYPE_CHECKING, Any
-
-from magpolicy.testing._adapter_kit import AdapterRig, RigStop, check_adapter
-
-if TYPE_CHECKING:
-    from magpolicy.testing import strategies
-    from magpolicy.testing._policy_kit import check_policy
-
-__all__ = ["AdapterRig", "RigStop", "check_adapter", "check_policy", "strategies"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in ("strategies", "check_policy"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    from magpolicy._errors import require
-
-    require("hypothesis", "test")
-    if name == "strategies":
-        return importlib.import_module("magpolicy.testing.strategies")
-    return importlib.import_module("magpolicy.testing._policy_kit").check_policy
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -6,13 +6,16 @@ said. It needs a *rig*: the few verbs in which hosts differ.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from magpolicy.hookspecs import hookimpl
+from magpolicy.plugin_system._registry import manager
 from magpolicy.policy._decision import Decision
 from magpolicy.run._simulate import simulate
 from magpolicy.schedule._schedule import Schedule
@@ -209,7 +212,8 @@ def _other_shape_computes(rig: AdapterRig) -> None:
 def _frugal(rig: AdapterRig) -> None:
     with rig.attach(ratios=curve_for(6), **EAGER) as handle:
         held: list[int] = []
-        rig.run(_Watched(handle, lambda: held.append(rig.residuals_held(handle))), 6)
+        with _at_each_decision(lambda: held.append(rig.residuals_held(handle))):
+            rig.run(handle, 6)
         assert max(held) == len(STREAMS), f"{max(held)} residuals held for {len(STREAMS)} streams"
         assert rig.residuals_held(handle) == 0, "residuals are held after the run"
 
@@ -239,29 +243,21 @@ def _another_number_of_steps(rig: AdapterRig) -> None:
             assert ran == expected, f"{steps} steps: ran {ran}, simulated {expected}"
 
 
-class _Watched:
-    """A handle whose streams report when they are left."""
+@contextlib.contextmanager
+def _at_each_decision(then: Callable[[], None]) -> Iterator[None]:
+    """Inside, ``then()`` is called at each final decision."""
 
-    def __init__(self, handle: Any, then: Callable[[], None]) -> None:
-        self._handle, self._then = handle, then
+    class Observer:
+        @hookimpl
+        def on_decision(self) -> None:
+            then()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._handle, name)
-
-    def stream(self, *names: str) -> Any:
-        return _WatchedStream(self._handle.stream(*names), self._then)
-
-
-class _WatchedStream:
-    def __init__(self, inner: Any, then: Callable[[], None]) -> None:
-        self._inner, self._then = inner, then
-
-    def __enter__(self) -> Any:
-        return self._inner.__enter__()
-
-    def __exit__(self, *error: Any) -> Any:
-        self._then()
-        return self._inner.__exit__(*error)
+    observer = Observer()
+    manager().register(observer)
+    try:
+        yield
+    finally:
+        manager().unregister(observer)
 
 
 def _same(found: Sequence[NDArray[Any]], expected: Sequence[NDArray[Any]], complaint: str) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from hypothesis import example, given, settings
-
 from magpolicy.policy._decision import Decision
 from magpolicy.testing import strategies
+from magpolicy.testing._hypothesis import example, given, settings
 
 
 class _Policy(Protocol):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from hypothesis import strategies as st
 
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.policy._curve import Curve
+from magpolicy.testing._hypothesis import st
 
 
 def ratios(min_size: int = 1, max_size: int = 60) -> st.SearchStrategy[list[float]]:

@@ -62,13 +62,14 @@ def clone(custom_nodes: Path, name: str = "magpolicy") -> Path:
 
 
 def installed(python: Path, *, version: str = magpolicy.__version__, packages: tuple[str, ...] = PACKAGES) -> None:
-    """What pip leaves of magpolicy, as far as importing goes."""
+    """What pip leaves of magpolicy, as far as importing goes and telling its version."""
     target = site_packages(python)
     for name in packages:
         source = REPOSITORY / ("src" if name == "magpolicy" else "adapters") / name
         shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__"))
-    init = target / "magpolicy" / "__init__.py"
-    init.write_text(init.read_text(encoding="utf-8").replace(f'"{magpolicy.__version__}"', f'"{version}"'), encoding="utf-8")
+    info = target / f"magpolicy-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: magpolicy\nVersion: {version}\n", encoding="utf-8")
 
 
 def preview(server: Server) -> Any:
@@ -143,6 +144,16 @@ def test_an_older_installed_magpolicy_is_reported_and_not_mixed_in(tmp_path: Pat
     assert told, done.stderr
     assert told[2] == magpolicy.__version__
     assert f'run: "{python}" -m pip install --upgrade "{folder}"' in told[3]
+    assert all(Path(where).is_relative_to(folder) for where in done.stdout.splitlines())
+
+
+def test_a_release_candidate_is_older_than_its_release(tmp_path: Path) -> None:
+    python = make_environment(tmp_path / "venv")
+    candidate = f"{magpolicy.__version__}rc1"
+    installed(python, version=candidate)
+    folder = clone(tmp_path / "custom_nodes")
+    done = load_pack(python, folder, after=_WHERE)
+    assert f"magpolicy {candidate} is installed in" in done.stderr
     assert all(Path(where).is_relative_to(folder) for where in done.stdout.splitlines())
 
 
@@ -330,7 +341,9 @@ def test_the_origin_beside_is_mentioned(tmp_path: Path, told: Told) -> None:
 
 def test_requirements_are_those_of_the_distribution() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = {*project["dependencies"], *project["optional-dependencies"]["files"]}
+    extras = project["optional-dependencies"]
+    of_the_pack = {line for line in extras["comfyui"] if not line.startswith("magpolicy[")}
+    wanted = {*project["dependencies"], *extras["files"], *of_the_pack}
     lines = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert {_plain(line) for line in lines if line and not line.startswith("#")} == set(map(_plain, wanted))
 

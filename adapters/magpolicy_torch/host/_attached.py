@@ -1,0 +1,227 @@
+"""What the handles of all hosts have in common: what :func:`magpolicy.attach` returns."""
+
+from __future__ import annotations
+
+import abc
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from magpolicy import ArgumentError, Calibration, Curve, RunError
+from magpolicy_torch.host._report import Report
+from magpolicy_torch.host._scoped import Scoped
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class AttachedRun(Protocol):
+    """What a handle says about one run."""
+
+    @property
+    def residuals_held(self) -> int:
+        """Residuals held now; none when it is over."""
+
+    @property
+    def report(self) -> Report:
+        """What it has done so far."""
+
+    @property
+    def curve(self) -> Curve:
+        """The curve it measured."""
+
+    def calibration(self, provenance: Mapping[str, Any]) -> Calibration:
+        """What it measured, on a model that ``provenance`` describes."""
+
+
+class Attached(abc.ABC):
+    """A policy attached to a host's model: what its runs did, and taking it off again. Also a context manager that detaches.
+
+    A host's handle says which runs there were, and what was put on the model (:meth:`install`).
+    """
+
+    no_run = "run the model"
+    """How to make a run, for the message where there was none yet."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._active = 0
+        self._undo = ExitStack()
+        self._attached = False
+
+    @property
+    @abc.abstractmethod
+    def runs(self) -> Sequence[AttachedRun]:
+        """The runs of the call under way here, or else of the last one, in order."""
+
+    @abc.abstractmethod
+    def provenance(self) -> Mapping[str, Any]:
+        """What a calibration says about the model it was made with."""
+
+    @property
+    @abc.abstractmethod
+    def scope(self) -> str:
+        """What a skip leaves out: the block ``"stack"``, or the whole ``"model"``."""
+
+    @property
+    def report(self) -> Report:
+        """What the run under way here has done so far, or else what the last one did.
+
+        Raises:
+            RunError: there was none yet.
+        """
+        return self._latest("report").report
+
+    @property
+    def reports(self) -> tuple[Report, ...]:
+        """One report for each run of the last call: pipelines that work in sections or stages make several."""
+        return tuple(run.report for run in self.runs)
+
+    @property
+    def curve(self) -> Curve:
+        """The curve that the last run measured; attach with ``calibrate=True``.
+
+        Raises:
+            RunError: not calibrating, no run yet, or a model whose blocks could not be followed.
+            ArgumentError: the residuals make no curve (another resolution midway, NaN).
+        """
+        return self._latest("curve").curve
+
+    @property
+    def calibration(self) -> Calibration:
+        """What the last run measured; attach with ``calibrate=True``, and let the run go to its end.
+
+        Raises:
+            RunError: not calibrating, no run yet, a run that was stopped, or a model whose blocks could not be followed.
+            ArgumentError: the residuals make no calibration (another resolution midway, NaN).
+        """
+        return self._latest("calibration").calibration(self.provenance())
+
+    @property
+    def residuals_held(self) -> int:
+        """Residuals held for the run under way here: one per stream, two where a forecast needs them, none after it."""
+        return sum(run.residuals_held for run in self.runs)
+
+    def detach(self) -> None:
+        """Leave everything as it was before; calling it again does nothing.
+
+        Raises:
+            RunError: a run is under way, here or in another thread.
+        """
+        with self._lock:
+            if self._active:
+                raise RunError("detach(): a run is under way; leave its with block first")
+            self._attached = False
+            self._undo.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.detach()
+
+    def _latest(self, what: str) -> AttachedRun:
+        runs = self.runs
+        if not runs:
+            raise RunError(f"{what}: there was no run yet; {self.no_run}")
+        return runs[-1]
+
+    def install(self, *installed: tuple[Callable[[], None], Callable[[], None]]) -> None:
+        """Pairs of what patches and what takes it off again; if one fails, those before it are undone."""
+        with ExitStack() as undo:
+            for put_on, take_off in installed:
+                put_on()
+                undo.callback(take_off)
+            self._undo = undo.pop_all()
+        self._attached = True
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """While a run is under way: the handle cannot be detached."""
+        if not self._attached:
+            raise RunError("run(): this handle is detached; attach again")
+        with self._lock:
+            self._active += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._active -= 1
+
+
+class AttachedToLoop(Attached):
+    """A handle on a model that is called in the user's own loop, which says where a run begins, its steps and its streams."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.named_streams: Scoped[tuple[str, ...]] = Scoped("magpolicy_streams")
+        self._warned = False
+
+    @contextmanager
+    def run(self, steps: int | None = None, sigmas: Sequence[float] | None = None, *, start: int = 0) -> Iterator[Self]:
+        """One run: ``with handle.run(steps=28): ...``. Leaving it, also by an exception, frees what it held.
+
+        Args:
+            steps: evaluations per stream; by default the ``steps`` given to ``attach``.
+            sigmas: their noise levels, where known.
+            start: position in the run of the first evaluation (image to image, a second stage).
+
+        Raises:
+            RunError: detached, or a run is under way in this thread.
+            ArgumentError: the settings do not fit a run of that length.
+        """
+        with self.open_run(steps, sigmas, start):
+            yield self
+
+    @abc.abstractmethod
+    def open_run(self, steps: int | None, sigmas: Sequence[float] | None, start: int) -> AbstractContextManager[None]:
+        """A run for as long as the with block lasts, as :meth:`run`."""
+
+    @contextmanager
+    def stream(self, *names: str) -> Iterator[Self]:
+        """Names the stream of the calls inside, or the streams batched in each of them, in batch order.
+
+        >>> with handle.stream("cond", "uncond"):  # doctest: +SKIP
+        ...     model(torch.cat([x, x]), ...)
+
+        Raises:
+            ArgumentError: no name, or one twice.
+        """
+        if not names or len(set(names)) < len(names) or not all(isinstance(n, str) for n in names):
+            raise ArgumentError(f"stream{names!r} must name at least one stream, each once; try stream('cond', 'uncond')")
+        with self.named_streams.set(names):
+            yield self
+
+    def go_to(self, step: int) -> None:
+        """Inside :meth:`run`: the calls to come are those of ``step``, counted from 0 at the beginning of the full run.
+
+        >>> with handle.run(steps=28):  # doctest: +SKIP
+        ...     for step, t in enumerate(timesteps):
+        ...         handle.go_to(step)
+        ...         model(x, t, ...)
+
+        Only needed where it is not plain: without it each call is its stream's next evaluation, or, with a model of diffusers,
+        the timestep tells. To read that from an accelerator, the host has to wait for it at every call; this spares the wait.
+
+        Raises:
+            RunError: no run is under way here.
+            ArgumentError: ``step`` lies outside the run, or before where it is.
+        """
+        if not self.try_go_to(step):
+            raise RunError(f"go_to({step}): no run is under way here; use it inside 'with handle.run(steps=...):'")
+
+    @abc.abstractmethod
+    def try_go_to(self, step: int) -> bool:
+        """As :meth:`go_to`; whether a run is under way here."""
+
+    def warn_once(self, message: str) -> None:
+        """Said at the first call outside a run; once is enough."""
+        if not self._warned:
+            self._warned = True
+            self.warn(message)
+
+    def warn(self, message: str) -> None:
+        warnings.warn(message, UserWarning, stacklevel=4)

@@ -1,0 +1,143 @@
+"""One run of an attached model, as its handle knows it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, Session
+from magpolicy_torch.blocks._stack import BlockStack
+from magpolicy_torch.evaluation._interceptor import HostCall
+from magpolicy_torch.evaluation._model import HostModel
+from magpolicy_torch.evaluation._run import Run
+from magpolicy_torch.host._report import Record, Report
+from magpolicy_torch.residuals._moments import Moments, calibrated, curve_of, measured, moments_for
+from magpolicy_torch.residuals._store import ResidualStore
+from torch import nn
+
+
+class HostRun:
+    """One session, and what belongs to it on each stack that takes part (two experts share a session).
+
+    Args:
+        request: what was asked of the handle.
+        session: decides. It begins here.
+        start: position in the run of the first evaluation.
+        noise: the noise level of each evaluation, where the host knows it and the session does not.
+    """
+
+    def __init__(self, request: AttachRequest, session: Session, start: int = 0, noise: Sequence[float] | None = None) -> None:
+        self.session = session
+        self.step = start
+        """No call to come is of a step before this one."""
+        self.scope = request.scope
+        self.record = Record()
+        self.moments = moments_for(request, session.steps)
+        self._request, self._noise = request, noise
+        self._runs: dict[BlockStack, Run] = {}
+        session.begin(start)
+
+    def go_to(self, step: int) -> None:
+        """The calls to come are those of ``step``."""
+        self.step = step
+
+    def check_step(self, step: int) -> int:
+        """``step`` as a whole number.
+
+        Raises:
+            ArgumentError: there is no such step to come.
+        """
+        found = operator.index(step) if hasattr(step, "__index__") else -1
+        steps = self.session.steps
+        if not self.step <= found < steps:
+            raise ArgumentError(f"step={step!r} is not to come in this run of {steps} steps; use {self.step} to {steps - 1}")
+        return found
+
+    def evaluate(
+        self,
+        model: HostModel,
+        streams: Sequence[str],
+        call: HostCall,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        must_compute: bool = False,
+    ) -> Any:
+        """One call of ``model``, at the step gone to. A stream that comes again there is at its next evaluation."""
+        run = self.on(model.stack)
+        if must_compute or checkpointing(model.module):
+            run.unsupported.update(streams)
+        step = max(self.step, *map(self.session.step, streams))
+        noise = self._noise
+        sigma = None if noise is None or step >= len(noise) else noise[step]
+        return model.evaluate(run, streams, call, args, kwargs, step=step, sigma=sigma)
+
+    def on(self, stack: BlockStack) -> Run:
+        """What belongs to this run on ``stack``. Residuals of another expert say nothing here, and are let go."""
+        run = self._runs.get(stack)
+        if run is None:
+            for other in self._runs.values():
+                other.free()
+            store = ResidualStore(self._request.offload, self._request.storage_dtype)
+            channel_dim = 1 if stack.scope == "model" else -1
+            run = self._runs[stack] = Run(stack, self.session, store, self.moments, channel_dim, self.record)
+            self.scope = stack.scope
+        return run
+
+    def forget(self, streams: Sequence[str]) -> None:
+        """Reuse nothing that these streams have computed so far."""
+        for run in self._runs.values():
+            for stream in streams:
+                run.store.drop(stream)
+
+    def stop(self) -> None:
+        """The model raised, or the run was left by an exception: half a calibration is none."""
+        if self.moments is not None:
+            self.moments.stopped = True
+
+    def end(self) -> None:
+        """Over, in good order or not: nothing is held any more."""
+        try:
+            self.session.end()
+        finally:
+            for run in self._runs.values():
+                run.free()
+
+    @property
+    def residuals_held(self) -> int:
+        """Residuals held now."""
+        return sum(run.store.count for run in self._runs.values())
+
+    @property
+    def report(self) -> Report:
+        """What it has done so far."""
+        return Report.of(self.session, self.record, self.scope)
+
+    @property
+    def curve(self) -> Curve:
+        """The curve it measured.
+
+        Raises:
+            RunError: not calibrating, or a model whose blocks could not be followed.
+            ArgumentError: the residuals make none.
+        """
+        return curve_of(self._measured("curve"), self.session)
+
+    def calibration(self, provenance: Mapping[str, Any]) -> Calibration:
+        """What it measured, on a model that ``provenance`` describes.
+
+        Raises:
+            RunError: not calibrating, not over, stopped, or a model whose blocks could not be followed.
+            ArgumentError: the residuals make none.
+        """
+        return calibrated(self._measured("calibration"), self.session, {**provenance, "scope": self.scope})
+
+    def _measured(self, what: str) -> Moments:
+        return measured(what, self.moments, any(run.unsupported for run in self._runs.values()))
+
+
+def checkpointing(module: nn.Module) -> bool:
+    """Whether the backward pass will run blocks again: those that the forward pass skipped it must not."""
+    return torch.is_grad_enabled() and bool(getattr(module, "gradient_checkpointing", False))

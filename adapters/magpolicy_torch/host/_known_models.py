@@ -1,0 +1,42 @@
+"""Published checkpoints, as their class and config tell them: which preset belongs to a host's model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from attrs import field, frozen
+
+
+@frozen
+class KnownModel:
+    """A published checkpoint, and the presets calibrated on it. A host's own row adds what else tells a model there."""
+
+    model: str
+    """Name of its class."""
+    presets: tuple[str, ...]
+    """More than one: nothing here tells which."""
+    config: Mapping[str, Any] = field(factory=dict)
+    """Figures of its config. A model with others is another model."""
+
+    def fits(self, model: str, config: Mapping[str, Any]) -> bool:
+        """Whether a model of that class and config may be this one."""
+        return self.model == model and all(config.get(name) == value for name, value in self.config.items())
+
+
+Row = TypeVar("Row", bound=KnownModel)
+
+
+def rows_of(table: Iterable[Row], model: str, config: Mapping[str, Any]) -> list[Row]:
+    """The rows that fit, in the order of the table."""
+    return [row for row in table if row.fits(model, config)]
+
+
+def near_misses(table: Iterable[KnownModel], model: str, more: Iterable[str] = ()) -> str:
+    """A phrase for a message: which presets were calibrated on other models of the same class, ``more`` among them.
+
+    It ends with ``"; "``, and is empty where there are none.
+    """
+    same = [name for row in table if row.model == model for name in row.presets]
+    names = list(dict.fromkeys([*same, *more]))[:4]
+    return f"close, of the same class: {', '.join(names)}; " if names else ""

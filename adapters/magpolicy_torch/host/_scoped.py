@@ -1,0 +1,68 @@
+"""A value for each context (a thread, a task) that belongs to its owner and not to the context."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+from attrs import define
+
+T = TypeVar("T")
+
+
+@define(eq=False)
+class _Key:
+    """What a context holds of a value."""
+
+    outer: _Key | None
+
+
+class Scoped(Generic[T]):
+    """A variable with a value for each context: that of the innermost with block that is open in it.
+
+    A with block inside of a generator may be left in another context than it was entered in: by the garbage collector, or by an
+    event loop that closes what is left. It is over then all the same, also where it was opened.
+
+    What is set in a context lives as long as the context does, that of a program's main thread to the end, and no model may
+    hang on that. So a context is given no more than a key, and values go when this object does.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._key: ContextVar[_Key | None] = ContextVar(name, default=None)
+        self._values: WeakKeyDictionary[_Key, T] = WeakKeyDictionary()
+
+    def get(self) -> T | None:
+        """The value that holds here; ``None`` if there is none."""
+        key = self._key.get()
+        while key is not None:
+            value = self._values.get(key)
+            if value is not None:
+                return value
+            key = key.outer
+        return None
+
+    @contextlib.contextmanager
+    def set(self, value: T) -> Iterator[None]:
+        """``value``, inside of this with block."""
+        key = _Key(self._key.get())
+        self._values[key] = value
+        token = self._key.set(key)
+        try:
+            yield
+        finally:
+            self._values.pop(key, None)
+            with contextlib.suppress(ValueError):  # we are in another context, whose value is not ours to change
+                self._key.reset(token)
+
+    def keep(self, value: T) -> None:
+        """``value``, from now on: as long as this object and the context exist."""
+        key = _Key(None)
+        self._values[key] = value
+        self._key.set(key)
+
+    def everywhere(self) -> list[T]:
+        """The values of all contexts."""
+        return list(self._values.values())

@@ -1,0 +1,104 @@
+"""Names of streams, the same in all hosts.
+
+- ``cond`` and ``uncond``: the conditions of guidance. A second condition of the same role is ``cond 2``.
+- ``cond, again``: the same condition, evaluated once more within one step (guidance that perturbs the model); then
+  ``cond, again 2``.
+- ``cond [0:16]``: one context window of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+
+MANY = 12
+"""So many conditions, or so many evaluations within one step, are no guidance any more."""
+
+
+def numbered(role: str, number: int) -> str:
+    """The name of condition ``number`` of a role, counted from 1."""
+    return role if number == 1 else f"{role} {number}"
+
+
+def repeated(name: str, count: int) -> str:
+    """The name of a stream at its evaluation ``count`` within one step, counted from 1."""
+    return name if count == 1 else numbered(f"{name}, again", count - 1)
+
+
+def windowed(name: str, frames: Sequence[int]) -> str:
+    """The name of a stream in a context window over ``frames``; without any, ``name``."""
+    if not frames:
+        return name
+    first, last = frames[0], frames[-1]
+    if list(frames) == list(range(first, last + 1)):
+        return f"{name} [{first}:{last + 1}]"
+    return f"{name} [{','.join(map(str, frames))}]"
+
+
+class StreamNamer:
+    """Names the streams of one run: conditions that nobody named, and repeated evaluations within a step."""
+
+    roles = ("cond", "uncond")
+    """The conditions of guidance."""
+
+    def __init__(self) -> None:
+        self.bases: dict[str, str] = {}
+        """Per name, the role it goes by: that of ``uncond 2`` and of ``uncond, again`` is ``uncond``."""
+        self.conditions: set[str] = set()
+        """Names of the conditions that were told by a key."""
+        self.too_many = False
+        """Whether there are so many that they cannot be those of guidance: conditions that change at every step, or steps that
+        could not be told apart."""
+        self._roles: dict[Hashable, dict[str, str]] = {}  # per key and role, the name
+        self._used: dict[str, str] = {}  # per stream of the step under way, the name that was evaluated
+        self._counts: dict[str, int] = {}
+
+    def begin_step(self) -> frozenset[str]:
+        """Every stream is to be evaluated for the first time again. Returns those of the step before."""
+        before = self.used
+        self._used.clear()
+        self._counts.clear()
+        return before
+
+    def known(self, key: Hashable) -> str | None:
+        """The name of the condition that ``key`` identifies, where it has one role only."""
+        roles = self._roles.get(key, {})
+        return next(iter(roles.values())) if len(roles) == 1 else None
+
+    def condition(self, key: Hashable, role: str) -> str:
+        """The name of the condition that ``key`` identifies: ``role``, or where another one has that name ``role 2``."""
+        roles = self._roles.setdefault(key, {})
+        if role not in roles:
+            number = 1
+            while (name := numbered(role, number)) in self.conditions:
+                number += 1
+            roles[role] = name
+            self.bases[name] = role
+            self.conditions.add(name)
+        return roles[role]
+
+    def evaluated(self, names: Iterable[str], frames: Sequence[int] = ()) -> tuple[str, ...]:
+        """The streams of a call that evaluates these names, in a context window over ``frames`` if there are any.
+
+        A name that was evaluated at this step already is another stream than it was then.
+        """
+        streams = []
+        for name in names:
+            base = self.bases.setdefault(name, name)
+            if frames:
+                name = windowed(name, frames)
+            self._counts[name] = count = self._counts.get(name, 0) + 1
+            stream = name if count == 1 else repeated(name, count)
+            self.bases[stream], self._used[stream] = base, name
+            streams.append(stream)
+        self.too_many = len(self.conditions) > MANY or len(self._used) > MANY
+        return tuple(streams)
+
+    @property
+    def used(self) -> frozenset[str]:
+        """The streams that were evaluated at the step under way."""
+        return frozenset(self._used)
+
+    @property
+    def repeats(self) -> list[str]:
+        """Those of them whose name was evaluated more than once."""
+        return [stream for stream, name in self._used.items() if self._counts[name] > 1]

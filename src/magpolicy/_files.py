@@ -1,0 +1,60 @@
+"""The user's files: how their names end, how a name becomes one, and how a file is written whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from magpolicy._errors import PresetError
+
+JSON, TOML, SAFETENSORS = ".json", ".toml", ".safetensors"
+CALIBRATION_ENDINGS = (JSON, SAFETENSORS)
+PRESET_ENDINGS = (JSON, TOML, SAFETENSORS)
+"""A calibration is a preset too, so these are the endings of everything that can be named where a preset is asked for."""
+
+
+def ending_of(path: str | os.PathLike[str]) -> str:
+    """How a path ends, in lower case, with the dot."""
+    return Path(path).suffix.lower()
+
+
+def names_a_file(text: str) -> bool:
+    """Whether a text given where a preset's name is asked for is the path of a file."""
+    return text.lower().endswith(PRESET_ENDINGS)
+
+
+def file_name(name: str) -> str:
+    """``name`` as a file's name without ending: letters, digits and ``._+-`` stay, all else becomes a dash."""
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "calibration"
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file so that it appears whole or not at all.
+
+    Raises:
+        PresetError: it cannot be written.
+    """
+    handle, part = None, ""
+    try:
+        handle, part = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".part")
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        os.chmod(part, 0o666 & ~_umask())
+        os.replace(part, file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise PresetError(f"{file} cannot be written: {error}; give a path in a folder you can write to") from error
+    except BaseException:  # Ctrl-C too: nothing half-written stays
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

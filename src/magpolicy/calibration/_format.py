@@ -1,0 +1,127 @@
+"""The file format of a calibration: a header and tables, as JSON, or as safetensors where there is much of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from magpolicy import _checks
+from magpolicy._errors import PresetError, require
+from magpolicy._files import CALIBRATION_ENDINGS, JSON, SAFETENSORS, ending_of, write_whole
+from magpolicy.calibration._gram import Floats
+
+if TYPE_CHECKING:
+    from magpolicy.calibration._calibration import Calibration
+
+KIND, VERSION = "magpolicy-calibration", 1
+MAX_BYTES = 200_000_000  # two streams of 1000 evaluations, window 16 and 500 samples take 136 MB
+_ENDINGS = " or ".join(CALIBRATION_ENDINGS)
+
+
+def save(calibration: Calibration, path: str | os.PathLike[str]) -> None:
+    """See :meth:`magpolicy.Calibration.save`."""
+    file = Path(path)
+    ending = ending_of(file)
+    if ending not in CALIBRATION_ENDINGS:
+        raise PresetError(f"path={str(path)!r} must end in {_ENDINGS}; try {file.stem}{JSON}")
+    header, tables = _taken_apart(calibration)
+    try:
+        if ending == JSON:
+            written = json.dumps(_with_tables(header, tables), allow_nan=False, indent=1).encode()
+        else:
+            text = {"kind": KIND, "calibration": json.dumps(header, allow_nan=False)}
+            written = require("safetensors.numpy", "files").save(tables, metadata=text)
+    except (TypeError, ValueError) as error:
+        raise PresetError(
+            f"provenance={_checks._short(dict(calibration.provenance))} must hold what JSON can: {error}; leave that out"
+        ) from error
+    write_whole(file, written)
+
+
+def read(file: Path) -> tuple[Any, Mapping[str, Floats]]:
+    """The header of a calibration's file, and the tables that it names; the tables of JSON stand in the header itself.
+
+    Raises:
+        PresetError: the file cannot be read, or is none of the two formats.
+        MissingExtraError: ``.safetensors`` needs the ``files`` extra.
+    """
+    try:
+        size = file.stat().st_size
+        if size > MAX_BYTES:
+            raise PresetError(f"{file} has {size} bytes, a calibration has at most {MAX_BYTES}; is it the right file?")
+        content = b"" if ending_of(file) == SAFETENSORS else file.read_bytes()
+    except (OSError, ValueError) as error:
+        raise PresetError(f"{file} cannot be read: {error}; give the path of a {_ENDINGS} file") from error
+    if ending_of(file) == SAFETENSORS:
+        return _read_safetensors(file)
+    try:
+        return json.loads(content.decode("utf-8")), {}
+    except (ValueError, RecursionError) as error:
+        raise PresetError(f"{file} is not valid JSON: {error}") from error
+
+
+def _read_safetensors(file: Path) -> tuple[Any, Mapping[str, Floats]]:
+    library = require("safetensors.numpy", "files")  # brings safe_open along
+    try:
+        with library.safe_open(file, framework="numpy") as opened:
+            names = list(opened.keys())
+            return json.loads(opened.metadata()["calibration"]), {name: opened.get_tensor(name) for name in names}
+    except Exception as error:  # the library has an error of its own, of no public base
+        raise PresetError(f"{file} holds no calibration: {error!r}; it must be one that Calibration.save wrote") from error
+
+
+def is_calibration(raw: Any) -> bool:
+    """Whether the content of a JSON file is a calibration's."""
+    return isinstance(raw, Mapping) and raw.get("kind") == KIND
+
+
+def _taken_apart(calibration: Calibration) -> tuple[dict[str, Any], dict[str, Floats]]:
+    tables: dict[str, Floats] = {}
+    streams: dict[str, Any] = {}
+    for place, (name, moments) in enumerate(calibration.streams.items()):
+        streams[name] = {"ratios": moments.ratios, "spread": moments.spread, "cosine": moments.cosine}
+        streams[name]["gram"] = f"gram.{place}"
+        tables[f"gram.{place}"] = np.ascontiguousarray(moments.gram)
+        if moments.samples is not None:
+            streams[name]["samples"] = f"samples.{place}"
+            tables[f"samples.{place}"] = np.ascontiguousarray(moments.samples)
+    cross = []
+    for place, (pair, table) in enumerate(calibration.cross.items()):
+        cross.append({"streams": list(pair), "products": f"cross.{place}"})
+        tables[f"cross.{place}"] = np.ascontiguousarray(table)
+    header = {
+        "kind": KIND,
+        "version": VERSION,
+        "name": calibration.name,
+        "aliases": list(calibration.aliases),
+        "sigmas": list(calibration.sigmas),
+        "provenance": dict(calibration.provenance),
+        "streams": streams,
+        "cross": cross,
+    }
+    return header, tables
+
+
+def _with_tables(header: dict[str, Any], tables: Mapping[str, Floats]) -> dict[str, Any]:
+    """The header with the tables in place of their names; nan becomes null, which JSON has."""
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, str) and value in tables:
+            return _as_lists(tables[value])
+        return value
+
+    streams = {name: {key: fill(value) for key, value in row.items()} for name, row in header["streams"].items()}
+    cross = [{key: fill(value) for key, value in row.items()} for row in header["cross"]]
+    return header | {"streams": streams, "cross": cross}
+
+
+def _as_lists(table: Floats) -> Any:
+    if table.ndim > 1:
+        return [_as_lists(row) for row in table]
+    return [None if math.isnan(value) else float(value) for value in table]

@@ -1,0 +1,64 @@
+"""Which preset a name means, and what comes close where it means none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from magpolicy import _checks
+from magpolicy._errors import PresetError
+from magpolicy._files import names_a_file
+from magpolicy.catalog._file import load_preset
+from magpolicy.catalog._listing import Listing
+from magpolicy.catalog._presets import Preset
+
+
+class PresetMatches(tuple[Preset, ...]):
+    """Presets that all go by the name asked for, or all fit a model: the first one serves it best."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, names: Iterable[Preset | str | Path]) -> PresetMatches:
+        """Those, and whatever else goes by the names among them.
+
+        Raises:
+            PresetError: one of the names is not known.
+        """
+        every = [preset for name in names for preset in ([name] if isinstance(name, Preset) else named(name))]
+        return cls({preset.name: preset for preset in every}.values())
+
+    def with_settings(self, wanted: Iterable[str]) -> Preset:
+        """The first that has the settings of the rule in ``wanted``; where none has them all, the first.
+
+        A calibration has none: one that a user keeps is passed over for the published table where the rule decides.
+        """
+        wanted = tuple(wanted)
+        return next((preset for preset in self if all(getattr(preset, name) is not None for name in wanted)), self[0])
+
+
+def preset(name: str | Path) -> Preset:
+    """The preset of that name or alias, or the one in a ``.json``, ``.toml`` or ``.safetensors`` file.
+
+    The user's own come first: a calibration of a model serves it better than a published table. Aliases are Hugging Face repo
+    ids, the ``model_type`` names of ComfyUI-MagCache and model families; case is ignored.
+
+    Raises:
+        PresetError: nothing has that name; the message lists what comes close. Or the file holds no preset.
+    """
+    return named(name)[0]
+
+
+def named(name: str | Path) -> PresetMatches:
+    """Every preset of that name or alias, as :func:`preset`, which gives the first."""
+    if isinstance(name, Path) or names_a_file(str(name)):
+        return PresetMatches([load_preset(name)])
+    found = PresetMatches(Listing().every(str(name)))
+    if not found:
+        import difflib
+
+        close = difflib.get_close_matches(str(name).lower(), {n.lower() for n in Listing().names()}, n=4, cutoff=0.4)
+        hint = f"did you mean {', '.join(close)}? " if close else ""
+        shown = _checks._short(str(name))
+        raise PresetError(f"preset={shown} is not known; {hint}`magpolicy presets` lists all {len(Listing())}")
+    return found

@@ -1,0 +1,55 @@
+"""What ratios and calibrations may be given as: a sequence, a curve, a calibration, a preset, its name or its file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from magpolicy.calibration._calibration import Calibration
+from magpolicy.catalog._matching import preset
+from magpolicy.catalog._presets import Preset
+from magpolicy.policy._curve import Curve
+
+Source = Sequence[float] | Mapping[str, Sequence[float]] | Curve | Calibration | Preset | str | Path
+
+
+@frozen
+class SourceContent:
+    """What a source holds."""
+
+    preset: Preset | None
+    """The preset it is or names; ``None``: it is none."""
+    calibration: Calibration | None
+    """Measured inner products of residuals; ``None``: only ratios are known."""
+    _ratios: Any
+
+    @classmethod
+    def of(cls, source: Any) -> SourceContent:
+        """The content of ``source``; of several presets that go by a name, the first counts.
+
+        Raises:
+            PresetError: a name or file that is not known.
+        """
+        given = preset(source) if isinstance(source, str | Path) else source
+        if isinstance(given, Preset):
+            return cls(given, given.calibration, given.curve)
+        return cls(None, given if isinstance(given, Calibration) else None, given)
+
+    @property
+    def curve(self) -> Curve:
+        """The magnitude ratios.
+
+        Raises:
+            ArgumentError: what was given is no sequence of ratios.
+        """
+        if self.calibration is not None and self.preset is None:
+            return self.calibration.curve
+        return self._ratios if isinstance(self._ratios, Curve) else Curve(self._ratios)
+
+    @property
+    def levels_known(self) -> bool:
+        """Whether it was calibrated at known noise levels; else flow levels are assumed."""
+        return self.calibration is not None or not self.curve.assumed

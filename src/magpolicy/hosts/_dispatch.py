@@ -1,0 +1,60 @@
+"""Handing a target to the first adapter that knows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from magpolicy._errors import AdapterError, MagPolicyError
+from magpolicy.plugin_system._registry import plugins, registry
+
+
+def preset_for(target: Any) -> Any:
+    """The preset that the first adapter which knows ``target`` has for it; ``None`` if none does."""
+    return _first("preset_for", target, {"target": target})
+
+
+def attach(target: Any, request: Any) -> Any:
+    """The handle of the first adapter that takes ``target``.
+
+    Raises:
+        AdapterError: none does.
+    """
+    handle = _first("attach", target, {"target": target, "request": request})
+    if handle is not None:
+        return handle
+    unused = [f"{info.name} ({info.problem})" for info in plugins() if info.problem]
+    hint = f"; not in use: {', '.join(unused)}" if unused else ""
+    raise AdapterError(
+        f"target={_kind(target)} is nothing an installed adapter can drive; pass a torch.nn.Module, or a host object whose "
+        f"adapter is installed{hint}"
+    )
+
+
+def compiled(target: Any, request: Any) -> Any:
+    """``target``, compiled by the first adapter that takes it.
+
+    Raises:
+        AdapterError: none does.
+    """
+    result = _first("compile", target, {"target": target, "request": request})
+    if result is None:
+        raise AdapterError(f"target={_kind(target)} is nothing an installed adapter can compile; pass a torch.nn.Module")
+    return result
+
+
+def _first(hook: str, target: Any, values: dict[str, Any]) -> Any:
+    """What the first adapter answers that does not answer ``None``."""
+    for name, caller in registry().implementing(hook):
+        try:
+            answer = caller(**values)
+        except MagPolicyError:
+            raise
+        except Exception as error:
+            raise AdapterError(f"target: plugin {name} failed on {_kind(target)}: {type(error).__name__}: {error}") from error
+        if answer is not None:
+            return answer
+    return None
+
+
+def _kind(target: Any) -> str:
+    return f"{type(target).__module__}.{type(target).__qualname__}"

@@ -1,0 +1,104 @@
+"""One call of a model, decided: what each of its streams does, and what follows from it for whoever carries it out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from attrs import define
+
+from magpolicy.policy._decision import Decision
+from magpolicy.policy._policy import Policy
+from magpolicy.schedule._coefficients import Check, Coefficients
+
+if TYPE_CHECKING:
+    from magpolicy.run._session import Session
+
+
+@define  # and not frozen, which would take three times as long to make: they are made at every evaluation
+class StreamDecision:
+    """What a call does in one stream, and what that asks of its residuals."""
+
+    name: str
+    """The stream."""
+    decision: Decision
+    coefficients: Coefficients
+    """How a skip forecasts its residual (:attr:`magpolicy.Schedule.coefficients`); ``()`` where the call computes."""
+    keep: int
+    """Residuals that later skips can use if this call computes, its own included: 0 none, 1 its own alone, 2 its own and the
+    one computed before it, 3 that and the one before."""
+    check: Check | None
+    """What to compare the residual with that this call computes: a forecast and the relative error expected of it. ``None``
+    where there is nothing to compare."""
+
+
+@define(eq=False, repr=False)
+class CallDecision:
+    """One call of a model, which may hold several streams: one decision, and its consequences.
+
+    :meth:`magpolicy.Session.call` makes it; :meth:`commit` or :meth:`cancel` ends it, and only then can the next call be
+    decided. The order of work of an adapter::
+
+        call = session.call(["cond", "uncond"], earliest=step)
+        if call is None:  # the run has had all its evaluations: compute, and keep nothing
+            ...
+        # A skip takes the residuals that stream.coefficients ask for; a computed call makes them, and finds the relative
+        # error |r - forecast| / |r| of each stream's check.
+        call.commit(errors={...})
+        # What was computed is stored: stream.keep of them, counted from the newest.
+    """
+
+    streams: tuple[StreamDecision, ...]
+    """The streams of this call, in batch order."""
+    step: int
+    """Position in the run."""
+    sigma: float | None
+    """Noise level, if known."""
+    _session: Session
+    _policies: tuple[Policy, ...]
+    _proposed: Sequence[Decision]
+    _tested: Sequence[float]
+
+    @property
+    def decision(self) -> Decision:
+        """The call's decision; where it computes, the first reason that a stream of its own has."""
+        decided = [stream.decision for stream in self.streams]
+        return next((d for d in decided if not d.skip and d is not Decision.JOINT), decided[0])
+
+    @property
+    def skip(self) -> bool:
+        """Whether the blocks are skipped, for all streams."""
+        return self.streams[0].decision.skip
+
+    @property
+    def useful(self) -> bool:
+        """Whether anything comes of what this call computes: a later skip, or a comparison."""
+        return any(stream.keep > 0 or stream.check is not None for stream in self.streams)
+
+    def commit(self, revised: Decision | None = None, errors: Mapping[str, float] | None = None) -> None:
+        """Make the decision final.
+
+        Args:
+            revised: the reason why a skip was computed after all, e.g. ``Decision.NO_RESIDUAL``. The accumulators then start
+                afresh, as after any computed step.
+            errors: by stream, the relative error |r - forecast| / |r| of the forecast in its ``check``. Where one is much more
+                than was expected, the rest of the run is planned again; ``keep`` is then that of the new plan.
+
+        Raises:
+            RunError: the call is ended already, a computed call is to be revised to a skip, or errors are told of a run that
+                has no safeguard. Nothing is changed.
+        """
+        self._session._commit(self, revised, errors or {})
+
+    def cancel(self) -> None:
+        """Forget a call that was not carried out (the model raised). Its step is decided again next time."""
+        if self._session._pending is self:
+            self._session.cancel()
+
+    def upcoming_skips(self) -> dict[str, Coefficients]:
+        """After :meth:`commit`: the streams that skip before anything computes, each with its coefficients then.
+
+        It is a preview, from which nothing follows: the calls to come are taken to hold the streams they held last, in the same
+        order, one evaluation each; a stream that has sat one out is left aside. Empty while a call is under way.
+        """
+        return self._session._upcoming_skips()
