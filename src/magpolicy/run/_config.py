@@ -12,7 +12,7 @@ from attrs import evolve, field, frozen
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
-from magpolicy.calibration._forecast import Forecast, Hold, Linear, Measured, Planned, check_forecast, check_measured
+from magpolicy.calibration._forecast import Forecast, Hold, Linear, Measured, Planned, check_forecast
 from magpolicy.catalog._matching import PresetMatches, named
 from magpolicy.catalog._presets import Preset
 from magpolicy.catalog._source import Source
@@ -300,7 +300,6 @@ def _of_goal(found: Any, calibration: Calibration | None, beside: Mapping[str, A
     known = found if isinstance(found, Preset) else None
     ratios = found.curve if isinstance(found, Preset | Calibration) else found
     curve = ratios if isinstance(ratios, Curve) else Curve(ratios)
-    check_measured(goal.forecast, calibration is not None)
     return RunConfig(
         curve=curve,
         rule=(0.0, 0),
@@ -310,7 +309,7 @@ def _of_goal(found: Any, calibration: Calibration | None, beside: Mapping[str, A
         calibration=calibration,
         goal=goal,
         forecast=goal.forecast,
-        source=f"a plan from {_what(found)}",
+        source=f"a plan from {_what(found) if calibration is not None else f'the general prior, norms of {_what(found)}'}",
     )
 
 
