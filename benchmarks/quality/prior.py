@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from attrs import evolve
 from benchmarks.quality import full_runs, methods
-from benchmarks.quality.fit_prior import Shape, fitted, mean_shape, norms_of
+from benchmarks.quality.fit_prior import fitted, mean_shape, norms_of
 from benchmarks.quality.measure import psnr
 from benchmarks.quality.models import MODELS, LabModel
 from benchmarks.quality.run import RESULTS, hushed
@@ -22,49 +22,59 @@ from benchmarks.quality.sampling import Job, generate
 
 import magpolicy
 import torch
+from magpolicy.calibration._prior import prior_calibration
 
-STEPS, SEED, SAMPLES = 28, 11, {"digits": 8, "video": 4, "clothes": 8}
-BUDGETS = (14, 9)
+STEPS, BUDGETS = 28, (14, 9)
+SEEDS, SAMPLES = (11, 23), {"digits": 8, "video": 4, "clothes": 8}
+"""Two batches of noise, of so many samples each; every sample has noise of its own."""
 
-Calibrations = Mapping[str, Callable[[], magpolicy.Calibration]]
-
-
-def job_of(model: LabModel, *, seed: int = SEED, count: int | None = None) -> Job:
-    return Job.of(model, seed=seed, count=count or SAMPLES[model.name], steps=STEPS)
+Plan = Callable[[Job, int], magpolicy.Schedule]
 
 
-def calibrations(name: str, network: object, job: Job) -> Calibrations:
-    """What plans are made from, by name."""
+def job_of(model: LabModel, *, seed: int = SEEDS[0]) -> Job:
+    return Job.of(model, seed=seed, count=SAMPLES[model.name], steps=STEPS)
+
+
+def rows(name: str, network: object) -> dict[str, Plan]:
+    """Every way to plan the model, by name."""
     model = MODELS[name]
-    others = [full_runs.full_run(other) for other in full_runs.trained() if other != name]
     own = full_runs.full_run(name)
-    levels = job.sigmas
-    mean = mean_shape(others)
-    analytic = Shape.analytic(fitted(others), others[0].sigmas)
-    lengths, flat = norms_of(own), norms_of(None)
+    others = [full_runs.full_run(other) for other in full_runs.trained() if other != name]
+    directions, mean = fitted(others), mean_shape(others)
+    measured = methods.calibrated(methods.calibration_job(model, steps=STEPS), network)
+
+    def planned(calibration_of: Callable[[list[float]], magpolicy.Calibration], **settings: Any) -> Plan:
+        return lambda job, computed: magpolicy.plan(calibration_of(job.sigmas), computed=computed, **settings)
+
     return {
-        "own calibration at 28 steps": lambda: methods.calibrated(
-            methods.calibration_job(model, steps=STEPS), network
+        "planned from ratios and an even turn, residual held": planned(
+            lambda levels: even_turn(own.curve, levels), forecast="hold", max_skips=4, objective="latent"
         ),
-        "own full run of 60 steps": lambda: own.resample(sigmas=levels),
-        "mean of others": lambda: mean.calibration(levels),
-        "mean of others, own norms": lambda: evolve(mean, norms=lengths).calibration(levels),
-        "mean of others, constant norms": lambda: evolve(mean, norms=flat).calibration(levels),
-        "formula from others": lambda: evolve(analytic, norms=mean.norms).calibration(levels),
-        "formula from others, own norms": lambda: evolve(analytic, norms=lengths).calibration(levels),
-        "formula from others, constant norms": lambda: evolve(analytic, norms=flat).calibration(levels),
+        "evenly spaced, linear": linear,
+        "mean of the others' inner products": planned(mean.calibration),
+        "the same with the model's norms": planned(evolve(mean, norms=norms_of(own)).calibration),
+        "the prior, norms constant": planned(
+            lambda levels: prior_calibration(None, levels=levels, streams=("cond", "uncond"), directions=directions)
+        ),
+        "the prior, norms of the model's ratios": planned(
+            lambda levels: prior_calibration(own.curve, levels=levels, directions=directions)
+        ),
+        "a calibration of the model, 60 steps": planned(lambda levels: own.resample(sigmas=levels), guidance=model.guidance),
+        "a calibration of the model, as many steps": planned(
+            lambda levels: measured.resample(sigmas=levels), guidance=model.guidance
+        ),
     }
 
 
-def plans(name: str, network: object, job: Job, computed: int) -> Iterator[tuple[str, Callable[[], magpolicy.Schedule]]]:
-    """(name of the row, how to make its schedule)."""
-    guidance = MODELS[name].guidance
-    made = calibrations(name, network, job)
-    curve = full_runs.full_run(name).curve
-    yield "ratios, held", lambda: magpolicy.plan(curve, sigmas=job.sigmas, computed=computed, forecast="hold", max_skips=4)
-    yield "evenly spaced, linear", lambda: linear(job, computed)
-    for label, calibration in made.items():
-        yield label, lambda calibration=calibration: magpolicy.plan(calibration(), computed=computed, guidance=guidance)
+def even_turn(curve: magpolicy.Curve, levels: Sequence[float]) -> magpolicy.Calibration:
+    """What plans were made from where only ratios are known, before there was a prior: a turn by one radian over the run."""
+    norms = [np.cumprod(row) for row in curve.resample(sigmas=levels).ratios.values()]
+    angle = np.asarray(levels) / curve.levels[0]
+    residuals = {
+        name: [np.array([[n * np.cos(a), n * np.sin(a)]]) for n, a in zip(row, angle, strict=True)]
+        for name, row in zip(curve.streams, norms, strict=True)
+    }
+    return magpolicy.Calibration.from_residuals(residuals, sigmas=levels)
 
 
 def linear(job: Job, computed: int) -> magpolicy.Schedule:
@@ -83,31 +93,33 @@ def measure(name: str, only: str = "", again: bool = False) -> None:
     model = MODELS[name]
     path = RESULTS / f"prior-{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = json.loads(path.read_text()) if path.exists() else {}
-    network, job = model.load(), job_of(model)
-    full = generate(job, network)
-    bench = methods.Bench(model, network, job, full_runs.full_run(name))
-    for computed in BUDGETS:
-        for label, make in plans(name, network, job, computed):
+    figures = json.loads(path.read_text()) if path.exists() else {}
+    network = model.load()
+    jobs = [job_of(model, seed=seed) for seed in SEEDS]
+    full = [generate(job, network) for job in jobs]
+    for label, plan in rows(name, network).items():
+        for computed in BUDGETS:
             key = f"{label}; {computed}"
-            if only not in label or (key in rows and not again):
+            if only not in label or (key in figures and not again):
                 continue
-            started = time.perf_counter()
-            schedule = make()
-            with methods.scheduled(bench, schedule) as control:
-                rows[key] = psnr(model, generate(job, network, control), full)
-            print(f"{name} {key}: {rows[key]:.1f} dB  {schedule.mask_line if hasattr(schedule, 'mask_line') else schedule}"
-                  f"  {time.perf_counter() - started:.0f} s", flush=True)  # fmt: skip
-            path.write_text(json.dumps(rows, indent=1))
+            each = []
+            for job, reference in zip(jobs, full, strict=True):
+                schedule = plan(job, computed)
+                bench = methods.Bench(model, network, job, full_runs.full_run(name))
+                with methods.scheduled(bench, schedule) as control:
+                    each.append(psnr(model, generate(job, network, control), reference))
+            figures[key] = float(np.mean(each))
+            print(f"{name} {key}: {each} dB  {schedule.strip}", flush=True)
+            path.write_text(json.dumps(figures, indent=1))
 
 
 def table() -> str:
     """The figures as they stand in docs/explanation/quality.md."""
     found = {name: json.loads((RESULTS / f"prior-{name}.json").read_text()) for name in full_runs.trained()}
-    labels = list(dict.fromkeys(key.split(";")[0] for rows in found.values() for key in rows))
+    labels = list(dict.fromkeys(key.split(";")[0] for figures in found.values() for key in figures))
     lines = ["| | " + " | ".join(MODELS[name].title for name in found) + " |", "| --- " * (len(found) + 1) + "|"]
     for label in labels:
-        cells = [" / ".join(f"{rows.get(f'{label}; {k}', np.nan):.1f}" for k in BUDGETS) for rows in found.values()]
+        cells = [" / ".join(f"{figures.get(f'{label}; {k}', np.nan):.1f}" for k in BUDGETS) for figures in found.values()]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
