@@ -68,8 +68,13 @@ class Code:
         return package, FILES if module in self._imported else WAYS_IN
 
     def inside(self, package: str) -> dict[Box, set[Box]]:
-        """The arrows within a package, less those that a longer way makes unnecessary."""
+        """The arrows within a package, less those that a longer way makes unnecessary.
+
+        Raises:
+            graphlib.CycleError: boxes import each other in a circle.
+        """
         arrows = {box: {b for b in ends if b[0] == package} for box, ends in self.arrows.items() if box[0] == package}
+        TopologicalSorter(arrows).prepare()
         return {box: ends - {b for end in ends for b in _reach(arrows, end)} for box, ends in arrows.items()}
 
     def across(self) -> list[tuple[str, Box]]:
@@ -93,11 +98,7 @@ def _reach(arrows: dict[Box, set[Box]], start: Box) -> set[Box]:
 
 
 def rows_of(arrows: dict[Box, set[Box]]) -> list[list[Box]]:
-    """The boxes in rows, each below all that import it.
-
-    Raises:
-        graphlib.CycleError: boxes import each other in a circle.
-    """
+    """The boxes in rows, each below all that import it."""
     row = dict.fromkeys(arrows, 0)
     for box in reversed([*TopologicalSorter(arrows).static_order()]):
         for end in arrows[box]:

@@ -1,7 +1,7 @@
 """Which evaluations a sampler is going to make: it is run once on a single number, with a model that returns nothing.
 
 Samplers differ in how often they ask the model and at which noise levels between two steps; their own code is the only place
-that says so. The rehearsal takes about as long as the sampler's bookkeeping.
+that says so. The dry run takes about as long as the sampler's bookkeeping.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from magpolicy_torch.device import _accelerator
+from magpolicy_torch.adapter import forked
 
-_MOST = 50  # evaluations for each step, before a sampler is taken to follow what the model returns
+MOST = 50  # evaluations for each step, before a sampler is taken to follow what the model returns
 
 
 class _TooMany(Exception):
     pass
 
 
-class _Model:
-    """Stands where the guider stands; notes the noise levels."""
+class NotingModel:
+    """Stands where the guider stands: notes the noise levels, and returns nothing."""
 
     def __init__(self, guider: Any, limit: int) -> None:
         self.inner_model = guider.inner_model
@@ -54,7 +54,7 @@ class _Model:
         return denoised
 
 
-def rehearse(sampler: Any, guider: Any, sigmas: Any, seed: Any, dimensions: int) -> tuple[list[float], bool]:
+def dry_run(sampler: Any, guider: Any, sigmas: Any, seed: Any, dimensions: int) -> tuple[list[float], bool]:
     """The sigma of each evaluation that ``sampler`` makes for ``sigmas``, and whether that is known rather than assumed.
 
     Samplers from outside ComfyUI may do anything and are not run twice: one evaluation a step is assumed for them.
@@ -62,15 +62,15 @@ def rehearse(sampler: Any, guider: Any, sigmas: Any, seed: Any, dimensions: int)
     listed: list[float] = [float(s) for s in sigmas[:-1]]
     if not _known(sampler):
         return listed, False
-    model = _Model(guider, _MOST * len(listed))
+    model = NotingModel(guider, MOST * len(listed))
     noise = torch.ones((1,) * dimensions, device=sigmas.device)
     options = {"transformer_options": {"sample_sigmas": sigmas}}
     try:
-        with _accelerator.forked([sigmas.device]), torch.no_grad():
+        with forked([sigmas.device]), torch.no_grad():
             sampler.sample(
                 model, sigmas, {"model_options": options, "seed": seed}, None, noise, torch.zeros_like(noise), None, True
             )
-    except Exception:  # it will show in the real run if it is more than the rehearsal's fault
+    except Exception:  # it will show in the real run if it is more than the dry run's fault
         return listed, False
     return (model.evaluations, True) if model.evaluations else (listed, False)
 

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, Curve, RunError
+from magpolicy import AdapterError, ArgumentError, AttachRequest, RunError
 from magpolicy_comfyui import _runs
-from magpolicy_comfyui._run_report import RunReport
+from magpolicy_comfyui._block_stacks import stack_of
 from magpolicy_comfyui._settings import Settings
-from magpolicy_torch.host._report import Report
+from magpolicy_torch.adapter import Attached
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from magpolicy_comfyui._run_report import RunReport
+    from torch import nn
 
-    from typing_extensions import Self
 
-
-class Handle:
+class Handle(Attached):
     """A policy attached to a ``ModelPatcher``. ComfyUI's samplers say where runs begin and end, and which streams there are.
 
     Clones that are made while it is attached are attached with it, as everything that is on a patcher.
     """
 
     __module__ = "magpolicy_comfyui"
+    no_run = "run a sampler on it"
 
     def __init__(self, patcher: Any, request: AttachRequest) -> None:
         """Attach to ``patcher``; nothing is changed if that fails.
@@ -31,6 +33,7 @@ class Handle:
             AdapterError: attached already.
             ArgumentError: an option that is not known here.
         """
+        super().__init__()
         if _runs.attached(patcher) is not None:
             raise AdapterError("this ModelPatcher is attached already; detach() the first handle, or attach to a clone()")
         for name in ("blocks", "steps"):
@@ -38,61 +41,49 @@ class Handle:
                 raise ArgumentError(f"{name}={getattr(request, name)!r}: ComfyUI tells that by itself; leave it out")
         if request.scope != "stack":
             raise ArgumentError(f"scope={request.scope!r}: it is chosen by the class of the model here; leave it out")
-        settings = Settings.of_request(request)
         self.patcher = patcher
-        self._attachment = _runs.Attachment(settings)
-        _runs.attach(patcher, self._attachment)
+        self._attachment = _runs.Attachment(Settings.of_request(request))
+        self.install((partial(_runs.attach, patcher, self._attachment), self._take_off))
 
     @property
-    def report(self) -> Report:
-        """What the last sampling did.
-
-        Raises:
-            RunError: there was none yet.
-        """
-        return self._outcome("report").report
+    def module(self) -> nn.Module:
+        """The diffusion model, as the patcher holds it between two samplings."""
+        module: nn.Module = self.patcher.model.diffusion_model
+        return module
 
     @property
-    def curve(self) -> Curve:
-        """The curve that the last sampling measured; attach with ``calibrate=True``.
+    def scope(self) -> str:
+        """What a skip leaves out: the block ``"stack"``, or the whole ``"model"`` where no stack can be separated.
 
         Raises:
-            RunError: not calibrating, no sampling yet, or nothing could be measured.
+            AdapterError: the model's blocks cannot be told.
         """
-        return self._measured("curve").curve
-
-    @property
-    def calibration(self) -> Calibration:
-        """What the last sampling measured; attach with ``calibrate=True``.
-
-        Raises:
-            RunError: as :attr:`curve`.
-        """
-        return self._measured("calibration")
+        return "model" if stack_of(self.module) is None else "stack"
 
     def detach(self) -> None:
-        """Leave the patcher as it was before; calling it again does nothing."""
-        if _runs.attached(self.patcher) is self._attachment:
+        """Leave the patcher as it was before; calling it again does nothing.
+
+        Raises:
+            RunError: a sampling is under way.
+        """
+        if self._attachment.driver is not None:
+            raise RunError("detach(): a sampling is under way; let it come to its end first")
+        super().detach()
+
+    @property
+    def runs(self) -> Sequence[RunReport]:
+        """What the sampling under way has done so far, or else what the last one did: a sampling is one run."""
+        latest = self._attachment.latest
+        return () if latest is None else (latest,)
+
+    def provenance(self) -> Mapping[str, Any]:
+        """What a calibration says about the model it was made with, beside what the run knows."""
+        return {"model": type(self.patcher.model).__name__}
+
+    def _take_off(self) -> None:
+        if _runs.attached(self.patcher) is self._attachment:  # a node may have put its own in the place of it
             _runs.detach(self.patcher)
 
-    def _measured(self, what: str) -> Calibration:
-        if not self._attachment.settings.calibrate:
-            raise RunError(f"{what}: this handle does not calibrate; attach with calibrate=True")
-        outcome = self._outcome(what)
-        if outcome.calibration is None:
-            raise RunError(f"{what}: {outcome.problem}")
-        return outcome.calibration
-
-    def _outcome(self, what: str) -> RunReport:
-        if self._attachment.outcome is None:
-            raise RunError(f"{what}: there was no sampling yet with this model; run a sampler on it")
-        return self._attachment.outcome
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.detach()
-
     def __repr__(self) -> str:
-        return f"<Handle on a ModelPatcher of {type(self.patcher.model).__name__}>"
+        name, attached = type(self.patcher.model).__name__, "" if self._attached else "not "
+        return f"<Handle on a ModelPatcher of {name}, {attached}attached>"

@@ -30,7 +30,7 @@ _ORIGIN = "comfyui-magcache"
 
 
 @frozen
-class Place:
+class Installation:
     """What a custom_nodes folder holds of the pack."""
 
     custom_nodes: Path
@@ -47,7 +47,7 @@ class Place:
     """ComfyUI's own Python, where it is another than this one."""
 
 
-def look(path: Path) -> Place:
+def look(path: Path) -> Installation:
     """Find the custom_nodes folder of the ComfyUI at ``path``, and what is in it.
 
     Args:
@@ -64,53 +64,59 @@ def look(path: Path) -> Place:
     folder = found.resolve()
     beside = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.endswith(".disabled"))
     loader = folder / FOLDER
-    return Place(
+    return Installation(
         custom_nodes=folder,
         loader=loader,
         installed=_text(loader / "__init__.py") == LOADER,
         clones=tuple(entry for entry in beside if (entry / "adapters" / "magpolicy_comfyui").is_dir()),
-        origin=tuple(entry for entry in beside if entry.name.lower() == _ORIGIN),
+        origin=origins(folder),
         environment=_other_python(folder.parent),
     )
 
 
-def install(path: Path) -> tuple[Place, bool]:
+def origins(custom_nodes: Path) -> tuple[Path, ...]:
+    """Where ComfyUI-MagCache is in a custom_nodes folder, if it is there: its nodes have the same ids as ours."""
+    entries = sorted(custom_nodes.iterdir()) if custom_nodes.is_dir() else []
+    return tuple(entry for entry in entries if entry.name.lower() == _ORIGIN and entry.is_dir())
+
+
+def install(path: Path) -> tuple[Installation, bool]:
     """Write the loader; whether something changed.
 
     Raises:
         ArgumentError: no custom_nodes folder, a clone is there already, or a folder of that name is somebody else's.
     """
-    place = look(path)
-    if place.clones:
+    there = look(path)
+    if there.clones:
         raise ArgumentError(
-            f"path={str(path)!r} has the node pack already, as a clone in {place.clones[0]}; keep that, or remove it first"
+            f"path={str(path)!r} has the node pack already, as a clone in {there.clones[0]}; keep that, or remove it first"
         )
-    if place.loader.exists() and not _ours(place.loader):
-        raise ArgumentError(f"path={str(path)!r}: {place.loader} exists and is not of magpolicy; move it away first")
-    if place.installed:
-        return place, False
-    place.loader.mkdir(exist_ok=True)
-    (place.loader / "__init__.py").write_text(LOADER, encoding="utf-8")
+    if there.loader.exists() and not _ours(there.loader):
+        raise ArgumentError(f"path={str(path)!r}: {there.loader} exists and is not of magpolicy; move it away first")
+    if there.installed:
+        return there, False
+    there.loader.mkdir(exist_ok=True)
+    (there.loader / "__init__.py").write_text(LOADER, encoding="utf-8")
     return look(path), True
 
 
-def uninstall(path: Path) -> tuple[Place, bool]:
+def uninstall(path: Path) -> tuple[Installation, bool]:
     """Remove the loader and all that Python made of it; whether something changed.
 
     Raises:
         ArgumentError: no custom_nodes folder, or a folder of that name is somebody else's.
     """
-    place = look(path)
-    if not place.loader.exists() or place.loader in place.clones:
-        return place, False
-    if not _ours(place.loader):
-        raise ArgumentError(f"path={str(path)!r}: {place.loader} is not of magpolicy; nothing was removed")
-    strangers = sorted(entry.name for entry in place.loader.iterdir() if entry.name not in ("__init__.py", "__pycache__"))
+    there = look(path)
+    if not there.loader.exists() or there.loader in there.clones:
+        return there, False
+    if not _ours(there.loader):
+        raise ArgumentError(f"path={str(path)!r}: {there.loader} is not of magpolicy; nothing was removed")
+    strangers = sorted(entry.name for entry in there.loader.iterdir() if entry.name not in ("__init__.py", "__pycache__"))
     if strangers:
         raise ArgumentError(
-            f"path={str(path)!r}: {place.loader} also holds {', '.join(strangers)}; move that away first, nothing was removed"
+            f"path={str(path)!r}: {there.loader} also holds {', '.join(strangers)}; move that away first, nothing was removed"
         )
-    shutil.rmtree(place.loader)
+    shutil.rmtree(there.loader)
     return look(path), True
 
 

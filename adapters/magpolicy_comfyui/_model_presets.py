@@ -5,29 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from attrs import field, frozen
+from attrs import frozen
 
 from magpolicy import PresetError
+from magpolicy_torch import adapter
 
 if TYPE_CHECKING:
-    from magpolicy_comfyui._noise_levels import ScheduleSpan
+    from magpolicy.adapter import ScheduleSpan
 
 
 @frozen
-class KnownModel:
-    """A published checkpoint as ComfyUI sees it, and the preset calibrated on it."""
+class KnownModel(adapter.KnownModel):
+    """A published checkpoint as its class in comfy.model_base and ``model_config.unet_config`` tell it, and its preset."""
 
-    model: str
-    """Class in comfy.model_base."""
-    preset: str
-    config: Mapping[str, Any] = field(factory=dict)
-    """Figures of ``model_config.unet_config``; a model with others is another model."""
     reference: bool | None = None
     """Whether the prompt comes with a picture to edit; ``None``: either."""
     partial: bool | None = None
     """Whether a part of the schedule is run (one of two experts)."""
     large: bool | None = None
     """Whether the latent has at least the area of 720p."""
+
+    @property
+    def preset(self) -> str:
+        """The preset calibrated on it."""
+        return self.presets[0]
 
 
 _FLUX = {"depth": 19, "depth_single_blocks": 38}
@@ -37,28 +38,28 @@ _WAN_1B = {"dim": 1536, "num_layers": 30}
 _WAN_5B = {"dim": 3072, "num_layers": 30}
 
 TABLE = (
-    KnownModel("Flux", "flux.1-kontext-dev-comfyui", _FLUX | {"guidance_embed": True}, reference=True),
-    KnownModel("Flux", "flux.1-dev", _FLUX | {"guidance_embed": True}),
-    KnownModel("Flux", "flux.1-schnell-4-doc-example", _FLUX | {"guidance_embed": False}),
-    KnownModel("Flux2", "flux.2-vllm-omni", {"depth": 8, "depth_single_blocks": 48}),
-    KnownModel("Chroma", "chroma", _FLUX),
-    KnownModel("QwenImage", "qwen-image-edit", {"num_layers": 60}, reference=True),
-    KnownModel("QwenImage", "qwen-image-comfyui", {"num_layers": 60}),
-    KnownModel("Omnigen2", "omnigen2-edit", {"hidden_size": 2520}, reference=True),
-    KnownModel("Omnigen2", "omnigen2-t2i", {"hidden_size": 2520}),
-    KnownModel("HunyuanVideo", "hunyuanvideo-t2v-720p", _HUNYUAN),
-    KnownModel("HunyuanVideo15", "hunyuanvideo-1.5-t2v-20"),
-    KnownModel("WAN21_Vace", "wan2.1-vace-1.3b", _WAN_1B),
-    KnownModel("WAN21_Vace", "wan2.1-vace-14b", _WAN_14B),
-    KnownModel("WAN21", "wan2.1-t2v-1.3b", _WAN_1B | {"in_dim": 16}),
-    KnownModel("WAN21", "wan2.2-t2v-a14b", _WAN_14B | {"in_dim": 16}, partial=True),
-    KnownModel("WAN21", "wan2.1-t2v-14b", _WAN_14B | {"in_dim": 16}),
-    KnownModel("WAN21", "wan2.1-i2v-14b-720p", _WAN_14B | {"in_dim": 36, "model_type": "i2v"}, large=True),
-    KnownModel("WAN21", "wan2.1-i2v-14b-480p", _WAN_14B | {"in_dim": 36, "model_type": "i2v"}),
+    KnownModel("Flux", ("flux.1-kontext-dev-comfyui",), _FLUX | {"guidance_embed": True}, reference=True),
+    KnownModel("Flux", ("flux.1-dev",), _FLUX | {"guidance_embed": True}),
+    KnownModel("Flux", ("flux.1-schnell-4-doc-example",), _FLUX | {"guidance_embed": False}),
+    KnownModel("Flux2", ("flux.2-vllm-omni",), {"depth": 8, "depth_single_blocks": 48}),
+    KnownModel("Chroma", ("chroma",), _FLUX),
+    KnownModel("QwenImage", ("qwen-image-edit",), {"num_layers": 60}, reference=True),
+    KnownModel("QwenImage", ("qwen-image-comfyui",), {"num_layers": 60}),
+    KnownModel("Omnigen2", ("omnigen2-edit",), {"hidden_size": 2520}, reference=True),
+    KnownModel("Omnigen2", ("omnigen2-t2i",), {"hidden_size": 2520}),
+    KnownModel("HunyuanVideo", ("hunyuanvideo-t2v-720p",), _HUNYUAN),
+    KnownModel("HunyuanVideo15", ("hunyuanvideo-1.5-t2v-20",)),
+    KnownModel("WAN21_Vace", ("wan2.1-vace-1.3b",), _WAN_1B),
+    KnownModel("WAN21_Vace", ("wan2.1-vace-14b",), _WAN_14B),
+    KnownModel("WAN21", ("wan2.1-t2v-1.3b",), _WAN_1B | {"in_dim": 16}),
+    KnownModel("WAN21", ("wan2.2-t2v-a14b",), _WAN_14B | {"in_dim": 16}, partial=True),
+    KnownModel("WAN21", ("wan2.1-t2v-14b",), _WAN_14B | {"in_dim": 16}),
+    KnownModel("WAN21", ("wan2.1-i2v-14b-720p",), _WAN_14B | {"in_dim": 36, "model_type": "i2v"}, large=True),
+    KnownModel("WAN21", ("wan2.1-i2v-14b-480p",), _WAN_14B | {"in_dim": 36, "model_type": "i2v"}),
     # Without the picture's own embedding, which Wan2.2 left out.
-    KnownModel("WAN21", "wan2.2-i2v-a14b", _WAN_14B | {"in_dim": 36}),
-    KnownModel("WAN22", "wan2.2-ti2v-5b-i2v", _WAN_5B, reference=True),
-    KnownModel("WAN22", "wan2.2-ti2v-5b-t2v", _WAN_5B),
+    KnownModel("WAN21", ("wan2.2-i2v-a14b",), _WAN_14B | {"in_dim": 36}),
+    KnownModel("WAN22", ("wan2.2-ti2v-5b-i2v",), _WAN_5B, reference=True),
+    KnownModel("WAN22", ("wan2.2-ti2v-5b-t2v",), _WAN_5B),
 )
 _720P = 1280 // 8 * (720 // 8)
 _REFERENCES = frozenset({"ref_latents", "denoise_mask"})
@@ -70,21 +71,18 @@ def candidates(model: Any) -> list[KnownModel]:
     Raises:
         PresetError: none does; the message says what to pick.
     """
-    config = model.model_config.unet_config
     kind = type(model).__name__
-    found = [k for k in TABLE if k.model == kind and all(config.get(name) == value for name, value in k.config.items())]
+    found = adapter.rows_of(TABLE, kind, model.model_config.unet_config)
     if not found:
-        near = list(dict.fromkeys(k.preset for k in TABLE if k.model == kind))
-        close = f"close, of the same class: {', '.join(near)}; " if near else ""
         raise PresetError(
-            f"model_type=auto: no preset was calibrated on this model ({kind}); {close}pick one, or calibrate with the "
-            "MagCache Calibration node"
+            f"model_type=auto: no preset was calibrated on this model ({kind}); {adapter.near_misses(TABLE, kind)}pick one, or "
+            "calibrate with the MagCache Calibration node"
         )
     return found
 
 
 def for_run(
-    model: Any, conditions: Mapping[str, Iterable[Mapping[str, Any]] | None], place: ScheduleSpan, shape: Sequence[int]
+    model: Any, conditions: Mapping[str, Iterable[Mapping[str, Any]] | None], span: ScheduleSpan, shape: Sequence[int]
 ) -> str:
     """The preset of one run of a ``BaseModel``.
 
@@ -95,12 +93,12 @@ def for_run(
     parts = {name for conds in conditions.values() for cond in conds or () for name in cond.get("model_conds", {})}
     shown = {
         "reference": bool(_REFERENCES & parts),
-        "partial": place.partial,
+        "partial": span.partial,
         "large": shape[-1] * shape[-2] >= _720P,
     }
     fits = (k for k in found if all(getattr(k, name) in (None, value) for name, value in shown.items()))
     chosen = next(fits, found[-1]).preset
-    return longer(chosen, place.steps)
+    return longer(chosen, span.steps)
 
 
 def longer(preset: str, steps: int) -> str:

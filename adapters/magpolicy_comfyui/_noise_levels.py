@@ -6,50 +6,17 @@ how much lies before and after it is told by the noise levels of its ends.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from attrs import frozen
+
+from magpolicy.adapter import ScheduleSpan
 
 _FLOOR = 1e-6  # an evaluation at 0 is an evaluation, not the end of a list
 
 
-@frozen
-class ScheduleSpan:
-    """A run's evaluations among those of the whole schedule."""
-
-    levels: tuple[float, ...]
-    """Noise level of each evaluation, 1 to 0 as a share of the model's own schedule."""
-    flow: tuple[float, ...]
-    """The same as flow matching counts it: its sigmas where the model has those, else as ``levels``."""
-    first: int
-    """Evaluations of the whole schedule before this run."""
-    after: int
-    """Evaluations after it."""
-    even: bool
-    """Evenly spaced steps: the whole schedule is known by its number alone."""
-
-    @property
-    def steps(self) -> int:
-        """Evaluations of the whole schedule."""
-        return self.first + len(self.levels) + self.after
-
-    @property
-    def partial(self) -> bool:
-        """Only a part of the schedule is run."""
-        return bool(self.first or self.after)
-
-    def whole(self, levels: Sequence[float], top: float = 1.0) -> tuple[float, ...]:
-        """``levels`` of this run, with those of the evaluations before and after it filled in evenly."""
-        begin, end = levels[0], min(levels[-1], levels[0])
-        before = np.linspace(max(top, begin), begin, self.first, endpoint=False) if self.first else ()
-        behind = [end * (1 - (i + 1) / (self.after + 1)) for i in range(self.after)]
-        return tuple(max(float(v), _FLOOR) for v in (*before, *levels, *behind))
-
-
-def place(evaluations: Sequence[float], sigmas: Sequence[float], sampling: Any) -> ScheduleSpan:
+def span_of(evaluations: Sequence[float], sigmas: Sequence[float], sampling: Any) -> ScheduleSpan:
     """Where a run lies.
 
     Args:
@@ -88,8 +55,3 @@ def steps_of(evaluations: Sequence[float], sigmas: Sequence[float]) -> list[int]
     if len(evaluations) == len(steps) and all(near):
         return list(range(len(steps)))
     return [max((i for i, s in enumerate(steps) if s >= sigma * (1 - 1e-5)), default=0) for sigma in evaluations]
-
-
-def falling(levels: Sequence[float]) -> bool:
-    """Whether ``levels`` strictly decrease: a schedule, and not a sequence with repetitions."""
-    return all(a > b for a, b in itertools.pairwise(levels))

@@ -37,7 +37,7 @@ def compile(target: Any, request: magpolicy.CompileRequest) -> Any:
     if not _ours(target):
         return None
     from magpolicy_comfyui._compile import compile_model
-    from magpolicy_torch.host._compile import check_options
+    from magpolicy_torch.adapter import check_options
 
     check_options(request.options)
     return compile_model(target, region=request.region, **request.options)

@@ -1,64 +1,53 @@
-"""What a sampling did, for people: lines of text, values for the browser, a curve if it was measured."""
+"""What a sampling did, for people: lines of text, values for the browser, a calibration if it was measured."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-from attrs import Factory, define
+from attrs import Factory, define, evolve
 
-from magpolicy import ArgumentError, Calibration, Schedule
-from magpolicy_torch.host._report import Report
-from magpolicy_torch.residuals._moments import versions
-
-if TYPE_CHECKING:
-    from magpolicy_comfyui._noise_levels import ScheduleSpan
-    from magpolicy_comfyui._runs import HostRun
+from magpolicy import Calibration, Curve, RunError, Schedule
+from magpolicy.adapter import ScheduleSpan
+from magpolicy_torch.adapter import Report
 
 
 @define(eq=False)
 class RunReport:
-    """The outcome of one sampling."""
+    """What one sampling did."""
 
     report: Report
-    place: ScheduleSpan
+    span: ScheduleSpan
     source: str
     """The preset that decided, by name."""
     notes: list[str] = Factory(list)
-    calibration: Calibration | None = None
+    measured: Calibration | None = None
     """What was measured, if that was asked."""
-    problem: str = ""
-    """Of a calibration: why nothing was."""
+    problem: str = "this handle does not calibrate; attach with calibrate=True"
+    """Why nothing was."""
+    residuals_held: int = 0
+    """Residuals that were held when this was said: none after a sampling."""
 
-    @classmethod
-    def of(cls, sampling: HostRun) -> RunReport | None:
-        """The outcome of ``sampling``; ``None`` if nothing was evaluated under a policy."""
-        session, place = sampling.session, sampling.place
-        if session is None or place is None or not session.trace:
-            return None
-        report = Report.of(session, sampling.record, sampling._scope)
-        source = sampling._source
-        known = session._setup.preset  # of several by a name, the one that served
-        name = getattr(known or source, "name", "") or (source if isinstance(source, str) else type(source).__name__)
-        outcome = cls(report, place, "calibration" if sampling.settings.calibrate else str(name), list(sampling.notes))
-        if sampling.settings.calibrate:
-            outcome._measure(sampling)
-        return outcome
+    @property
+    def curve(self) -> Curve:
+        """The curve that was measured.
 
-    def _measure(self, sampling: HostRun) -> None:
-        moments = sampling.moments
-        if moments is None:
-            self.problem = "the run was not finished"
-            return
-        if any(run.unsupported for _, run in sampling._runs):
-            self.problem = "the model's blocks could not be followed"
-            return
-        try:
-            levels = [self.place.flow[step - sampling._first] for step in moments.steps]
-            self.calibration = moments.calibration(
-                levels, {"versions": versions(), "host": "ComfyUI", "scope": self.report.scope}
-            )
-        except ArgumentError as error:
-            self.problem = str(error)
+        Raises:
+            RunError: there is none.
+        """
+        if self.measured is None:
+            raise RunError(f"curve: {self.problem}")
+        return self.measured.curve
+
+    def calibration(self, provenance: Mapping[str, Any]) -> Calibration:
+        """What was measured, on a model that ``provenance`` says more about.
+
+        Raises:
+            RunError: nothing was.
+        """
+        if self.measured is None:
+            raise RunError(f"calibration: {self.problem}")
+        return evolve(self.measured, provenance={**self.measured.provenance, **provenance})
 
     @property
     def schedule(self) -> Schedule:
@@ -70,10 +59,10 @@ class RunReport:
     def text(self) -> str:
         """A few lines for the log and the node."""
         lines = [f"{self.source}: {self.report}"]
-        if self.place.partial:
-            first = self.place.first
-            last = first + len(self.place.levels)
-            lines.append(f"evaluations {first + 1} to {last} of a schedule of {self.place.steps}")
+        if self.span.partial:
+            first = self.span.first
+            last = first + len(self.span.levels)
+            lines.append(f"evaluations {first + 1} to {last} of a schedule of {self.span.steps}")
         return "\n".join([*lines, *self.notes])
 
     def to_dict(self) -> dict[str, Any]:

@@ -7,25 +7,23 @@ what skips blocks is on the diffusion model during single calls only: a clone wi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import comfy.patcher_extension
 from attrs import define, field
 from comfy.patcher_extension import WrappersMP
 
-from magpolicy import AdapterError, MagPolicyError, Session
-from magpolicy_comfyui import _dry_run, _model_presets, _noise_levels
-from magpolicy_comfyui._block_stacks import Bypass
-from magpolicy_comfyui._compiled_blocks import by_blocks
+from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, MagPolicyError, RunError, Session
+from magpolicy.adapter import ScheduleSpan, place
+from magpolicy_comfyui import _dry_run, _model_presets
+from magpolicy_comfyui._compile import by_blocks
+from magpolicy_comfyui._denoiser import Denoiser
+from magpolicy_comfyui._noise_levels import span_of, steps_of
 from magpolicy_comfyui._run_report import RunReport
-from magpolicy_comfyui._settings import Settings, with_streams
+from magpolicy_comfyui._settings import Settings
 from magpolicy_comfyui._streams import StreamNames
-from magpolicy_torch.evaluation._call import evaluate
-from magpolicy_torch.evaluation._run import Run
-from magpolicy_torch.host._report import Record
-from magpolicy_torch.residuals._moments import Moments
-from magpolicy_torch.residuals._store import ResidualStore
+from magpolicy_torch import adapter
 
 KEY = "magpolicy"
 log = logging.getLogger("magpolicy")
@@ -33,31 +31,41 @@ log = logging.getLogger("magpolicy")
 
 @define(eq=False)
 class Attachment:
-    """What a node leaves on a model: the wrapper around a sampling, and the outcome of the last one."""
+    """What a node leaves on a model: the wrapper around a sampling, and what the last sampling did."""
 
     settings: Settings
     finished: Callable[[Attachment, RunReport], None] | None = None
     """Told of every sampling that came to its end."""
-    outcome: RunReport | None = None
+    driver: RunDriver | None = None
+    """Of the sampling under way."""
+    run_report: RunReport | None = None
+    """Of the last sampling."""
+
+    @property
+    def latest(self) -> RunReport | None:
+        """Of the sampling under way as far as it has come, or else of the last one."""
+        return self.run_report if self.driver is None else self.driver.report()
 
     def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         guider = executor.class_obj
-        run = HostRun(self.settings)
-        for kind, wrapper in run.wrappers():
+        before, driver = self.driver, RunDriver(self.settings)
+        for kind, wrapper in driver.wrappers():
             comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, guider.model_options, is_model_options=True)
+        self.driver = driver
         try:
             result = executor(*args, **kwargs)
         except BaseException:
-            run.moments = None  # half a calibration is none
+            driver.stop()
             raise
         finally:
-            run.end()
+            self.driver = before
+            driver.close()
             wrappers = guider.model_options["transformer_options"]["wrappers"]
-            for kind, _ in run.wrappers():
+            for kind, _ in driver.wrappers():
                 wrappers.get(kind, {}).pop(KEY, None)
-            self.outcome = run.outcome()
-        if self.finished is not None and self.outcome is not None:
-            self.finished(self, self.outcome)
+            self.run_report = driver.report()
+        if self.finished is not None and self.run_report is not None:
+            self.finished(self, self.run_report)
         return result
 
 
@@ -78,27 +86,59 @@ def attached(patcher: Any) -> Attachment | None:
     return next((wrapper for wrapper in found if isinstance(wrapper, Attachment)), None)
 
 
+class HostRun(adapter.HostRun):
+    """The run of one sampling.
+
+    Args:
+        request: what was asked, for this run.
+        session: decides. It begins here.
+        span: where the run lies on the noise schedule.
+        first: position in the session of the run's first evaluation.
+    """
+
+    def __init__(self, request: AttachRequest, session: Session, span: ScheduleSpan, first: int) -> None:
+        before = span.first - first  # evaluations of the whole schedule that the session does not count
+        super().__init__(request, session, first, span.whole(span.flow)[before:])
+        self.span, self.first = span, first
+
+    def calibration(self, provenance: Mapping[str, Any]) -> Calibration:
+        """What it measured, also of a part of a schedule.
+
+        Raises:
+            RunError: the run was not finished, or the model's blocks could not be followed.
+            ArgumentError: the residuals make none.
+        """
+        moments = self.moments
+        if moments is None or moments.stopped:
+            raise RunError("the run was not finished")
+        if self.unsupported:
+            raise RunError("the model's blocks could not be followed")
+        levels = [self.span.flow[step - self.first] for step in moments.steps]
+        return moments.calibration(levels, {**provenance, "scope": self.scope})
+
+
 @define(eq=False)
-class HostRun:
-    """One sampling: a session, and where in it the sampler stands."""
+class RunDriver:
+    """Says where in a run a sampler stands, and which calls of the model belong to it."""
 
     settings: Settings
-    session: Session | None = None
-    place: _noise_levels.ScheduleSpan | None = None
-    streams: StreamNames = field(factory=StreamNames)
-    record: Record = field(factory=Record)
-    moments: Moments | None = None
-    """What is measured, if this is a calibration."""
+    run: HostRun | None = None
+    """Once the sampler has begun; none where nothing is evaluated under a policy."""
     notes: list[str] = field(factory=list)
     """What a reader of the report should know."""
-    _planned: list[float] = field(factory=list)
-    _first: int = 0
+    source: str = ""
+    """The preset that decides, by name."""
+    _computes: bool = False
+    """Whether every call computes from now on."""
+    _streams: StreamNames = field(factory=StreamNames)
+    _levels: Sequence[float] = ()
+    """The sigma of each evaluation that the sampler is expected to make."""
     _next: int = 0
-    _position: int | None = None
-    _runs: list[tuple[Bypass, Run]] = field(factory=list)
-    _unplanned: int = 0
-    _source: Any = None
-    _scope: str = "stack"
+    """The first of them that is still to come."""
+    _at: int | None = None
+    """The one under way; ``None``: none of them is."""
+    _unexpected: int = 0
+    _denoisers: list[Denoiser] = field(factory=list)
 
     def wrappers(self) -> tuple[tuple[str, Callable[..., Any]], ...]:
         """The wrappers of this sampling. Added last, they are the innermost of their kind."""
@@ -120,43 +160,45 @@ class HostRun:
     def _begin(self, sampler: Any, guider: Any, sigmas: Any, seed: Any, noise: Any) -> None:
         if len(sigmas) < 2:
             return
-        self._planned, known = _dry_run.rehearse(sampler, guider, sigmas, seed, noise.ndim)
-        levels = [float(s) for s in sigmas]
-        self.place = place = _noise_levels.place(self._planned, levels, guider.inner_model.model_sampling)
-        if not known and len(levels) > 2:
-            self.notes.append("this sampler's evaluations are not known ahead; one a step is assumed")
         settings = self.settings
-        self._source = settings.source
-        if self._source is None and not settings.calibrate:
-            self._source = _model_presets.for_run(guider.inner_model, guider.conds, place, noise.shape)
-        if settings.follow_steps and getattr(self._source, "name", None):
-            self._source = _model_presets.longer(self._source.name, place.steps)
-        setup = settings.setup(self._source, place, _noise_levels.steps_of(self._planned, levels))
-        self.streams = StreamNames.of(guider.conds)
-        setup = with_streams(setup, self.streams.bases)
-        steps, given, first = _run_of(setup, place)
-        self.session = Session.from_setup(setup, steps, given, settings.safeguard)
-        self.session.begin(first)
-        if settings.calibrate:
-            self.moments = Moments.of_run(
-                self.session.steps, window=settings.window, tokens=settings.tokens, offload=settings.offload
-            )
-        self._first = first
+        self._levels, known = _dry_run.dry_run(sampler, guider, sigmas, seed, noise.ndim)
+        steps = [float(s) for s in sigmas]
+        if not known and len(steps) > 2:
+            self.notes.append("this sampler's evaluations are not known ahead; one a step is assumed")
+        span = span_of(self._levels, steps, guider.inner_model.model_sampling)
+        source = self._chosen(guider, span, noise.shape)
+        self._streams = StreamNames(guider.conds)
+        config = settings.config(source, span, steps_of(self._levels, steps)).with_streams(self._streams.bases)
+        placed = place(config, span)
+        self.run = HostRun(settings.request(placed.config), placed.session(settings.safeguard), span, placed.first)
+        served = config.preset or source  # of several presets by a name, the one that serves
+        name = getattr(served, "name", "") or (served if isinstance(served, str) else type(served).__name__)
+        self.source = "calibration" if settings.calibrate else name
+
+    def _chosen(self, guider: Any, span: ScheduleSpan, shape: Sequence[int]) -> Any:
+        """The source of the ratios: what was set, or what fits the model and this run."""
+        source = self.settings.source
+        if source is None and not self.settings.calibrate:
+            source = _model_presets.for_run(guider.inner_model, guider.conds, span, shape)
+        if self.settings.follow_steps and getattr(source, "name", None):
+            source = _model_presets.longer(source.name, span.steps)
+        return source
 
     def _predict(self, executor: Any, x: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
         """Around one evaluation of all conditions."""
-        if self.session is None:
+        if self.run is None:
             return executor(x, timestep, *args, **kwargs)
-        self.streams.begin_evaluation()
-        self._position = _dry_run.matches(self._planned, self._next, float(timestep.max()))
-        if self._position is None:
-            self._unplanned += 1
+        self._streams.begin_step()
+        self._at = _dry_run.matches(self._levels, self._next, float(timestep.max()))
+        if self._at is None:
+            self._unexpected += 1
         else:
-            self._next = self._position + 1
+            self._next = self._at + 1
+            self.run.go_to(self.run.first + self._at)
         try:
             return executor(x, timestep, *args, **kwargs)
         finally:
-            self._position = None
+            self._at = None
 
     def _apply(
         self,
@@ -172,72 +214,61 @@ class HostRun:
         """Around one call of the model."""
         options = {} if transformer_options is None else transformer_options
 
-        def forward() -> Any:
-            # Models take what is in the lists out of them, and this may be called twice.
-            given = None if control is None else {k: list(v) if isinstance(v, list) else v for k, v in control.items()}
-            return executor(x, t, c_concat, c_crossattn, given, options, **kwargs)
+        def call() -> Any:
+            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
-        session, position = self.session, self._position
-        if session is None or position is None:
-            return forward()
-        names = self.streams.called(options, x.shape[0])
-        if names is None:
-            return forward()
+        run = self.run
+        if run is None or self._at is None or self._computes:
+            return call()
+        streams = self._streams.of(options, x.shape[0])
+        if streams is None or any(run.session.step(stream) > run.step for stream in streams):
+            return call()
         with by_blocks(executor.class_obj):
-            found = self._run_on(executor.class_obj)
-            step = self._first + position
-            if found is None or found[0].busy or any(session.step(name) > step for name in names):
-                return forward()
-            bypass, run = found
-            with bypass.bound():
-                return evaluate(run, names, forward, step=step)
+            denoiser = self._denoiser_of(executor.class_obj)
+            if denoiser is None or denoiser.busy:
+                return call()
+            return denoiser.evaluate(run, streams, call)
 
-    def _run_on(self, model: Any) -> tuple[Bypass, Run] | None:
-        """What is skipped of the model as it stands now; ``None`` if it cannot be told."""
+    def _denoiser_of(self, model: Any) -> Denoiser | None:
+        """The diffusion model as it stands now; ``None`` if its blocks cannot be told."""
         module = model.diffusion_model
-        for bypass, run in self._runs:
-            if bypass.module is module and bypass.current:
-                return bypass, run
+        for denoiser in self._denoisers:
+            if denoiser.module is module and denoiser.current:
+                return denoiser
         try:
-            bypass = Bypass(module, model.latent_format.latent_channels)
+            denoiser = Denoiser(module, model.latent_format.latent_channels)
         except AdapterError as error:
             self._say(f"every step computes: {error}")
-            self.session = None
+            self._computes = True
             return None
-        assert self.session is not None
-        settings = self.settings
-        store = ResidualStore(settings.offload, settings.storage_dtype)
-        run = Run(bypass.stack, self.session, store, self.moments, bypass.channel_dim, self.record)
-        self._runs.append((bypass, run))
-        self._scope = bypass.stack.scope
-        return bypass, run
+        self._denoisers.append(denoiser)
+        return denoiser
 
-    def end(self) -> None:
+    def stop(self) -> None:
+        """The sampling raised: half a calibration is none."""
+        if self.run is not None:
+            self.run.stop()
+
+    def close(self) -> None:
         """Over, in good order or not: nothing is held any more."""
-        for _, run in self._runs:
-            run.free()
-        if self.session is not None:
-            self.session.end()
+        if self.run is not None:
+            self.run.end()
+        if self._unexpected:
+            self.notes.append(f"{self._unexpected} evaluations at other noise levels than the sampler's list; they computed")
 
-    def outcome(self) -> RunReport | None:
-        """What was done, as far as it got; ``None`` if nothing was evaluated."""
-        if self._unplanned:
-            self.notes.append(f"{self._unplanned} evaluations at other noise levels than the sampler's list; they computed")
-        return RunReport.of(self)
+    def report(self) -> RunReport | None:
+        """What was done so far; ``None`` if nothing was evaluated under a policy."""
+        run = self.run
+        if run is None or not run.session.trace:
+            return None
+        made = RunReport(run.report, run.span, self.source, list(self.notes), residuals_held=run.residuals_held)
+        if self.settings.calibrate:
+            try:
+                made.measured = run.calibration({"versions": adapter.versions(), "host": "ComfyUI"})
+            except (ArgumentError, RunError) as error:
+                made.problem = str(error)
+        return made
 
     def _say(self, what: str) -> None:
         log.warning("magpolicy: %s", what)
         self.notes.append(what)
-
-
-def _run_of(setup: Any, place: _noise_levels.ScheduleSpan) -> tuple[int | None, tuple[float, ...] | None, int]:
-    """Length or noise levels of the whole schedule this run is a part of, and where in it the run begins."""
-    if setup.schedule is not None or setup.how.interpolation != "noise_level":
-        return len(place.levels), None, 0  # an implementation that counts steps, counts those of this sampling
-    curve = setup.curve
-    if curve.assumed:
-        # Levels that nobody measured are shares of a run; evenly spaced steps are then known by their number.
-        return (place.steps, None, place.first) if place.even else (None, place.whole(place.levels), place.first)
-    given = place.whole(place.flow, curve.levels[0])
-    near = len(given) == len(curve) and all(abs(a - b) <= 1e-5 for a, b in zip(given, curve.levels, strict=True))
-    return None, (curve.levels if near else given), place.first

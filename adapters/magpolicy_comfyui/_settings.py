@@ -1,19 +1,15 @@
-"""What a node asks for."""
+"""What a run is asked: by a node, or by :func:`magpolicy.attach`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import frozen
 
-import magpolicy
-from magpolicy import AttachRequest, Preset, Schedule
-from magpolicy.policy._semantics import semantics as _semantics
-from magpolicy.run._config import RunConfig, always_compute, resolve
-from magpolicy.run._simulate import _run
-from magpolicy_comfyui._noise_levels import ScheduleSpan
-from magpolicy_torch.residuals._moments import TOKENS
-from magpolicy_torch.residuals._store import ResidualStore
+from magpolicy import AttachRequest, Schedule
+from magpolicy.adapter import RunConfig, ScheduleSpan, always_compute, place, resolve
+from magpolicy.adapter import semantics as known_semantics
+from magpolicy_torch.adapter import ResidualStore
 
 
 @frozen(kw_only=True)
@@ -37,7 +33,7 @@ class Settings:
     storage_dtype: Any = None
     calibrate: bool = False
     window: int | None = None
-    tokens: int | None = TOKENS
+    tokens: int | None = 2048
     """Of a calibration: evaluations back and tokens that are compared; see :class:`magpolicy_torch.Moments`."""
     name: str = ""
     """Of the calibration."""
@@ -57,23 +53,34 @@ class Settings:
             ArgumentError: one is out of range; the message names it.
         """
         ResidualStore(self.offload, self.storage_dtype)
-        _semantics(self.semantics)
+        known_semantics(self.semantics)
         if self.source is not None and not self.calibrate:
-            self._setup(self.source, 0, None, None)
+            self._resolved(self.source)
 
     @classmethod
     def of_request(cls, request: AttachRequest) -> Settings:
         """What :func:`magpolicy.attach` was asked."""
-        setup = request.setup
         return cls(
-            source=setup.preset or setup.schedule or setup.calibration or setup.curve,
+            source=request.config.given,
             calibrate=request.calibrate,
             offload=request.offload,
             storage_dtype=request.storage_dtype,
-            given=setup,
+            given=request.config,
             window=request.window,
             tokens=request.tokens,
             safeguard=request.safeguard,
+        )
+
+    def request(self, config: RunConfig) -> AttachRequest:
+        """What these settings ask of a run with ``config``."""
+        return AttachRequest(
+            config=config,
+            calibrate=self.calibrate,
+            offload=self.offload,
+            storage_dtype=self.storage_dtype,
+            window=self.window,
+            tokens=self.tokens,
+            safeguard=self.safeguard,
         )
 
     def preview(self, source: Any, steps: int) -> Schedule:
@@ -82,27 +89,20 @@ class Settings:
         Raises:
             ArgumentError: a setting is missing.
         """
-        count = list(range(steps))
-        place = ScheduleSpan(tuple(1 - i / steps for i in count), (), 0, 0, True)
-        setup = self.setup(source, place, count)
-        return _run(setup, steps, None, None, None)
+        span = ScheduleSpan(tuple(1 - i / steps for i in range(steps)), ())
+        return place(self.config(source, span, list(range(steps))), span).simulate()
 
-    def setup(self, source: Any, place: ScheduleSpan, sampler_steps: list[int]) -> RunConfig:
-        """The checked settings of a run that lies at ``place``; ``sampler_steps`` says which step each evaluation belongs to.
+    def config(self, source: Any, span: ScheduleSpan, sampler_steps: list[int]) -> RunConfig:
+        """The checked settings of a run that covers ``span``; ``sampler_steps`` says which step each evaluation belongs to.
 
         Raises:
             ArgumentError: they do not fit.
         """
         if self.calibrate:
             return always_compute()
-        setup = self.given or self._setup(source, *self._window(place, sampler_steps), None)
-        known = setup.preset
-        boundary = known.expert_boundary if known and setup.how.experts != "one" else None
-        if boundary and "boundary" in boundary and setup.how.interpolation == "noise_level" and place.flow:
-            return setup.switching(place.first + sum(s >= float(boundary["boundary"]) for s in place.flow))
-        return setup
+        return self.given or self._resolved(source, *self._may_skip(span, sampler_steps))
 
-    def _setup(self, source: Any, start: int, end: int | None, expert: int | None) -> RunConfig:
+    def _resolved(self, source: Any, start: int = 0, end: int | None = None) -> RunConfig:
         if isinstance(source, Schedule):
             return resolve(source)
         planned = self.speedup is not None
@@ -114,37 +114,17 @@ class Settings:
             start_step=start,
             end_step=end,
             semantics=self.semantics,
-            expert_step=expert,
             speedup=self.speedup,
             forecast=self.forecast,
         )
 
-    def _window(self, place: ScheduleSpan, sampler_steps: list[int]) -> tuple[int, int | None]:
-        """The window of positions that the window of the sampler's steps means."""
+    def _may_skip(self, span: ScheduleSpan, sampler_steps: list[int]) -> tuple[int, int | None]:
+        """First and last position that may be skipped, of ``start_step`` and ``end_step``, which count the sampler's steps."""
         count = max(sampler_steps) + 1
         last = count - 1 if self.end_step is None else self.end_step + count if self.end_step < 0 else self.end_step
         inside = [i for i, step in enumerate(sampler_steps) if self.start_step <= step <= last]
         if len(inside) == len(sampler_steps):
             return 0, None
         if not inside:
-            return place.steps, None
-        return place.first + inside[0], place.first + inside[-1]
-
-
-def with_streams(setup: RunConfig, names: dict[str, str]) -> RunConfig:
-    """The same with ratios for more streams: of each name, those of the stream it goes by."""
-    curve = setup.curve
-    if setup.schedule is not None or len(curve.streams) < 2:
-        return setup
-    more = {name: curve.of(base) for name, base in names.items() if name not in curve.streams and base in curve.streams}
-    if not more:
-        return setup
-    ratios = {**curve.ratios, **more}
-    return evolve(setup, curve=magpolicy.Curve(ratios, sigmas=curve.sigmas, first_step=curve.first_step), laid={})
-
-
-def recommended(source: Any) -> dict[str, Any]:
-    """The settings that come with a preset."""
-    if not isinstance(source, Preset):
-        return {}
-    return {"threshold": source.threshold, "max_skips": source.max_skips, "retention": source.retention}
+            return span.steps, None
+        return span.first + inside[0], span.first + inside[-1]

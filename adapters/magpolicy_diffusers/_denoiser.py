@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from attrs import define
@@ -26,7 +27,7 @@ class Denoiser:
         ArgumentError: an option that is not known here.
     """
 
-    def __init__(self, target: nn.Module, request: AttachRequest, around: Callable[[DenoiserCall], Any]) -> None:
+    def __init__(self, target: nn.Module, request: AttachRequest, around: Callable[..., Any]) -> None:
         module = unwrap(target)
         if (cache := other_cache(module)) is not None:
             raise AdapterError(f"{type(module).__name__} has another cache, {cache}; call its disable_cache() first")
@@ -37,14 +38,10 @@ class Denoiser:
         self.model = HostModel(module, self.stack)
         self.context: ContextVar[str | None] = ContextVar("magpolicy_cache_context", default=None)
         """The name that ``cache_context`` gave the call under way."""
-        self._around = around
-        self._front = CallInterceptor(module, self._called)
-        self._named = Patch(module, self._cache_context, "cache_context") if hasattr(module, "cache_context") else None
-
-    @property
-    def must_compute(self) -> bool:
-        """Whether nothing may be skipped for now: another cache was enabled since."""
-        return self._named is not None and self.module.is_cache_enabled
+        self._front = CallInterceptor(module, partial(around, self))
+        self.takes_cache = hasattr(module, "cache_context")
+        """Whether diffusers' caches can be enabled on it, and its calls be named."""
+        self._named = _NamesCalls(module, self.context) if self.takes_cache else None
 
     def install(self) -> None:
         """Put the patches on."""
@@ -60,13 +57,6 @@ class Denoiser:
         self._front.remove()
         self.stack.release()
 
-    def _called(self, original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self._around(DenoiserCall(self, original, args, kwargs))
-
-    def _cache_context(self, original: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        name = args[0] if args else kwargs.get("name")
-        return _Within(original(*args, **kwargs), self.context, None if name is None else str(name))
-
 
 @define
 class DenoiserCall:
@@ -78,15 +68,9 @@ class DenoiserCall:
     kwargs: dict[str, Any]
 
     @property
-    def context(self) -> str | None:
-        """The name that the pipeline gave it by ``cache_context``."""
-        return self.denoiser.context.get()
-
-    @property
     def fills_cache(self) -> bool:
         """Whether it fills a key-value cache for later ones: it must compute, and is no step."""
-        arguments = self.denoiser.arguments
-        return arguments.caches and arguments.fills_cache(self.args, self.kwargs)
+        return self.denoiser.arguments.fills_cache(self.args, self.kwargs)
 
     def timestep(self) -> Times | None:
         """The timestep as the model is given it; waits for the device."""
@@ -103,6 +87,21 @@ class DenoiserCall:
     def compute(self) -> Any:
         """The call as it was to be made."""
         return self.original(*self.args, **self.kwargs)
+
+
+class _NamesCalls(Patch):
+    """In front of a model's ``cache_context``: notes the name that it gives to the calls inside."""
+
+    def __init__(self, module: nn.Module, noted: ContextVar[str | None]) -> None:
+        super().__init__(module, self._note, "cache_context")
+        self._noted = noted
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._note(self._original, args, kwargs)
+
+    def _note(self, original: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = args[0] if args else kwargs.get("name")
+        return _Within(original(*args, **kwargs), self._noted, None if name is None else str(name))
 
 
 class _Within:

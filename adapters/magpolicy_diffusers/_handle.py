@@ -13,7 +13,7 @@ from magpolicy_diffusers._denoiser import Denoiser, DenoiserCall
 from magpolicy_diffusers._pipeline import denoisers_of, unwatch, watch
 from magpolicy_diffusers._provenance import provenance
 from magpolicy_diffusers._runs import GivenRun, HostRun, OwnLoop, PipelineCall, RunDriver
-from magpolicy_torch.adapter import AttachedToLoop, BlockStack, Scoped, unwrap, visited
+from magpolicy_torch.adapter import AttachedToLoop, BlockStack, HostCall, Scoped, unwrap, visited
 
 if TYPE_CHECKING:
     from torch import nn
@@ -109,7 +109,7 @@ class Handle(AttachedToLoop):
     def open_run(self, steps: int | None, sigmas: Sequence[float] | None, start: int) -> Iterator[None]:
         if isinstance(self._driver.get(), (GivenRun, PipelineCall)):
             raise RunError("run(): a run is under way here; leave its with block first")
-        with self.under_way(), self._driven_by(GivenRun(self._request, steps, sigmas, start)):
+        with self.under_way(), self._driven_by(GivenRun(self._request, self.warn, steps, sigmas, start)):
             yield
 
     def try_go_to(self, step: int) -> bool:
@@ -144,43 +144,39 @@ class Handle(AttachedToLoop):
         strange = [name for name in self._names if modules.get(name) not in [d.module for d in self.denoisers]]
         if strange:
             self.warn(f"{', '.join(strange)} of {type(self._pipe).__name__} is not what was attached to; attach again")
-        with self.under_way(), self._driven_by(PipelineCall(self._request, self._pipe, self._boundary())):
+        with self.under_way(), self._driven_by(PipelineCall(self._request, self.warn, self._pipe, self._boundary())):
             return call()
+
+    def _own_loop(self) -> OwnLoop | None:
+        """Says about calls that come from nowhere known; ``None`` where a pipeline is attached, whose calls alone are runs."""
+        if self._pipe is not None:
+            return None
+        driver = OwnLoop(self._request, self.warn)
+        self._driver.keep(driver)
+        return driver
 
     def _boundary(self) -> float | None:
         """Where the second expert takes over, as a share of pure noise (Wan2.2's ``boundary_ratio``)."""
         share = getattr(getattr(self._pipe, "config", None), "boundary_ratio", None)
         return float(share) if share is not None and len(self.denoisers) > 1 else None
 
-    def _forward(self, call: DenoiserCall) -> Any:
+    def _forward(self, denoiser: Denoiser, original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """In place of each call of a denoiser."""
-        denoiser = call.denoiser
-        if visited(denoiser.stack) or call.fills_cache:  # it calls itself, or is no step
+        call = DenoiserCall(denoiser, original, args, kwargs)
+        if visited(denoiser.stack) or (denoiser.arguments.caches and call.fills_cache):  # it calls itself, or is no step
             return call.compute()
-        driver = self._driver.get()
+        driver, streams = self._driver.get() or self._own_loop(), self.named_streams.get()
         if driver is None:
-            driver = OwnLoop(self._request)
-            self._driver.keep(driver)
-        run = driver.enter(call.timestep)
+            self.warn(
+                f"{denoiser.name} was called by something else than the {type(self._pipe).__name__} that is attached, so "
+                "nothing is skipped; attach to what calls it, after handle.detach(), or call it inside 'with "
+                "handle.run(steps=28):'",
+                once=True,
+            )
+            return call.compute()
         if isinstance(driver, OwnLoop):
             self._last = driver
-        if run is None:
-            if driver.problem:
-                self.warn_once(f"{denoiser.name} was called outside a run, so nothing is skipped: {driver.problem}")
-            return call.compute()
-        streams = self.named_streams.get() or run.streams.of(call)
-        if run.moments is not None:
-            run.moments.note(latents=call.latents())
-        before = bool(run.record.past_end)
-        try:
-            result = run.call(call, streams)
-        except BaseException:
-            driver.failed()
-            raise
-        if run.record.past_end and not before:
-            self.warn(f"{denoiser.name} was evaluated more often than the run's {run.session.steps} steps; the rest computes")
-        driver.left()
-        return result
+        return driver.call(call, streams)
 
     def __repr__(self) -> str:
         stacks = ", ".join(repr(denoiser.stack) for denoiser in self.denoisers)

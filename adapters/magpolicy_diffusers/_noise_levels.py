@@ -7,6 +7,7 @@ from typing import Any
 
 from attrs import define, frozen
 
+from magpolicy.adapter import ScheduleSpan
 from magpolicy_diffusers._arguments import Times
 from torch import Tensor
 
@@ -55,6 +56,19 @@ class Levels:
             return None
         place = {timestep: index for index, timestep in enumerate(distinct)}
         return tuple(1 - place[timestep] / len(distinct) for timestep in self.timesteps)
+
+    def span(self, boundary: float | None = None) -> ScheduleSpan:
+        """The run as :func:`magpolicy.adapter.place` takes it.
+
+        A curve with assumed levels is read by share of the run: which schedule it was calibrated on is not known.
+
+        Args:
+            boundary: where the second of two experts takes over, as a share of pure noise; ``None``: there is one.
+        """
+        shares, count = self.shares(), len(self.timesteps)
+        switch = None if boundary is None else sum(t >= boundary * self.full for t in self.timesteps)
+        levels = tuple(1 - i / count for i in range(count)) if shares is None else shares
+        return ScheduleSpan(levels, self.noise() or (), even=shares is None, expert_step=switch)
 
     def find(self, timestep: float, near: int, reading: int | None = None) -> tuple[int, int] | None:
         """The evaluation at ``timestep`` as the model was given it, and how that is read; ``None`` if there is none.

@@ -6,11 +6,11 @@ import abc
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from magpolicy import ArgumentError, AttachRequest, Session
+from magpolicy import ArgumentError, AttachRequest, Schedule, Session
 from magpolicy_diffusers._arguments import Times
 from magpolicy_diffusers._noise_levels import Levels, SchedulerClock, TimestepClock
 from magpolicy_diffusers._provenance import guidance
-from magpolicy_diffusers._streams import StreamNames
+from magpolicy_diffusers._streams import BATCHED, StreamNames
 from magpolicy_torch import adapter
 
 if TYPE_CHECKING:
@@ -40,34 +40,61 @@ class HostRun(adapter.HostRun):
     ) -> None:
         super().__init__(request, session, start, noise)
         self.streams = StreamNames(pipe)
-        self._before: frozenset[str] = frozenset()
+        self._pipe = pipe
 
-    def go_to(self, step: int) -> None:
-        """The calls to come are those of ``step``."""
-        if step != self.step:
-            self.step, self._before = step, self.streams.begin_step()
-
-    def call(self, call: DenoiserCall, streams: Sequence[str]) -> Any:
-        """One call of a denoiser, at the step gone to."""
-        denoiser = call.denoiser
-        must_compute = self.streams.too_many or denoiser.must_compute
-        return self.evaluate(denoiser.model, streams, call.original, call.args, call.kwargs, must_compute=must_compute)
+    def streams_of(self, call: DenoiserCall) -> tuple[str, ...]:
+        """The streams of ``call``, as the pipeline names them, or by what they are conditioned on."""
+        context = call.denoiser.context.get()
+        if context is None or context in BATCHED:
+            names = self.streams.conditions_of(call)
+        else:
+            names = (context.removeprefix("pred_"),)
+            if self._pipe is None:  # in the user's own loop, a named stream that comes again is at its next evaluation
+                return names
+        return self.streams.evaluated(names, step=self.step)
 
     @property
     def complete(self) -> bool:
         """Whether every stream of the step before has been evaluated at the last one."""
-        return self.step >= self.session.steps - 1 and bool(self._before) and self.streams.used >= self._before
+        return self.step >= self.session.steps - 1 and self.streams.complete
 
 
 class RunDriver(abc.ABC):
     """Says which run a call belongs to. One for each pipeline call, with block, or user's own loop."""
 
-    def __init__(self, request: AttachRequest) -> None:
-        self.request = request
+    def __init__(self, request: AttachRequest, warn: Callable[..., None]) -> None:
+        self.request, self.warn = request, warn
         self.runs: list[HostRun] = []
         self.run: HostRun | None = None
         self.problem = ""
         """Why calls here are not part of a run."""
+
+    def call(self, call: DenoiserCall, streams: Sequence[str] | None) -> Any:
+        """Make ``call`` as a part of the run it belongs to; a call of no run computes.
+
+        Args:
+            call: the call that was to be made.
+            streams: its streams, where the user named them.
+        """
+        run, denoiser = self.enter(call.timestep), call.denoiser
+        if run is None:
+            if self.problem:
+                self.warn(f"{denoiser.name} was called outside a run, so nothing is skipped: {self.problem}", once=True)
+            return call.compute()
+        streams = streams or run.streams_of(call)
+        if run.moments is not None:
+            run.moments.note(latents=call.latents())
+        must_compute = run.streams.too_many or (denoiser.takes_cache and denoiser.module.is_cache_enabled)
+        before = bool(run.record.past_end)
+        try:
+            result = run.evaluate(denoiser.model, streams, call.original, call.args, call.kwargs, must_compute=must_compute)
+        except BaseException:
+            self.failed()
+            raise
+        if run.record.past_end and not before:
+            self.warn(f"{denoiser.name} was evaluated more often than the run's {run.session.steps} steps; the rest computes")
+        self.left()
+        return result
 
     @abc.abstractmethod
     def enter(self, timestep: Timestep) -> HostRun | None:
@@ -97,8 +124,8 @@ class RunDriver(abc.ABC):
 class OwnLoop(RunDriver):
     """The user's own loop around a model: the timestep tells the step, and where a run ends."""
 
-    def __init__(self, request: AttachRequest, pipe: Any = None) -> None:
-        super().__init__(request)
+    def __init__(self, request: AttachRequest, warn: Callable[..., None], pipe: Any = None) -> None:
+        super().__init__(request, warn)
         self._pipe = pipe
         self._clock = TimestepClock()
         self.problem = "nothing says how long the run is: give attach(..., steps=28), or use 'with handle.run(steps=28):'"
@@ -138,8 +165,15 @@ class OwnLoop(RunDriver):
 class GivenRun(RunDriver):
     """A with block of the user's."""
 
-    def __init__(self, request: AttachRequest, steps: int | None, sigmas: Sequence[float] | None, start: int) -> None:
-        super().__init__(request)
+    def __init__(
+        self,
+        request: AttachRequest,
+        warn: Callable[..., None],
+        steps: int | None,
+        sigmas: Sequence[float] | None,
+        start: int,
+    ) -> None:
+        super().__init__(request, warn)
         self._clock = TimestepClock(start)
         self._told = False
         session = request.session(steps, sigmas)
@@ -164,13 +198,13 @@ class GivenRun(RunDriver):
 class PipelineCall(RunDriver):
     """One call of a pipeline: its scheduler tells the step. A call may hold several runs (sections, stages)."""
 
-    def __init__(self, request: AttachRequest, pipe: Any, boundary: float | None) -> None:
-        super().__init__(request)
+    def __init__(self, request: AttachRequest, warn: Callable[..., None], pipe: Any, boundary: float | None) -> None:
+        super().__init__(request, warn)
         self._pipe = pipe
         self._clock = SchedulerClock(pipe)
         self._boundary = boundary
         self._finished = False
-        self._own = OwnLoop(request, pipe)
+        self._own = OwnLoop(request, warn, pipe)
 
     def enter(self, timestep: Timestep) -> HostRun | None:
         new = self._clock.tell(timestep)
@@ -185,7 +219,7 @@ class PipelineCall(RunDriver):
             session = _session(self.request, self._clock.levels, self._boundary, guidance(self._pipe))
             self._begin(session, self._clock.index, self._clock.levels.noise(), self._pipe)
         elif self.run is not None:
-            self.run.go_to(self._clock.index)
+            self.run.step = self._clock.index
         return self.run
 
     def left(self) -> None:
@@ -205,18 +239,10 @@ class PipelineCall(RunDriver):
 
 def _session(request: AttachRequest, levels: Levels, boundary: float | None, scale: float | None) -> Session:
     """A session for what a scheduler is about to run."""
-    setup, steps = request.setup, len(levels.timesteps)
-    expert_step = None if boundary is None else sum(t >= boundary * levels.full for t in levels.timesteps)
-    by_level = setup.schedule is None and setup.how.interpolation == "noise_level"
-    sigmas = None
-    if by_level:
-        # A curve with assumed levels is read by share of the run: which schedule it was calibrated on is not known.
-        sigmas = levels.shares() if setup.curve.assumed else levels.noise()
-    if setup.schedule is not None and setup.schedule.steps != steps:
+    given, steps = request.config.given, len(levels.timesteps)
+    if isinstance(given, Schedule) and given.steps != steps:
         raise ArgumentError(
-            f"num_inference_steps makes {steps} evaluations, but the schedule has {setup.schedule.steps}; attach with a "
+            f"num_inference_steps makes {steps} evaluations, but the schedule has {given.steps}; attach with a "
             f"schedule of {steps} steps"
         )
-    if sigmas is not None and len(sigmas) == steps:
-        return request.session(sigmas=sigmas, expert_step=expert_step, guidance=scale)
-    return request.session(steps, expert_step=expert_step, guidance=scale)
+    return request.session_over(levels.span(boundary), guidance=scale)

@@ -13,7 +13,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from magpolicy_diffusers._denoiser import DenoiserCall
 
-_BATCHED = ("cond_uncond",)
+BATCHED = ("cond_uncond",)
 """Names that pipelines give to a call whether it holds one condition or two."""
 _COND_FIRST = ("DiTPipeline", "ZImage", "AceStep")
 """Pipelines (or families) that put the conditional half of a batch first; the others put it last."""
@@ -62,17 +62,11 @@ class StreamNames(StreamNamer):
         self._fingerprints = Fingerprints()
         self._calls: dict[Hashable, tuple[str, ...]] = {}
 
-    def of(self, call: DenoiserCall) -> tuple[str, ...]:
-        """The streams of ``call``, as the pipeline names them, or by what they are conditioned on."""
-        context = call.context
-        if context is None or context in _BATCHED:
-            return self.evaluated(self._unnamed(call))
-        name = context.removeprefix("pred_")
-        # In the user's own loop, a named stream that comes again is at its next evaluation.
-        return (name,) if self._pipe is None else self.evaluated((name,))
+    def conditions_of(self, call: DenoiserCall) -> tuple[str, ...]:
+        """Names for the conditions of a call that nobody named.
 
-    def _unnamed(self, call: DenoiserCall) -> tuple[str, ...]:
-        """Names for the conditions in a call. Parts of the batch that are equal are one sample under several conditions."""
+        Parts of the batch that are equal are one sample under several conditions.
+        """
         latents, condition = call.latents(), call.condition()
         rows = samples(latents)
         key = rows, self._key(condition, 0, rows)

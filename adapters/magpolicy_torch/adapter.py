@@ -12,6 +12,7 @@ from magpolicy_torch.blocks._stack import BlockStack, visited
 from magpolicy_torch.blocks._stack_spec import StackSpec, StackTable
 from magpolicy_torch.blocks._unwrap import unwrap
 from magpolicy_torch.device._accelerator import default as default_device
+from magpolicy_torch.device._accelerator import forked
 from magpolicy_torch.evaluation._interceptor import CallInterceptor, HostCall
 from magpolicy_torch.evaluation._model import HostModel
 from magpolicy_torch.evaluation._run import Run
@@ -52,6 +53,7 @@ __all__ = [
     "checked_seeds",
     "compile_module",
     "default_device",
+    "forked",
     "near_misses",
     "rows_of",
     "seeded",

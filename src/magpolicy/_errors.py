@@ -37,7 +37,7 @@ class AdapterError(MagPolicyError, TypeError):
 
 
 class MissingExtraError(MagPolicyError, ImportError):
-    """An optional dependency is not installed; the message names the extra that brings it."""
+    """An optional dependency is not installed; the message names the extra that installs it."""
 
     __module__ = "magpolicy"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
 from pathlib import Path
 
 from magpolicy._errors import PresetError
@@ -37,6 +36,8 @@ def write_whole(file: Path, content: bytes) -> None:
     Raises:
         PresetError: it cannot be written.
     """
+    import tempfile  # late: it brings the compression of archives along, and few write files
+
     handle, part = None, ""
     try:
         handle, part = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".part")

@@ -6,21 +6,33 @@ docs/how-to/write-a-plugin.md shows one from beginning to end.
 
 from __future__ import annotations
 
+from magpolicy._checks import whole
 from magpolicy._errors import require
 from magpolicy._files import PRESET_ENDINGS, file_name, names_a_file
 from magpolicy.catalog._matching import PresetMatches, named
+from magpolicy.policy._semantics import semantics
 from magpolicy.run._call import CallDecision, StreamDecision
-from magpolicy.run._config import RunConfig, resolve
+from magpolicy.run._config import RunConfig
+from magpolicy.run._placing import Placement, ScheduleSpan, place
+from magpolicy.run._resolve import always_compute, resolve
+from magpolicy.run._simulate import simulate_config
 
 __all__ = [
     "PRESET_ENDINGS",
     "CallDecision",
+    "Placement",
     "PresetMatches",
     "RunConfig",
+    "ScheduleSpan",
     "StreamDecision",
+    "always_compute",
     "file_name",
     "named",
     "names_a_file",
+    "place",
     "require",
     "resolve",
+    "semantics",
+    "simulate_config",
+    "whole",
 ]

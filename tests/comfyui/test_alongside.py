@@ -39,8 +39,8 @@ def test_several_positives_and_areas(comfyui: Path, area: dict[str, Any], cfg: f
         expected("Flux"),
         lambda m: running.sample(m, "Flux", steps=12, cfg=cfg, positive=several("Flux", **area)),
     )
-    assert {"cond", "cond 2"} <= set(attachment.outcome.schedule.streams)
-    assert not {"mismatch", "unsupported", "no_residual"} & attachment.outcome.report.reasons.keys()
+    assert {"cond", "cond 2"} <= set(attachment.run_report.schedule.streams)
+    assert not {"mismatch", "unsupported", "no_residual"} & attachment.run_report.report.reasons.keys()
 
 
 def test_prompts_for_a_part_of_the_run(comfyui: Path) -> None:
@@ -50,8 +50,8 @@ def test_prompts_for_a_part_of_the_run(comfyui: Path) -> None:
     node, attachment = running.under(patcher, "flux")
     positive = [*models.conditioning("Flux", 0), *late]
     running.sample(node, "Flux", steps=12, positive=positive)
-    schedule = attachment.outcome.schedule
-    first = next(e for e in attachment.outcome.report.trace if e.stream == "cond 2")
+    schedule = attachment.run_report.schedule
+    first = next(e for e in attachment.run_report.report.trace if e.stream == "cond 2")
     assert schedule.stream_mask("cond")[: first.step] == expected("Flux").mask[: first.step]
     assert schedule.stream_mask("cond")[first.step]  # both in one call: it computes for the new one
     assert 0 < first.step < 11
@@ -110,7 +110,7 @@ def test_control_nets(comfyui: Path, name: str, shapes: dict[str, Any], cfg: flo
         pytest.skip(f"this ComfyUI cannot do it: {error}")
     assert not torch.equal(controlled, running.sample(patcher, name, steps=12, cfg=cfg))  # it does something
     attachment = running.check(patcher, source, wanted, act)
-    assert not {"mismatch", "unsupported"} & attachment.outcome.report.reasons.keys()
+    assert not {"mismatch", "unsupported"} & attachment.run_report.report.reasons.keys()
 
 
 def test_a_reference_picture(comfyui: Path) -> None:
@@ -243,7 +243,7 @@ def test_lora(comfyui: Path, order: str) -> None:
     changed = node.clone()
     assert changed.add_patches(loaded, 1.0)
     running.sample(changed, "Flux", steps=12)
-    running.same(attachment.outcome.schedule, expected("Flux"))
+    running.same(attachment.run_report.schedule, expected("Flux"))
 
 
 def test_hooks_on_a_prompt(comfyui: Path) -> None:
@@ -261,8 +261,8 @@ def test_hooks_on_a_prompt(comfyui: Path) -> None:
     result = act(node)
     assert torch.isfinite(result).all()
     assert not torch.equal(hooked, plain)
-    running.same(attachment.outcome.schedule, expected("Flux"))
-    assert set(attachment.outcome.schedule.streams) == {"cond", "uncond"}
+    running.same(attachment.run_report.schedule, expected("Flux"))
+    assert set(attachment.run_report.schedule.streams) == {"cond", "uncond"}
     assert torch.equal(act(patcher), hooked)
 
 
@@ -285,11 +285,11 @@ def test_context_windows(comfyui: Path, schedule: str, cfg: float) -> None:
     node, attachment = running.under(patcher, PRESETS[name])
     plain, result = act(patcher), act(node)
     assert torch.isfinite(result).all()
-    reasons = attachment.outcome.report.reasons
+    reasons = attachment.run_report.report.reasons
     assert not {"mismatch", "unsupported"} & reasons.keys()
     if schedule != "standard_uniform":
-        running.same(attachment.outcome.schedule, expected(name, batched=True))
-    assert len(attachment.outcome.schedule.streams) >= 3
+        running.same(attachment.run_report.schedule, expected(name, batched=True))
+    assert len(attachment.run_report.schedule.streams) >= 3
     assert torch.equal(act(patcher), plain)
 
 
@@ -304,7 +304,7 @@ def test_guidance_by_a_second_call_with_layers_left_out(comfyui: Path) -> None:
     act = lambda m: running.sample(m, "Flux", steps=12, cfg=3.0)  # noqa: E731
     assert not torch.equal(act(slg), act(patcher))
     attachment = running.check(slg, "flux", expected("Flux"), act)
-    assert "cond, again" in attachment.outcome.schedule.streams
+    assert "cond, again" in attachment.run_report.schedule.streams
 
 
 def test_a_guider_of_three(comfyui: Path) -> None:
@@ -320,7 +320,7 @@ def test_a_guider_of_three(comfyui: Path) -> None:
     noise = torch.randn(1, 16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     with running.quiet():
         guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=1)
-    schedule = attachment.outcome.schedule
+    schedule = attachment.run_report.schedule
     assert set(schedule.streams) == {"cond", "uncond", "middle"}
     running.same(schedule, magpolicy.simulate(PRESETS["WAN21_T2V"], steps=12, batched=True, **RULE))
 
@@ -348,7 +348,7 @@ def test_low_memory_and_reloading(comfyui: Path) -> None:
     assert node.model.model_lowvram
     assert any(getattr(m, "comfy_cast_weights", False) for m in patcher.model.modules())
     assert torch.equal(running.sample(node, "Flux", steps=12), first)
-    running.same(attachment.outcome.schedule, expected("Flux"))
+    running.same(attachment.run_report.schedule, expected("Flux"))
     comfy.model_management.unload_all_models()
     assert torch.equal(running.sample(node, "Flux", steps=12), first)
     assert torch.equal(running.sample(patcher, "Flux", steps=12), plain)

@@ -56,9 +56,9 @@ def test_compiled_in_either_order(comfyui: Path, name: str, way: str, order: str
     second = running.sample(node, name, steps=10, cfg=3.0)
     assert torch.equal(first, second)
     torch.testing.assert_close(first, wanted, rtol=1e-4, atol=1e-4)
-    running.same(attachment.outcome.schedule, magpolicy.simulate(PRESETS[name], steps=10, batched=True, **RULE))
-    assert attachment.outcome.schedule == reference.outcome.schedule
-    assert attachment.outcome.report.scope == "stack"
+    running.same(attachment.run_report.schedule, magpolicy.simulate(PRESETS[name], steps=10, batched=True, **RULE))
+    assert attachment.run_report.schedule == reference.run_report.schedule
+    assert attachment.run_report.report.scope == "stack"
     assert _counted("stats", "unique_graphs") == graphs, "compiled again for the second run"
     assert not torch._dynamo.utils.counters["graph_break"], dict(torch._dynamo.utils.counters["graph_break"])
     running.untouched(patcher)
@@ -89,8 +89,8 @@ def test_a_unet_is_compiled_and_skipped_as_a_whole(comfyui: Path) -> None:
     node, attachment = running.under(compiled(patcher, "blocks"), curve)
     reference = running.sample(running.under(patcher, curve)[0], "SD15", steps=10)
     torch.testing.assert_close(running.sample(node, "SD15", steps=10), reference, rtol=1e-4, atol=1e-4)
-    running.same(attachment.outcome.schedule, magpolicy.simulate(curve, **RULE))
-    assert attachment.outcome.report.scope == "model"
+    running.same(attachment.run_report.schedule, magpolicy.simulate(curve, **RULE))
+    assert attachment.run_report.report.scope == "model"
 
 
 def test_the_compiler_of_the_machine(comfyui: Path) -> None:
@@ -109,4 +109,4 @@ def test_the_compiler_of_the_machine(comfyui: Path) -> None:
             pytest.skip("no C++ compiler here")
         raise
     torch.testing.assert_close(result, wanted, rtol=1e-3, atol=1e-3)
-    running.same(attachment.outcome.schedule, magpolicy.simulate("flux", steps=10, **RULE))
+    running.same(attachment.run_report.schedule, magpolicy.simulate("flux", steps=10, **RULE))

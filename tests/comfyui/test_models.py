@@ -31,5 +31,5 @@ def test_a_model_skips_as_simulated(comfyui: Path, name: str, cfg: float) -> Non
     attachment = running.check(
         patcher, CURVE, EXPECTED, lambda model: running.sample(model, name, cfg=cfg), threshold=1.0, max_skips=2
     )
-    assert attachment.outcome.report.scope == ("model" if models.TINY[name].whole else "stack")
-    assert not attachment.outcome.notes
+    assert attachment.run_report.report.scope == ("model" if models.TINY[name].whole else "stack")
+    assert not attachment.run_report.notes

@@ -56,10 +56,10 @@ def test_inputs_are_the_origins_and_then_ours(nodes: dict[str, Any]) -> None:
 
 
 def test_every_model_type_is_one(nodes: dict[str, Any]) -> None:
-    from magpolicy_comfyui.nodes import _preset_names
+    from magpolicy_comfyui.nodes import _preset_menu
 
-    for kind in _preset_names.choices(auto=False):
-        found = _preset_names.find(kind)
+    for kind in _preset_menu.choices(auto=False):
+        found = _preset_menu.find(kind)
         assert found is not None
         assert len(found.curve) > 1
 
@@ -139,15 +139,15 @@ def test_auto(nodes: dict[str, Any], name: str, config: dict[str, Any], how: dic
     running.sample(node, name, **({"steps": 10} | how))
     attachment = attached(node)
     assert attachment is not None
-    assert attachment.outcome is not None
-    assert attachment.outcome.source == preset
+    assert attachment.run_report is not None
+    assert attachment.run_report.source == preset
 
 
 def test_auto_has_its_published_settings_though_a_calibration_of_that_name_is_kept(
     nodes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from magpolicy_comfyui._runs import attached
-    from magpolicy_comfyui.nodes import _preset_names
+    from magpolicy_comfyui.nodes import _preset_menu
     from magpolicy_comfyui.server._routes import preview
 
     monkeypatch.setenv("MAGPOLICY_HOME", str(tmp_path))
@@ -163,12 +163,12 @@ def test_auto_has_its_published_settings_though_a_calibration_of_that_name_is_ke
             values = VALUES | {"model_type": kind, "settings": "the preset's", "speedup": speedup}
             (node,) = nodes["MagCache"]().apply(model=patcher, **values)
             running.sample(node, "Flux", steps=10)
-            outcome = attached(node).outcome  # type: ignore[union-attr]
-            assert outcome is not None
-            assert outcome.source == source
-            assert repr(source) in outcome.text
+            run_report = attached(node).run_report  # type: ignore[union-attr]
+            assert run_report is not None
+            assert run_report.source == source
+            assert repr(source) in run_report.text
     assert preview(asked) == before
-    assert _preset_names.find("flux").name == "mine"  # type: ignore[union-attr]
+    assert _preset_menu.find("flux").name == "mine"  # type: ignore[union-attr]
 
 
 def test_auto_says_what_to_do_for_a_model_nobody_calibrated(nodes: dict[str, Any]) -> None:
@@ -184,7 +184,7 @@ def test_settings_of_the_preset(nodes: dict[str, Any]) -> None:
         model=patcher, model_type="wan2.1_t2v_1.3B", settings="the preset's", **(VALUES | {"magcache_K": 0})
     )
     running.sample(node, "WAN21_T2V", steps=20)
-    ran = attached(node).outcome.schedule
+    ran = attached(node).run_report.schedule
     running.same(ran, magpolicy.simulate("wan2.1_t2v_1.3B", steps=20))
     assert ran.skipped > 0
 
@@ -196,7 +196,7 @@ def test_semantics_of_others(nodes: dict[str, Any], semantics: str) -> None:
     (node,) = nodes["MagCache"]().apply(model=models.make("Flux"), model_type="flux", semantics=semantics, **VALUES)
     running.sample(node, "Flux", steps=20)
     expected = magpolicy.simulate("flux", steps=20, threshold=0.24, max_skips=4, retention=0.2, semantics=semantics)
-    running.same(attached(node).outcome.schedule, expected)
+    running.same(attached(node).run_report.schedule, expected)
 
 
 @pytest.mark.parametrize("forecast", ["auto", "hold"])
@@ -206,7 +206,7 @@ def test_a_planned_speedup(nodes: dict[str, Any], forecast: str) -> None:
     values = {"speedup": 2.0, "forecast": forecast, **VALUES}
     (node,) = nodes["MagCache"]().apply(model=models.make("Flux"), model_type="flux", **values)
     running.sample(node, "Flux", steps=20)
-    assert attached(node).outcome.schedule.computed <= 10
+    assert attached(node).run_report.schedule.computed <= 10
 
 
 def test_calibration_writes_a_preset_that_model_type_offers(
@@ -220,7 +220,7 @@ def test_calibration_writes_a_preset_that_model_type_offers(
     assert torch.equal(running.sample(node, "WAN21_T2V", steps=12, cfg=3.0), plain)
     written = folder / "mine-12.json"
     assert written.exists()
-    assert str(written) in attached(node).outcome.text
+    assert str(written) in attached(node).run_report.text
     kind = "file: mine-12.json"
     kinds, _ = nodes["MagCache"].INPUT_TYPES()["required"]["model_type"]
     assert kind in kinds
@@ -234,7 +234,7 @@ def test_calibration_writes_a_preset_that_model_type_offers(
     for more in ({}, {"speedup": 2.0}, {"forecast": "calibrated"}):
         (used,) = nodes["MagCache"]().apply(model=patcher, model_type=kind, **values, **more)
         result = running.sample(used, "WAN21_T2V", steps=12, cfg=3.0)
-        report = attached(used).outcome.report
+        report = attached(used).run_report.report
         assert report.skipped > 0
         assert torch.isfinite(result).all()
         if "speedup" in more:
@@ -249,8 +249,8 @@ def test_a_second_order_sampler_calibrates(nodes: dict[str, Any], folder: Path) 
     running.sample(node, "Flux", steps=6, sampler="heun")
     from magpolicy_comfyui._runs import attached
 
-    outcome = attached(node).outcome
-    assert (folder / "heun.json").exists() or outcome.problem
+    run_report = attached(node).run_report
+    assert (folder / "heun.json").exists() or run_report.problem
 
 
 def test_an_interrupted_calibration_writes_nothing(nodes: dict[str, Any], folder: Path) -> None:
@@ -344,14 +344,44 @@ def test_the_origin_beside_is_pointed_out(
     assert "ComfyUI-MagCache" in caplog.text
 
 
+def test_a_handle_while_a_sampling_is_under_way(comfyui: Path) -> None:
+    import comfy.sample
+
+    patcher = models.make("Flux")
+    noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+    positive, negative = models.conditioning("Flux", 0), models.conditioning("Flux", 1)
+    handle = magpolicy.attach(patcher, preset="flux", **running.RULE)
+    held, steps = [], []
+
+    def between(step: int, *_: Any) -> None:
+        held.append(handle.residuals_held)
+        steps.append(handle.report.schedule.steps)
+        with pytest.raises(magpolicy.RunError, match="under way"):
+            handle.detach()
+
+    with running.quiet():
+        comfy.sample.sample(
+            patcher, noise, 12, 3.0, "euler", "simple", positive, negative, torch.zeros_like(noise), callback=between, seed=1
+        )
+    assert max(held) == 2  # one for each condition
+    assert steps == list(range(1, 13))
+    assert handle.residuals_held == 0
+    handle.detach()
+    handle.detach()
+    assert not patcher.get_all_wrappers("outer_sample")
+
+
 def test_attach(comfyui: Path) -> None:
     patcher = models.make("Flux")
     plain = running.sample(patcher, "Flux", steps=12)
     with magpolicy.attach(patcher, preset="flux", **running.RULE) as handle:
-        with pytest.raises(magpolicy.RunError, match="no sampling yet"):
+        with pytest.raises(magpolicy.RunError, match="no run yet; run a sampler"):
             _ = handle.report
         running.sample(patcher, "Flux", steps=12)
         running.same(handle.report.schedule, magpolicy.simulate("flux", steps=12, **running.RULE))
+        assert [report.schedule for report in handle.reports] == [handle.report.schedule]
+        assert (handle.scope, handle.residuals_held) == ("stack", 0)
+        assert handle.module is patcher.model.diffusion_model
         with pytest.raises(magpolicy.AdapterError, match="attached already"):
             magpolicy.attach(patcher, preset="flux")
         with pytest.raises(magpolicy.RunError, match="does not calibrate"):

@@ -31,7 +31,7 @@ def simulated(name: str, steps: int, **more: Any) -> magpolicy.Schedule:
 def test_numbers_of_steps(comfyui: Path, name: str, steps: int | str) -> None:
     count = magpolicy.preset(PRESETS[name]).steps if steps == "own" else int(steps)
     _, attachment = once(models.make(name), name, steps=count)
-    running.same(attachment.outcome.schedule, simulated(name, count))
+    running.same(attachment.run_report.schedule, simulated(name, count))
 
 
 def once(patcher: Any, name: str, settings: dict[str, Any] | None = None, **how: Any) -> tuple[torch.Tensor, Any]:
@@ -54,7 +54,7 @@ def test_guidance(comfyui: Path, name: str, layout: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(patcher.model, "memory_required", free)
     if layout == "alternating":  # which calls are joint is up to the counter: no schedule to compare with, but all else holds
         _, attachment = once(patcher, name, cfg=3.0, steps=12)
-        report = attachment.outcome.report
+        report = attachment.run_report.report
         assert report.skipped > 0
         assert not {"mismatch", "unsupported"} & report.reasons.keys()
         return
@@ -117,15 +117,15 @@ def test_samplers(comfyui: Path, name: str, sampler: str) -> None:
     attachment = running.check(
         patcher, PRESETS[name], seen(patcher, name), lambda m: running.sample(m, name, sampler=sampler, steps=10)
     )
-    assert attachment.outcome.report.skipped > 0
-    assert not attachment.outcome.notes
+    assert attachment.run_report.report.skipped > 0
+    assert not attachment.run_report.notes
 
 
 def test_a_sampler_that_follows_the_model_computes(flux: Any) -> None:
     """The adaptive sampler chooses its noise levels by what the model returns: they cannot be known ahead."""
     node, attachment = running.under(flux, "flux")
     assert torch.isfinite(running.sample(node, "Flux", sampler="dpm_adaptive", steps=4)).all()
-    assert attachment.outcome is None or attachment.outcome.notes
+    assert attachment.run_report is None or attachment.run_report.notes
 
 
 @pytest.mark.parametrize(
@@ -145,13 +145,13 @@ def test_custom_sigmas(flux: Any, sigmas: list[float]) -> None:
     spy = running.Spy.on(node)
     running.custom(node, "Flux", sigmas)
     if len(sigmas) < 2:
-        assert attachment.outcome is None
+        assert attachment.run_report is None
         return
-    trace = attachment.outcome.report.trace
+    trace = attachment.run_report.report.trace
     assert len(trace) == len(spy.sigmas)
     levels = [max(level, 1e-6) for level in running.shares(flux, spy.sigmas)]
     if sigmas[0] == 1.0 and sigmas[-1] == 0.0:
-        running.same(attachment.outcome.schedule, magpolicy.simulate("flux", sigmas=levels, **RULE))
+        running.same(attachment.run_report.schedule, magpolicy.simulate("flux", sigmas=levels, **RULE))
 
 
 @pytest.mark.parametrize("name", FEW)
@@ -163,7 +163,7 @@ def test_denoise_half(comfyui: Path, name: str) -> None:
     attachment = running.check(
         patcher, PRESETS[name], expected, lambda m: running.sample(m, name, steps=10, denoise=0.5, latent=latent)
     )
-    assert attachment.outcome.place.first == 10
+    assert attachment.run_report.span.first == 10
 
 
 @pytest.mark.parametrize("name", FEW)
@@ -171,21 +171,21 @@ def test_two_stages_of_one_model(comfyui: Path, name: str) -> None:
     patcher = models.make(name)
     node, attachment = running.under(patcher, PRESETS[name])
     half = running.sample(node, name, steps=20, start_step=0, last_step=10)
-    first = attachment.outcome
+    first = attachment.run_report
     running.sample(node, name, steps=20, start_step=10, last_step=20, latent={"samples": half}, disable_noise=True)
-    second = attachment.outcome
+    second = attachment.run_report
     whole = simulated(name, 20)
     assert _strip(first.schedule.mask) == whole.strip[:10]
     running.same(second.schedule, simulated(name, 20, part=(10, 20)))
-    assert (first.place.first, first.place.after, second.place.first, second.place.after) == (0, 10, 10, 0)
+    assert (first.span.first, first.span.after, second.span.first, second.span.after) == (0, 10, 10, 0)
 
 
 def test_a_plan_for_a_part_of_the_run(flux: Any) -> None:
     node, attachment = running.under(flux, "flux", speedup=2.0)
     half = running.sample(node, "Flux", steps=20, start_step=0, last_step=10)
-    first = attachment.outcome.schedule
+    first = attachment.run_report.schedule
     running.sample(node, "Flux", steps=20, start_step=10, last_step=20, latent={"samples": half}, disable_noise=True)
-    second = attachment.outcome.schedule
+    second = attachment.run_report.schedule
     assert (first.steps, second.steps) == (10, 10)
     assert (first.first_step, second.first_step) == (0, 10)
     assert first.skipped > 0
@@ -201,7 +201,7 @@ def test_two_experts(comfyui: Path) -> None:
     running.sample(
         nodes[1][0], "WAN21_T2V", steps=20, cfg=3.0, start_step=8, last_step=20, latent={"samples": half}, disable_noise=True
     )
-    ran = [attachment.outcome.schedule for _, attachment in nodes]
+    ran = [attachment.run_report.schedule for _, attachment in nodes]
     sigmas = [1 - i / 20 for i in range(20)]
     for schedule, part in zip(ran, ((0, 8), (8, 20)), strict=True):
         switch = sum(running_sigma(high, s) >= 0.875 for s in sigmas)
@@ -220,11 +220,11 @@ def test_start_and_end_step(flux: Any, window: tuple[int, int]) -> None:
     start, end = window
     _, attachment = once(flux, "Flux", {"start_step": start, "end_step": end}, steps=12)
     last = end + 12 if end < 0 else min(end, 11)
-    mask = attachment.outcome.schedule.mask
+    mask = attachment.run_report.schedule.mask
     assert all(mask[i] for i in range(12) if not start <= i <= last)
     if start < 12 and last > start:
         expected = simulated("Flux", 12, start_step=start, end_step=last)
-        running.same(attachment.outcome.schedule, expected)
+        running.same(attachment.run_report.schedule, expected)
 
 
 def test_two_prompts_in_a_row_and_another_resolution(flux: Any) -> None:
@@ -232,7 +232,7 @@ def test_two_prompts_in_a_row_and_another_resolution(flux: Any) -> None:
     first = running.sample(node, "Flux", steps=12)
     for how in ({}, {"positive": models.conditioning("Flux", 7)}, {"size": (16, 12, 16)}, {"steps": 3, "size": (16, 4, 4)}):
         running.sample(node, "Flux", **({"steps": 12} | how))
-        running.same(attachment.outcome.schedule, simulated("Flux", how.get("steps", 12)))
+        running.same(attachment.run_report.schedule, simulated("Flux", how.get("steps", 12)))
     assert torch.equal(running.sample(node, "Flux", steps=12), first)
 
 
@@ -260,7 +260,7 @@ def test_interrupted_then_a_new_prompt(flux: Any, fault: str) -> None:
         hook.remove()
     running.untouched(flux)
     assert torch.equal(running.sample(node, "Flux", steps=12), fresh)
-    running.same(attachment.outcome.schedule, simulated("Flux", 12))
+    running.same(attachment.run_report.schedule, simulated("Flux", 12))
 
 
 def test_the_node_applied_twice_is_applied_once(flux: Any) -> None:
@@ -272,10 +272,10 @@ def test_the_node_applied_twice_is_applied_once(flux: Any) -> None:
     second = Attachment(Settings(source="flux", **RULE))
     attach(twice, second)
     running.sample(twice, "Flux", steps=12)
-    running.same(second.outcome.schedule, simulated("Flux", 12))
-    assert first.outcome is None
+    running.same(second.run_report.schedule, simulated("Flux", 12))
+    assert first.run_report is None
     running.sample(once_, "Flux", steps=12)
-    running.same(first.outcome.schedule, simulated("Flux", 12, max_skips=1))
+    running.same(first.run_report.schedule, simulated("Flux", 12, max_skips=1))
 
 
 def test_two_clones_in_turn(flux: Any) -> None:
@@ -286,8 +286,8 @@ def test_two_clones_in_turn(flux: Any) -> None:
     assert torch.equal(results[0], results[2])
     assert torch.equal(results[1], results[3])
     assert torch.equal(running.sample(flux, "Flux", steps=12), plain)
-    running.same(a.outcome.schedule, simulated("Flux", 12))
-    running.same(b.outcome.schedule, simulated("Flux", 12, max_skips=1))
+    running.same(a.run_report.schedule, simulated("Flux", 12))
+    running.same(b.run_report.schedule, simulated("Flux", 12, max_skips=1))
 
 
 def test_the_model_is_untouched_between_two_calls(flux: Any) -> None:
@@ -315,7 +315,7 @@ def test_the_model_is_untouched_between_two_calls(flux: Any) -> None:
             node, noise, 12, 1.0, "euler", "simple", pos, neg, torch.zeros_like(noise), callback=between, seed=1
         )
     assert seen_there == [True] * 12
-    running.same(attachment.outcome.schedule, simulated("Flux", 12))
+    running.same(attachment.run_report.schedule, simulated("Flux", 12))
 
 
 def _strip(mask: tuple[bool, ...]) -> str:

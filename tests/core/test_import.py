@@ -32,6 +32,15 @@ print([name for name in {HEAVY!r} if name in sys.modules])
     assert python(code).strip() == "[]"
 
 
+def test_import_alone_loads_nothing_of_ours_nor_numpy():
+    code = "import sys, magpolicy; print([n for n in sys.modules if n == 'numpy' or n.startswith('magpolicy.')])"
+    assert python(code).strip() == "[]"
+
+
+def test_a_preview_does_not_look_for_plugins():
+    assert python("import sys, magpolicy; magpolicy.simulate('flux'); print('pluggy' in sys.modules)").strip() == "False"
+
+
 def test_import_alone_does_not_look_for_plugins():
     assert python("import sys, magpolicy; print('pluggy' in sys.modules)").strip() == "False"
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from magpolicy import ArgumentError, Calibration, Curve, Decision, Schedule, expected_errors, plan, preset, trade_off
+from magpolicy import ArgumentError, Calibration, Curve, Decision, Safeguard, Schedule, expected_errors, plan, preset, trade_off
 from magpolicy.calibration._prior import prior_calibration
 from magpolicy.testing import strategies
 
@@ -522,3 +522,44 @@ def test_errors_expected_of_any_schedule():
     assert len(fine["cond"]) == 40
     with pytest.raises(ArgumentError, match="schedule has 28 steps, the run 20"):
         expected_errors(found, rule, steps=20)
+
+
+# Planned again.
+
+
+@pytest.mark.parametrize("settings", [{}, {"part": (6, 28)}, {"sigmas": [1 - i / 20 for i in range(20)]}], ids=str)
+def test_a_given_plan_is_planned_again_from_its_calibration(settings):
+    found = example(28)
+    chosen = plan(found, speedup=3.0, **settings)
+    computed = [i for i, computes in enumerate(chosen.mask) if computes]
+    at = computed[2]
+    for again in (chosen, pickle.loads(pickle.dumps(chosen))):
+        guard = Safeguard(plan=again, calibration=found, floor=0.0)
+        replan = guard.compare("cond", again.first_step + at, 4 * again.checks[0][at][1])
+        assert replan.outcome == "replanned"
+        rest = replan.schedule
+        assert (rest.first_step, rest.steps, rest.sigmas) == (again.first_step, again.steps, again.sigmas)
+        assert rest.computed >= again.computed
+        for rows, planned in ((rest.coefficients, again.coefficients), (rest.modelled, again.modelled)):
+            assert [row[: at + 1] for row in rows] == [row[: at + 1] for row in planned], "what is over stays as it was"
+        errors = expected_errors(found, rest)
+        assert {n: e[at + 1 :] for n, e in errors.items()} == {
+            n: pytest.approx(rest.stream_errors(n)[at + 1 :], abs=1e-6) for n in rest.streams
+        }
+
+
+def test_a_mask_of_ones_own_is_planned_again_and_holds():
+    found = example(28)
+    mine = Schedule.from_mask([i % 4 == 0 for i in range(28)], checks={"single": [None] * 8 + [((), 0.01)] + [None] * 19})
+    rest = Safeguard(plan=mine, calibration=found).compare("single", 8, 0.5).schedule
+    assert rest.mask[:9] == mine.mask[:9]
+    assert not any(map(any, rest.coefficients))
+
+
+def test_without_a_calibration_the_rest_computes():
+    chosen = plan(example(28), speedup=3.0)
+    at = [i for i, computes in enumerate(chosen.mask) if computes][2]
+    replan = Safeguard(plan=chosen).compare("cond", at, 9.0)
+    assert (replan.outcome, replan.schedule.mask[at:]) == ("computes", (True,) * (28 - at))
+    with pytest.raises(ArgumentError, match="calibration=3 must be a Calibration; leave it out"):
+        Safeguard(plan=chosen, calibration=3)

@@ -192,6 +192,85 @@ def test_from_a_trace_of_a_later_part_of_a_run():
     assert schedule == a_schedule(part=(5, 9))
 
 
+def a_plan():
+    """Four of eight steps, every skip with a forecast, an error and, at computed steps, a check of its own."""
+    return Schedule.from_mask(
+        [1, 1, 0, 0, 1, 0, 1, 0],
+        coefficients=[0, 0, (0.5, 0.1), (0.6,), 0, (0.7,), 0, (0.8, 0.2)],
+        errors=[0, 0, 0.01, 0.02, 0, 0.03, 0, 0.04],
+        checks={"single": [None, ((), 0.1), None, None, ((0.2,), 0.2), None, ((0.3,), 0.3), None]},
+        sigmas=[1 - i / 8 for i in range(8)],
+    )
+
+
+def followed(plan, *, start=0, revised=(), **settings):
+    """The trace of a run that computes the steps ``revised`` though the plan skips them."""
+    session = Session(plan, **settings).begin(start)
+    for step in range(start, session.steps):
+        session.decide()
+        session.commit(Decision.MISMATCH if step in revised else None)
+    session.end()
+    return session.trace
+
+
+def test_a_trace_with_its_plan_states_the_plan():
+    plan = a_plan()
+    ran = Schedule.from_trace(followed(plan), plan=plan)
+    assert (ran, ran.coefficients, ran.modelled) == (plan, plan.coefficients, plan.modelled)
+    assert (ran.checks, ran.sigmas, ran.planned) == (plan.checks, plan.sigmas, True)
+    assert ran.rms_error == plan.rms_error
+    alone = Schedule.from_trace(followed(plan))
+    assert (alone.coefficients, alone.worst, alone.planned) == (plan.coefficients, 0, False)
+
+
+def test_what_did_not_go_as_planned_is_not_stated():
+    plan = a_plan()
+    ran = Schedule.from_trace(followed(plan, revised=[3]), plan=plan)
+    assert ran.mask == (True, True, False, True, True, False, True, False)
+    # Forecasts and checks from step 4 on are made of the residuals of steps 1 and 4; here 3 and 4 were computed last.
+    assert ran.coefficients == (((), (), (0.5, 0.1), (), (), (), (), ()),)
+    assert ran.modelled == ((0, 0, 0.01, 0, 0, 0, 0, 0),)
+    assert ran.checks == ((None, ((), 0.1), None, None, None, None, None, None),)
+
+
+def test_a_run_from_the_middle_states_what_is_as_planned_from_there_on():
+    plan = a_plan()
+    ran = Schedule.from_trace(followed(plan, start=3), plan=plan)
+    assert (ran.first_step, ran.steps) == (3, 5)
+    assert ran.sigmas == plan.sigmas[3:]
+    assert ran.modelled[0][2] == 0, "its forecast is made of two residuals, there is one"
+
+
+def test_a_run_that_holds_states_no_errors_of_forecasts():
+    plan = a_plan()
+    ran = Schedule.from_trace(followed(plan, forecast="hold"), plan=plan)
+    assert not any(map(any, ran.coefficients))
+    assert ran.worst == 0
+
+
+def test_noise_levels_are_those_of_the_run_where_no_plan_has_any():
+    with Session([1.0, 1.1, 1.0], sigmas=[1.0, 0.5, 0.2], threshold=0.2, max_skips=2, retention=0) as session:
+        for _ in range(3):
+            session.decide()
+            session.commit()
+    ran = Schedule.from_trace(session.trace)
+    assert ran.sigmas == (1.0, 0.5, 0.2)
+    assert Schedule.from_trace(session.trace[:2]).sigmas == (1.0, 0.5)
+    assert Schedule.from_trace(session.trace, plan=Schedule.from_mask([1, 0, 0])).sigmas == (1.0, 0.5, 0.2)
+    assert Schedule.from_dict(ran.to_dict()).sigmas == ran.sigmas
+    assert simulate([1.0, 1.1, 1.0], sigmas=[1.0, 0.5, 0.2], part=(1, 3), threshold=0.2, max_skips=2, retention=0).sigmas == (
+        0.5,
+        0.2,
+    )
+    assert "sigmas" not in Schedule.from_mask([1, 0]).to_dict()
+
+
+@pytest.mark.parametrize("sigmas", [[1.0], [1.0, 0.5, 0.1], [1.0, -0.5], [1.0, "x"], 3])
+def test_noise_levels_that_cannot_be(sigmas):
+    with pytest.raises(ArgumentError, match="sigmas"):
+        Schedule.from_mask([1, 0], sigmas=sigmas)
+
+
 def test_an_empty_trace_is_no_schedule():
     with pytest.raises(ArgumentError, match="trace is empty"):
         Schedule.from_trace(())

@@ -33,15 +33,6 @@ def test_applying_writes_nothing_in_place_and_keeps_the_dtype():
     assert torch.equal(found, torch.full_like(before, 2))
 
 
-@pytest.mark.parametrize(("shape", "channel_dim", "tokens"), [((2, 5, 3), -1, 10), ((2, 3, 4, 4), 1, 32)])
-def test_token_norms(shape, channel_dim, tokens):
-    residual = torch.ones(shape, dtype=torch.float16)
-    norms = _arithmetic.token_norms(residual, channel_dim=channel_dim)
-    assert norms.shape == (tokens,)
-    assert norms.dtype == "float32"
-    assert norms == pytest.approx(3**0.5, rel=1e-6)
-
-
 def test_the_store_gives_back_what_was_put_or_says_why_not():
     store, residual = ResidualStore(), torch.ones(1, 4, 8)
     assert store.take("a", residual) is Decision.NO_RESIDUAL

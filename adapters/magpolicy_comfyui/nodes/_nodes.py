@@ -1,7 +1,4 @@
-"""The nodes.
-
-Those named as in ComfyUI-MagCache take its inputs in its order, so that its workflows load; new inputs come after.
-"""
+"""The nodes: what ComfyUI calls, and the names it knows them by."""
 
 from __future__ import annotations
 
@@ -9,102 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import magpolicy
-from magpolicy_comfyui import _model_presets
+from magpolicy_comfyui import _install, _model_presets
 from magpolicy_comfyui._compile import compile_model
 from magpolicy_comfyui._run_report import RunReport
 from magpolicy_comfyui._runs import Attachment, attach, attached, log
-from magpolicy_comfyui._settings import Settings, recommended
-from magpolicy_comfyui.nodes import _preset_names, _publish
+from magpolicy_comfyui._settings import Settings
+from magpolicy_comfyui.nodes import _preset_menu, _report
+from magpolicy_comfyui.nodes._inputs import Inputs, more_inputs, rule_inputs, settings_of
 from magpolicy_comfyui.nodes._picture import picture
 
 CATEGORY = "MagCache"
-_OWN = "magpolicy"
-_MANUAL, _PRESET = "as set here", "the preset's"
-Inputs = dict[str, dict[str, Any]]
-
-
-def _rule() -> dict[str, Any]:
-    """The settings of the rule, in the origin's order."""
-    return {
-        "model_type": (
-            _preset_names.choices(),
-            {"default": _preset_names.AUTO, "tooltip": "Which model this is: its calibration decides. auto reads the model."},
-        ),
-        "magcache_thresh": (
-            "FLOAT",
-            {"default": 0.24, "min": 0.0, "max": 10.0, "step": 0.001, "round": 0.001,
-             "tooltip": "Bound on the accumulated error. More skips, less like the full run."},
-        ),
-        "retention_ratio": (
-            "FLOAT",
-            {"default": 0.1, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip": "Leading share of the run that always computes."},
-        ),
-        "magcache_K": ("INT", {"default": 5, "min": 0, "max": 100, "tooltip": "Longest run of skips."}),
-        "start_step": ("INT", {"default": 0, "min": 0, "max": 10000, "tooltip": "First step that may be skipped."}),
-        "end_step": (
-            "INT",
-            {"default": -1, "min": -10000, "max": 10000, "tooltip": "Last one; negative counts from the end."},
-        ),
-    }  # fmt: skip
-
-
-def _more() -> dict[str, Any]:
-    """The new inputs, which old workflows do not have."""
-    return {
-        "settings": (
-            [_MANUAL, _PRESET],
-            {"default": _MANUAL, "tooltip": "Take threshold, K and retention from here, or those published with the preset."},
-        ),
-        "semantics": (
-            list(magpolicy.semantics_names()),
-            {"default": _OWN, "tooltip": "magpolicy's own rule, or that of a published implementation, decision for decision."},
-        ),
-        "offload": (["device", "cpu"], {"default": "device", "tooltip": "Where residuals wait between their uses."}),
-        "speedup": (
-            "FLOAT",
-            {"default": 0.0, "min": 0.0, "max": 20.0, "step": 0.1,
-             "tooltip": "Plan for a speedup in place of a threshold, e.g. 2 for half the evaluations. 0: by the threshold."},
-        ),
-        "forecast": (
-            ["auto", "hold", "linear", "calibrated", "second-order"],
-            {"default": "auto", "tooltip": "What a skipped step gets: the last residual, or where the last ones are heading."},
-        ),
-    }  # fmt: skip
-
-
-def _settings(
-    model_type: str,
-    magcache_thresh: float,
-    retention_ratio: float,
-    magcache_K: int,
-    start_step: int,
-    end_step: int,
-    settings: str = _MANUAL,
-    semantics: str = _OWN,
-    offload: str = "device",
-    speedup: float = 0.0,
-    forecast: str = "auto",
-    unique_id: str | None = None,
-) -> Settings:
-    source = _preset_names.find(model_type, published=settings == _PRESET and not speedup)
-    rule: dict[str, Any] = {"threshold": magcache_thresh, "max_skips": magcache_K, "retention": retention_ratio}
-    if settings == _PRESET:
-        known = recommended(source)
-        rule = dict.fromkeys(rule) if source is None else {k: v if known[k] is None else known[k] for k, v in rule.items()}
-    made = Settings(
-        source=source,
-        **rule,
-        start_step=start_step,
-        end_step=end_step,
-        semantics=None if semantics == _OWN else semantics,
-        offload=None if offload == "device" else offload,
-        speedup=speedup or None,
-        forecast=None if forecast == "auto" else forecast,
-        node=unique_id,
-        follow_steps=model_type == "hunyuan_video1.5",
-    )
-    made.check()
-    return made
 
 
 class MagCache:
@@ -118,21 +29,21 @@ class MagCache:
     @classmethod
     def INPUT_TYPES(cls) -> Inputs:
         return {
-            "required": {"model": ("MODEL",), **_rule()},
-            "optional": _more(),
+            "required": {"model": ("MODEL",), **rule_inputs()},
+            "optional": more_inputs(),
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
     @classmethod
     def IS_CHANGED(cls, model_type: str | None = None, **_: Any) -> float:
-        return _preset_names.changed(model_type)
+        return _preset_menu.changed(model_type)
 
     def apply(self, model: Any, **inputs: Any) -> tuple[Any]:
-        settings = _settings(**inputs)
+        settings = settings_of(**inputs)
         if settings.source is None:
             _model_presets.candidates(model.model)  # complains now, not midway through a workflow
         clone = model.clone()
-        attach(clone, Attachment(settings, _publish.finished))
+        attach(clone, Attachment(settings, _report.finished))
         return (clone,)
 
 
@@ -147,7 +58,7 @@ class MagCacheCalibration:
     @classmethod
     def INPUT_TYPES(cls) -> Inputs:
         return {
-            "required": {"model": ("MODEL",), "model_type": (_preset_names.choices(), {"default": _preset_names.AUTO})},
+            "required": {"model": ("MODEL",), "model_type": (_preset_menu.choices(), {"default": _preset_menu.AUTO})},
             "optional": {
                 "name": ("STRING", {"default": "", "tooltip": "Of the preset; empty: the model's class and the steps."}),
             },
@@ -156,23 +67,23 @@ class MagCacheCalibration:
 
     def apply(self, model: Any, model_type: str, name: str = "", unique_id: str | None = None) -> tuple[Any]:
         clone = model.clone()
-        settings = Settings(source=_preset_names.find(model_type), calibrate=True, name=name, node=unique_id)
-        kind = type(model.model).__name__ if model_type == _preset_names.AUTO else model_type.removeprefix("file: ")
+        settings = Settings(source=_preset_menu.find(model_type), calibrate=True, name=name, node=unique_id)
+        kind = type(model.model).__name__ if model_type == _preset_menu.AUTO else model_type.removeprefix("file: ")
 
-        def finished(attachment: Attachment, outcome: RunReport) -> None:
-            written = _write(outcome, settings, kind)
-            outcome.notes.append(f"written: {written}" if written else f"nothing was measured: {outcome.problem}")
-            _publish.finished(attachment, outcome)
+        def finished(attachment: Attachment, run_report: RunReport) -> None:
+            written = _write(run_report, settings, kind)
+            run_report.notes.append(f"written: {written}" if written else f"nothing was measured: {run_report.problem}")
+            _report.finished(attachment, run_report)
 
         attach(clone, Attachment(settings, finished))
         return (clone,)
 
 
-def _write(outcome: RunReport, settings: Settings, kind: str) -> Path | None:
-    if outcome.calibration is None:
+def _write(run_report: RunReport, settings: Settings, kind: str) -> Path | None:
+    if run_report.measured is None:
         return None
-    return _preset_names.save(
-        settings.name.strip() or f"{Path(kind).stem}-{outcome.calibration.steps}steps", outcome.calibration
+    return _preset_menu.save(
+        settings.name.strip() or f"{Path(kind).stem}-{run_report.measured.steps}steps", run_report.measured
     )
 
 
@@ -215,12 +126,12 @@ class MagPolicyPreview:
     def INPUT_TYPES(cls) -> Inputs:
         steps = ("INT", {"default": 20, "min": 1, "max": 1000, "tooltip": "Steps of the sampler."})
         return {
-            "required": {**_rule(), "steps": steps},
-            "optional": {**_more(), "model": ("MODEL", {"tooltip": "For model_type auto."})},
+            "required": {**rule_inputs(), "steps": steps},
+            "optional": {**more_inputs(), "model": ("MODEL", {"tooltip": "For model_type auto."})},
         }
 
     def preview(self, steps: int, model: Any = None, **inputs: Any) -> dict[str, Any]:
-        settings = _settings(**inputs)
+        settings = settings_of(**inputs)
         source = settings.source
         if source is None:
             if model is None:
@@ -252,12 +163,12 @@ class MagPolicyReport:
 
     def report(self, latent: Any, model: Any) -> dict[str, Any]:
         attachment = attached(model)
-        outcome = None if attachment is None else attachment.outcome
-        if outcome is None:
+        run_report = None if attachment is None else attachment.run_report
+        if run_report is None:
             why = "this model has no MagCache node before it" if attachment is None else "no sampling was run with this model"
             text, image = f"nothing to report: {why}", picture(magpolicy.Schedule.from_mask([True]))
         else:
-            text, image = outcome.text, picture(outcome.schedule)
+            text, image = run_report.text, picture(run_report.schedule)
         return {"ui": {"text": (text,)}, "result": (latent, image, text)}
 
 
@@ -284,25 +195,17 @@ NODE_DISPLAY_NAME_MAPPINGS = {
 }
 
 
-def origin() -> Path | None:
-    """The folder of ComfyUI-MagCache, if it is installed beside this pack: it has nodes of the same names."""
+def _say_if_beside() -> None:
+    """ComfyUI-MagCache beside this pack has nodes of the same names."""
     import folder_paths
 
     for place in folder_paths.get_folder_paths("custom_nodes"):
-        entries = Path(place).glob("*") if Path(place).is_dir() else ()
-        found = next((entry for entry in entries if entry.name.lower() == "comfyui-magcache" and entry.is_dir()), None)
-        if found is not None:
-            return found
-    return None
-
-
-def _say_if_beside() -> None:
-    if (found := origin()) is not None:
-        log.warning(
-            "magpolicy: %s is installed too, and has nodes of the same names; which of them a workflow gets is left to "
-            "ComfyUI. Remove that folder, or use the nodes named (magpolicy).",
-            found,
-        )
+        for folder in _install.origins(Path(place)):
+            log.warning(
+                "magpolicy: %s is installed too, and has nodes of the same names; which of them a workflow gets is left to "
+                "ComfyUI. Remove that folder, or use the nodes named (magpolicy).",
+                folder,
+            )
 
 
 _say_if_beside()

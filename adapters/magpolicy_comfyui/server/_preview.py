@@ -8,10 +8,9 @@ from typing import Any
 
 from attrs import frozen
 
-from magpolicy import ArgumentError, Schedule, _checks
-from magpolicy.run._simulate import _run
+from magpolicy import ArgumentError, Schedule
+from magpolicy.adapter import place, whole
 from magpolicy_comfyui import _dry_run, _model_presets, _noise_levels
-from magpolicy_comfyui._runs import _run_of
 from magpolicy_comfyui._settings import Settings
 
 MAX_STEPS = 2_000  # more than anybody samples with; a panel asks again and again
@@ -47,7 +46,7 @@ class Sampler:
         given |= {key: str(values[key]) for key in ("sampler_name", "scheduler") if values.get(key) is not None}
         steps = values.get("steps")
         return cls(
-            steps=_checks.whole("steps", default_steps if steps is None else steps, 1, MAX_STEPS, example=str(default_steps)),
+            steps=whole("steps", default_steps if steps is None else steps, 1, MAX_STEPS, example=str(default_steps)),
             custom=bool(values.get("custom")),
             **given,
         )
@@ -63,14 +62,12 @@ def schedule(settings: Settings, source: Any, sampler: Sampler, *, flux: bool = 
     if found is None:
         return settings.preview(source, sampler.steps), "evenly spaced steps, one evaluation each, are assumed"
     evaluations, levels, model_sampling, known = found
-    place = _noise_levels.place(evaluations, levels, model_sampling)
+    span = _noise_levels.span_of(evaluations, levels, model_sampling)
     if settings.follow_steps:
-        source = _model_presets.longer(source.name, place.steps)
-    setup = settings.setup(source, place, _noise_levels.steps_of(evaluations, levels))
-    steps, given, first = _run_of(setup, place)
-    part = (first, first + len(place.levels))
+        source = _model_presets.longer(source.name, span.steps)
+    config = settings.config(source, span, _noise_levels.steps_of(evaluations, levels))
     remark = None if known else "one evaluation a step is assumed: this sampler's are known when it runs"
-    return _run(setup, steps, given, None, part), remark
+    return place(config, span).simulate(), remark
 
 
 def _evaluations(sampler: Sampler, flux: bool) -> tuple[list[float], list[float], Any, bool] | None:
@@ -92,18 +89,18 @@ def _evaluations(sampler: Sampler, flux: bool) -> tuple[list[float], list[float]
         return levels[:-1], levels, model_sampling, False
     guider = SimpleNamespace(inner_model=SimpleNamespace(model_sampling=model_sampling), model_patcher=patcher)
     make = comfy.samplers.sampler_object
-    evaluations = None if name in _DRAWING else _rehearsed(make(_AS.get(name, name)), guider, sigmas)
+    evaluations = None if name in _DRAWING else _dry_run_alone(make(_AS.get(name, name)), guider, sigmas)
     return evaluations or levels[:-1], levels, model_sampling, evaluations is not None
 
 
-def _rehearsed(sampler: Any, guider: Any, sigmas: Any) -> list[float] | None:
-    """The sigma of each evaluation, as :func:`magpolicy_comfyui._dry_run.rehearse`.
+def _dry_run_alone(sampler: Any, guider: Any, sigmas: Any) -> list[float] | None:
+    """The sigma of each evaluation, as :func:`magpolicy_comfyui._dry_run.dry_run`.
 
     A sampling may be going on in another thread, so PyTorch's common generator, which that may draw from, is not touched.
     """
     import torch
 
-    model = _dry_run._Model(guider, _dry_run._MOST * len(sigmas))
+    model = _dry_run.NotingModel(guider, _dry_run.MOST * len(sigmas))
     noise = torch.ones((1, 1, 1, 1), device=sigmas.device)
     extra = {"model_options": {"transformer_options": {"sample_sigmas": sigmas}}, "seed": 0}
     try:

@@ -83,22 +83,22 @@ def _in_node_names(text: str) -> str:
 
 
 def _answer(question: Mapping[str, Any]) -> dict[str, Any]:
-    from magpolicy_comfyui.nodes import _nodes, _preset_names
+    from magpolicy_comfyui.nodes import _inputs, _preset_menu
     from magpolicy_comfyui.server import _preview
 
     inputs = question.get("inputs") or {}
-    name = str(inputs.get("model_type", _preset_names.AUTO))
-    if names_a_file(name) and name not in _preset_names.files():
+    name = str(inputs.get("model_type", _preset_menu.AUTO))
+    if names_a_file(name) and name not in _preset_menu.files():
         raise magpolicy.PresetError(
-            f"model_type={name!r} is not one of the node's list; files belong into {_preset_names.folder()}"
+            f"model_type={name!r} is not one of the node's list; files belong into {_preset_menu.folder()}"
         )
     linked = [name for name in SETTINGS if inputs.get(name) is None]
-    asked = bool(linked) or inputs.get("settings") == _nodes._PRESET
-    preset = _preset_names.find(name, published=asked and not inputs.get("speedup"))
+    asked = bool(linked) or inputs.get("settings") == _inputs.PRESET
+    preset = _preset_menu.find(name, published=asked and not inputs.get("speedup"))
     if preset is None:
         return {"headline": "auto: chosen when the model is loaded", "schedule": None, "notes": []}
     shown = {name: _default(name, preset) for name in linked} | {k: v for k, v in inputs.items() if v is not None}
-    settings = _nodes._settings(**{name: value for name, value in shown.items() if name in _KNOWN})
+    settings = _inputs.settings_of(**{name: value for name, value in shown.items() if name in _KNOWN})
     values = question.get("sampler") or {}
     sampler = _preview.Sampler.of(values, preset.steps)
     schedule, remark = _preview.schedule(settings, preset, sampler, flux=preset.family == "flux")

@@ -210,8 +210,9 @@ class ForwardPattern:
         filling: dict[int, Tensor] = {}
         for place, tensor in zip(at, streams, strict=True):
             if place is not None and tensor is not None:
-                spread = place == at.text and _spreads(tensor.shape, self.shapes[place])
-                filling[place] = tensor.expand(self.shapes[place] or ()) if spread else tensor
+                # As it was seen: a batch of another size says nothing about the text of this one.
+                spread = place == at.text and _spreads(self.given[1], self.shapes[place]) and streams.hidden is not None
+                filling[place] = tensor.expand(len(streams.hidden), *tensor.shape[1:]) if spread else tensor  # type: ignore[arg-type]
         values = [None if shape is None else filling.get(k) for k, shape in enumerate(self.shapes)]
         if any(v is None and shape is not None for v, shape in zip(values, self.shapes, strict=True)):
             return None

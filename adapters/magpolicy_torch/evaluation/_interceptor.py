@@ -130,7 +130,16 @@ def _state_without_ours(module: Any, /) -> Any:
     """What ``copy`` and ``pickle`` take of an intercepted module: as its class says, and nothing of ours."""
     get = getattr(type(module), "__getstate__", None)
     state = module.__dict__ if get is None else get(module)
-    return without_ours(state) if isinstance(state, dict) else state
+    if not isinstance(state, dict):
+        return state
+    found = without_ours(state)
+    for name, value in state.items():  # methods that are replaced on it
+        while isinstance(value, Patch):
+            value = value.found
+            found[name] = value
+        if value is None and isinstance(state[name], Patch):
+            del found[name]
+    return found
 
 
 def _compiled_as(own: Any, call: Callable[..., Any]) -> Any:

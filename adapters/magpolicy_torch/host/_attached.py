@@ -217,11 +217,8 @@ class AttachedToLoop(Attached):
     def try_go_to(self, step: int) -> bool:
         """As :meth:`go_to`; whether a run is under way here."""
 
-    def warn_once(self, message: str) -> None:
-        """Said at the first call outside a run; once is enough."""
-        if not self._warned:
-            self._warned = True
-            self.warn(message)
-
-    def warn(self, message: str) -> None:
-        warnings.warn(message, UserWarning, stacklevel=4)
+    def warn(self, message: str, *, once: bool = False) -> None:
+        """Tell the user; ``once``: what holds for every call outside a run."""
+        if not (once and self._warned):
+            self._warned = self._warned or once
+            warnings.warn(message, UserWarning, stacklevel=4)

@@ -146,8 +146,9 @@ class Handle(AttachedToLoop):
     def _forward(self, original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run = self._run.get()
         if run is None:
-            self.warn_once(
-                f"{self._name} was called outside a run, so nothing is skipped; put the loop in 'with handle.run(steps=...):'"
+            self.warn(
+                f"{self._name} was called outside a run, so nothing is skipped; put the loop in 'with handle.run(steps=...):'",
+                once=True,
             )
             return original(*args, **kwargs)
         if visited(self.stack):  # the model calls itself: part of the evaluation under way

@@ -106,6 +106,11 @@ class HostRun:
                 run.free()
 
     @property
+    def unsupported(self) -> bool:
+        """Whether some call's blocks could not be followed."""
+        return any(run.unsupported for run in self._runs.values())
+
+    @property
     def residuals_held(self) -> int:
         """Residuals held now."""
         return sum(run.store.count for run in self._runs.values())
@@ -135,7 +140,7 @@ class HostRun:
         return calibrated(self._measured("calibration"), self.session, {**provenance, "scope": self.scope})
 
     def _measured(self, what: str) -> Moments:
-        return measured(what, self.moments, any(run.unsupported for run in self._runs.values()))
+        return measured(what, self.moments, self.unsupported)
 
 
 def checkpointing(module: nn.Module) -> bool:

@@ -115,7 +115,7 @@ class Report:
             forecasts.count(None),
             dict(held),
             session.replans,
-            session._setup.source,
+            session.source,
             tuple(record.laps),
             tuple(record.losses),
         )

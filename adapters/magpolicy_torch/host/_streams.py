@@ -49,15 +49,15 @@ class StreamNamer:
         """Whether there are so many that they cannot be those of guidance: conditions that change at every step, or steps that
         could not be told apart."""
         self._roles: dict[Hashable, dict[str, str]] = {}  # per key and role, the name
+        self._step: int | None = None
         self._used: dict[str, str] = {}  # per stream of the step under way, the name that was evaluated
+        self._before: dict[str, str] = {}  # the same of the step before
         self._counts: dict[str, int] = {}
 
-    def begin_step(self) -> frozenset[str]:
-        """Every stream is to be evaluated for the first time again. Returns those of the step before."""
-        before = self.used
-        self._used.clear()
+    def begin_step(self) -> None:
+        """Every stream is to be evaluated for the first time again."""
+        self._before, self._used = self._used, {}
         self._counts.clear()
-        return before
 
     def known(self, key: Hashable) -> str | None:
         """The name of the condition that ``key`` identifies, where it has one role only."""
@@ -76,11 +76,17 @@ class StreamNamer:
             self.conditions.add(name)
         return roles[role]
 
-    def evaluated(self, names: Iterable[str], frames: Sequence[int] = ()) -> tuple[str, ...]:
-        """The streams of a call that evaluates these names, in a context window over ``frames`` if there are any.
+    def evaluated(self, names: Iterable[str], frames: Sequence[int] = (), step: int | None = None) -> tuple[str, ...]:
+        """The streams of a call that evaluates these names. One that was evaluated at this step already is another stream.
 
-        A name that was evaluated at this step already is another stream than it was then.
+        Args:
+            names: what is evaluated, in batch order.
+            frames: those of a context window, where it is evaluated in one.
+            step: where another one is given than before, a step begins.
         """
+        if step is not None and step != self._step:
+            self._step = step
+            self.begin_step()
         streams = []
         for name in names:
             base = self.bases.setdefault(name, name)
@@ -94,11 +100,11 @@ class StreamNamer:
         return tuple(streams)
 
     @property
-    def used(self) -> frozenset[str]:
-        """The streams that were evaluated at the step under way."""
-        return frozenset(self._used)
+    def complete(self) -> bool:
+        """Whether every stream of the step before was evaluated at the one under way."""
+        return bool(self._before) and self._used.keys() >= self._before.keys()
 
     @property
     def repeats(self) -> list[str]:
-        """Those of them whose name was evaluated more than once."""
+        """The streams of the step under way whose name was evaluated more than once."""
         return [stream for stream, name in self._used.items() if self._counts[name] > 1]

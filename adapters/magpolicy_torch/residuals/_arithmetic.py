@@ -14,9 +14,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
 
 def difference(after: Tensor, before: Tensor) -> Tensor:
     """``after - before``, both of one shape: a fresh tensor of that shape without autograd history.
@@ -45,13 +42,3 @@ def forecast(residuals: Sequence[Tensor], coefficients: Sequence[float]) -> Tens
     last, before, *oldest = residuals
     found = torch.lerp(before, last, 1.0 + coefficients[0])
     return found.add_(torch.sub(before, oldest[0]), alpha=coefficients[1]) if oldest else found
-
-
-def token_norms(residual: Tensor, *, channel_dim: int = -1) -> NDArray[np.float32]:
-    """L2 norm over channels of each token: float32 of shape ``(tokens,)``, all samples of the batch after one another.
-
-    For calibration: ``magpolicy.Curve.from_norms`` makes ratios of these. Waits for the device.
-    """
-    norms = torch.linalg.vector_norm(residual.detach(), dim=channel_dim, dtype=torch.float32)
-    result: NDArray[np.float32] = norms.flatten().cpu().numpy()
-    return result

@@ -40,19 +40,19 @@ def _as_cross(value: Any) -> dict[tuple[str, str], Floats]:
 
 @frozen(eq=False, kw_only=True)
 class Calibration:
-    """What one or several full runs of a model say about reusing its residuals.
+    """Inner products of a model's residuals, measured in one or several full runs.
 
-    It holds inner products of residuals a few evaluations apart; how far a reused or forecast residual would be off follows
-    from them for every choice of computed steps. Usable wherever a preset or a curve is.
+    They give the error of each reuse and each forecast, for every choice of computed steps. You can pass a calibration wherever
+    you can pass a preset or a curve.
 
     Args:
         sigmas: noise level of each of the N evaluations.
         streams: moments per stream.
         cross: per pair of streams (a, b) an (N, 2W+1) array: ``[i, W+d]`` is the mean of ``r^a_i * r^b_(i+d)``, nan where not
             known. May be empty; with it, plans know how errors of guidance's branches combine.
-        provenance: where it is from: model, dtype, scheduler, shift, resolution, guidance, versions, whatever is known.
-        name: to list it by, and ask for it.
-        aliases: more names, such as the repo id of the model, by which a host finds it.
+        provenance: how it was made: model, dtype, scheduler, shift, resolution, guidance, versions, as far as they can be told.
+        name: the name that it is listed under, and that :func:`magpolicy.preset` takes.
+        aliases: more names, such as the repo id of the model, which host adapters look for.
 
     Raises:
         ArgumentError: lengths that differ.
@@ -94,7 +94,7 @@ class Calibration:
 
     @property
     def window(self) -> int:
-        """Evaluations back to which inner products are known, in every stream."""
+        """How many evaluations back inner products reach, in every stream."""
         return min(moments.window for moments in self.streams.values())
 
     @property
@@ -110,7 +110,7 @@ class Calibration:
         return Curve({name: _ratios_at(moments.ratios, kept) for name, moments in self.streams.items()}, sigmas=sigmas)
 
     def of(self, stream: str) -> StreamMoments:
-        """Moments of ``stream``; a stream that was not calibrated reads the first one's."""
+        """Moments of ``stream``; those of the first stream if ``stream`` was not calibrated."""
         return self.streams.get(stream) or next(iter(self.streams.values()))
 
     def hold_error(self, stream: str, j: int, i: int) -> float:
@@ -118,7 +118,7 @@ class Calibration:
         return self.error(stream, j, j, i, 0.0)
 
     def coefficient(self, stream: str, p: int, j: int, i: int) -> float:
-        """The c for which r_j + c (r_j - r_p) is closest to r_i; 0 where forecasting does not pay or is not known.
+        """The c for which r_j + c (r_j - r_p) is closest to r_i; 0 if a forecast does not pay, or cannot be computed.
 
         r_p and r_j are the residuals computed last, in that order. With c = a (s_i - s_j)/(s_j - s_p), a=1 is the straight line
         over noise level s.
@@ -147,9 +147,9 @@ class Calibration:
     def resample(self, *, steps: int | None = None, sigmas: Sequence[float] | None = None) -> Calibration:
         """The calibration of another run of the same model: any number of steps, any schedule, any order of evaluations.
 
-        The residual is taken for a smooth path over noise level and read at the run's levels (interpolation over the share of
-        the run, of the fifth order where the window spans the run, else of the third); inner products follow. Levels outside
-        the calibrated range are not known (nan): a plan computes there.
+        The residual is interpolated between the calibrated noise levels, over the share of the run: with the fifth order if the
+        calibration spans the whole run, else with the third. Inner products follow from that. At levels outside the calibrated
+        range they are nan, and a plan computes.
 
         Args:
             steps: number of steps, on this calibration's own schedule; as calibrated if neither is given.
@@ -195,7 +195,7 @@ class Calibration:
         name: str = "",
         aliases: Sequence[str] = (),
     ) -> Calibration:
-        """The calibration of a run whose residuals are at hand; adapters measure theirs as the run goes and hold few.
+        """The calibration of a run, from all of its residuals. Adapters measure theirs during a run, and hold few residuals.
 
         Args:
             residuals: per stream one array (tokens, channels), or (samples, tokens, channels), an evaluation.
@@ -215,10 +215,10 @@ class Calibration:
 
     @classmethod
     def merge(cls, calibrations: Iterable[Calibration]) -> Calibration:
-        """One calibration of several samples: inner products are averaged, and each sample's kept for the worst case.
+        """One calibration of several samples: it averages inner products, and keeps those of each sample for its largest error.
 
-        The order does not matter, nor whether samples are merged one by one. Others than the first are resampled to its levels
-        where theirs differ (then the first matters).
+        The order does not matter, nor whether samples are merged one by one. If noise levels differ, all are resampled to those
+        of the first one, and then it matters which is first.
 
         Raises:
             ArgumentError: nothing to merge, or other streams.
@@ -232,7 +232,7 @@ class Calibration:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it to one ``.json`` or ``.safetensors`` file, which :func:`load_calibration` and :func:`preset` read.
 
-        The file appears whole or not at all.
+        If writing fails, no part of the file is left.
 
         Raises:
             PresetError: another ending, or provenance that JSON cannot hold.

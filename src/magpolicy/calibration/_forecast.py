@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from attrs import frozen
@@ -34,18 +35,35 @@ History = tuple[int, ...]
 """The evaluations computed last, newest first; as many as there are, and at most as a forecast can use."""
 
 
-class Forecast(Protocol):
+class Forecast(abc.ABC):
     """The forecasts of one run."""
 
+    __slots__ = ()
+
+    @abc.abstractmethod
     def coefficients(self, stream: str, history: History, i: int) -> Coefficients:
         """How a skipped evaluation i is forecast from the residuals of ``history`` (:attr:`Schedule.coefficients`)."""
 
+    @abc.abstractmethod
     def residuals_to_keep(self, stream: str, i: int) -> int:
         """Residuals later skips can use once evaluation i computes: its own and those computed before it, newest first."""
 
+    def along(self, stream: str, mask: Sequence[bool], first: int = 0) -> tuple[Coefficients, ...]:
+        """The coefficients of every evaluation of a run that computes where ``mask`` says; ``()`` where it computes.
+
+        Args:
+            first: position of the mask's first entry.
+        """
+        found: list[Coefficients] = []
+        history: History = ()
+        for i, computes in enumerate(mask, first):
+            found.append(() if computes else self.coefficients(stream, history, i))
+            history = computed_after(history, i) if computes else history
+        return tuple(found)
+
 
 @frozen
-class Hold:
+class Hold(Forecast):
     """The last computed residual, as it is."""
 
     def coefficients(self, stream: str, history: History, i: int) -> Coefficients:
@@ -54,9 +72,12 @@ class Hold:
     def residuals_to_keep(self, stream: str, i: int) -> int:
         return 1
 
+    def along(self, stream: str, mask: Sequence[bool], first: int = 0) -> tuple[Coefficients, ...]:
+        return ((),) * len(mask)
+
 
 @frozen
-class Linear:
+class Linear(Forecast):
     """The straight line through the last two computed residuals over noise level, damped."""
 
     levels: tuple[float, ...]
@@ -73,7 +94,7 @@ class Linear:
 
 
 @frozen
-class Measured:
+class Measured(Forecast):
     """The coefficient that was best when calibrating, whatever was computed."""
 
     calibration: Calibration
@@ -88,7 +109,7 @@ class Measured:
         return 2
 
 
-class Planned:  # looked up at every skip, so it is laid out once
+class Planned(Forecast):  # looked up at every skip, so it is laid out once
     """The coefficients of a schedule, where what was computed is what it planned."""
 
     def __init__(self, schedule: Schedule) -> None:
@@ -136,13 +157,3 @@ def _kept(mask: Sequence[bool], coefficients: Sequence[Coefficients]) -> list[in
 def computed_after(history: History, i: int) -> History:
     """``history`` once evaluation i was computed."""
     return (i, *history[:ORDER])
-
-
-def along(forecast: Forecast, stream: str, mask: Sequence[bool], first: int = 0) -> list[Coefficients]:
-    """The forecast of every step of a run that computes where ``mask`` says; ``()`` where it computes."""
-    found: list[Coefficients] = []
-    history: History = ()
-    for i, computes in enumerate(mask, first):
-        found.append(() if computes else forecast.coefficients(stream, history, i))
-        history = computed_after(history, i) if computes else history
-    return found

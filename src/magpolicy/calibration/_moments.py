@@ -90,7 +90,7 @@ class StreamMoments:
 
     @property
     def window(self) -> int:
-        """Evaluations back to which inner products are known."""
+        """How many evaluations back inner products reach."""
         return int(self.gram.shape[1]) - 1
 
     @property

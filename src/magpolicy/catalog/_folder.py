@@ -22,7 +22,7 @@ def library() -> Path:
     """The folder: ``$MAGPOLICY_HOME``, else ``magpolicy`` where the system keeps a user's data.
 
     That is ``~/.local/share`` on Linux (or ``$XDG_DATA_HOME``), ``~/Library/Application Support`` on macOS and
-    ``%LOCALAPPDATA%`` on Windows. A folder that there is in the place for Linux is used on every system.
+    ``%LOCALAPPDATA%`` on Windows. If the folder for Linux exists, it is used on every system.
     """
     if home := os.environ.get(HOME):
         return Path(home)
@@ -32,7 +32,7 @@ def library() -> Path:
 
 
 def keep(calibration: Calibration, *, ending: str = JSON) -> Path:
-    """Save a named calibration into the folder, where it is found by name and alias from then on; returns the file.
+    """Save a named calibration into the folder :func:`library`, and return the file. :func:`preset` then takes its names.
 
     Raises:
         PresetError: it has no name, or the file cannot be written.

@@ -11,7 +11,7 @@ from magpolicy.catalog._shipped import names, rows, shipped
 
 
 def presets() -> Mapping[str, Preset]:
-    """Every preset by name: those published, in order, those of plugins, and the user's own. Read-only.
+    """Every preset by name: first the published ones, then those of plugins, then the user's own. Read-only.
 
     95 published tables ship with magpolicy (``src/magpolicy/data/presets.json``, each with its source). The user's own are the
     preset and calibration files in the folder that :func:`magpolicy.library` names.

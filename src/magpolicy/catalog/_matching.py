@@ -40,11 +40,11 @@ class PresetMatches(tuple[Preset, ...]):
 def preset(name: str | Path) -> Preset:
     """The preset of that name or alias, or the one in a ``.json``, ``.toml`` or ``.safetensors`` file.
 
-    The user's own come first: a calibration of a model serves it better than a published table. Aliases are Hugging Face repo
+    The user's own come first, because a calibration of a model is better than a published table. Aliases are Hugging Face repo
     ids, the ``model_type`` names of ComfyUI-MagCache and model families; case is ignored.
 
     Raises:
-        PresetError: nothing has that name; the message lists what comes close. Or the file holds no preset.
+        PresetError: no preset has that name; the message lists similar names. Or the file holds no preset.
     """
     return named(name)[0]
 

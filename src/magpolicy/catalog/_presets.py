@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from magpolicy.policy._semantics import semantics as semantics_of
 
 @frozen(kw_only=True)
 class Setting:
-    """Settings somebody published for a table, with where."""
+    """Settings that somebody published for a table, with their source."""
 
     __module__ = "magpolicy"
 
@@ -33,9 +33,9 @@ class Setting:
 class Preset:
     """A curve with the settings recommended for one model.
 
-    ``threshold``, ``max_skips`` and ``retention`` are the recommended ones (``None`` where nobody published any);
-    ``settings`` lists all that were published. ``semantics`` names the implementation the table was made for: pass it on
-    to reproduce that implementation's decisions, ``None`` is magpolicy's own rule.
+    ``threshold``, ``max_skips`` and ``retention`` are the recommended settings (``None`` if nobody published any);
+    ``settings`` lists all published ones. ``semantics`` names the implementation that the table was made for: pass it on to
+    reproduce that implementation's decisions. ``None`` is magpolicy's own rule.
     """
 
     __module__ = "magpolicy"
@@ -63,20 +63,23 @@ class Preset:
         """Steps of the calibration run."""
         return self.curve.steps
 
-    def expert_step(self, steps: int) -> int | None:
+    def expert_step(self, steps: int, sigmas: Sequence[float] | None = None) -> int | None:
         """First step of the second (low-noise) expert in a run of ``steps``; ``None`` for a model with one.
 
-        Counts timesteps at or above the boundary on the shifted schedule (Zehong-Ma/MagCache,
-        MagCache4Wan2.2/magcache_generate.py, get_timesteps). Where the schedule is not published, the place of the
-        switch in the table is scaled.
+        With ``sigmas``, the noise level of each step, it counts those at or above the boundary, if that is known. Otherwise
+        it counts timesteps at or above the boundary on the shifted schedule (Zehong-Ma/MagCache,
+        MagCache4Wan2.2/magcache_generate.py, get_timesteps). If the schedule is not published, the table's index of the switch
+        is scaled to ``steps``.
         """
         if self.expert_boundary is None:
             return None
+        if sigmas is not None and "boundary" in self.expert_boundary:
+            return sum(s >= float(self.expert_boundary["boundary"]) for s in sigmas)
         if "shift" not in self.expert_boundary:
             return round(int(self.expert_boundary["observed_dip_step"]) * steps / self.steps)
         shift, boundary = self.expert_boundary["shift"], self.expert_boundary["boundary"]
-        sigmas = np.linspace(1.0, 0.01, steps + 1)[:-1]
-        times = (np.float32(1000) * (shift * sigmas / (1 + (shift - 1) * sigmas)).astype(np.float32)).astype(np.int64)
+        shares = np.linspace(1.0, 0.01, steps + 1)[:-1]
+        times = (np.float32(1000) * (shift * shares / (1 + (shift - 1) * shares)).astype(np.float32)).astype(np.int64)
         return int((times >= 1000 * boundary).sum())
 
 

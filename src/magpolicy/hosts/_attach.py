@@ -7,7 +7,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
@@ -18,7 +18,9 @@ from magpolicy.hosts import _dispatch
 from magpolicy.planning._safeguard import Safeguard
 from magpolicy.policy._curve import Curve
 from magpolicy.policy._semantics import Semantics
-from magpolicy.run._config import RunConfig, always_compute, resolve
+from magpolicy.run._config import RunConfig
+from magpolicy.run._placing import ScheduleSpan, place
+from magpolicy.run._resolve import always_compute, resolve
 from magpolicy.run._session import Session
 from magpolicy.schedule._schedule import Schedule
 
@@ -33,11 +35,12 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 
 @frozen(kw_only=True)
 class AttachRequest:
-    """What an adapter is asked to do, checked."""
+    """The checked settings of one :func:`magpolicy.attach`, for an adapter."""
 
     __module__ = "magpolicy"
 
-    setup: RunConfig = field(repr=False)
+    config: RunConfig = field(repr=False)
+    """What decides in its runs."""
     steps: int | None = None
     """Steps of a run, unless the run says otherwise."""
     blocks: Any = None
@@ -59,34 +62,33 @@ class AttachRequest:
     safeguard: float | bool | Safeguard | None = None
     """Whether a planned run is compared with its plan: see :class:`magpolicy.Safeguard`."""
 
-    def session(
-        self,
-        steps: int | None = None,
-        sigmas: Sequence[float] | None = None,
-        *,
-        expert_step: int | None = None,
-        guidance: float | None = None,
-    ) -> Session:
+    def session(self, steps: int | None = None, sigmas: Sequence[float] | None = None) -> Session:
         """A session for one run.
 
         Args:
             steps: evaluations per stream.
             sigmas: or their noise levels.
-            expert_step: the run's first step of the second expert, where the model has two and the settings do not say.
-            guidance: the run's guidance scale, for a plan, where the host knows it and the settings do not say.
 
         Raises:
             ArgumentError: no number of steps is known, or the settings do not fit it.
         """
         if steps is None and sigmas is None:
             steps = self.steps
-        if steps is None and sigmas is None and (self.calibrate or self.setup.preset is not None):
+        if steps is None and sigmas is None and (self.calibrate or self.config.preset is not None):
             raise ArgumentError("steps=None: how long is the run? try handle.run(steps=28)")
-        setup = self.setup.switching(expert_step)
-        two = len(setup.curve.streams) == 2  # a scale says nothing of how three branches are combined
-        if guidance is not None and two and setup.goal is not None and setup.goal.guidance is None:
-            setup = evolve(setup, goal=evolve(setup.goal, guidance=guidance), laid={})
-        return Session.from_setup(setup, steps, sigmas, self.safeguard)
+        return Session.from_config(self.config, steps, sigmas, self.safeguard)
+
+    def session_over(self, span: ScheduleSpan, *, guidance: float | None = None) -> Session:
+        """A session for the run that covers ``span``, to be begun where :func:`magpolicy.adapter.place` says.
+
+        Args:
+            span: the run's evaluations, as the host knows them.
+            guidance: the run's guidance scale, for a plan, where the host knows it and the settings do not say.
+
+        Raises:
+            ArgumentError: the settings do not fit the run.
+        """
+        return place(self.config.with_guidance(guidance), span).session(self.safeguard)
 
 
 def attach(
@@ -125,41 +127,42 @@ def attach(
 ) -> Any:
     """Attach a policy to a model, and return a handle.
 
-    The installed adapters are asked in turn who can drive ``target``. One of ``preset``, ``ratios``, ``curve``,
-    ``calibration``, ``schedule`` or ``calibrate=True`` says what is decided; with none of them, the adapters are asked for the
-    preset of a model they know. The other settings are those of :func:`magpolicy.simulate`.
+    The first installed adapter that can drive ``target`` does it. One of ``preset``, ``ratios``, ``curve``, ``calibration``,
+    ``schedule`` or ``calibrate=True`` says how steps are decided; if none is given, the adapter chooses the model's preset. The
+    other settings are those of :func:`magpolicy.simulate`.
 
     Args:
-        target: a diffusers pipeline or model, a ``torch.nn.Module``, or what another installed adapter knows.
-        preset: a preset or its name, alias or file; by default the one that an adapter finds for ``target``. Where both a
-            calibration of the user's and a published table are found, a target takes the calibration, the rule the table;
-            ``report.source`` says which.
+        target: a diffusers pipeline or model, a ``torch.nn.Module``, or an object of another installed adapter.
+        preset: a preset or its name, alias or file; by default the one that the adapter chooses for ``target``. If the user has
+            a calibration of this model beside a published table, ``speedup``, ``computed`` and ``error`` use the calibration,
+            and the rule uses the table; ``report.source`` says which.
         ratios: one ratio a step, or a mapping from stream to such.
         curve: a calibrated curve.
         calibration: a calibration, or the path of one.
-        schedule: a schedule to follow, in place of the rule.
-        steps: steps of a run, where nothing else tells (a pipeline's scheduler does); ``run(steps=...)`` overrides it.
+        schedule: a schedule to follow instead of the rule.
+        steps: steps of a run, if the host does not say them (a pipeline's scheduler does); ``run(steps=...)`` overrides it.
         forecast: ``"hold"``, ``"linear"``, ``"calibrated"`` (two residuals a stream) or, of a run that is planned,
-            ``"second-order"`` (three); a planned schedule's own by default, else hold.
+            ``"second-order"`` (three); by default that of the plan or schedule, else hold.
         damping: factor on the linear forecast, 0 to 1.
-        speedup: plan each run to be this many times as fast, in evaluations over computed ones, instead of applying the rule.
-            ``attach(pipe, speedup=2.0)`` is all it takes; see :func:`magpolicy.plan`, also for the next four.
-        computed: or to compute so many steps.
-        error: or to keep the expected relative error of every skipped step below this.
-        objective: what the plan makes least.
-        guidance: the guidance scale, where the calibration does not say.
+        speedup: plan each run for this speedup, in evaluations over computed ones, instead of applying the rule, as in
+            ``attach(pipe, speedup=2.0)``; see :func:`magpolicy.plan`, also for the next four.
+        computed: or for this number of computed steps.
+        error: or for a bound on the expected relative error of every skipped step.
+        objective: what the plan minimizes.
+        guidance: the guidance scale, if the calibration does not say it.
         safeguard: ``True``, or a margin: compare the run with its plan at computed steps, and plan the rest again when it is
             off by more (twice the expected error by default). Takes memory for two residuals a stream.
-        blocks: the block stack; by default it is found.
+        blocks: the block stack; by default the lists of blocks under the usual names.
         scope: ``"stack"`` skips the block stack, ``"model"`` the whole model (U-Nets, black boxes).
         offload: ``"cpu"`` keeps residuals in CPU memory between uses.
         storage_dtype: dtype to store residuals in.
-        calibrate: compute every step and measure the residuals: ``handle.calibration``, and ``handle.curve`` of it.
-        window: calibrating, compare residuals over this many evaluations back, and hold that many per stream; by default over
-            all of the run, or a hundred.
-        tokens: calibrating, look at no more than this many tokens, chosen at random once; ``None`` looks at all.
-        reduce: calibrating where ranks share the tokens (sequence parallelism), what adds up a tensor over ranks, in place or
-            as its result, such as ``torch.distributed.all_reduce``. Every rank then has to read ``handle.calibration``.
+        calibrate: compute every step and measure the residuals, for ``handle.calibration`` and ``handle.curve``.
+        window: while calibrating, take inner products with residuals up to this many evaluations back, and hold that many per
+            stream; by default all of the run, or a hundred.
+        tokens: while calibrating, use this many tokens at most, chosen at random once; ``None`` uses all.
+        reduce: while calibrating, if ranks share the tokens (sequence parallelism): a function that adds a tensor over ranks,
+            in place or as its result, such as ``torch.distributed.all_reduce``. Every rank then has to read
+            ``handle.calibration``.
 
     Returns:
         The adapter's handle: ``.run(steps=...)``, ``.stream(name)``, ``.report``, ``.detach()``, and a context manager.
@@ -192,7 +195,7 @@ def attach(
         raise ArgumentError(f"{aims[0]} given: calibrate=True computes every step; leave {aims[0]} out")
     _checks.one_of("scope", scope, SCOPES)
     _checks.one_of("offload", offload, (None, "cpu"))
-    setup = (
+    config = (
         always_compute()
         if calibrate
         else resolve(
@@ -214,14 +217,14 @@ def attach(
             guidance=guidance,
         )
     )
-    if safeguard and setup.goal is None and setup.schedule is None:
+    if safeguard and not config.schedules:
         raise ArgumentError(f"safeguard={_checks._short(safeguard)} compares a run with its plan; try speedup=2.0 with it")
     if steps is not None:
-        setup.policies(*setup.length(_checks.steps(steps, example="28"), None))
+        config.prepare(*config.length(_checks.steps(steps, example="28"), None))
     elif ratios is not None or schedule is not None:
-        steps = setup.length(None, None)[0]
+        steps = config.length(None, None)[0]
     request = AttachRequest(
-        setup=setup,
+        config=config,
         steps=steps,
         blocks=blocks,
         scope=scope,

@@ -16,7 +16,7 @@ REGIONS = ("blocks", "model")
 
 @frozen(kw_only=True)
 class CompileRequest:
-    """What an adapter is asked to compile, and how."""
+    """The checked settings of one :func:`magpolicy.compile`, for an adapter."""
 
     __module__ = "magpolicy"
 
@@ -39,7 +39,7 @@ def compile(
     """Compile a model or pipeline in place, the way its host does it, before or after :func:`magpolicy.attach`.
 
     It is not needed: ``torch.compile(model)``, ``model.compile()`` and ``model.compile_repeated_blocks()`` work as well, in
-    either order. The first computed call of each kind of call runs uncompiled; it shows where the blocks are.
+    either order. The first computed call of each kind runs uncompiled; in it magpolicy observes how the model calls its blocks.
 
     Args:
         target: what :func:`magpolicy.attach` takes.
@@ -48,7 +48,7 @@ def compile(
         backend: a backend of ``torch.compile``, by default inductor.
         mode: inductor's ``"default"``, ``"reduce-overhead"``, ``"max-autotune"`` or ``"max-autotune-no-cudagraphs"``.
         options: options for the backend; not together with ``mode``.
-        fullgraph: fail where the model cannot be one graph.
+        fullgraph: raise if the model cannot be one graph.
         dynamic: ``True``: compile for any shape at once; ``False``: for each shape anew.
 
     Returns:

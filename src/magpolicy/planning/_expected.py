@@ -22,16 +22,16 @@ def expected_errors(
 ) -> Mapping[str, tuple[float, ...]]:
     """The relative error expected of each step of any schedule, per stream: 0 where it computes.
 
-    Schedules of different makers compare by one measure this way, such as the published rule's and a plan.
+    This compares any two schedules by one measure, such as one of the published rule and a plan.
 
     Args:
-        source: a calibration; of magnitude ratios alone the errors are modelled.
+        source: a calibration; for magnitude ratios alone the errors are modelled.
         schedule: what is computed, and how skipped residuals are forecast.
         steps: steps of the run; by default it has the schedule's steps, at the schedule's noise levels where these are known.
         sigmas: or its noise levels.
 
     Returns:
-        per stream of the source one value a step; infinite where the source says nothing.
+        for each stream of the source, one value for each step; infinite if the source says nothing about the step.
 
     Raises:
         ArgumentError: the schedule is of another length.

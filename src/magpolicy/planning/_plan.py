@@ -36,8 +36,8 @@ def plan(
     """The best schedule for a speed, with its forecast coefficients and the error it is expected to make at each step.
 
     Give one of ``speedup``, ``computed`` and ``error``. The plan is an exact shortest path over the last two computed steps,
-    in milliseconds; ``objective="trajectory"`` goes on from several of these by local moves, each time with the forecasts that
-    serve the run best, which takes some tenths of a second for 50 steps.
+    in milliseconds; ``objective="trajectory"`` improves several of these by local moves, each time with the forecasts that are
+    best for the whole run, which takes some tenths of a second for 50 steps.
 
     >>> import magpolicy
     >>> print(magpolicy.plan("flux.1-dev", speedup=2.0))
@@ -52,23 +52,23 @@ def plan(
         speedup: evaluations over computed evaluations, at least; >= 1.
         computed: or the number of computed evaluations.
         error: or a bound on the expected relative error of every skipped step; as few steps as possible compute.
-        max_skips: longest run of consecutive skips; by default what the calibration's window allows, of ratios alone 4 or
-            the preset's.
+        max_skips: longest series of skips; by default as long as the calibration's inner products reach, for ratios alone the
+            preset's, or 4.
         retention: leading share of the run that always computes; 0, or the preset's.
         forced: steps that always compute; negative ones count from the end.
         forecast: ``"hold"``; ``"linear"``; ``"calibrated"``, from the last two computed residuals; or ``"second-order"``, from
             the last three. By default ``"second-order"`` where the objective is ``"trajectory"``, which fits the coefficients
             of all steps together; else ``"calibrated"``, each step's coefficient for its own error, or ``"hold"``.
         damping: factor on the linear forecast, 0 to 1.
-        objective: what is made least: ``"latent"``, ``"gap"``, ``"trajectory"``, ``"relative"`` or ``"peak"``;
-            docs/explanation/forecast-and-planning.md tells them apart. By default ``"trajectory"`` for a joint plan from a
+        objective: what is minimized: ``"latent"``, ``"gap"``, ``"trajectory"``, ``"relative"`` or ``"peak"``;
+            docs/explanation/forecast-and-planning.md explains them. By default ``"trajectory"`` for a joint plan from a
             calibration with ``speedup`` or ``computed``, else ``"latent"``.
-        power: power that errors are summed to; the objective's by default, most often 2.
+        power: the power of errors that is summed; the objective's by default, most often 2.
         weights: a factor on the error of each step.
-        batched: one plan for all streams (the default), or with ``False`` one for each, the budget shared.
+        batched: one plan for all streams (the default), or with ``False`` one for each, with the target for all together.
         guidance: guidance scale s: two streams enter the latent with s and 1-s, and their errors with them. Or a mapping from
-            stream to factor. By default the scale the calibration was made with, where it says.
-        expert_step: first step of the second expert of a two-expert model, which then computes; a preset brings its own.
+            stream to factor. By default the scale that the calibration was made with, if it says it.
+        expert_step: first step of the second expert of a two-expert model; this step computes. A preset brings its own.
         part: first and last-but-one position, for a run of part of the steps; targets are of that part.
 
     Returns:
@@ -76,7 +76,7 @@ def plan(
         adapter, ``.errors`` are the expected relative errors.
 
     Raises:
-        ArgumentError: an argument is missing or out of range, or the target cannot be had: the message says what can.
+        ArgumentError: an argument is missing or out of range, or no schedule reaches the target; the message says which do.
     """
     target = PlanTarget(
         speedup=speedup, computed=computed, error=error, max_skips=max_skips, retention=retention, forced=forced,
@@ -105,7 +105,7 @@ def trade_off(
     expert_step: int | None = None,
     part: tuple[int, int] | None = None,
 ) -> tuple[Schedule, ...]:
-    """The best plan for every number of computed steps that can be had, fewest first: what speed costs.
+    """The best plan for every possible number of computed steps, fewest first: error against speed.
 
     Arguments are those of :func:`plan`.
 

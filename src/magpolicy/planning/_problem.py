@@ -134,21 +134,13 @@ def _must_compute(target: PlanTarget, source: SourceAtLevels, sigmas: Sequence[f
     leading = int(retention * count + 0.5)
     forced = _checks.positions("forced", target.forced, count)
     outside = {i for i in range(count) if any(np.isnan(moments.gram[i, 0]) for moments in run.streams.values())}
-    switch = _first_given(target.expert_step, preset and _expert_step(preset, count, sigmas))
+    switch = _first_given(target.expert_step, preset and preset.expert_step(count, sigmas))
     reasons = [f"{leading} leading steps of retention={retention:g}"] if leading > 1 else []
     if forced:
         reasons.append(f"{len(forced)} forced")
     if outside:
         reasons.append(f"{len(outside)} outside the calibrated noise levels")
     return {0, *range(leading), *forced, *outside, *([switch] if switch is not None and switch < count else [])}, reasons
-
-
-def _expert_step(preset: Preset, count: int, sigmas: Sequence[float] | None) -> int | None:
-    """The first step of a two-expert model's second expert."""
-    boundary = preset.expert_boundary
-    if sigmas is not None and boundary and "boundary" in boundary:
-        return sum(s >= float(boundary["boundary"]) for s in sigmas)
-    return preset.expert_step(count)
 
 
 def _first_given(value: Any, otherwise: Any) -> Any:

@@ -26,7 +26,7 @@ Progress = Callable[[int, int, Schedule, float], None]
 
 @frozen
 class Refined:
-    """The best schedule found for each budget, with what was measured."""
+    """For each number of computed steps, the best schedule that was run, and its error."""
 
     __module__ = "magpolicy"
 
@@ -43,7 +43,7 @@ class Refined:
 
     @property
     def best(self) -> Schedule:
-        """The schedule of the largest budget."""
+        """The schedule with the most computed steps."""
         return self.schedules[-1]
 
 
@@ -65,24 +65,25 @@ def refine(
     objectives: Sequence[str] = ("latent", "gap", "trajectory", "relative"),
     progress: Progress | None = None,
 ) -> Refined:
-    """Find the schedules that do best when they are really run, on the sample the model was calibrated on.
+    """Run schedules on the sample that the model was calibrated on, and return the best.
 
-    The plans of several objectives, with and without the last step computed, evenly spaced steps, and the plan of the next
-    smaller budget with a step added are run once each; then single computed steps of the best are moved. A larger budget is
-    never worse than a smaller one: where nothing better is found, it gets the smaller one's schedule.
+    It runs the plans of several objectives, with and without the last step computed, evenly spaced steps, and the best schedule
+    of the next smaller number of computed steps with one step added. Then it moves single computed steps of the best. More
+    computed steps are never worse than fewer: if no such schedule is better, the one with fewer steps is returned.
 
     Args:
         source: a calibration, as for :func:`magpolicy.plan`; so are the settings not listed here.
-        run: carries out the schedule it is given, on the calibration sample, and returns the error, e.g. the mean squared
+        run: a function that generates with a schedule, on the calibration sample, and returns the error, e.g. the mean squared
             difference from the full run; less is better, nan is worst.
         computed: the number of computed steps, or several.
         speedup: or the speedup, or several.
-        runs: runs allowed for all budgets together.
-        objectives: objectives of :func:`magpolicy.plan` to take candidates from.
-        progress: told after each run: runs made, runs allowed, the schedule, its error.
+        runs: how many runs are allowed for all numbers of steps together.
+        objectives: objectives of :func:`magpolicy.plan` that give candidates.
+        progress: a function that is called after each run with: runs made, runs allowed, the schedule, its error.
 
     Raises:
-        ArgumentError: an argument is out of range, or a budget cannot be had; before anything is run. Or no run gave a number.
+        ArgumentError: before any run, if an argument is out of range or no schedule has that number of steps. Afterwards, if no
+            run gave a number.
     """
     settings = PlanTarget(
         max_skips=max_skips, retention=retention, forced=forced, forecast=forecast, damping=damping, guidance=guidance

@@ -26,7 +26,7 @@ FLOOR = 0.02  # relative error that never alarms: rounding and the noise of one 
 
 @frozen
 class Replan:
-    """A plan that was left: where, why, and what is followed from there on."""
+    """That a run left its plan: at which step, why, and which schedule it followed from then on."""
 
     __module__ = "magpolicy"
 
@@ -45,15 +45,15 @@ class Replan:
 
 @frozen(kw_only=True)
 class Safeguard:
-    """Compares a run with its plan; a value, one for each run.
+    """Compares a run with its plan. Immutable; each run has its own.
 
     Args:
         plan: the schedule followed, from :func:`magpolicy.plan`.
-        calibration: what the rest is planned from. A run that is planned for a target brings its own; of a run of a given
-            schedule the rest computes where there is none.
-        margin: how many times the expected error is still taken for what was planned, >= 1.
-        floor: relative error below which nothing is done.
-        extra: computed steps that may be added to the plan's; ``None``: as many as it takes.
+        calibration: what the rest of a run is planned from. A run that is planned for a target has its calibration. A run of a
+            given schedule needs it here; without it, the rest computes.
+        margin: by which factor an error may exceed the expected one, >= 1.
+        floor: relative error below which the run never leaves its plan.
+        extra: how many steps more than the plan may compute; ``None``: any number.
 
     Raises:
         ArgumentError: an argument is out of range.
@@ -80,15 +80,15 @@ class Safeguard:
             _checks.whole("extra", self.extra, 0, example="4")
 
     def check(self, stream: str, step: int, history: Sequence[int]) -> Check | None:
-        """What to compare the residual computed at a step with: a forecast, and the relative error expected of it.
+        """The forecast to compare with the residual that a step computes, and its expected relative error.
 
         Args:
-            stream: where it is computed.
+            stream: the stream that computes.
             step: position in the full run.
             history: the steps that this stream computed before, newest first.
 
         Returns:
-            ``None`` where there is nothing to compare, or the run is not where the plan says.
+            ``None`` if the plan has no comparison there, or the run computed other steps than the plan.
         """
         plan, at = self.plan, step - self.plan.first_step
         index = plan._row_of(stream)
@@ -102,9 +102,9 @@ class Safeguard:
         """The replan that ``measured`` at a computed step calls for, ``None`` if the run goes as planned.
 
         Args:
-            stream: where it was measured.
+            stream: the stream that was measured.
             step: position in the full run of the computed step.
-            measured: relative error of the forecast of :attr:`magpolicy.Schedule.checks` there; nan counts as too much.
+            measured: relative error of the forecast of :attr:`magpolicy.Schedule.checks` there; nan counts as too large.
         """
         at = step - self.plan.first_step
         check = self.plan.checks[self.plan._row_of(stream)][at] if 0 <= at < self.plan.steps else None
@@ -116,7 +116,7 @@ class Safeguard:
         return Replan(step, stream, measured, check[1], schedule, outcome)
 
     def after(self, replan: Replan) -> Safeguard:
-        """The safeguard of the run from there on: what was off is expected to stay so."""
+        """The safeguard of the rest of the run: it expects errors to stay larger by the measured factor."""
         return evolve(self, plan=_expecting(replan))
 
     def _rest(self, at: int, factor: float) -> Schedule:

@@ -98,7 +98,7 @@ def manager() -> pluggy.PluginManager:
 
 
 def plugins() -> tuple[PluginInfo, ...]:
-    """Every plugin found through the entry-point group, in use or not."""
+    """Every plugin of the entry-point group, in use or not."""
     return tuple(registry().infos)
 
 

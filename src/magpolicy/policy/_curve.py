@@ -35,13 +35,13 @@ class Curve:
     """Magnitude ratios of one model, per stream, and the noise levels they were measured at.
 
     ``ratios[stream][i]`` is the mean over tokens of ``|r_i| / |r_(i-1)|``, the growth of the block stack's residual since
-    the evaluation before (MagCache, arXiv 2506.09045, section 3; entry 0 has nothing before it and is 1 by convention).
+    the evaluation before (MagCache, arXiv 2506.09045, section 3). No evaluation precedes the first, and its entry is 1.
 
     Args:
         ratios: a sequence of ratios, or a mapping from stream name to one; all of one length.
         sigmas: the noise level of each evaluation, strictly decreasing. ``None``: not known; evenly spaced flow levels
             1, 1-1/n, ... are assumed and :attr:`assumed` says so.
-        first_step: the step of the calibration run entry 0 belongs to.
+        first_step: the step of the calibration run that entry 0 belongs to.
 
     Raises:
         ArgumentError: a ratio that is not finite and positive, lengths that differ, levels that do not decrease.
@@ -95,7 +95,7 @@ class Curve:
         return tuple([1 - i / steps for i in range(self.first_step, steps)])
 
     def of(self, stream: str) -> tuple[float, ...]:
-        """Ratios of ``stream``; a stream that was not calibrated reads the first one's."""
+        """Ratios of ``stream``; those of the first stream if ``stream`` was not calibrated."""
         return self.ratios.get(stream) or next(iter(self.ratios.values()))
 
     def product(self, stream: str | None = None, start: int = 0, stop: int | None = None) -> float:
@@ -103,7 +103,7 @@ class Curve:
         return float(np.prod(self.of(stream or self.streams[0])[start:stop]))
 
     def validate(self) -> tuple[str, ...]:
-        """Remarks on a curve that is usable but looks odd; empty when nothing does."""
+        """Remarks on a curve that is usable but looks odd; empty if it does not."""
         remarks = []
         for name, values in self.ratios.items():
             if self.first_step == 0 and values[0] != 1.0:
@@ -120,7 +120,7 @@ class Curve:
         return tuple(low - edge <= s <= high + edge for s in sigmas)
 
     def levels_for(self, steps: int) -> tuple[float, ...]:
-        """Noise levels of a ``steps``-step run on this curve's own schedule, read off by share of the run."""
+        """Noise levels of a ``steps``-step run on this curve's own schedule, interpolated over the share of the run."""
         if steps == self.steps and self.first_step == 0:
             return self.levels
         if self.sigmas is None:
@@ -138,8 +138,8 @@ class Curve:
         """The curve of another run of the same model.
 
         ``noise_level`` interpolates the cumulative log magnitude over noise level, so that the product of the ratios
-        between two levels is the same whatever lies between them; outside the calibrated range it is held.
-        ``nearest`` picks the entry at the nearest share of the run, which does not keep the product (the reference
+        between two levels does not depend on the levels between them; outside the calibrated range the magnitude stays
+        the same. ``nearest`` picks the entry at the nearest share of the run, which does not keep the product (the reference
         implementations' way).
 
         Args:

@@ -23,7 +23,7 @@ class MagPolicy:
 
     The rule (MagCache, arXiv 2506.09045, section 4): with accumulated ratio P=1, accumulated error E=0 and skips k=0, on
     an eligible step P *= ratio, k += 1, E += abs(1-P); skip if E is within ``threshold`` and k <= ``max_skips``, else
-    compute and set P=1, E=0, k=0. Nothing is skipped before something was computed.
+    compute and set P=1, E=0, k=0. Nothing is skipped before the first computed step.
 
     Args:
         ratios: one magnitude ratio a step of this run (see :class:`magpolicy.Curve` to fit a table to a run).
@@ -72,17 +72,18 @@ class MagPolicy:
             end_step=end_step,
             forced=forced,
         )
-        self._setup(build_step_tables(curve, len(curve), None, limits, how)[SINGLE], check_rule(threshold, max_skips), how)
+        table = build_step_tables(curve, len(curve), None, limits, how)[SINGLE]
+        self._prepare(table, check_rule(threshold, max_skips), how)
 
     @classmethod
-    def _from_track(cls, track: StepTable, rule: tuple[float, int], how: Semantics) -> MagPolicy:
+    def _from_table(cls, table: StepTable, rule: tuple[float, int], how: Semantics) -> MagPolicy:
         policy = cls.__new__(cls)
-        policy._setup(track, rule, how)
+        policy._prepare(table, rule, how)
         return policy
 
-    def _setup(self, track: StepTable, rule: tuple[float, int], how: Semantics) -> None:
+    def _prepare(self, table: StepTable, rule: tuple[float, int], how: Semantics) -> None:
         number = np.float32 if how.precision == "float32" else float
-        self._ratios, self._gates, self._steps = track.ratios, track.gates, len(track.ratios)
+        self._ratios, self._gates, self._steps = table.ratios, table.gates, len(table.ratios)
         self._threshold, self._max_skips = number(rule[0]), rule[1]
         self._strict = how.comparison == "<"
         self._how, self._one, self._zero = how, number(1), number(0)
@@ -111,7 +112,7 @@ class MagPolicy:
         return self._steps
 
     def decide(self, step: int | None = None) -> Decision:
-        """Decide the next evaluation, or the one at position ``step`` when this stream sat out the steps between.
+        """Decide the next evaluation, or the one at position ``step`` if this stream left out the steps before it.
 
         Raises:
             RunError: the run is over, or ``step`` was decided already.
@@ -119,7 +120,7 @@ class MagPolicy:
         return self.settle(self.propose(step))
 
     def propose(self, step: int | None = None) -> Decision:
-        """What this stream alone would do, without doing it: :meth:`settle` follows, in a joint call with the joint answer."""
+        """The decision of this stream alone. :meth:`settle` must follow, in a joint call with the decision of the call."""
         if step is not None and step != self.step:
             self._advance_to(step)
         i = self.step
@@ -147,7 +148,7 @@ class MagPolicy:
         return Decision.REUSED if skips <= self._max_skips else Decision.MAX_SKIPS
 
     def settle(self, decision: Decision) -> Decision:
-        """Take ``decision`` for the step proposed and go on to the next one; returns it."""
+        """Make ``decision`` final for the proposed step, go on to the next step, and return ``decision``."""
         if decision.skip and self._pending is not None:
             self.accumulated_ratio, self.accumulated_error, self.skips = self._pending
         elif not self._keeps(decision):
@@ -159,19 +160,19 @@ class MagPolicy:
         return decision
 
     def settle_rejected(self, decision: Decision) -> Decision:
-        """Take a skip that other streams of the call carried against this one's test: its accumulators start afresh."""
+        """Accept a skip of the whole call although this stream failed its test: its accumulators start afresh."""
         self._pending = (self._one, self._zero, 0)
         return self.settle(decision)
 
     def forget(self) -> None:
-        """Drop a proposal that was not carried out: the policy stands where it stood before."""
+        """Drop a proposal that was not carried out: the state is again that before :meth:`propose`."""
         if self._before is not None:
             self.step, self.accumulated_ratio = self._before
         self._pending = self._before = None
 
     @property
     def tested_error(self) -> float:
-        """Accumulated error the proposed step was tested with; 0 where the rule had no say."""
+        """Accumulated error that the proposed step was tested with; 0 if it was decided without the test."""
         return 0.0 if self._pending is None else float(self._pending[1])
 
     def _keeps(self, decision: Decision) -> bool:
@@ -204,7 +205,7 @@ class MagPolicy:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken.
+        """Restore the state that :meth:`state_dict` returned.
 
         Raises:
             ArgumentError: the state is of another run length or version, or holds impossible values. Nothing is changed.

@@ -99,7 +99,7 @@ def _rows() -> dict[str, dict[str, Any]]:
 
 
 def semantics_names() -> tuple[str, ...]:
-    """The names :func:`semantics` knows, magpolicy's own first."""
+    """The names that :func:`semantics` takes, magpolicy's own first."""
     return tuple(_rows())
 
 

@@ -54,7 +54,7 @@ class Limits:
 def build_step_tables(
     curve: Curve, steps: int, sigmas: Sequence[float] | None, limits: Limits, how: Semantics
 ) -> dict[str, StepTable]:
-    """The tracks of every stream of ``curve`` for a run of ``steps`` steps at noise levels ``sigmas`` (if known).
+    """The step table of every stream of ``curve`` for a run of ``steps`` steps at noise levels ``sigmas`` (if known).
 
     Raises:
         ArgumentError: limits that do not fit the run.
@@ -63,7 +63,7 @@ def build_step_tables(
     index, ratios, covered = _read(tables, steps, sigmas, how)
     shared = _shared_gates(steps, limits, how, index)
     number = np.float32 if how.precision == "float32" else float
-    tracks = {}
+    found = {}
     for lane, (stream, values) in enumerate(ratios.items()):
         gates = list(shared)
         for i in range(steps):
@@ -72,8 +72,8 @@ def build_step_tables(
             if not covered[i]:
                 gates[i] = Decision.UNCALIBRATED
         _retain(gates, steps, limits, how, lane)
-        tracks[stream] = StepTable(tuple(number(v) for v in values), tuple(gates))
-    return tracks
+        found[stream] = StepTable(tuple(number(v) for v in values), tuple(gates))
+    return found
 
 
 def _transformed(curve: Curve, how: Semantics) -> Curve:

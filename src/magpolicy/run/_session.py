@@ -11,23 +11,24 @@ from typing import Any
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError, RunError
-from magpolicy.calibration._forecast import History, Planned, computed_after
+from magpolicy.calibration._forecast import History, computed_after
 from magpolicy.catalog._source import Source
 from magpolicy.planning._safeguard import Replan, Safeguard, safeguard_of
 from magpolicy.plugin_system._observers import Observers
 from magpolicy.policy._curve import SINGLE
 from magpolicy.policy._decision import Decision
-from magpolicy.policy._policy import Policy, decide_together, settle_together
+from magpolicy.policy._policy import Policy, ScheduledPolicy, decide_together, settle_together
 from magpolicy.policy._semantics import Semantics
 from magpolicy.run._call import CallDecision, StreamDecision
-from magpolicy.run._config import RunConfig, following, resolve
+from magpolicy.run._config import PreparedRun, RunConfig
+from magpolicy.run._resolve import resolve
 from magpolicy.schedule._coefficients import Coefficients
 from magpolicy.schedule._schedule import Schedule
 from magpolicy.schedule._trace import TraceEntry
 
 
 class Session:
-    """A run's policies, one per stream, made as the streams appear.
+    """One run: it decides each evaluation of each stream, and notes the decisions.
 
     >>> import magpolicy
     >>> with magpolicy.Session([1.0, 1.01, 1.0, 0.99], threshold=0.05, max_skips=2, retention=0.25) as session:
@@ -39,12 +40,12 @@ class Session:
     4 steps █··█  2 computed  2.00x
 
     A call that holds several streams (conditions batched together) takes one decision: ``session.decide(["cond", "uncond"])``
-    skips only if every stream's own test passes; each stream keeps its own accumulators. Arguments are those of
-    :func:`magpolicy.simulate`; ``source`` may also be a :class:`magpolicy.Schedule`, which is then followed.
+    skips only if every stream passes its own test; each stream keeps its own accumulators. Arguments are those of
+    :func:`magpolicy.simulate`; ``source`` may also be a :class:`magpolicy.Schedule`, which the run then follows.
 
     With one of ``speedup``, ``computed`` and ``error`` (and ``objective`` and ``guidance``, as in :func:`magpolicy.plan`) the
-    run is planned, again for each beginning; ``.schedule`` is the plan. ``safeguard`` (``True``, a margin, or a
-    :class:`magpolicy.Safeguard`) has the run compared with its plan.
+    run is planned, each time it begins; ``.schedule`` is the plan. ``safeguard`` (``True``, a margin, or a
+    :class:`magpolicy.Safeguard`) compares the run with its plan.
 
     Not for use from several threads at once: one session is one run.
     """
@@ -74,7 +75,7 @@ class Session:
         guidance: float | Mapping[str, float] | None = None,
         safeguard: float | bool | Safeguard | None = None,
     ) -> None:
-        setup = resolve(
+        config = resolve(
             source,
             threshold=threshold,
             max_skips=max_skips,
@@ -92,31 +93,30 @@ class Session:
             objective=objective,
             guidance=guidance,
         )
-        self._prepare(setup, steps, sigmas, safeguard)
+        self._set(config, steps, sigmas, safeguard)
 
     @classmethod
-    def from_setup(
+    def from_config(
         cls,
-        setup: RunConfig,
+        config: RunConfig,
         steps: int | None,
-        sigmas: Sequence[float] | None,
+        sigmas: Sequence[float] | None = None,
         safeguard: float | bool | Safeguard | None = None,
     ) -> Session:
-        """A session of a setup that was checked before."""
+        """A session for settings that were checked before (:func:`magpolicy.adapter.resolve`)."""
         session = cls.__new__(cls)
-        session._prepare(setup, steps, sigmas, safeguard)
+        session._set(config, steps, sigmas, safeguard)
         return session
 
-    def _prepare(
-        self, setup: RunConfig, steps: int | None, sigmas: Sequence[float] | None, safeguard: float | bool | Safeguard | None
+    def _set(
+        self, config: RunConfig, steps: int | None, sigmas: Sequence[float] | None, safeguard: float | bool | Safeguard | None
     ) -> None:
-        self.steps, self.sigmas = setup.length(steps, sigmas)
-        self._setup = setup
-        self._joint = setup.how.joint
+        self.config = config
+        self.steps, self.sigmas = config.length(steps, sigmas)
+        self._joint = config.joint
         self._guarded = safeguard
-        self._guard: Safeguard | None = None
         self._replans: list[Replan] = []
-        self._lay_out(setup.schedule.first_step if setup.schedule is not None else 0)
+        self._start_by(config.prepare(self.steps, self.sigmas), 0)
         self._computed: dict[str, History] = {}  # per stream
         self._calls: dict[tuple[str, ...], None] = {}  # streams evaluated together, the latest last
         self._policies: dict[str, Policy] = {}
@@ -127,16 +127,16 @@ class Session:
         self._first = 0
         self.active = False
 
-    def _lay_out(self, first: int) -> None:
-        """Settle what this run does, which begins at ``first``."""
-        planned_from = first if self._setup.goal is not None else 0
-        self._make = self._setup.policies(self.steps, self.sigmas, planned_from)
-        self._forecast = self._setup.forecaster(self.steps, self.sigmas, planned_from)
-        self.schedule = self._setup.planned(self.steps, self.sigmas, planned_from)
+    def _start_by(self, prepared: PreparedRun, first: int) -> None:
+        """Go by this in the next run, which begins at ``first``."""
+        self._go_by(prepared)
+        self._left = False  # for another schedule
         self._replans.clear()
-        request = self._setup.plan_request(self.steps, self.sigmas, planned_from) if self._guarded else None
-        self._guard = None if self.schedule is None else safeguard_of(self._guarded, self.schedule, request)
-        self._laid = planned_from
+        self._guard = None if self.schedule is None else safeguard_of(self._guarded, self.schedule, prepared.request)
+        self._prepared_for = first
+
+    def _go_by(self, prepared: PreparedRun) -> None:
+        self._make, self._forecast, self.schedule = prepared.policy, prepared.forecast, prepared.schedule
 
     def begin(self, step: int = 0) -> Session:
         """Begin the run, at position ``step`` of it; streams and trace start empty.
@@ -149,8 +149,8 @@ class Session:
             raise RunError("begin(): a run is under way already; call end() first, or use another Session")
         if _checks.whole("step", step, 0, example="0") >= self.steps:
             raise ArgumentError(f"step={step} lies outside this run of {self.steps} steps; use 0 to {self.steps - 1}")
-        if self._replans or (self._setup.goal is not None and step != self._laid):
-            self._lay_out(step)
+        if self._left or step != self._prepared_for:
+            self._start_by(self.config.prepare(self.steps, self.sigmas, step), step)
         self._policies.clear()
         self._computed.clear()
         self._calls.clear()
@@ -168,7 +168,7 @@ class Session:
 
         Args:
             stream: a stream's name (anything hashable; kept as text), or a list of names for one batched call.
-            step: position in the run, where streams may sit steps out; by default the stream's next one.
+            step: position in the run, if streams may leave out steps; by default the stream's next one.
             sigma: noise level for the trace; by default the one the session was given for that step.
 
         Returns:
@@ -188,17 +188,17 @@ class Session:
         earliest: int | None = None,
         sigma: float | None = None,
     ) -> CallDecision | None:
-        """Decide one call of a model, and what follows from it: what an adapter uses in place of :meth:`decide`.
+        """Decide one call of a model, and all that follows from the decision. Adapters use this instead of :meth:`decide`.
 
         Args:
             streams: the streams of this call, in batch order.
             step: position in the run; by default the next one of all these streams.
-            earliest: or the position the host is at. Where one of these streams went further, the call is at its next one.
+            earliest: or the host's position. If one of these streams is further already, the call is at its next position.
             sigma: noise level for the trace; by default the one the session was given for that step.
 
         Returns:
-            the call, to be ended by its ``commit`` or ``cancel`` before the next one; ``None`` if one of these streams has had
-            all its evaluations.
+            the call; its ``commit`` or ``cancel`` must follow before the next one. ``None`` if one of these streams has no
+            evaluation left.
 
         Raises:
             RunError: no run is under way, the last call is not ended, or the step lies outside the run or before a stream's.
@@ -320,7 +320,7 @@ class Session:
             self._observers.tell("on_run_end", session=self)
 
     def on_end(self, callback: Callable[[], None]) -> None:
-        """Have ``callback`` called once when the run ends, also by an exception: the place to free residuals."""
+        """Call ``callback`` once when the run ends, also by an exception; adapters free residuals there."""
         self._on_end.append(callback)
 
     def coefficients(self, stream: Hashable = SINGLE) -> Coefficients:
@@ -338,7 +338,7 @@ class Session:
         raise RunError(f"stream={stream!r}: nothing is decided for it; call decide() first")
 
     def follow(self, schedule: Schedule) -> None:
-        """Go on by another schedule of this run, from the next step on.
+        """Follow another schedule of this run, from the next step on.
 
         Raises:
             ArgumentError: a schedule of another length.
@@ -348,12 +348,12 @@ class Session:
                 f"schedule has steps {schedule.first_step} to {schedule.first_step + schedule.steps - 1}, "
                 f"this run has {self.steps}; pass one that ends where the run does"
             )
-        if self._setup.forecast != "hold":
-            self._forecast = Planned(schedule)
-        self.schedule, self._make = schedule, following(schedule)
-        make = following(schedule)
+        self._go_by(self.config.following(schedule))
+        self._left = True
         for name, policy in list(self._policies.items()):
-            self._policies[name] = make(name).carry_on(policy)
+            follower = self._make(name)
+            assert isinstance(follower, ScheduledPolicy)
+            self._policies[name] = follower.carry_on(policy)
         call = self._pending
         if call is not None:
             call._policies = tuple([self._policies[stream.name] for stream in call.streams])
@@ -361,8 +361,13 @@ class Session:
                 stream.keep = self._keep(stream.name, call.step)
 
     @property
+    def source(self) -> str:
+        """What decides, in words; empty where every step computes."""
+        return self.config.source
+
+    @property
     def replans(self) -> tuple[Replan, ...]:
-        """Where this run left its plan."""
+        """Each time that this run left its plan, in order."""
         return tuple(self._replans)
 
     def _upcoming_skips(self) -> dict[str, Coefficients]:
@@ -388,7 +393,7 @@ class Session:
         return self._first if policy is None else policy.step
 
     def remaining(self, stream: Hashable = SINGLE) -> int:
-        """Evaluations the stream has left in this run."""
+        """How many evaluations of the stream are still to come in this run."""
         return self.steps - self.step(stream)
 
     @property

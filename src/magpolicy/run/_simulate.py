@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 
 from attrs import evolve, frozen
 
 from magpolicy import _checks
-from magpolicy.calibration._forecast import along
 from magpolicy.catalog._source import Source
 from magpolicy.policy._decision import Decision
 from magpolicy.policy._policy import Policy, check_rule, decide_together, settle_together
 from magpolicy.policy._semantics import Semantics
-from magpolicy.run._config import RunConfig, resolve
+from magpolicy.run._config import Rule, RunConfig
+from magpolicy.run._resolve import resolve
 from magpolicy.schedule._schedule import Schedule
 
 
@@ -52,9 +53,9 @@ def simulate(
         start_step: first step that may be skipped.
         end_step: last step that may be skipped (inclusive; negative counts from the end).
         forced: steps that are always computed.
-        semantics: whose reading of the table and the rule: a name from :func:`magpolicy.semantics_names`.
+        semantics: which implementation's reading of the table, and rule: a name from :func:`magpolicy.semantics_names`.
         expert_step: first step of the second expert of a two-expert model; a preset brings its own.
-        batched: whether the streams are evaluated in one call and so decided jointly; as the semantics do by default.
+        batched: whether one call evaluates all streams, so that they are decided jointly; by default as the semantics say.
         part: first and last-but-one position, for a run of part of the steps (img2img, a later stage): the schedule
             covers those steps only, the positions stay those of the whole run.
         forecast: how a skipped step's residual is made: ``"hold"`` (the default) reuses the last computed one, ``"linear"``
@@ -64,7 +65,7 @@ def simulate(
     Raises:
         ArgumentError: an argument is missing, unknown or out of range.
     """
-    setup = resolve(
+    config = resolve(
         source,
         threshold=threshold,
         max_skips=max_skips,
@@ -77,50 +78,70 @@ def simulate(
         forecast=forecast,
         damping=damping,
     )
-    return _run(setup, steps, sigmas, batched, part)
+    return simulate_config(config, steps, sigmas, batched, part)
 
 
-def _run(
-    setup: RunConfig, steps: int | None, sigmas: Sequence[float] | None, batched: bool | None, part: tuple[int, int] | None
+def simulate_config(
+    config: RunConfig,
+    steps: int | None = None,
+    sigmas: Sequence[float] | None = None,
+    batched: bool | None = None,
+    part: tuple[int, int] | None = None,
 ) -> Schedule:
-    length, levels = setup.length(steps, sigmas)
+    """As :func:`simulate`, for settings that were checked before."""
+    length, levels = config.length(steps, sigmas)
     first, stop = _checks.part(part, length)
-    make = setup.policies(length, levels)
-    policies = [make(name) for name in setup.streams]
+    run = config.prepare(length, levels, first)
+    policies = list(map(run.policy, config.streams))
     for policy in policies:
         policy.reset(first)
-    together = setup.how.batched if batched is None else batched
-    groups = [policies] if together else [[policy] for policy in policies]
-    rows = [row for group in groups for row in _decisions(group, setup.how.joint, stop - first)]
-    named = dict(zip(setup.streams, rows, strict=True))
-    forecaster = setup.forecaster(length, levels)
-    coefficients = {name: along(forecaster, name, [d.computes for d, _ in row], first) for name, row in named.items()}
-    return Schedule.from_decisions(named, first_step=first, coefficients=coefficients)
+    if len(policies) > 1 and (config.batched if batched is None else batched):
+        rows = _together(policies, config.joint, stop - first)
+    else:
+        rows = [_alone(policy, stop - first) for policy in policies]
+    masks = tuple([tuple([decision.computes for decision in decisions]) for decisions, _ in rows])
+    return Schedule(
+        streams=config.streams,
+        masks=masks,
+        decisions=tuple([tuple(decisions) for decisions, _ in rows]),
+        modelled=tuple([tuple(errors) for _, errors in rows]),
+        first_step=first,
+        coefficients=tuple(map(run.forecast.along, config.streams, masks, repeat(first))),
+        sigmas=None if levels is None else levels[first:stop],
+    )
 
 
-_Row = list[tuple[Decision, float]]
+_Row = tuple[list[Decision], list[float]]
+"""Of one stream, per step, what was decided, and the error a skip was tested with."""
 
 
-def _decisions(policies: list[Policy], joint: str, count: int) -> list[_Row]:
-    rows: list[_Row] = [[] for _ in policies]
-    if len(policies) == 1:  # the common case, and the one a sweep repeats
-        policy, row = policies[0], rows[0]
-        for _ in range(count):
-            decision = policy.propose()
-            row.append((decision, policy.tested_error))
-            policy.settle(decision)
-        return rows
+def _alone(policy: Policy, count: int) -> _Row:
+    """A stream that is evaluated by itself: the common case, and the one a sweep repeats."""
+    decisions, errors = [], []
+    propose, settle = policy.propose, policy.settle
     for _ in range(count):
-        proposed, decided, errors = decide_together(policies, joint)
+        decision = propose()
+        errors.append(policy.tested_error if decision.skip else 0.0)
+        settle(decision)
+        decisions.append(decision)
+    return decisions, errors
+
+
+def _together(policies: Sequence[Policy], joint: str, count: int) -> list[_Row]:
+    """Streams that are evaluated in one call."""
+    rows: list[_Row] = [([], []) for _ in policies]
+    for _ in range(count):
+        proposed, decided, tested = decide_together(policies, joint)
         settle_together(policies, proposed, decided)
-        for row, decision, error in zip(rows, decided, errors, strict=True):
-            row.append((decision, error))
+        for (decisions, errors), decision, error in zip(rows, decided, tested, strict=True):
+            decisions.append(decision)
+            errors.append(error if decision.skip else 0.0)
     return rows
 
 
 @frozen
 class SweepRow:
-    """Settings and what they give."""
+    """Settings, and the schedule that they give."""
 
     __module__ = "magpolicy"
 
@@ -198,7 +219,7 @@ def sweep(
     forced = None if forced is None else _checks.listed("forced", forced, "steps")
     rows = []
     for retention in _checks.listed("retentions", retentions, "shares"):
-        base = resolve(
+        config = resolve(
             source,
             threshold=0.0,
             max_skips=0,
@@ -209,7 +230,9 @@ def sweep(
             semantics=semantics,
             expert_step=expert_step,
         )
+        assert isinstance(config, Rule)  # nothing else takes a threshold
         for threshold, skips in itertools.product(thresholds, all_skips):
-            rule = check_rule(threshold, skips)
-            rows.append(SweepRow(*rule, retention, _run(evolve(base, rule=rule), steps, sigmas, batched, None)))
+            limit, most = check_rule(threshold, skips)
+            schedule = simulate_config(evolve(config, threshold=limit, max_skips=most), steps, sigmas, batched)
+            rows.append(SweepRow(limit, most, retention, schedule))
     return Sweep(tuple(rows))

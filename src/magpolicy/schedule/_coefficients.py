@@ -62,7 +62,8 @@ def forecasts(values: Any, stream: str, decisions: Sequence[Decision]) -> tuple[
         return ((),) * len(decisions)
     name = f"coefficients[{stream!r}]"
     given = _checks.listed(name, values, "numbers")
-    row = tuple(forecast(f"{name}[{i}]", value) for i, value in enumerate(given))
+    # Most steps hold, and are not worth a look at what a forecast could be.
+    row = tuple(forecast(f"{name}[{i}]", value) if type(value) is not tuple or value else () for i, value in enumerate(given))
     if len(row) != len(decisions):
         raise ArgumentError(f"{name} has {len(row)} values for {len(decisions)} steps; give one a step")
     for i, (coefficients, decision) in enumerate(zip(row, decisions, strict=True)):

@@ -27,9 +27,8 @@ COMPUTE, SKIP = "█", "·"
 class Schedule:
     """A run's decisions per stream. Made by :func:`magpolicy.simulate`, :func:`magpolicy.plan`, from a trace, or from a mask.
 
-    It is plain data: tuples of numbers and decisions, which :meth:`to_dict` and pickling carry whole. Two schedules are equal
-    when the same steps of the same streams compute, in whatever order the streams are listed. What an only stream is called
-    does not matter.
+    It is plain data: tuples of numbers and decisions; :meth:`to_dict` and pickles hold all of it. Two schedules are equal if
+    the same steps of the same streams compute. The order of the streams does not matter, nor the name of an only stream.
     """
 
     __module__ = "magpolicy"
@@ -90,7 +89,7 @@ class Schedule:
 
     @property
     def error(self) -> float:
-        """Modelled error of the run: what each run of skips reached, summed, mean over streams."""
+        """Modelled error of the whole run: the sum of what each series of skips accumulated, mean over streams."""
         total = 0.0
         for row, decisions in zip(self.modelled, self.decisions, strict=True):
             errors = tuple(e for e, d in zip(row, decisions, strict=True) if d is not Decision.ABSENT)
@@ -99,17 +98,17 @@ class Schedule:
 
     @property
     def planned(self) -> bool:
-        """Whether the errors stated are those a plan expects of single steps, not those the rule has accumulated."""
+        """Whether the errors are those that a plan expects of single steps, not those that the rule accumulates."""
         return any(map(any, self.checks))
 
     @property
     def rms_error(self) -> float:
-        """Root mean square over all steps of the errors stated: of a plan, one figure for what it costs."""
+        """Root mean square of the errors over all steps; for a plan, the size of its error in one number."""
         return float(np.sqrt(np.mean(np.square(self.errors))))
 
     @property
     def worst(self) -> float:
-        """Largest error stated for a step; of a plan, the largest relative error expected of a reused residual."""
+        """Largest error of a step; for a plan, the largest relative error that it expects."""
         return max(self.errors)
 
     @property
@@ -124,7 +123,7 @@ class Schedule:
 
     @property
     def speedup(self) -> float:
-        """Evaluations over computed evaluations, all streams counted: the bound on what skipping can gain."""
+        """Evaluations over computed evaluations, all streams counted: an upper bound of the speedup in time."""
         computed = sum(map(sum, self.masks))
         evaluated = sum(d is not Decision.ABSENT for row in self.decisions for d in row)
         return evaluated / computed if computed else float("inf")
@@ -170,11 +169,11 @@ class Schedule:
 
     @property
     def bins(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Lengths of the runs of computed and of skipped steps, in turn: compute bins and cache bins."""
+        """How many steps in a row compute and how many skip, by turns: compute bins and cache bins."""
         return _export.bins(self.mask)
 
     def export(self, form: str) -> dict[str, Any]:
-        """For an engine that magpolicy does not drive. What these reuse is their own; forecasts stay behind.
+        """This schedule for another engine. It reuses what it keeps itself, without magpolicy's forecasts.
 
         Args:
             form: ``"cache-dit"``: arguments of its ``DBCacheConfig``. ``"sglang"``: environment variables of SGLang-diffusion's
@@ -262,12 +261,12 @@ class Schedule:
 
     @classmethod
     def from_trace(cls, trace: Iterable[TraceEntry], *, plan: Schedule | None = None) -> Schedule:
-        """What a run did. A stream that sat a step out neither computes nor skips there.
+        """The schedule that a run followed. If a stream left out a step, it neither computes nor skips there.
 
         Args:
             trace: the run's entries, each of which states its forecast.
-            plan: the schedule that the run followed. Its expected errors, checks and noise levels are stated wherever the run
-                did as planned; a trace alone does not know them.
+            plan: the schedule that the run followed. A trace does not hold expected errors, checks and noise levels; those of
+                the plan are used for each step at which the run did as planned.
 
         Raises:
             ArgumentError: the trace is empty.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @frozen
 class TraceEntry:
-    """What was decided for one stream at one evaluation."""
+    """The decision about one stream at one evaluation."""
 
     __module__ = "magpolicy"
 

@@ -183,14 +183,14 @@ def check(
     plain = act(patcher)
     never, idle = under(patcher, source, **(settings | {"threshold": 0.0, "max_skips": 0, "retention": 1.0}))
     assert torch.equal(act(never), plain), "a policy that never skips changed the result"
-    assert idle.outcome is not None
-    assert idle.outcome.report.skipped == 0
+    assert idle.run_report is not None
+    assert idle.run_report.report.skipped == 0
     node, attachment = under(patcher, source, **settings)
     spy = Spy.on(node)
     result = act(node)
     assert bool(torch.isfinite(result).all())
-    assert attachment.outcome is not None
-    report = attachment.outcome.report
+    assert attachment.run_report is not None
+    report = attachment.run_report.report
     wanted = expected if isinstance(expected, magpolicy.Schedule) else expected(spy)
     same(report.schedule, wanted)
     assert sum(spy.computed) >= report.computed
@@ -217,7 +217,8 @@ def _strip(mask: tuple[bool, ...]) -> str:
 def untouched(patcher: Any) -> None:
     """Nothing of ours is on the diffusion model."""
     for name, module in patcher.model.named_modules():
-        assert "forward" not in vars(module), f"{name} has a forward of its own"
+        assert not {"forward", "_call_impl", "__getstate__"} & vars(module).keys(), f"{name} has a forward of its own"
+        assert not any("magpolicy" in key for kind in type(module).__mro__ for key in vars(kind)), f"{name} is of our class"
 
 
 def shares(patcher: Any, sigmas: list[float]) -> list[float]:

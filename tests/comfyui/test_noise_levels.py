@@ -34,13 +34,13 @@ def simple(sampling: Any, steps: int) -> list[float]:
 @given(steps=st.integers(1, 100), data=st.data())
 def test_parts_are_parts_of_the_whole(comfyui: Path, kind: str, steps: int, data: st.DataObject) -> None:
     """Any cut of an evenly spaced schedule is placed where it was cut from."""
-    from magpolicy_comfyui._noise_levels import place
+    from magpolicy_comfyui._noise_levels import span_of
 
     sampling = sampling_of(kind)
     sigmas = simple(sampling, steps)
     first = data.draw(st.integers(0, steps - 1), label="first")
     stop = data.draw(st.integers(first + 1, steps), label="stop")
-    found = place(sigmas[first:stop], sigmas[first : stop + 1], sampling)
+    found = span_of(sigmas[first:stop], sigmas[first : stop + 1], sampling)
     if stop - first > 3 * steps**2 / len(sampling.sigmas):  # ComfyUI's tables have a thousand entries, which steps are cut to
         assert (found.first, found.after) == (first, steps - stop)
         assert found.even
@@ -56,22 +56,22 @@ def test_parts_are_parts_of_the_whole(comfyui: Path, kind: str, steps: int, data
 @given(steps=st.integers(2, 60), one=st.floats(1.0, 12.0), other=st.floats(1.0, 12.0))
 def test_the_shift_of_a_schedule_does_not_matter(comfyui: Path, steps: int, one: float, other: float) -> None:
     """Published tables count by share of the run, whatever shift it had."""
-    from magpolicy_comfyui._noise_levels import place
+    from magpolicy_comfyui._noise_levels import span_of
 
     places = []
     for shift in (one, other):
         sampling = sampling_of("FLOW", shift)
         sigmas = simple(sampling, steps)
-        places.append(place(sigmas[:-1], sigmas, sampling))
+        places.append(span_of(sigmas[:-1], sigmas, sampling))
     assert places[0].levels == pytest.approx(places[1].levels, abs=2e-3)
 
 
 @LAWS
 @given(sigmas=st.lists(st.floats(0.0, 1.0, width=32), min_size=2, max_size=40))
 def test_any_list_has_a_place(comfyui: Path, sigmas: list[float]) -> None:
-    from magpolicy_comfyui._noise_levels import place, steps_of
+    from magpolicy_comfyui._noise_levels import span_of, steps_of
 
-    found = place(sigmas[:-1], sigmas, sampling_of("FLUX"))
+    found = span_of(sigmas[:-1], sigmas, sampling_of("FLUX"))
     assert found.first >= 0
     assert found.after >= 0
     assert len(found.whole(found.levels)) == found.steps
@@ -86,7 +86,7 @@ def test_a_rehearsal_leaves_no_trace(comfyui: Path, sampler: str) -> None:
     from host import models, running
 
     import torch
-    from magpolicy_comfyui._dry_run import rehearse
+    from magpolicy_comfyui._dry_run import dry_run
 
     patcher = models.make("Flux")
     spied = patcher.clone()
@@ -96,7 +96,7 @@ def test_a_rehearsal_leaves_no_trace(comfyui: Path, sampler: str) -> None:
     guider.inner_model = patcher.model
     sigmas = comfy.samplers.KSampler(patcher, 6, "cpu", sampler, "simple").sigmas
     before = torch.get_rng_state()
-    evaluations, known = rehearse(comfy.samplers.sampler_object(sampler), guider, sigmas, 3, 4)
+    evaluations, known = dry_run(comfy.samplers.sampler_object(sampler), guider, sigmas, 3, 4)
     assert known
     assert torch.equal(torch.get_rng_state(), before)
     assert evaluations == pytest.approx(spy.sigmas)

@@ -19,13 +19,13 @@ INPUTS: dict[str, Any] = {
 
 def previewed(sampler: dict[str, Any], **inputs: Any) -> Any:
     import magpolicy
-    from magpolicy_comfyui.nodes import _nodes
+    from magpolicy_comfyui.nodes import _inputs
     from magpolicy_comfyui.server import _preview
 
     chosen = INPUTS | inputs
     preset = magpolicy.preset(chosen["model_type"])
     asked = _preview.Sampler.of(sampler, preset.steps)
-    return _preview.schedule(_nodes._settings(**chosen), preset, asked, flux=preset.family == "flux")
+    return _preview.schedule(_inputs.settings_of(**chosen), preset, asked, flux=preset.family == "flux")
 
 
 def sampled(kind: str, sampler: dict[str, Any], cfg: float = 1.0, **inputs: Any) -> Any:
@@ -44,8 +44,8 @@ def sampled(kind: str, sampler: dict[str, Any], cfg: float = 1.0, **inputs: Any)
     )  # fmt: skip
     found = attached(model)
     assert found is not None
-    assert found.outcome is not None
-    return found.outcome.schedule
+    assert found.run_report is not None
+    return found.run_report.schedule
 
 
 SAMPLERS = [

@@ -11,15 +11,15 @@ from magpolicy_comfyui._runs import Attachment, log
 EVENT = "magpolicy.report"
 
 
-def finished(attachment: Attachment, outcome: RunReport) -> None:
-    """Log the outcome, and send it to the browser."""
-    log.info("magpolicy: %s", outcome.text)
+def finished(attachment: Attachment, run_report: RunReport) -> None:
+    """Log the report, and send it to the browser."""
+    log.info("magpolicy: %s", run_report.text)
     node = attachment.settings.node
     server = _server()
     if server is None or node is None:
         return
     try:
-        server.send_sync(EVENT, {"node": node, **outcome.to_dict()})
+        server.send_sync(EVENT, {"node": node, **run_report.to_dict()})
     except Exception as error:  # a picture is not lost for a message
         log.warning("magpolicy: the report could not be sent to the browser: %s", error)
 
