@@ -6,8 +6,7 @@ means, or of the formula that ships, fitted to them.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from attrs import asdict, evolve, frozen
@@ -66,6 +65,7 @@ class Shape:
         found = directions.cosines(np.asarray(sigmas))
         ones = np.ones(len(sigmas))
         return Shape(tuple(sigmas), found, (ones, ones), likeness * found)
+
 
 def norms_of(calibration: magpolicy.Calibration | None, count: int = 60) -> tuple[Floats, Floats]:
     """The norms of a run's residuals in both streams, over the mean of the first; constant for ``None``."""

@@ -1,7 +1,7 @@
 """Plans without a calibration, really run: ``python -m benchmarks.quality.prior --models digits video clothes``.
 
-Each model is predicted from the two others only (leave one out), at 28 steps of its own schedule, at a half and a third of the work.
-Rows are kept as they come, one file a model.
+Each model is predicted from the two others only (leave one out), at 28 steps of its own schedule, at a half and a third of the
+work. Rows are kept as they come, one file a model.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""What the prior's norms are worth, by the published tables alone: ``python -m benchmarks.quality.surrogates``. No model is needed.
+"""What the prior's norms are worth, by the published tables alone: ``python -m benchmarks.quality.surrogates``. No model is
+needed.
 
-A surrogate of a model is a path of residuals with the prior's directions and the norms of the model's published table. Each plan is
-judged by the root mean square, over its skipped steps and streams, of the relative error its forecasts have on that path. That is
-open loop: nobody answers to the errors made before.
+A surrogate of a model is a path of residuals with the prior's directions and the norms of the model's published table. Each
+plan is judged by the root mean square, over its skipped steps and streams, of the relative error its forecasts have on that
+path. That is open loop: nobody answers to the errors made before.
 """
 
 from __future__ import annotations
@@ -89,8 +90,8 @@ def main() -> None:
                 if options.all or name in SHOWN:
                     print(f"{name} | " + " | ".join(f"{errors[n]:.3f}" for n in names))
             print("median | " + " | ".join(f"{np.median([e[n] for e in found.values()]):.3f}" for n in names))
-            worst = [max(e[a] / e[b] for e in found.values())
-                     for a, b in (("with its norms", "same steps, held"), ("constant norms", "constant, same steps held"))]  # fmt: skip
+            pairs = (("with its norms", "same steps, held"), ("constant norms", "constant, same steps held"))
+            worst = [max(errors[a] / errors[b] for errors in found.values()) for a, b in pairs]
             print(f"largest share of holding the same steps: {worst[0]:.2f} with its norms, {worst[1]:.2f} with constant ones")
 
 

@@ -112,7 +112,7 @@ def run_levels(curve: Curve) -> list[float]:
 
 
 def shares_of_holding(curve: Curve, source: Calibration) -> dict[str, float]:
-    """The largest error of plans from ``source`` over that of holding, on residuals with the curve's norms, by how they turn."""
+    """The largest error of plans from ``source`` over holding, on residuals with the curve's norms, by how they turn."""
     found = dict.fromkeys(TURNS, 0.0)
     for part in (2, 3):
         chosen = plan(source, computed=max(1, source.steps // part))
@@ -203,7 +203,7 @@ def smooth(rng):
 
 
 def run(chosen: Schedule, residuals: np.ndarray, trust: ForecastTrust) -> tuple[float, float, float, float]:
-    """Squared errors, over squared residuals, of a run's skips, and of holding the same steps; and both since it was checked."""
+    """Squared relative errors of a run's skips, and of holding the same steps; and both since it was checked."""
     history: list[int] = [0]
     errors, holds, checked = [], [], []
     for i in range(1, STEPS):

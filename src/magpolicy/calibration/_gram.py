@@ -23,8 +23,9 @@ Floats = NDArray[np.float64]
 # A gain below this share of the squared hold error is taken for estimation noise, and the residual is held.
 MARGIN = 0.01
 _TINY = 1e-12  # share of |r|^2 below which a difference is rounding
-LARGEST = 16.0
-"""Largest coefficient of a forecast, of either sign. Straight lines over the longest gaps that plans make need less; what needs more
+LARGEST = 32.0
+"""Largest coefficient of a forecast, of either sign. Straight lines over the longest gaps that plans make need less; what
+needs more
 divides by a difference that is next to nothing, and multiplies its rounding."""
 ROUNDING = 2.0**-24
 """Share of a value by which storing it in single precision may change it. Coarser types are in what a calibration measures."""
@@ -81,7 +82,8 @@ def best_coefficient(uu: Floats, uv: Floats, vv: Floats, scale: Floats, margin: 
 
 
 def rounded(scale: Any, coefficients: Sequence[Any]) -> Any:
-    """Squared length that rounding of the residuals used adds to what a forecast leaves, of residuals of squared length ``scale``.
+    """Squared length that rounding of the residuals used adds to what a forecast leaves, of residuals of squared length
+    ``scale``.
 
     A held residual is rounded as a computed one is: that adds nothing.
     """

@@ -1,7 +1,7 @@
 """The general prior: what a model that nobody measured is expected to do, as an ordinary calibration.
 
-Residual trajectories of flow models are nearly alike over the noise level: the residual turns quickly where a run begins, slowly
-in the middle and a little quicker again at its end. So a Gram matrix over noise level can stand in for the one that a
+Residual trajectories of flow models are nearly alike over the noise level: the residual turns quickly where a run begins,
+slowly in the middle and a little quicker again at its end. So a Gram matrix over noise level can stand in for the one that a
 calibration measures. With L(s) how far the residual has turned between the highest noise level and s, and k a smooth kernel,
 
     <r(s), r(s')> = n(s) n(s') k(|L(s) - L(s')|)
@@ -109,9 +109,7 @@ def prior_calibration(
     return Calibration(
         sigmas=sigmas,
         streams={
-            name: StreamMoments(
-                _banded(norms[name], cosines), ratios[name], (0.0,) * len(sigmas), turned.tolist()
-            )
+            name: StreamMoments(_banded(norms[name], cosines), ratios[name], (0.0,) * len(sigmas), turned.tolist())
             for name in names
         },
         cross={(a, b): _crossed(norms[a], norms[b], LIKENESS * cosines) for a, b in itertools.combinations(names, 2)},

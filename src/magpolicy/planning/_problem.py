@@ -12,7 +12,6 @@ from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._gram import Floats
-from magpolicy.catalog._presets import Preset
 from magpolicy.catalog._source import Source
 from magpolicy.planning._at_levels import SourceAtLevels, at_levels
 from magpolicy.planning._error_tables import ErrorTables

@@ -1,12 +1,12 @@
 """Whether forecasts are believed: what computed steps say of them, and what the next skips use.
 
-A forecast goes on in the direction in which the residual moved last. At a computed step it is known whether the residual really did:
-with u its change since the residual computed before, and v the change before that, the cosine of u and v tells. It follows from what
-is measured there anyway, the errors of a forecast and of holding. Where residuals do not keep their direction the next skips hold, so
-that a plan from a calibration that is wrong for a model costs little more than holding does.
+A forecast goes on in the direction in which the residual moved last. At a computed step it is known whether the residual
+really did: with u its change since the residual computed before, and v the change before that, the cosine of u and v tells. It
+follows from what is measured there anyway, the errors of a forecast and of holding. Where residuals do not keep their
+direction the next skips hold, so that a plan from a calibration that is wrong for a model costs little more than holding does.
 
-The forecast's error alone would not do: at the end of a long gap it is often as large as that of holding, on models on which the
-forecasts within the gap are worth 5 to 10 dB (docs/explanation/quality.md).
+The forecast's error alone would not do: at the end of a long gap it is often as large as that of holding, on models on which
+the forecasts within the gap are worth 5 to 10 dB (docs/explanation/quality.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from magpolicy.schedule._coefficients import Coefficients
 LEAST = 0.1
 """Cosine between successive changes of the residual at or below which skips hold. Real models have 0.4 to 0.95."""
 START = 0.95
-"""Flow noise level above which the residual moves in directions of its own, on every model; a change since there says nothing."""
+"""Flow noise level above which the residual moves in directions of its own; a change since there says nothing."""
 
 
 @frozen
