@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 import magpolicy
+from magpolicy.calibration._moments import StreamMoments
 from magpolicy.calibration._prior import Directions, _banded, _crossed
 
 Floats = NDArray[np.float64]
@@ -53,9 +54,7 @@ class Shape:
         zeros = (0.0,) * len(self.sigmas)
         for name, norms in zip(("cond", "uncond"), self.norms, strict=True):
             ratios = np.append(1.0, norms[1:] / norms[:-1])
-            made[name] = magpolicy.calibration._calibration.StreamMoments(
-                _banded(norms, self.directions), ratios.tolist(), zeros, zeros
-            )
+            made[name] = StreamMoments(_banded(norms, self.directions), ratios.tolist(), zeros, zeros)
         cross = {("cond", "uncond"): _crossed(*self.norms, self.cross)}
         whole = magpolicy.Calibration(sigmas=self.sigmas, streams=made, cross=cross)
         return whole.resample(sigmas=levels)

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from attrs import frozen
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
-from magpolicy.calibration._calibration import Calibration, StreamMoments
+from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._gram import Floats
+from magpolicy.calibration._moments import StreamMoments
 from magpolicy.policy._curve import SINGLE, Curve
 
 PROVENANCE = "the general prior"
@@ -106,6 +108,7 @@ def prior_calibration(
     inside = np.ones(len(sigmas), dtype=bool) if curve is None else np.asarray(curve.covers(sigmas))
     norms = {name: np.where(inside, np.cumprod(ratios[name]), np.nan) for name in names}
     turned = np.maximum(0.0, 1 - np.append(1.0, np.diagonal(cosines, -1)))
+    provenance: dict[str, Any] = {"from": PROVENANCE, "norms": "constant" if curve is None else "published ratios"}
     return Calibration(
         sigmas=sigmas,
         streams={
@@ -113,7 +116,7 @@ def prior_calibration(
             for name in names
         },
         cross={(a, b): _crossed(norms[a], norms[b], LIKENESS * cosines) for a, b in itertools.combinations(names, 2)},
-        provenance={"from": PROVENANCE, "norms": "constant" if curve is None else "published ratios"},
+        provenance=provenance,
     )
 
 

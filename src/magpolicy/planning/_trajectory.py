@@ -67,12 +67,12 @@ def _bounded_solution(curvature: Floats, slope: Floats) -> Floats:
 
     Where one is, differences that are next to nothing are held for more than they are, until none is; at last it is cut.
     """
-    best: Floats = np.linalg.solve(curvature, slope)
+    best = np.asarray(np.linalg.solve(curvature, slope), dtype=np.float64)
     for ridge in RIDGES:
         if np.abs(best).max() <= _gram.LARGEST:
             return best
         diagonal = np.diag(curvature)
-        best = np.linalg.solve(curvature + ridge * np.diag(diagonal + diagonal.mean()), slope)
+        best = np.asarray(np.linalg.solve(curvature + ridge * np.diag(diagonal + diagonal.mean()), slope), dtype=np.float64)
     bounded: Floats = np.clip(best, -_gram.LARGEST, _gram.LARGEST)
     return bounded
 
