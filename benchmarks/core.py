@@ -2,13 +2,13 @@
 
 Compared: a decision against the arithmetic the reference implementations do per step (a numpy 0-d array as in the official
 scripts, a torch 0-d tensor as in diffusers), and against one evaluation of the demo model; ``import magpolicy`` against
-``import numpy`` in fresh processes; ``simulate`` and ``sweep`` in absolute time, for which there is no peer.
+``import numpy`` in fresh processes; ``simulate``, a setting of a ``sweep`` and a run of a ``Session`` against the decisions in
+them.
 """
 
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -24,22 +24,22 @@ RATIOS = magpolicy.preset("wan2.1-t2v-1.3b").curve.ratios["cond"]
 SETTINGS = {"threshold": 0.12, "max_skips": 4, "retention": 0.2}
 
 
-def per_call(function: Callable[[], object], calls: int, repeats: int = 9) -> float:
-    """Median seconds of one of ``calls`` calls."""
+def per_call(function: Callable[[], object], calls: int, repeats: int = 15) -> float:
+    """Processor time of one of ``calls`` calls in seconds: the least of all repeats, which other programs disturb least."""
     times = []
     for _ in range(repeats):
-        started = time.perf_counter()
+        started = time.process_time()
         for _ in range(calls):
             function()
-        times.append((time.perf_counter() - started) / calls)
-    return statistics.median(times)
+        times.append((time.process_time() - started) / calls)
+    return min(times)
 
 
-def decisions() -> None:
-    policy = magpolicy.MagPolicy(RATIOS, **SETTINGS)
-    policy.reset()
-    for _ in RATIOS:
-        policy.decide()
+def run_of_a_session() -> None:
+    with magpolicy.Session(RATIOS, **SETTINGS) as session:
+        for _ in RATIOS:
+            session.decide("cond")
+            session.commit()
 
 
 def reference(ratios: object) -> None:
@@ -62,7 +62,7 @@ def import_time(statement: str, repeats: int = 11) -> float:
         started = time.perf_counter()
         subprocess.run([sys.executable, "-c", statement], check=True, env=environment)
         times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    return min(times)
 
 
 def main() -> None:
@@ -87,19 +87,28 @@ def main() -> None:
     print(f"decide() is {100 * ours / step:.4f}% of one evaluation of the demo model ({step * 1e3:.1f} ms)")
 
     empty = import_time("pass")
-    numpy_alone, all_of_it = import_time("import numpy") - empty, import_time("import magpolicy") - empty
-    absolute = f"({1e3 * all_of_it:.0f} ms, {1e3 * numpy_alone:.0f} ms)"
-    print(f"import magpolicy takes {all_of_it / numpy_alone:.2f} times import numpy {absolute}")
+    numpy_alone, name_alone, all_of_it = (
+        import_time(s) - empty for s in ("import numpy", "import magpolicy", "import magpolicy; magpolicy.simulate")
+    )
+    print(
+        f"import magpolicy takes {name_alone / numpy_alone:.2f} times import numpy, and {all_of_it / numpy_alone:.2f} times it "
+        f"once simulate is used ({1e3 * numpy_alone:.0f} ms)"
+    )
 
-    print(f"simulate, {steps} steps: {1e6 * per_call(lambda: magpolicy.simulate(RATIOS, **SETTINGS), 100):.0f} us")
-    started = time.perf_counter()
+    bare = ours * steps
+    preview = per_call(lambda: magpolicy.simulate(RATIOS, **SETTINGS), 100)
+    print(f"simulate, {steps} steps: {preview / bare:.1f} times its decisions ({1e6 * preview:.0f} us)")
+    session = per_call(run_of_a_session, 30)
+    print(f"a run of a Session, {steps} steps: {session / bare:.1f} times its decisions ({1e6 * session:.0f} us)")
+    started = time.process_time()
     table = magpolicy.sweep(
         RATIOS,
         thresholds=[i / 250 for i in range(1, 101)],
         max_skips=range(1, 11),
         retentions=[i / 25 for i in range(10)],
     )
-    print(f"sweep of {len(table):,} settings: {time.perf_counter() - started:.2f} s")
+    took = time.process_time() - started
+    print(f"sweep of {len(table):,} settings: {took / len(table) / bare:.1f} times its decisions ({took:.2f} s)")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import ast
 import importlib
 import os
+import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +56,23 @@ def test_public_classes_say_where_they_are_public(package):
     classes = {name: value for name in loaded.__all__ if isinstance(value := getattr(loaded, name), type)}
     assert len(classes) > 0
     assert {name: kind.__module__ for name, kind in classes.items()} == dict.fromkeys(classes, package)
+
+
+def test_pickles_of_results_name_no_private_module():
+    with magpolicy.Session("flux", steps=4) as session:
+        for _ in range(4):
+            session.decide()
+            session.commit()
+    residuals = {name: [[[float(i * j + 1)] for j in range(3)] for i in range(6)] for name in ("cond", "uncond")}
+    calibration = magpolicy.Calibration.from_residuals(residuals)
+    sweep = magpolicy.sweep("flux", thresholds=[0.1], max_skips=[3], retentions=[0.2])
+    policy = magpolicy.MagPolicy([1.0, 1.1], threshold=0.1, max_skips=2, retention=0.0)
+    schedules = [magpolicy.simulate("flux"), magpolicy.plan(calibration, computed=3)]
+    values = [session.trace, calibration, sweep, policy, schedules, magpolicy.preset("flux"), magpolicy.semantics("magpolicy")]
+    for value in values:
+        pickled = pickle.dumps(value)
+        assert set(re.findall(rb"magpolicy[.\w]+", pickled)) <= {b"magpolicy"}, value
+        assert repr(pickle.loads(pickled)) == repr(value) or value is policy
 
 
 def test_everything_but_the_adapters_works_without_torch():

@@ -1,5 +1,6 @@
 """A model in the user's own loop: the timestep tells the step, contexts or conditions tell the branches."""
 
+import contextvars
 import warnings
 
 import pytest
@@ -185,6 +186,22 @@ def test_a_given_run(model):
         assert handle.report.schedule == simulate(curve, steps=10, part=(4, 10), **RULE)
         with handle.run(steps=3), pytest.raises(RunError, match="under way"), handle.run(steps=3):
             pass
+
+
+def test_a_run_in_a_generator_may_be_closed_in_another_context(model):
+    def frames():
+        with handle.run():
+            for step in range(6):
+                yield WAN.call(model, draw(step))
+
+    with magpolicy.attach(model, ratios=RATIOS, **RULE) as handle:
+        generator = frames()
+        next(generator)
+        contextvars.copy_context().run(generator.close)
+        assert handle.residuals_held == 0
+        with handle.run():
+            loop(model)
+        assert handle.report.schedule == simulate(RATIOS, **RULE)
 
 
 def test_a_named_stream_that_comes_again_is_at_its_next_evaluation(model):

@@ -14,6 +14,7 @@ not run is an indented block.
 
 import contextlib
 import doctest
+import importlib.util
 import inspect
 import io
 import json
@@ -249,6 +250,15 @@ def test_the_command_line_page_lists_every_option():
         options = {o for p in command.params if p.param_type_name == "option" for o in (*p.opts, *p.secondary_opts)}
         rows = [line.split(" | ")[0] for line in sections[name].splitlines() if line.startswith("| `-")]
         assert set(re.findall(r"`(--?[\w-]+)", " ".join(rows))) == options, name
+
+
+def test_the_tables_of_options_are_those_of_the_program():
+    pytest.importorskip("click", reason="the cli extra is not installed")
+    spec = importlib.util.spec_from_file_location("_cli", ROOT / "docs" / "_cli.py")
+    cli = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cli)
+    written = cli.PAGE.read_text(encoding="utf-8")
+    assert cli.page(written) == written, "run: python docs/_cli.py"
 
 
 def test_the_table_of_keys_lists_every_key_of_a_preset_file():

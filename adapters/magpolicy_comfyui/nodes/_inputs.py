@@ -33,7 +33,7 @@ def rule_inputs() -> dict[str, Any]:
             "FLOAT",
             {"default": 0.1, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip": "Leading share of the run that always computes."},
         ),
-        "magcache_K": ("INT", {"default": 5, "min": 0, "max": 100, "tooltip": "Longest run of skips."}),
+        "magcache_K": ("INT", {"default": 5, "min": 0, "max": 100, "tooltip": "How many steps in a row may be skipped."}),
         "start_step": ("INT", {"default": 0, "min": 0, "max": 10000, "tooltip": "First step that may be skipped."}),
         "end_step": (
             "INT",

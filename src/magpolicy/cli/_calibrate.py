@@ -22,10 +22,15 @@ from magpolicy.cli._params import Command, examples
     ),
 )
 @_pipeline.pipeline
-@_pipeline.output(f"Where the calibration goes, {' or '.join(CALIBRATION_ENDINGS)}.", *CALIBRATION_ENDINGS)
-@click.option("--window", type=click.IntRange(1), metavar="W", help="Steps compared back; by default all of the run, or 100.")
-@click.option("--tokens", type=click.IntRange(1), default=2048, show_default=True, metavar="N", help="Tokens looked at.")
-@click.option("--name", default="", metavar="NAME", help="Name it, to find it by.")
+@_pipeline.output(f"File for the calibration, {' or '.join(CALIBRATION_ENDINGS)}.", *CALIBRATION_ENDINGS)
+@click.option(
+    "--window",
+    type=click.IntRange(1),
+    metavar="W",
+    help="How many steps back inner products reach; by default all of the run, or 100.",
+)
+@click.option("--tokens", type=click.IntRange(1), default=2048, show_default=True, metavar="N", help="Tokens used, at most.")
+@click.option("--name", default="", metavar="NAME", help="Name that it is listed under.")
 def calibrate(load: Any, output: Path, window: int | None, tokens: int, name: str, **_: Any) -> None:
     """Measure a pipeline of diffusers, for plans of any speed.
 

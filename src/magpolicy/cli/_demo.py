@@ -24,13 +24,15 @@ from magpolicy.cli._params import Command, examples
     default="magpolicy-demo.png",
     show_default=True,
     metavar="FILE",
-    help="Where the picture goes.",
+    help="File for the picture.",
 )
-@click.option("--steps", type=click.IntRange(1, MAX_STEPS), default=28, show_default=True, metavar="N", help="Steps.")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=3, show_default=True, help="Noise seed.")
+@click.option("--steps", type=click.IntRange(1, MAX_STEPS), default=28, show_default=True, metavar="N", help="Steps of a run.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=3, show_default=True, help="Seed of the noise.")
 @click.option("--threshold", type=click.FloatRange(min=0), metavar="X", help="Bound on the accumulated error.")
-@click.option("--max-skips", "-K", type=click.IntRange(min=0), metavar="K", help="Longest run of consecutive skips.")
-@click.option("--retention", type=click.FloatRange(0, 1), metavar="R", help="Leading share always computed.")
+@click.option(
+    "--max-skips", "-K", type=click.IntRange(min=0), metavar="K", help="How many steps in a row may be skipped, at most."
+)
+@click.option("--retention", type=click.FloatRange(0, 1), metavar="R", help="Leading share of the run that always computes.")
 def demo(output: Path, **settings: Any) -> None:
     """Generate digits in full, by the published rule and by a plan, and compare.
 

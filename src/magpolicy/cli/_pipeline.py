@@ -32,17 +32,23 @@ def _assignments(ctx: click.Context, param: click.Parameter, values: tuple[str, 
 
 _OPTIONS = (
     click.option("--steps", type=click.IntRange(2, MAX_STEPS), required=True, metavar="N", help="Steps of the run."),
-    click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="What to generate; a sample for each."),
+    click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="What to generate; one sample for each."),
     click.option("--negative-prompt", metavar="TEXT", help="What not to generate."),
     click.option("--guidance", "guidance_scale", type=float, metavar="S", help="Guidance scale; the pipeline's by default."),
     click.option("--height", type=click.IntRange(1), metavar="PX", help="Height; the pipeline's by default."),
-    click.option("--width", type=click.IntRange(1), metavar="PX", help="Width; likewise."),
-    click.option("--frames", "num_frames", type=click.IntRange(1), metavar="N", help="Frames of a video; likewise."),
-    click.option("--set", "more", multiple=True, callback=_assignments, metavar="NAME=VALUE", help="Any other argument."),
-    click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Noise seed of the first."),
-    click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="As which it is loaded."),
-    click.option("--device", metavar="NAME", help="Where it runs; the accelerator if there is one."),
-    click.option("--offload", is_flag=True, help="Keep the parts of the pipeline that wait in main memory."),
+    click.option("--width", type=click.IntRange(1), metavar="PX", help="Width; the pipeline's by default."),
+    click.option(
+        "--frames", "num_frames", type=click.IntRange(1), metavar="N", help="Frames of a video; the pipeline's by default."
+    ),
+    click.option(
+        "--set", "more", multiple=True, callback=_assignments, metavar="NAME=VALUE", help="Any other argument of the pipeline."
+    ),
+    click.option(
+        "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Seed of the noise of the first sample."
+    ),
+    click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Data type of its weights."),
+    click.option("--device", metavar="NAME", help="Device that it runs on; by default the accelerator, if there is one."),
+    click.option("--offload", is_flag=True, help="Keep parts of the pipeline in main memory while they are not used."),
 )
 
 

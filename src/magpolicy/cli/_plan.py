@@ -34,23 +34,29 @@ GUIDANCE = click.option("--guidance", type=float, metavar="S", help="Guidance sc
 @SOURCE
 @STEPS
 @SIGMAS
-@click.option("--speedup", type=float, metavar="X", help="At least so many evaluations per computed one.")
+@click.option("--speedup", type=float, metavar="X", help="Evaluations per computed one, at least.")
 @click.option("--computed", type=int, metavar="N", help="Or the number of computed steps.")
 @click.option("--error", type=float, metavar="E", help="Or a bound on the expected relative error of each skipped step.")
-@click.option("--max-skips", "-K", type=int, metavar="K", help="Longest run of consecutive skips.")
-@click.option("--retention", type=float, metavar="R", help="Leading share always computed, 0 to 1.")
-@click.option("--forced", type=NumberList(int), metavar="N,N,...", help="Steps always computed; -1 is the last one.")
-@click.option("--forecast", type=click.Choice(FORECASTS), help="How a skipped step's residual is made; the best there is.")
+@click.option("--max-skips", "-K", type=int, metavar="K", help="How many steps in a row may be skipped, at most.")
+@click.option("--retention", type=float, metavar="R", help="Leading share of the run that always computes, 0 to 1.")
+@click.option("--forced", type=NumberList(int), metavar="N,N,...", help="Steps that always compute; -1 is the last.")
+@click.option(
+    "--forecast",
+    type=click.Choice(FORECASTS),
+    help="How the residual of a skipped step is made; by default as well as the source allows.",
+)
 @click.option("--damping", type=float, metavar="D", help="Factor on the linear forecast, 0 to 1.")
-@click.option("--objective", type=click.Choice(list(OBJECTIVES)), help="What is made least; see the documentation of plans.")
+@click.option("--objective", type=click.Choice(list(OBJECTIVES)), help="What the plan minimizes.")
 @GUIDANCE
 @click.option("--batched/--separate", default=None, help="One plan for all streams (the default), or one for each.")
 @click.option("--expert-step", type=int, metavar="N", help="First step of the second expert of a two-expert model.")
-@click.option("--part", type=Part(), metavar="A:B", help="Steps A to B-1 of the run only (img2img, a later stage).")
-@click.option("--export", "form", type=click.Choice(FORMS), help="Print it as another engine takes it.")
+@click.option("--part", type=Part(), metavar="A:B", help="Steps A to B-1 of the run only (image to image, a later stage).")
+@click.option("--export", "form", type=click.Choice(FORMS), help="Print it for another engine.")
 @JSON
-@click.option("--output", "-o", type=FILE, metavar="FILE", help="Write the schedule as JSON, for `compare` and from_dict.")
-@click.option("--plot", type=FILE, metavar="FILE", help="Draw it, with what other speeds would cost.")
+@click.option(
+    "--output", "-o", type=FILE, metavar="FILE", help="Write the schedule as JSON, for `compare` and `Schedule.from_dict`."
+)
+@click.option("--plot", type=FILE, metavar="FILE", help="Draw it, and error against speed; needs the `plot` extra.")
 def plan(source: Any, form: str | None, as_json: bool, output: Path | None, plot: Path | None, **settings: Any) -> None:
     """Plan the best schedule for a speed.
 
@@ -162,7 +168,7 @@ def _value(text: str) -> Any:
 @SIGMAS
 @GUIDANCE
 @JSON
-@click.option("--plot", type=FILE, metavar="FILE", help="Draw both error curves over their strips.")
+@click.option("--plot", type=FILE, metavar="FILE", help="Draw both error curves over their strips; needs the `plot` extra.")
 def compare(source: Any, first: Any, second: Any, guidance: float | None, as_json: bool, plot: Path | None, **run: Any) -> None:
     """Set two schedules side by side: what each computes, and what it is expected to cost.
 

@@ -19,7 +19,7 @@ STEPS = click.option(
     "--steps", type=click.IntRange(1, MAX_STEPS), metavar="N", help="Steps of the run; as calibrated by default."
 )
 SEMANTICS = click.option(
-    "--semantics", type=Semantics(), metavar="NAME", help="Whose reading of the rule; `magpolicy semantics` lists them."
+    "--semantics", type=Semantics(), metavar="NAME", help="Implementation whose rule decides; `magpolicy semantics` lists them."
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -37,17 +37,33 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @STEPS
 @click.option("--sigmas", type=NumberList(float), metavar="S,S,...", help="Or the noise levels of its evaluations.")
 @click.option("--threshold", type=float, metavar="X", help="Bound on the accumulated error; a preset brings its own.")
-@click.option("--max-skips", "-K", type=int, metavar="K", help="Longest run of consecutive skips; likewise.")
-@click.option("--retention", type=float, metavar="R", help="Leading share always computed, 0 to 1; likewise.")
+@click.option(
+    "--max-skips", "-K", type=int, metavar="K", help="How many steps in a row may be skipped, at most; a preset brings its own."
+)
+@click.option(
+    "--retention",
+    type=float,
+    metavar="R",
+    help="Leading share of the run that always computes, 0 to 1; a preset brings its own.",
+)
 @click.option("--start-step", type=int, default=0, metavar="N", help="First step that may be skipped.")
 @click.option("--end-step", type=int, metavar="N", help="Last step that may be skipped; negative counts from the end.")
-@click.option("--forced", type=NumberList(int), metavar="N,N,...", help="Steps always computed; -1 is the last one.")
+@click.option("--forced", type=NumberList(int), metavar="N,N,...", help="Steps that always compute; -1 is the last.")
 @SEMANTICS
-@click.option("--batched/--separate", default=None, help="Decide the streams jointly, or each on its own.")
+@click.option(
+    "--batched/--separate",
+    default=None,
+    help="Decide the streams jointly, or each for itself; by default as the semantics say.",
+)
 @click.option("--expert-step", type=int, metavar="N", help="First step of the second expert of a two-expert model.")
-@click.option("--part", type=Part(), metavar="A:B", help="Steps A to B-1 of the run only (img2img, a later stage).")
+@click.option("--part", type=Part(), metavar="A:B", help="Steps A to B-1 of the run only (image to image, a later stage).")
 @JSON
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw it too.")
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Draw it into an image file; needs the `plot` extra.",
+)
 def simulate(source: Any, as_json: bool, plot: Path | None, **settings: Any) -> None:
     """Show which steps a run computes.
 
@@ -137,7 +153,7 @@ def strip_of(mask: tuple[bool, ...]) -> str:
     "--front/--all",
     default=True,
     show_default=True,
-    help="The Pareto front (no other setting has both fewer computed steps and less error), or every combination.",
+    help="Only rows that no other row beats in both computed steps and modelled error (the default), or every combination.",
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Print the first N rows only.")
 @JSON

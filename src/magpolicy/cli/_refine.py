@@ -24,11 +24,13 @@ from magpolicy.cli._params import Command, NumberList, examples
 )
 @_pipeline.pipeline
 @click.argument("calibration")
-@click.option("--speedup", type=NumberList(float), metavar="X,X,...", help="How many evaluations per computed one.")
+@click.option("--speedup", type=NumberList(float), metavar="X,X,...", help="Evaluations per computed one, at least.")
 @click.option("--computed", type=NumberList(int), metavar="N,N,...", help="Or the number of computed steps.")
-@click.option("--runs", type=click.IntRange(1), default=40, show_default=True, metavar="N", help="Runs allowed, for all.")
-@click.option("--max-skips", "-K", type=int, metavar="K", help="Longest run of consecutive skips.")
-@_pipeline.output("Where the schedule goes, as JSON; for several speeds a list.", ".json")
+@click.option(
+    "--runs", type=click.IntRange(1), default=40, show_default=True, metavar="N", help="Runs allowed for all speeds together."
+)
+@click.option("--max-skips", "-K", type=int, metavar="K", help="How many steps in a row may be skipped, at most.")
+@_pipeline.output("File for the schedule, as JSON; for several speeds a list of schedules.", ".json")
 def refine(
     load: Any, calibration: str, steps: int, seed: int, guidance_scale: float | None, output: Path, runs: int, **settings: Any
 ) -> None:

@@ -52,8 +52,8 @@ def plan(
         speedup: evaluations over computed evaluations, at least; >= 1.
         computed: or the number of computed evaluations.
         error: or a bound on the expected relative error of every skipped step; as few steps as possible compute.
-        max_skips: longest series of skips; by default as long as the calibration's inner products reach, for ratios alone the
-            preset's, or 4.
+        max_skips: how many steps in a row may be skipped; by default as many as the calibration's inner products reach, for
+            ratios alone the preset's, or 4.
         retention: leading share of the run that always computes; 0, or the preset's.
         forced: steps that always compute; negative ones count from the end.
         forecast: ``"hold"``; ``"linear"``; ``"calibrated"``, from the last two computed residuals; or ``"second-order"``, from

@@ -28,7 +28,7 @@ class Decision(enum.Enum):
     THRESHOLD = "threshold"
     """The accumulated error would pass the threshold."""
     MAX_SKIPS = "max_skips"
-    """The run of consecutive skips would pass K."""
+    """There would be more than K skips in a row."""
     RATIO_BOUND = "ratio_bound"
     """The step's own ratio is further from 1 than the semantics allow."""
     NO_RESIDUAL = "no_residual"

@@ -28,7 +28,7 @@ class MagPolicy:
     Args:
         ratios: one magnitude ratio a step of this run (see :class:`magpolicy.Curve` to fit a table to a run).
         threshold: bound on the accumulated error, >= 0.
-        max_skips: K, longest run of consecutive skips, >= 0.
+        max_skips: K, how many steps in a row may be skipped, >= 0.
         retention: leading share of the run that is always computed, 0 to 1.
         start_step: first step that may be skipped.
         end_step: last step that may be skipped (inclusive); negative counts from the end, ``None`` is the last.

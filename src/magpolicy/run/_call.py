@@ -50,25 +50,22 @@ class CallDecision:
 
     streams: tuple[StreamDecision, ...]
     """The streams of this call, in batch order."""
+    decision: Decision
+    """The call's decision; where it computes, the first reason that a stream of its own has."""
     step: int
     """Position in the run."""
     sigma: float | None
     """Noise level, if known."""
     _session: Session
+    _names: tuple[str, ...]
     _policies: tuple[Policy, ...]
     _proposed: Sequence[Decision]
     _tested: Sequence[float]
 
     @property
-    def decision(self) -> Decision:
-        """The call's decision; where it computes, the first reason that a stream of its own has."""
-        decided = [stream.decision for stream in self.streams]
-        return next((d for d in decided if not d.skip and d is not Decision.JOINT), decided[0])
-
-    @property
     def skip(self) -> bool:
         """Whether the blocks are skipped, for all streams."""
-        return self.streams[0].decision.skip
+        return self.decision.skip
 
     @property
     def useful(self) -> bool:

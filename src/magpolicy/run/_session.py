@@ -229,14 +229,16 @@ class Session:
         if sigma is None and self.sigmas is not None:
             sigma = self.sigmas[step]
         streams = tuple(map(self._consequences, names, decided, repeat(step)))
-        self._pending = CallDecision(streams, step, sigma, self, policies, proposed, tested)
+        whole = decided[0] if len(decided) == 1 else _first_reason(decided)
+        self._pending = CallDecision(streams, whole, step, sigma, self, names, policies, proposed, tested)
         return self._pending
 
     def _consequences(self, name: str, decision: Decision, step: int) -> StreamDecision:
-        history, keep = self._computed.get(name, ()), self._keep(name, step)
+        keep = self._keep(name, step)
         if decision.skip:
-            return StreamDecision(name, decision, self._forecast.coefficients(name, history, step), keep, None)
-        check = None if self._guard is None else self._guard.check(name, step, history)
+            coefficients = self._forecast.coefficients(name, self._computed.get(name, ()), step)
+            return StreamDecision(name, decision, coefficients, keep, None)
+        check = None if self._guard is None else self._guard.check(name, step, self._computed.get(name, ()))
         return StreamDecision(name, decision, (), keep, check)
 
     def _keep(self, name: str, step: int) -> int:
@@ -267,21 +269,21 @@ class Session:
             raise RunError(f"commit({revised}): a decision can only be revised to compute; pass a reason that computes")
         if errors:
             self._compare(call, errors)
-        streams = call.streams
-        if revised is not None and call.skip:
+        step, streams = call.step, call.streams
+        if revised is not None and call.decision.skip:
+            call.decision = revised
             for stream in streams:
                 stream.decision, stream.coefficients = revised, ()
         settle_together(call._policies, call._proposed, [stream.decision for stream in streams])
         self._pending = None
-        names = tuple([stream.name for stream in streams])
-        self._calls.pop(names, None)
-        self._calls[names] = None
+        self._calls.pop(call._names, None)
+        self._calls[call._names] = None
         for stream, policy, error in zip(streams, call._policies, call._tested, strict=True):
             name, decision = stream.name, stream.decision
             ratio = float(policy.accumulated_ratio)
-            self._noted.append((call.step, name, call.sigma, decision, ratio, error, policy.skips, stream.coefficients))
+            self._noted.append((step, name, call.sigma, decision, ratio, error, policy.skips, stream.coefficients))
             if decision.computes:
-                self._computed[name] = computed_after(self._computed.get(name, ()), call.step)
+                self._computed[name] = computed_after(self._computed.get(name, ()), step)
             if self._observers.any:
                 self._observers.tell("on_decision", session=self, entry=self.trace[-1])
 
@@ -289,7 +291,7 @@ class Session:
         """Compare what was measured with the plan, and follow another where the run is off."""
         if self._guard is None:
             raise RunError("errors: this run has no safeguard; pass safeguard=True to Session or attach")
-        if unknown := set(errors).difference(stream.name for stream in call.streams):
+        if unknown := set(errors).difference(call._names):
             raise RunError(f"errors has {', '.join(map(repr, sorted(unknown)))}: nothing is decided for it")
         for name, error in errors.items():
             found = self._guard.compare(name, call.step, float(error))
@@ -356,7 +358,7 @@ class Session:
             self._policies[name] = follower.carry_on(policy)
         call = self._pending
         if call is not None:
-            call._policies = tuple([self._policies[stream.name] for stream in call.streams])
+            call._policies = tuple(map(self._policies.__getitem__, call._names))
             for stream in call.streams:
                 stream.keep = self._keep(stream.name, call.step)
 
@@ -419,6 +421,11 @@ class Session:
     def __repr__(self) -> str:
         state = "under way" if self.active else "not under way"
         return f"<Session of {self.steps} steps, {state}, {len(self.trace)} decisions>"
+
+
+def _first_reason(decided: Sequence[Decision]) -> Decision:
+    """The decision of a call of several streams: where it computes, the first reason that a stream of its own has."""
+    return next((d for d in decided if not d.skip and d is not Decision.JOINT), decided[0])
 
 
 def _latest(calls: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:

@@ -48,7 +48,7 @@ def simulate(
         steps: steps of the run; the calibrated number by default.
         sigmas: or the noise levels of its evaluations (second-order samplers have more than one a step).
         threshold: bound on the accumulated error; a preset brings its own.
-        max_skips: K, longest run of consecutive skips; a preset brings its own.
+        max_skips: K, how many steps in a row may be skipped; a preset brings its own.
         retention: leading share of the run that is always computed, 0 to 1; a preset brings its own.
         start_step: first step that may be skipped.
         end_step: last step that may be skipped (inclusive; negative counts from the end).

@@ -32,7 +32,7 @@ def export(schedule: Schedule, form: str) -> dict[str, Any]:
 
 
 def bins(mask: Sequence[bool]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Run lengths of computed and of skipped steps in turn, both of one length: the last run of skips may be 0 long."""
+    """How many steps in a row compute, and how many skip, by turns. Both have one length: the last number of skips may be 0."""
     runs = [(computes, len(list(group))) for computes, group in itertools.groupby(mask)]
     computed = tuple(length for computes, length in runs if computes)
     skipped = tuple(length for computes, length in runs if not computes)

@@ -40,8 +40,8 @@ class Schedule:
     decisions: tuple[tuple[Decision, ...], ...] = field(repr=False)
     """Per stream, why."""
     modelled: tuple[tuple[float, ...], ...] = field(repr=False)
-    """Per stream, the error stated for each skipped step; 0 where computed. Of the rule it is abs(1-P) summed over the current
-    run of skips, of a plan the relative error expected of the step's forecast."""
+    """Per stream, the error of each skipped step; 0 where computed. By the rule it is abs(1-P), summed since the last computed
+    step; by a plan it is the expected relative error of the step's forecast."""
     first_step: int = 0
     """Position in the full run of the first step here (img2img, later stages)."""
     coefficients: tuple[tuple[Coefficients, ...], ...] = field(default=(), repr=False)
@@ -53,7 +53,7 @@ class Schedule:
     Compared with the residual that was computed, it tells at run time whether the plan holds. ``None`` where not known."""
 
     sigmas: tuple[float, ...] | None = field(default=None, repr=False)
-    """Noise level of each step, where known: of a plan those it was made for, of a trace those of the run."""
+    """Noise level of each step, where known: of a plan those it was made for, of a run without a plan those of the run."""
 
     def __attrs_post_init__(self) -> None:
         if not self.checks:
@@ -84,7 +84,7 @@ class Schedule:
 
     @property
     def errors(self) -> tuple[float, ...]:
-        """Accumulated modelled error per step, of the stream where it is largest; 0 where computed."""
+        """The error stated for each step, of the stream where it is largest; 0 where computed."""
         return tuple(map(max, zip(*self.modelled, strict=True)))
 
     @property
@@ -265,8 +265,8 @@ class Schedule:
 
         Args:
             trace: the run's entries, each of which states its forecast.
-            plan: the schedule that the run followed. A trace does not hold expected errors, checks and noise levels; those of
-                the plan are used for each step at which the run did as planned.
+            plan: the schedule that the run followed. A trace does not hold expected errors and checks; those of the plan are
+                used for each step at which the run did as planned. So are the plan's noise levels, where it has them.
 
         Raises:
             ArgumentError: the trace is empty.
