@@ -20,7 +20,7 @@ from magpolicy.calibration._prior import DIRECTIONS, Directions, prior_calibrati
 STEPS, BUDGETS = 28, (14, 9)
 FALLING = 0.35
 """What the norm of the lab's models falls to over a run."""
-SHOWN = ("wan2.1-t2v-1.3b", "flux.1-dev", "hunyuanvideo", "qwen-image", "flux.2-dev")
+SHOWN = ("wan2.1-t2v-1.3b", "flux.1-dev", "hunyuanvideo-t2v-720p", "qwen-image", "flux.2-vllm-omni")
 
 
 def falling(levels: Sequence[float], end: float = FALLING) -> magpolicy.Curve:

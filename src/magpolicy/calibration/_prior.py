@@ -33,19 +33,19 @@ LIKENESS = 0.95
 
 @frozen
 class Directions:
-    """How the residual's direction changes over noise level: six numbers for the rate at which it turns, two for the kernel."""
+    """How the residual's direction changes over noise level. The defaults are fitted to the lab's models (benchmarks/quality)."""
 
     middle: float = 2.5
     """Rate everywhere, per unit of noise level."""
-    late: float = 14.0
+    late: float = 13.0
     """Rate added at noise level 0."""
-    late_range: float = 0.067
+    late_range: float = 0.07
     """Noise levels within which that fades."""
     scale: float = 2.0
     """Distance turned within which the kernel (Matern, 5/2) falls."""
-    start: float = 0.09
+    start: float = 0.05
     """Share of the residual at noise level 1 that is of the start alone, one direction that fades."""
-    start_range: float = 0.025
+    start_range: float = 0.028
     """Noise levels within which it fades."""
     rough: float = 3e-4
     """Share of the residual that does not move smoothly."""
