@@ -65,4 +65,5 @@ class Scoped(Generic[T]):
 
     def everywhere(self) -> list[T]:
         """The values of all contexts."""
-        return list(self._values.values())
+        keys = [reference() for reference in self._values.keyrefs()]  # in one go: other threads may add to them
+        return [value for key in keys if key is not None and (value := self._values.get(key)) is not None]

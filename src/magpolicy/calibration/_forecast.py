@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from attrs import frozen
@@ -39,6 +39,8 @@ class Forecast(abc.ABC):
     """The forecasts of one run."""
 
     __slots__ = ()
+    holds: ClassVar[bool] = False
+    """Whether every skip holds the last residual: nothing has to be asked."""
 
     @abc.abstractmethod
     def coefficients(self, stream: str, history: History, i: int) -> Coefficients:
@@ -65,6 +67,8 @@ class Forecast(abc.ABC):
 @frozen
 class Hold(Forecast):
     """The last computed residual, as it is."""
+
+    holds = True
 
     def coefficients(self, stream: str, history: History, i: int) -> Coefficients:
         return ()

@@ -15,11 +15,8 @@ class Observers:
     def __init__(self) -> None:
         plugins = registry()
         self._calls = {hook: list(plugins.implementing(hook)) for hook in HOOKS if plugins.with_hook(hook)}
-
-    @property
-    def any(self) -> bool:
+        self.any = bool(self._calls)
         """Whether there are some."""
-        return bool(self._calls)
 
     def tell(self, hook: str, **values: Any) -> None:
         """Call ``hook`` of each; one that raises is named in a warning, and the run goes on."""

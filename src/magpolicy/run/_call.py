@@ -56,16 +56,13 @@ class CallDecision:
     """Position in the run."""
     sigma: float | None
     """Noise level, if known."""
+    skip: bool
+    """Whether the blocks are skipped, for all streams."""
     _session: Session
     _names: tuple[str, ...]
     _policies: tuple[Policy, ...]
     _proposed: Sequence[Decision]
     _tested: Sequence[float]
-
-    @property
-    def skip(self) -> bool:
-        """Whether the blocks are skipped, for all streams."""
-        return self.decision.skip
 
     @property
     def useful(self) -> bool:

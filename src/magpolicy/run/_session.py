@@ -178,6 +178,8 @@ class Session:
             RunError: no run is under way, the last decision is not committed, or the stream's run is over.
         """
         names = tuple(map(str, stream)) if isinstance(stream, list | tuple) else (str(stream),)
+        if step is not None:
+            step = _checks.whole("step", step, 0, example="0")
         return self._decide("decide()", names, step, sigma).decision
 
     def call(
@@ -209,6 +211,8 @@ class Session:
             return None
         if step is None:
             step = max(nexts if earliest is None else [*nexts, earliest], default=0)
+        else:
+            step = _checks.whole("step", step, 0, example="0")
         return self._decide("call()", names, step, sigma)
 
     def _decide(self, what: str, names: tuple[str, ...], step: int | None, sigma: float | None) -> CallDecision:
@@ -221,7 +225,7 @@ class Session:
         policies = tuple(map(self._policy, names))
         if step is None:
             step = max([policy.step for policy in policies])
-        elif (step := _checks.whole("step", step, 0, example="0")) > self.steps - 1:
+        elif step > self.steps - 1:
             raise RunError(f"step={step} lies past this run's {self.steps} steps; begin another run")
         elif step < self._first:
             raise RunError(f"step={step} lies before this run's first step {self._first}; begin another run")
@@ -230,13 +234,14 @@ class Session:
             sigma = self.sigmas[step]
         streams = tuple(map(self._consequences, names, decided, repeat(step)))
         whole = decided[0] if len(decided) == 1 else _first_reason(decided)
-        self._pending = CallDecision(streams, whole, step, sigma, self, names, policies, proposed, tested)
+        self._pending = CallDecision(streams, whole, step, sigma, whole.skip, self, names, policies, proposed, tested)
         return self._pending
 
     def _consequences(self, name: str, decision: Decision, step: int) -> StreamDecision:
         keep = self._keep(name, step)
         if decision.skip:
-            coefficients = self._forecast.coefficients(name, self._computed.get(name, ()), step)
+            forecast = self._forecast
+            coefficients = () if forecast.holds else forecast.coefficients(name, self._computed.get(name, ()), step)
             return StreamDecision(name, decision, coefficients, keep, None)
         check = None if self._guard is None else self._guard.check(name, step, self._computed.get(name, ()))
         return StreamDecision(name, decision, (), keep, check)
@@ -244,7 +249,7 @@ class Session:
     def _keep(self, name: str, step: int) -> int:
         if step >= self.steps - 1:
             return 0
-        wanted = self._forecast.residuals_to_keep(name, step)
+        wanted = 1 if self._forecast.holds else self._forecast.residuals_to_keep(name, step)
         # What the safeguard compares with may be a forecast from two.
         return wanted if self._guard is None else max(2, wanted)
 
