@@ -276,4 +276,4 @@ def test_constants_are_the_fitted_ones():
     turned = DIRECTIONS.turned(np.asarray([1.0, 0.5, 0.05, 0.0]))
     assert turned[0] == 0
     assert np.all(np.diff(turned) > 0)
-    assert turned[3] == pytest.approx(2.5 + 13 * 0.07, rel=1e-3)
+    assert turned[3] == pytest.approx(2.5 + 14 * 0.065, rel=1e-3)

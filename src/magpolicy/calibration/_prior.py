@@ -37,15 +37,15 @@ class Directions:
 
     middle: float = 2.5
     """Rate everywhere, per unit of noise level."""
-    late: float = 13.0
+    late: float = 14.0
     """Rate added at noise level 0."""
-    late_range: float = 0.07
+    late_range: float = 0.065
     """Noise levels within which that fades."""
     scale: float = 2.0
     """Distance turned within which the kernel (Matern, 5/2) falls."""
     start: float = 0.05
     """Share of the residual at noise level 1 that is of the start alone, one direction that fades."""
-    start_range: float = 0.028
+    start_range: float = 0.023
     """Noise levels within which it fades."""
     rough: float = 3e-4
     """Share of the residual that does not move smoothly."""

@@ -18,7 +18,7 @@ from attrs import evolve, frozen
 from magpolicy.schedule._coefficients import Coefficients
 
 LEAST = 0.1
-"""Cosine between successive changes of the residual at or below which skips hold. Real models have 0.4 to 0.95."""
+"""Cosine between successive changes of the residual at or below which skips hold. The lab's models have 0.4 to 0.95."""
 START = 0.95
 """Flow noise level above which the residual moves in directions of its own; a change since there says nothing."""
 
