@@ -409,6 +409,20 @@ def test_a_schedule_can_be_changed_during_a_run():
             session.follow(Schedule.from_mask([1, 0, 1]))
 
 
+def test_the_next_run_goes_by_its_own_schedule_again():
+    session = Session(Schedule.from_mask([1, 0, 0, 0]))
+    masks = []
+    for left in (True, False):
+        with session:
+            for step in range(4):
+                session.decide()
+                session.commit()
+                if left and step == 1:
+                    session.follow(Schedule.from_mask([1, 0, 1, 1]))
+            masks.append([entry.decision.computes for entry in session.trace])
+    assert masks == [[True, False, True, True], [True, False, False, False]]
+
+
 def test_attaching_takes_a_calibration_and_a_target(monkeypatch):
     found = calibrated(residuals())
     requests = []

@@ -1,7 +1,7 @@
 """Semantics: the small options in which published implementations of the rule differ, as data.
 
-The options are orthogonal and read in one place each: the table options when a run's ratios are laid out
-(``_track``), the rule options in the skip test (``_policy``), the stream options when several streams decide together.
+The options are orthogonal and read in one place each: the table options when a run's step tables are built (``_step_table``),
+the rule options in the skip test (``_policy``), the stream options when several streams decide together.
 Rows live in ``data/semantics.json``; a new implementation is a new row, not code.
 """
 

@@ -1,4 +1,4 @@
-"""A run laid out: per stream, what the skip test meets at each step.
+"""The step table of a run: per stream, what the skip test meets at each step.
 
 Everything that depends on position (table lookup, retention, window, forced steps, experts) is settled here, before the
 run; what is left for run time is the skip test itself, in ``_policy``.

@@ -52,22 +52,19 @@ class CallDecision:
     """The streams of this call, in batch order."""
     decision: Decision
     """The call's decision; where it computes, the first reason that a stream of its own has."""
+    skip: bool
+    """Whether the blocks are skipped, for all streams."""
+    useful: bool
+    """Whether anything comes of what this call computes: a later skip, or a comparison."""
     step: int
     """Position in the run."""
     sigma: float | None
     """Noise level, if known."""
-    skip: bool
-    """Whether the blocks are skipped, for all streams."""
     _session: Session
     _names: tuple[str, ...]
     _policies: tuple[Policy, ...]
     _proposed: Sequence[Decision]
     _tested: Sequence[float]
-
-    @property
-    def useful(self) -> bool:
-        """Whether anything comes of what this call computes: a later skip, or a comparison."""
-        return any(stream.keep > 0 or stream.check is not None for stream in self.streams)
 
     def commit(self, revised: Decision | None = None, errors: Mapping[str, float] | None = None) -> None:
         """Make the decision final.

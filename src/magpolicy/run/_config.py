@@ -6,7 +6,7 @@ Each is a value of checked settings. It makes what a run goes by once the run's 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from attrs import evolve, field, frozen
@@ -362,12 +362,9 @@ def _latest(last: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
 
 
 def _length(steps: int | None, sigmas: Sequence[float] | None, default: int) -> tuple[int, Levels]:
-    if sigmas is None:
+    levels = _checks.run_levels(steps, sigmas)
+    if levels is None:
         return (default if steps is None else _checks.steps(steps, example=str(default))), None
-    levels = _checks.levels("sigmas", sigmas)
-    listed = len(sigmas) if isinstance(sigmas, Sized) else len(levels)  # with or without the final 0
-    if steps is not None and steps not in (len(levels), listed):
-        raise ArgumentError(f"steps={steps} contradicts sigmas with {len(levels)} levels; give one of them")
     return len(levels), levels
 
 

@@ -233,8 +233,11 @@ class Session:
         if sigma is None and self.sigmas is not None:
             sigma = self.sigmas[step]
         streams = tuple(map(self._consequences, names, decided, repeat(step)))
-        whole = decided[0] if len(decided) == 1 else _first_reason(decided)
-        self._pending = CallDecision(streams, whole, step, sigma, whole.skip, self, names, policies, proposed, tested)
+        decision = decided[0] if len(decided) == 1 else _first_reason(decided)
+        useful = any(stream.keep > 0 or stream.check is not None for stream in streams)
+        self._pending = CallDecision(
+            streams, decision, decision.skip, useful, step, sigma, self, names, policies, proposed, tested
+        )
         return self._pending
 
     def _consequences(self, name: str, decision: Decision, step: int) -> StreamDecision:
@@ -275,8 +278,8 @@ class Session:
         if errors:
             self._compare(call, errors)
         step, streams = call.step, call.streams
-        if revised is not None and call.decision.skip:
-            call.decision = revised
+        if revised is not None and call.skip:
+            call.decision, call.skip = revised, False
             for stream in streams:
                 stream.decision, stream.coefficients = revised, ()
         settle_together(call._policies, call._proposed, [stream.decision for stream in streams])
