@@ -33,7 +33,7 @@ LIKENESS = 0.95
 
 @frozen
 class Directions:
-    """How the residual's direction changes over noise level. The defaults are fitted to the lab's models (benchmarks/quality)."""
+    """How the residual's direction changes over noise level; the defaults are fitted to the lab's models."""
 
     middle: float = 2.5
     """Rate everywhere, per unit of noise level."""
