@@ -1,8 +1,7 @@
 """What a skip still computes, and how much of that is the same at every step of a run: ``python benchmarks/skips.py``.
 
 Published sizes of diffusers' models, on the meta device: nothing is computed and no memory is needed, operations are counted.
-One skipped evaluation of one stream, batch 1, bfloat16, as magpolicy makes it: without the blocks, and without the modules
-whose results go into the blocks alone. For each class and each part:
+One skipped evaluation of one stream, batch 1, bfloat16, as magpolicy makes it: without the blocks. For each class and part:
 
 - FLOPs of products (matrices, convolutions, attention), as ``torch.utils.flop_counter`` counts them, and bytes that any
   operation reads and writes;
@@ -32,7 +31,7 @@ import magpolicy
 import torch
 from magpolicy_diffusers._arguments import Arguments
 from magpolicy_diffusers._block_stacks import stack_of
-from magpolicy_torch.blocks import _layout
+from magpolicy_torch.blocks import _observed
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.evaluation import _model
 from torch import Tensor, nn
@@ -354,8 +353,8 @@ def count(published: Published) -> Counted:
                 mock.patch.object(torch, "autocast", return_value=contextlib.nullcontext()),  # knows nothing of "meta"
                 mock.patch.object(torch, "equal", same),
                 mock.patch.object(_model, "same", same),
-                mock.patch.object(_layout, "_trails", return_value=published.text_first),  # the picture's tokens, the text
-                mock.patch.object(_layout, "_leads", return_value=not published.text_first),
+                mock.patch.object(_observed, "_trails", return_value=published.text_first),  # the picture's tokens, the text
+                mock.patch.object(_observed, "_leads", return_value=not published.text_first),
                 mock.patch.object(Arguments, "timestep", return_value=None),  # there is none to read
             ):
                 stack.enter_context(patch)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import define
 
 from magpolicy import AdapterError, AttachRequest
 from magpolicy_diffusers._arguments import Arguments, Times
 from magpolicy_diffusers._block_stacks import stack_of
-from magpolicy_torch.adapter import CallInterceptor, HostCall, HostModel, Patch, stack_for, unwrap
+from magpolicy_torch.adapter import CallInterceptor, HostCall, HostModel, Patch, Scoped, stack_for, unwrap
 from torch import nn
+
+if TYPE_CHECKING:
+    from magpolicy_diffusers._runs import RunDriver
 
 Forward = Callable[..., Any]
 _CACHE_HOOKS = ("mag_cache", "fbc_", "faster_cache", "pyramid_attention_broadcast", "sea_cache", "taylorseer_cache")
@@ -22,12 +24,26 @@ _CACHE_HOOKS = ("mag_cache", "fbc_", "faster_cache", "pyramid_attention_broadcas
 class Denoiser:
     """A model and its stack. Making one checks everything and changes nothing.
 
+    Args:
+        target: the model, or what ``torch.compile`` made of it.
+        request: what was asked of the handle.
+        driver: says, for each context, which run a call belongs to.
+        streams: the user's names for the streams of a call.
+        otherwise: asked for a driver where there is none; ``None`` means that the call is to compute.
+
     Raises:
         AdapterError: another cache is enabled, it is attached already, or its blocks cannot be told.
         ArgumentError: an option that is not known here.
     """
 
-    def __init__(self, target: nn.Module, request: AttachRequest, around: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        target: nn.Module,
+        request: AttachRequest,
+        driver: Scoped[RunDriver],
+        streams: Scoped[tuple[str, ...]],
+        otherwise: Callable[[Denoiser], RunDriver | None],
+    ) -> None:
         module = unwrap(target)
         if (cache := other_cache(module)) is not None:
             raise AdapterError(f"{type(module).__name__} has another cache, {cache}; call its disable_cache() first")
@@ -38,7 +54,8 @@ class Denoiser:
         self.model = HostModel(module, self.stack)
         self.context: ContextVar[str | None] = ContextVar("magpolicy_cache_context", default=None)
         """The name that ``cache_context`` gave the call under way."""
-        self._front = CallInterceptor(module, partial(around, self))
+        self._driver, self._streams, self._otherwise = driver, streams, otherwise
+        self._front = CallInterceptor(module, self._called)
         self.takes_cache = hasattr(module, "cache_context")
         """Whether diffusers' caches can be enabled on it, and its calls be named."""
         self._named = _NamesCalls(module, self.context) if self.takes_cache else None
@@ -56,6 +73,14 @@ class Denoiser:
             self._named.remove()
         self._front.remove()
         self.stack.release()
+
+    def _called(self, original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """In place of each call of the model."""
+        call = DenoiserCall(self, original, args, kwargs)
+        if self.model.under_way or (self.arguments.caches and call.fills_cache):  # it calls itself, or is no step
+            return call.compute()
+        driver, streams = self._driver.get() or self._otherwise(self), self._streams.get()
+        return call.compute() if driver is None else driver.call(call, streams)
 
 
 @define

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 from magpolicy import AdapterError, AttachRequest, RunError
-from magpolicy_diffusers._denoiser import Denoiser, DenoiserCall
+from magpolicy_diffusers._denoiser import Denoiser
 from magpolicy_diffusers._pipeline import denoisers_of, unwatch, watch
 from magpolicy_diffusers._provenance import provenance
 from magpolicy_diffusers._runs import GivenRun, HostRun, OwnLoop, PipelineCall, RunDriver
-from magpolicy_torch.adapter import AttachedToLoop, BlockStack, HostCall, Scoped, unwrap, visited
+from magpolicy_torch.adapter import AttachedToLoop, BlockStack, Scoped, unwrap
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,12 +37,14 @@ class Handle(AttachedToLoop):
     def __init__(self, target: Any, modules: dict[str, nn.Module], request: AttachRequest) -> None:
         super().__init__()
         self.target = target
-        self.denoisers = tuple(Denoiser(module, request, self._forward) for module in modules.values())
         self._pipe = None if isinstance(unwrap(target), diffusers.ModelMixin) else target
         self._names = tuple(modules)
         self._request = request
         self._driver: Scoped[RunDriver] = Scoped("magpolicy_driver")
         self._last: RunDriver | None = None
+        self.denoisers = tuple(
+            Denoiser(module, request, self._driver, self.named_streams, self._own_loop) for module in modules.values()
+        )
 
     @classmethod
     def attach(cls, target: Any, request: AttachRequest) -> Handle:
@@ -147,36 +149,27 @@ class Handle(AttachedToLoop):
         with self.under_way(), self._driven_by(PipelineCall(self._request, self.warn, self._pipe, self._boundary())):
             return call()
 
-    def _own_loop(self) -> OwnLoop | None:
+    def _own_loop(self, denoiser: Denoiser) -> OwnLoop | None:
         """Says about calls that come from nowhere known; ``None`` where a pipeline is attached, whose calls alone are runs."""
         if self._pipe is not None:
-            return None
-        driver = OwnLoop(self._request, self.warn)
-        self._driver.keep(driver)
-        return driver
-
-    def _boundary(self) -> float | None:
-        """Where the second expert takes over, as a share of pure noise (Wan2.2's ``boundary_ratio``)."""
-        share = getattr(getattr(self._pipe, "config", None), "boundary_ratio", None)
-        return float(share) if share is not None and len(self.denoisers) > 1 else None
-
-    def _forward(self, denoiser: Denoiser, original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """In place of each call of a denoiser."""
-        call = DenoiserCall(denoiser, original, args, kwargs)
-        if visited(denoiser.stack) or (denoiser.arguments.caches and call.fills_cache):  # it calls itself, or is no step
-            return call.compute()
-        driver, streams = self._driver.get() or self._own_loop(), self.named_streams.get()
-        if driver is None:
             self.warn(
                 f"{denoiser.name} was called by something else than the {type(self._pipe).__name__} that is attached, so "
                 "nothing is skipped; attach to what calls it, after handle.detach(), or call it inside 'with "
                 "handle.run(steps=28):'",
                 once=True,
             )
-            return call.compute()
-        if isinstance(driver, OwnLoop):
-            self._last = driver
-        return driver.call(call, streams)
+            return None
+        driver = OwnLoop(self._request, self.warn, began=self._began)
+        self._driver.keep(driver)
+        return driver
+
+    def _began(self, driver: RunDriver) -> None:
+        self._last = driver
+
+    def _boundary(self) -> float | None:
+        """Where the second expert takes over, as a share of pure noise (Wan2.2's ``boundary_ratio``)."""
+        share = getattr(getattr(self._pipe, "config", None), "boundary_ratio", None)
+        return float(share) if share is not None and len(self.denoisers) > 1 else None
 
     def __repr__(self) -> str:
         stacks = ", ".join(repr(denoiser.stack) for denoiser in self.denoisers)

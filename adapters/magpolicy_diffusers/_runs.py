@@ -84,7 +84,9 @@ class RunDriver(abc.ABC):
         streams = streams or run.streams_of(call)
         if run.moments is not None:
             run.moments.note(latents=call.latents())
-        must_compute = run.streams.too_many or (denoiser.takes_cache and denoiser.module.is_cache_enabled)
+        must_compute = "more calls come at a step than can be told apart, so all compute" if run.streams.too_many else ""
+        if denoiser.takes_cache and denoiser.module.is_cache_enabled:
+            must_compute = f"another cache was enabled on {denoiser.name}, so every step computes"
         before = bool(run.record.past_end)
         try:
             result = run.evaluate(denoiser.model, streams, call.original, call.args, call.kwargs, must_compute=must_compute)
@@ -124,9 +126,15 @@ class RunDriver(abc.ABC):
 class OwnLoop(RunDriver):
     """The user's own loop around a model: the timestep tells the step, and where a run ends."""
 
-    def __init__(self, request: AttachRequest, warn: Callable[..., None], pipe: Any = None) -> None:
+    def __init__(
+        self,
+        request: AttachRequest,
+        warn: Callable[..., None],
+        pipe: Any = None,
+        began: Callable[[RunDriver], None] = lambda driver: None,
+    ) -> None:
         super().__init__(request, warn)
-        self._pipe = pipe
+        self._pipe, self._began = pipe, began
         self._clock = TimestepClock()
         self.problem = "nothing says how long the run is: give attach(..., steps=28), or use 'with handle.run(steps=28):'"
 
@@ -141,6 +149,7 @@ class OwnLoop(RunDriver):
             self._clock.count = 0
             self._clock.rising = None
             del self.runs[:-1]
+            self._began(self)
             return self._begin(self.request.session(), pipe=self._pipe)
         if moved == "next":
             self.run.go_to(self._clock.count)

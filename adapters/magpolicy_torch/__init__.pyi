@@ -1,8 +1,7 @@
 # The public names, each once: type checkers read this file, and lazy-loader takes from it where a name is imported from.
 from .blocks._layout import Layout
 from .blocks._stack import BlockStack
-from .evaluation._call import evaluate
-from .evaluation._run import Run
+from .evaluation._run import Run, evaluate
 from .host._handle import Handle
 from .host._report import Report
 from .host._run_step import run_step

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from magpolicy_torch.blocks._layout import Layout
 from magpolicy_torch.blocks._patch import Patch
-from magpolicy_torch.blocks._stack import BlockStack, visited
+from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.blocks._stack_spec import StackSpec, StackTable
 from magpolicy_torch.blocks._unwrap import unwrap
 from magpolicy_torch.device._accelerator import default as default_device
 from magpolicy_torch.device._accelerator import forked
 from magpolicy_torch.evaluation._interceptor import CallInterceptor, HostCall
 from magpolicy_torch.evaluation._model import HostModel
+from magpolicy_torch.evaluation._record import Record
 from magpolicy_torch.evaluation._run import Run
 from magpolicy_torch.host._attached import Attached, AttachedToLoop
 from magpolicy_torch.host._compile import check_options, compile_module
 from magpolicy_torch.host._handle import stack_for
 from magpolicy_torch.host._host_run import HostRun
 from magpolicy_torch.host._known_models import KnownModel, near_misses, rows_of
-from magpolicy_torch.host._report import Record, Report
+from magpolicy_torch.host._report import Report
 from magpolicy_torch.host._scoped import Scoped
 from magpolicy_torch.host._streams import StreamNamer
 from magpolicy_torch.host._trial import Trial, checked_seeds, seeded
@@ -60,5 +61,4 @@ __all__ = [
     "stack_for",
     "unwrap",
     "versions",
-    "visited",
 ]

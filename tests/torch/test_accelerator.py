@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from magpolicy_torch import ResidualStore, run_step  # noqa: E402
 from magpolicy_torch.device import _accelerator  # noqa: E402
 from magpolicy_torch.device._offload import Accelerator  # noqa: E402
-from magpolicy_torch.host._report import Timer  # noqa: E402
+from magpolicy_torch.device._timer import Timer  # noqa: E402
 from magpolicy_torch.host._run_step import _stores  # noqa: E402
 
 DEVICE = torch.device(_accelerator.default(), 0)
@@ -230,7 +230,7 @@ def test_a_model_forecasts_as_by_hand_and_the_host_does_not_wait(kit):
             with Watching() as watching:
                 found[-1] += [net(x) for x in xs[5:]]
             assert not watching.waits
-            assert (run.store.near_nbytes, run.also.near_nbytes) == (0, 0)
+            assert (run.store.near_nbytes, run.second.near_nbytes) == (0, 0)
         assert handle.report.forecasts == 3
     assert equal(*found)
     kept, expected = [], []

@@ -305,10 +305,10 @@ def attached(case, keys, calls=(("single",),), copier=None, **settings):
     with magpolicy.attach(case.module, offload="cpu", **settings) as handle, handle.run():
         run = handle._run.get().on(handle.stack)
         if copier is not None:
-            run.store.copier = run.also.copier = copier
+            run.store.copier = run.second.copier = copier
         inner = case.blocks[1]
         hook = [m for m in inner.modules() if isinstance(m, torch.nn.Linear)][-1].register_forward_hook(
-            lambda *_: during.append(run.store.near_nbytes + run.also.near_nbytes)
+            lambda *_: during.append(run.store.near_nbytes + run.second.near_nbytes)
         )
         found = []
         for key in keys:
@@ -318,7 +318,7 @@ def attached(case, keys, calls=(("single",),), copier=None, **settings):
                 after.append(run.store.near_nbytes)
         hook.remove()
         trace = run.session.trace
-    assert (run.store.near_nbytes, run.also.near_nbytes) == (0, 0)
+    assert (run.store.near_nbytes, run.second.near_nbytes) == (0, 0)
     return found, during, after, trace
 
 
@@ -412,11 +412,11 @@ def test_the_sound_of_a_video_comes_back_too(kit):
         with torch.no_grad(), magpolicy.attach(net, schedule=plan, offload="cpu") as handle, handle.run():
             run = handle._run.get().on(handle.stack)
             if copier is not None:
-                run.store.copier = run.also.copier = copier
-                net.blocks[1].sound.register_forward_hook(lambda *_, run=run: during.append(run.also.near_nbytes))
+                run.store.copier = run.second.copier = copier
+                net.blocks[1].sound.register_forward_hook(lambda *_, run=run: during.append(run.second.near_nbytes))
             found.append([net(kit.noise(key, (1, 9, 8)), kit.noise(key, 1, (1, 4, 8))) for key in range(8)])
             if copier is not None:
-                assert (run.store.nbytes, run.also.nbytes) == (0, 0)
+                assert (run.store.nbytes, run.second.nbytes) == (0, 0)
             assert handle.report.forecasts == 3
     assert equal(*found)
     assert copiers[0].log.count("back") == 2 * 2 * 2  # in both gaps, two older residuals, of picture and sound
@@ -426,9 +426,8 @@ def test_the_sound_of_a_video_comes_back_too(kit):
 def test_both_stores_of_a_run_copy_in_the_same_way(plain):
     copier = Noting()
     with magpolicy.attach(plain.module, schedule=Schedule.from_mask((1, 0))) as handle, handle.run():
-        stack = handle._run.get().on(handle.stack).stack
         session = magpolicy.Session(Schedule.from_mask((1, 0)))
-        assert Run(stack, session, ResidualStore("cpu", copier=copier)).also.copier is copier
+        assert Run(session, ResidualStore("cpu", copier=copier)).second.copier is copier
 
 
 def test_a_run_that_the_safeguard_plans_anew(kit):

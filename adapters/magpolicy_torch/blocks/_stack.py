@@ -1,28 +1,18 @@
-"""The block stack of a model, bypassed from outside: the model's own forward and its loop stay as they are.
-
-Each block gets an instance attribute ``forward`` that asks for the current call. Without one the block runs as ever; what it
-does in a call is in ``_call``.
-"""
+"""The block stack of a model: found by the names of its lists, or described."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import NoneType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakSet
 
 from magpolicy import AdapterError, ArgumentError
-from magpolicy_torch.blocks._layout import Arguments, Layout, flags
+from magpolicy_torch.blocks._layout import Layout
 from magpolicy_torch.blocks._patch import Patch
+from magpolicy_torch.blocks._pattern import Arguments
 from magpolicy_torch.blocks._unwrap import unwrap
 from torch import nn
-
-if TYPE_CHECKING:
-    from magpolicy_torch.evaluation._call import Call
 
 # Names under which model code keeps the blocks that make up its depth, together with what runs right after them, in that order;
 # refiners, embedders and control branches have others.
@@ -42,80 +32,7 @@ _DEPTH = 3  # how deep below wrappers a model's lists are looked for
 
 Layouts = Layout | Mapping[type[nn.Module], Layout] | Sequence[Layout] | None
 
-_current: ContextVar[Call | Unwatched | None] = ContextVar("magpolicy_torch_call", default=None)
 _claimed: WeakSet[nn.Module] = WeakSet()
-
-
-class Unwatched:
-    """A call of ``stack`` in which the blocks are on their own."""
-
-    def __init__(self, stack: BlockStack) -> None:
-        self.stack = stack
-
-    def block(self, index: int, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Block ``index`` was called."""
-        return original(*args, **kwargs)
-
-    beside = block
-
-
-# A with block of its own would be a tenth of what a skip may cost.
-enter, leave = _current.set, _current.reset
-
-
-@contextmanager
-def visiting(call: Call) -> Iterator[None]:
-    """Blocks of ``call.stack`` that run inside ask ``call`` what to do."""
-    token = _current.set(call)
-    try:
-        yield
-    finally:
-        _current.reset(token)
-
-
-def visited(stack: BlockStack) -> bool:
-    """Whether a call through ``stack`` is under way here."""
-    return current(stack) is not None
-
-
-def current(stack: BlockStack) -> Call | Unwatched | None:
-    """The call through ``stack`` that is under way here."""
-    call = _current.get()
-    return call if call is not None and call.stack is stack else None
-
-
-class _BlockPatch(Patch):
-    """In front of one block. On a skip this is all that runs, once a block, so it is short."""
-
-    def __init__(self, stack: BlockStack, index: int, block: nn.Module) -> None:
-        super().__init__(block, lambda original, args, kwargs: original(*args, **kwargs))
-        self._stack, self._index = stack, index
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call = _current.get()
-        if call is None or call.stack is not self._stack or self._around is None or isinstance(call, Unwatched):
-            return self._original(*args, **kwargs)
-        index = self._index
-        echo = None if call.echoes is None else call.echoes.get(index)
-        if (
-            echo is None
-            or call.expected[len(call.order)] != index
-            or len(kwargs) != echo.arguments
-            or (echo.flags and flags(kwargs) != echo.flags)
-        ):
-            return call.block(index, self._original, args, kwargs)
-        if call.skipping:
-            try:
-                result = echo.result(args, kwargs)
-            except LookupError:
-                return call.block(index, self._original, args, kwargs)
-            call.order.append(index)
-            return result
-        call.order.append(index)
-        result = self._original(*args, **kwargs)
-        if type(result) is not echo.kind:
-            call.lost()
-        return result
 
 
 class BlockStack:
@@ -124,9 +41,9 @@ class BlockStack:
     Args:
         blocks: modules, or one or several ``ModuleList``.
         layout: where hidden states sit in a block's arguments and result, one for all, by class of block, or one each.
-            ``None``: told from argument names; places in a result are found on the first computed call of a run.
-        beside: modules that run before or between the blocks and work for them alone (control branches, adapters): left out on
-            a skip too. The hidden states they are given must be of the shape of all they return.
+            ``None``: told from argument names; places in a result are found on the first computed call.
+        side_branches: modules that run before or between the blocks and work for them alone (control branches, adapters): left
+            out on a skip too. The hidden states they are given must be of the shape of all they return.
 
     Raises:
         ArgumentError: no blocks, one twice, or something that is no module.
@@ -135,24 +52,27 @@ class BlockStack:
 
     __module__ = "magpolicy_torch"
 
-    def __init__(self, blocks: Iterable[nn.Module], *, layout: Layouts = None, beside: Iterable[nn.Module] = ()) -> None:
-        self.blocks = tuple(_flat(blocks))
-        if not self.blocks or len(set(map(id, self.blocks))) < len(self.blocks):
+    def __init__(self, blocks: Iterable[nn.Module], *, layout: Layouts = None, side_branches: Iterable[nn.Module] = ()) -> None:
+        items = list(blocks)
+        self.blocks = tuple(_flat(items))
+        distinct = [set(map(id, _flat([item]))) for item in items]  # one that stands twice in a list runs twice
+        if not self.blocks or len(set().union(*distinct)) < sum(map(len, distinct)):
             raise ArgumentError(f"blocks holds {len(self.blocks)} blocks; give at least one, each of them once")
-        plain = [unwrap(block) for block in self.blocks]  # a compiled block hides the names of its arguments
-        self.kinds = tuple(type(block) for block in plain)
+        originals = [unwrap(block) for block in self.blocks]  # what is compiled hides the names of its arguments
+        self.kinds = tuple(map(type, originals))
         if not isinstance(layout, (Layout, Mapping, NoneType)) and len(layout) != len(self.blocks):
             raise ArgumentError(f"layout holds {len(layout)} layouts for {len(self.blocks)} blocks; give one each, or one")
-        self.layouts = tuple(_layout_of(index, block, layout) for index, block in enumerate(plain))
-        self.arguments = tuple(Arguments(lay, b.forward) for lay, b in zip(self.layouts, plain, strict=True))
-        self.beside = tuple(_flat(beside))
-        self.beside_arguments = tuple(
-            Arguments(Layout.of(b.forward, type(b).__name__, first=True), b.forward) for b in self.beside
+        self.layouts = tuple(_layout_of(index, block, layout) for index, block in enumerate(originals))
+        self.arguments = tuple(Arguments(lay, b.forward) for lay, b in zip(self.layouts, originals, strict=True))
+        self.side_branches = tuple(_flat(side_branches))
+        self.side_arguments = tuple(
+            Arguments(Layout.of(b.forward, type(b).__name__, first=True), b.forward) for b in map(unwrap, self.side_branches)
         )
+        ends = (self.layouts[0], self.layouts[-1])
+        self.described = any(layout.swapped or not layout.open for layout in ends)
+        """Whether layouts say where image tokens are among those that enter and leave the stack."""
         self.scope = "stack"
         """What is bypassed: the block ``"stack"``, or the whole ``"model"``."""
-        self._patches: list[Patch] = []
-        self._lock = threading.Lock()
 
     @classmethod
     def find(cls, module: nn.Module) -> BlockStack:
@@ -235,15 +155,6 @@ class BlockStack:
         names = dict.fromkeys(kind.__name__ for kind in self.kinds)
         return f"<BlockStack of {len(self)}: {', '.join(names)}>"
 
-    @contextmanager
-    def bound(self) -> Iterator[BlockStack]:
-        """Installed inside the with block only, for hosts whose model has to be untouched between calls."""
-        self.install()
-        try:
-            yield self
-        finally:
-            self.uninstall()
-
     def claim(self) -> None:
         """Nobody else may attach to these blocks until :meth:`release`.
 
@@ -255,40 +166,8 @@ class BlockStack:
         _claimed.update(self.blocks)
 
     def release(self) -> None:
-        """Undo :meth:`claim`, and :meth:`install_once`."""
-        self.uninstall()
+        """Undo :meth:`claim`."""
         _claimed.difference_update(self.blocks)
-
-    def install_once(self) -> None:
-        """:meth:`install`, unless that was done."""
-        with self._lock:
-            if not self._patches:
-                self.install()
-
-    def install(self) -> None:
-        """Put the bypass around every block.
-
-        Raises:
-            AdapterError: a block has one already. Nothing is changed then.
-        """
-        if any(map(Patch.on, (*self.blocks, *self.beside))):
-            raise AdapterError("blocks are attached already; detach() the handle that holds them first")
-        self._patches = [_BlockPatch(self, index, block) for index, block in enumerate(self.blocks)]
-        self._patches += [Patch(block, partial(self._pass_by, index)) for index, block in enumerate(self.beside)]
-        for patch in self._patches:
-            patch.install()
-
-    def uninstall(self) -> None:
-        """Leave every block as it was found."""
-        patches, self._patches = self._patches, []
-        for patch in patches:
-            patch.remove()
-
-    def _pass_by(self, index: int, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = _current.get()
-        if call is None or call.stack is not self:
-            return original(*args, **kwargs)
-        return call.beside(index, original, args, kwargs)
 
 
 def taken(block: nn.Module) -> bool:

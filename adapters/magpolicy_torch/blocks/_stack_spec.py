@@ -44,8 +44,8 @@ class StackSpec:
         if self.interleaved:
             pairs = [list(turn) for turn in zip(*pairs, strict=True)]
         blocks, layouts = zip(*(pair for each in pairs for pair in each), strict=True)
-        beside = () if self.side_branches is None else self.side_branches(module)
-        return BlockStack(blocks, layout=layouts, beside=beside)
+        branches = () if self.side_branches is None else self.side_branches(module)
+        return BlockStack(blocks, layout=layouts, side_branches=branches)
 
 
 _FOUND = StackSpec()

@@ -1,14 +1,31 @@
-"""A module by itself, without what was put around it."""
+"""A module by itself, without what was put around it: torch.compile, data parallelism, PEFT."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from torch import nn
 
 
-def unwrap(value: Any) -> Any:
-    """``value``, or the module that ``torch.compile`` wrapped in it."""
-    while isinstance(value, nn.Module) and isinstance(inner := getattr(value, "_orig_mod", None), nn.Module):
+def unwrap(value: Any, *, peft: bool = False) -> Any:
+    """The module that is called when ``value`` is; ``value`` itself if nothing is around it.
+
+    Args:
+        peft: go on to the model in a ``PeftModel``. That calls its forward alone, so it is the model, but not what is called.
+    """
+    while (inner := _inner(value, peft)) is not None:
         value = inner
     return value
+
+
+def _inner(value: Any, peft: bool) -> Any:
+    if not isinstance(value, nn.Module):
+        return None
+    kind = getattr(sys.modules.get("peft"), "PeftModel", None)  # whoever wraps a model in it has imported it
+    if kind is not None and isinstance(value, kind):
+        return value.get_base_model() if peft else None
+    if isinstance(value, nn.parallel.DistributedDataParallel):
+        return value.module
+    inner = getattr(value, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else None

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from attrs import frozen
 
 import torch
-from magpolicy.adapter import CallDecision
 from magpolicy_torch.device import _accelerator
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from magpolicy_torch.residuals._store import ResidualStore
 
 
 @frozen(eq=False)
@@ -67,14 +63,3 @@ class Accelerator:
         with _accelerator.using(stream):
             data = copy.data.to(device, non_blocking=True)
         return Copy(data, stream.record_event())
-
-
-def look_ahead(call: CallDecision, *stores: ResidualStore) -> None:
-    """After a call, once it is committed: begin to copy back what the skips to come reuse.
-
-    Any other copy on the device is let go of. Where nothing lies in another memory than its own, nothing is done.
-    """
-    if any(store.away for store in stores):
-        wanted = {stream: 1 + len(coefficients) for stream, coefficients in call.upcoming_skips().items()}
-        for store in stores:
-            store.bring(wanted)

@@ -5,78 +5,54 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import Factory, define, frozen
+from attrs import Factory, define, evolve
 
 import torch
-from magpolicy_torch.blocks._layout import ObservedLayout
-from magpolicy_torch.evaluation._call import Call
-from magpolicy_torch.evaluation._stack_parts import Build, Read
+from magpolicy_torch.blocks._observed import Returned
+from magpolicy_torch.blocks._pattern import ForwardPattern, Sources
+from magpolicy_torch.evaluation._parts import StackIO
 from torch import Tensor
-
-
-@frozen
-class TensorSpec:
-    """Says what a tensor is like, and holds none."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> TensorSpec:
-        return cls(tensor.shape, tensor.dtype, tensor.device)
-
-    def shared(self, count: int, dim: int) -> list[TensorSpec]:
-        """Like ``count`` equal parts of it along ``dim``."""
-        shape = list(self.shape)
-        shape[dim] //= count
-        return [TensorSpec(torch.Size(shape), self.dtype, self.device)] * count
 
 
 @define(eq=False)
 class CallSpec:
-    """One kind of call, understood."""
+    """One kind of call. It holds no tensors."""
 
-    learned: ObservedLayout
-    reads: tuple[Read, ...]
-    builds: tuple[Build, ...]
-    image: TensorSpec
-    """What goes into the stack: its image tokens."""
-    also: TensorSpec | None
+    order: tuple[int, ...]
+    """The blocks that ran."""
+    patterns: Mapping[int, ForwardPattern]
+    """How each of them is called."""
+    side: str | None
+    """Where text is concatenated, if that had to be found."""
+    in_place: bool
+    """Whether the model writes into what enters its stack, or behind the stack into what leaves it."""
     touched: frozenset[int]
-    """Blocks before which something happens."""
-    _shares: list[TensorSpec] | None = None
-    skipping: str | None = None
-    """One of the :data:`WAYS`, or ``"watched"``; ``None``: not tried out yet."""
-    idle: list[Any] = Factory(list)
-    """Twins for calls of this kind that are not in use."""
+    """Blocks before which something happens to their states."""
+    branches: Mapping[int, tuple[Sources, Returned]]
+    """How the modules beside the stack are called, and what they return."""
+    image: tuple[torch.Size, torch.dtype, torch.device] | None = None
+    """What the image tokens that enter the stack looked like in the last such call: what a residual has to look like."""
+    observed: bool = True
+    """Whether a call of this kind was; or else the spec is that of another kind, which skips go by until one is."""
+    route: str | None = None
+    """How skips are made, once one was: see :mod:`magpolicy_torch.evaluation._mounts`."""
+    copies_text: bool = True
+    """Whether a skip by the short route has to hand on a copy of the text: the model may write to it behind the blocks."""
+    idle: list[Mounts] = Factory(list)
+    """What calls of this kind are mounted with, while not in use. It is kept: what was compiled is to be the same again."""
 
-    def entered(self, image: Tensor) -> None:
-        """``image`` went into the stack just now: autocast or another device may make another tensor of the same arguments."""
-        if image.dtype != self.image.dtype or image.device != self.image.device or image.shape != self.image.shape:
-            self.image, self._shares = TensorSpec.of(image), None
+    def for_another_kind(self) -> CallSpec:
+        """The same, for calls that were not observed yet."""
+        return evolve(self, image=None, observed=False, route=None, idle=[])
 
-    def shares(self, count: int, batch: int) -> list[TensorSpec]:
-        """What each of ``count`` streams has in it."""
-        if self._shares is None:
-            self._shares = self.image.shared(count, batch)
-        return self._shares
 
-    @classmethod
-    def of(cls, call: Call) -> CallSpec | None:
-        """What a computed call showed; ``None`` if it left blocks out, or gives more than a part can build."""
-        learned, count = call.learned, len(call.stack)
-        if call.order != list(range(count)) or set(call.sources) != set(range(count)) or call.entered is None:
-            return None
-        reads = tuple(Read(call.sources[i][0]) for i in range(count))
-        builds = [Build.of(learned.forms[i], learned.settled[i]) for i in range(count)]
-        if any(read.sources[0] is None for read in reads) or any(build is None for build in builds):
-            return None
-        before, also = call.entered
-        found = tuple(build for build in builds if build is not None)
-        return cls(
-            learned, reads, found, TensorSpec.of(before), None if also is None else TensorSpec.of(also), frozenset(call.touched)
-        )
+@define(eq=False)
+class Mounts:
+    """Parts of one kind of call, mounted; for one call at a time."""
+
+    io: StackIO = Factory(StackIO)
+    made: dict[str, Any] = Factory(dict)
+    """By what they do."""
 
 
 def same(one: Any, other: Any) -> bool:
@@ -90,14 +66,3 @@ def same(one: Any, other: Any) -> bool:
     if hasattr(one, "__dict__") and type(one) is type(other):
         return same(vars(one), vars(other))
     return bool(one is other or (type(one) is type(other) and one == other))
-
-
-def shown(value: Any) -> Any:
-    """What of an argument makes the call one of its kind."""
-    if isinstance(value, Tensor):
-        return value.shape, value.dtype, value.device
-    if isinstance(value, Mapping):
-        return tuple((key, shown(item)) for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return tuple(map(shown, value))
-    return value if value is None or isinstance(value, bool | int | str) else type(value)

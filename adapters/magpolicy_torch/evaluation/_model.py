@@ -1,112 +1,87 @@
-"""A module that is attached to, called in the quickest way that is known to be right.
-
-The first computed call of a kind is watched, block by block (``_call``). What it showed serves every call that looks like it:
-computed calls only note what goes into the stack and what comes out, skips leave out the blocks, also the loop over them where
-nothing happens in between. The first such skip is made in both ways, and compared.
-"""
+"""A model with a stack, as something to evaluate: how each of its calls is observed, tapped or skipped."""
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
-
-from attrs import Factory, define
 
 import torch
 from magpolicy import Decision
-from magpolicy_torch.blocks._layout import ObservedLayout
-from magpolicy_torch.blocks._stack import BlockStack, Unwatched, current, enter, leave
+from magpolicy_torch.blocks._stack import BlockStack
+from magpolicy_torch.blocks._tokens import entering, leaving
 from magpolicy_torch.device import _accelerator
-from magpolicy_torch.evaluation._call import Call, evaluate, image_of, watched
-from magpolicy_torch.evaluation._call_spec import CallSpec, same, shown
-from magpolicy_torch.evaluation._interceptor import HostCall, uncompiled
-from magpolicy_torch.evaluation._run import Run, differences
-from magpolicy_torch.evaluation._shadow import NoShadowError, ShadowModule
-from magpolicy_torch.evaluation._shadow_builder import WAYS, ShadowBuilder
-from magpolicy_torch.evaluation._stack_parts import StackIO, narrow, version
+from magpolicy_torch.evaluation._call_spec import CallSpec, Mounts, same
+from magpolicy_torch.evaluation._containers import Containers
+from magpolicy_torch.evaluation._interceptor import HostCall
+from magpolicy_torch.evaluation._mounts import BlocksReplacedError, Mounted, Mounting
+from magpolicy_torch.evaluation._observation import Observation
+from magpolicy_torch.evaluation._parts import StackIO, version
+from magpolicy_torch.evaluation._run import Run, evaluate
+from magpolicy_torch.evaluation._target import Pairs
 from torch import Tensor, nn
 
 _KINDS_KEPT = 64  # kinds of calls that are remembered: shapes, switches, optional arguments
+# What a skip may raise that was not tried before: its parts met another call than the one observed. No interruption is among
+# these.
+_NOT_SO = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)
 
-
-@define(eq=False)
-class _Shadows:
-    """The twins of one kind of call, for one call at a time."""
-
-    idle: list[_Shadows]
-    """Where they go after it."""
-    tap: StackIO = Factory(StackIO)
-    made: dict[str, ShadowModule | None] = Factory(dict)
-
-    def get(self, name: str, make: Callable[[], ShadowModule | None]) -> ShadowModule | None:
-        """The twin of that name; made if there is none yet."""
-        twin = self.made.get(name)
-        if twin is None or twin.stale:
-            twin = self.made[name] = make()
-        return twin
-
-    @classmethod
-    def lent(cls, idle: list[_Shadows]) -> _Shadows:
-        """Twins for one call, to be given back. They are kept: a compiled twin is to be the same one again."""
-        try:
-            return idle.pop()  # atomic, as append is
-        except IndexError:
-            return cls(idle)
-
-    def give_back(self) -> None:
-        """The call is over."""
-        self.tap.clear()
-        self.idle.append(self)
+_under_way: ContextVar[HostModel | None] = ContextVar("magpolicy_torch_model", default=None)
 
 
 class HostModel:
     """A module and its stack.
 
+    A host adapter has a :class:`~magpolicy_torch.adapter.CallInterceptor` hand it the module's calls, or makes them itself.
+
     Args:
-        module: what is called; a :class:`magpolicy_torch.evaluation._interceptor.CallInterceptor` stands in front of it.
+        module: what is called.
         stack: its blocks.
     """
 
     def __init__(self, module: nn.Module, stack: BlockStack) -> None:
         self.module, self.stack = module, stack
-        self.making = ShadowBuilder(module, stack)
-        self._known: dict[Any, CallSpec] = {}
-        self.watching: list[_Shadows] = []
+        self.mounting = Mounting(module, stack)
+        self.specs: dict[Any, CallSpec] = {}
+        """What is known of calls, by their kind."""
         self._lock = threading.Lock()
-        self.unwatched = Unwatched(stack)
-        self.everything = tuple(range(len(stack)))
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a call of this model is being evaluated here: one that comes now is a part of it."""
+        return _under_way.get() is self
 
     def evaluate(
         self,
         run: Run,
         streams: Sequence[str],
         original: HostCall,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
         *,
         step: int | None = None,
-        sigma: float | None = None,
+        earliest: int | None = None,
+        levels: Sequence[float] | None = None,
     ) -> Any:
         """As :func:`magpolicy_torch.evaluate`, for ``original(*args, **kwargs)``."""
-        call = Evaluation(self, run, streams, original, args, kwargs)
-        return evaluate(run, streams, call.watched, step=step, sigma=sigma, way=call)
+        token = _under_way.set(self)
+        try:
+            call = ModelCall(self, run, streams, original, args, kwargs or {})
+            return evaluate(run, streams, call, step=step, earliest=earliest, levels=levels)
+        finally:
+            _under_way.reset(token)
 
-    def known(self, kind: Any) -> CallSpec | None:
-        """What is understood of calls of this kind."""
-        return self._known.get(kind)
-
-    def remember(self, kind: Any, understood: CallSpec) -> None:
-        """Calls of this kind are understood."""
+    def remember(self, kind: Any, spec: CallSpec) -> None:
+        """Calls of this kind are like that."""
         with self._lock:
-            if kind not in self._known and len(self._known) >= _KINDS_KEPT:
-                self._known.pop(next(iter(self._known)))
-            self._known[kind] = understood
+            if kind not in self.specs and len(self.specs) >= _KINDS_KEPT:
+                self.specs.pop(next(iter(self.specs)))
+            self.specs[kind] = spec
 
 
-class Evaluation:
-    """One call of a model."""
+class ModelCall:
+    """One call of a model: a target of :func:`magpolicy_torch.evaluate`."""
 
     def __init__(
         self,
@@ -119,186 +94,195 @@ class Evaluation:
     ) -> None:
         self.model, self.run, self.streams = model, run, streams
         self.original, self.args, self.kwargs = original, args, kwargs
-        self._kind: Any = None
-        self._understood: CallSpec | None = None
+        self.stack = model.stack
+        self.batch = model.stack.layouts[0].batch
+        self.kind = _kind_of(args, kwargs)
+        self.spec = model.specs.get(self.kind)
 
     @property
-    def kind(self) -> Any:
-        """What makes a call one of its kind: shapes, switches, and which of the optional arguments are given; no contents."""
-        if self._kind is None:
-            self._kind = (
-                len(self.streams),
-                torch.is_inference_mode_enabled(),
-                shown(self.args) if self.args else (),
-                *self.kwargs,
-                *[(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else shown(v) for v in self.kwargs.values()],
-            )
-        return self._kind
-
-    @property
-    def understood(self) -> CallSpec | None:
-        """What is understood of calls of this kind."""
-        if self._understood is None:
-            self._understood = self.model.known(self.kind)
-        return self._understood
-
-    @property
-    def learned(self) -> ObservedLayout | None:
-        return None if self.understood is None else self.understood.learned
-
-    def learn(self, call: Call) -> None:
-        if self.understood is None and self.model.making.possible:
-            understood = CallSpec.of(call)
-            if understood is not None:
-                self.model.remember(self.kind, understood)
-
     def device(self) -> torch.device | None:
         return next((v.device for v in (*self.kwargs.values(), *self.args) if isinstance(v, Tensor)), None)
 
     def plain(self) -> Any:
-        visit = enter(self.model.unwatched)
-        try:
-            return self.original(*self.args, **self.kwargs)
-        finally:
-            leave(visit)
+        return self.original(*self.args, **self.kwargs)
 
-    def watched(self) -> Any:
-        """The call, its blocks reporting to the call under way."""
-        model, original = self.model, self.original
-        if model.stack.scope == "model":
-            call = current(model.stack)
-            if call is None:
-                return original(*self.args, **self.kwargs)
-            return call.block(0, original, self.args, self.kwargs)
-        twins = _Shadows.lent(model.watching)
-        try:
-            probing = twins.get("probing", lambda: model.making.probing())
-            if probing is not None:
-                with contextlib.suppress(NoShadowError):
-                    return probing.watched(original, self.args, self.kwargs)
-        finally:
-            twins.give_back()
-        # Somebody calls the module's own forward from within: its blocks have to be patched.
-        model.stack.install_once()
-        return uncompiled(original.compiling, lambda: original.eager(*self.args, **self.kwargs))
+    # A computed call.
 
-    def quick(self, *, skip: bool) -> tuple[Any, Decision | None] | None:
-        if not skip and (self.run.unsupported.issuperset(self.streams) or not (self._compiled or self._wanted)):
-            result = self.plain()
-            self.run.computed = {}, ()
+    def compute(self, *, useful: bool) -> tuple[Any, Pairs | None]:
+        # A model that is compiled as a whole goes through one graph whenever it computes, also where nothing comes of it.
+        if not self.run.unsupported.isdisjoint(self.streams) or not (useful or self.original.compiling is not None):
+            return self.plain(), ()
+        spec = self.spec
+        try:
+            return self._observe() if spec is None or not spec.observed else self._tap(spec, useful=useful)
+        except BlocksReplacedError:
+            self._blocks_replaced()
+            return self.plain(), ()
+
+    def _observe(self) -> tuple[Any, Pairs | None]:
+        """The first call of its kind, its blocks watched."""
+        observation = Observation(self.stack)
+        mounted = self.model.mounting.probes(observation)
+        if mounted is None:
+            self._problem("one of its blocks stands twice among them, and its forward is wrapped; attach with scope='model'")
+            return self.plain(), None
+        result = mounted.eager(self.original, self.args, self.kwargs)
+        spec = observation.spec()
+        if spec is None:
+            self._problem(observation.problem)
             return result, None
-        understood = self.understood
-        if understood is None or not self.run.unsupported.isdisjoint(self.streams):
-            return None
-        visit, twins = enter(self.model.unwatched), _Shadows.lent(understood.idle)
+        before = observation.pairs[0][1]
+        spec.image = before.shape, before.dtype, before.device
+        self.model.remember(self.kind, spec)
+        self.run.specs.update(dict.fromkeys(self.streams, spec))
+        return result, observation.pairs
+
+    def _tap(self, spec: CallSpec, *, useful: bool) -> tuple[Any, Pairs | None]:
+        mounts = _lent(spec)
         try:
-            return self._skip(understood, twins) if skip else (self._compute(understood, twins), None)
-        except NoShadowError:
-            return None
+            mounted = self._mounted(spec, mounts, "copy" if spec.in_place else "compute")
+            result = mounted(self.original, self.args, self.kwargs)
+            return result, self._pairs(spec, mounts.io) if useful else ()
         finally:
-            twins.give_back()
-            leave(visit)
+            mounts.io.clear()
+            spec.idle.append(mounts)
 
-    @property
-    def _wanted(self) -> bool:
-        return self.run.wants()
-
-    @property
-    def _compiled(self) -> bool:
-        """As a whole: then every computed call goes through one graph, also where nothing comes of it."""
-        return self.original.compiling is not None
-
-    def _compute(self, understood: CallSpec, twins: _Shadows) -> Any:
-        copied = understood.learned.in_place is not False
-        name = "computing, input copied" if copied else "computing"
-        twin = twins.get(name, lambda: self.model.making.computing(understood, twins.tap))
-        assert twin is not None
-        result = twin(self.original, self.args, self.kwargs)
-        residuals = self._residuals(understood, twins.tap, copied=copied) if self._wanted else {}
-        if residuals is None:
-            self.run.unsupported.update(self.streams)
-        self.run.computed = residuals or {}, self.model.everything
-        return result
-
-    def _residuals(self, understood: CallSpec, tap: StackIO, *, copied: bool) -> dict[str, tuple[Tensor, ...]] | None:
-        """Per stream what was noted; ``None`` if the blocks were not run as they were when the call was watched."""
-        stack, learned = self.model.stack, understood.learned
-        if tap.before is None or tap.last is None or tap.after is None:
+    def _pairs(self, spec: CallSpec, io: StackIO) -> Pairs | None:
+        """What the taps noted; ``None`` if the blocks were not run as they were when such a call was observed."""
+        before, last, after = io.before, io.last, io.after
+        if before is None or last is None or after is None:
             return None
-        layout = stack.layouts[0]
-        front, back = (0 if n == "auto" or layout.swapped else n for n in (layout.prefix, layout.suffix))
-        before = narrow(tap.before.detach(), front, back)
-        after = image_of(stack, learned.side, tap.last, tap.after, before.shape)
-        if after is None or (after.dtype, after.device) != (before.dtype, before.device):
-            return None
-        if not copied and tap.version not in (-1, version(tap.before)):
-            learned.in_place = True  # from now on; this call's input is lost
-            return {}
-        pairs = [(after, before)]
-        if tap.also_before is not None and tap.also_after is not None:
-            pairs.append((tap.also_after, tap.also_before))
-        understood.entered(before)
-        return differences(self.streams, pairs, layout.batch)
-
-    def _skip(self, understood: CallSpec, twins: _Shadows) -> tuple[Any, Decision | None] | None:
-        seen, everything, way = self.run.seen, self.model.everything, understood.skipping
-        if way == "watched":
-            return None
-        for stream in self.streams:
-            if seen.get(stream) != everything:
+        before = before.detach()
+        if self.stack.described or not before.shape == last.shape == after.shape:
+            layouts = self.stack.layouts
+            image = entering(layouts[0], before)
+            found = None if image is None else leaving(layouts[-1], spec.side, last, after, image.shape)
+            if image is None or found is None:
                 return None
-        if way is None:
-            return self._try_out(understood, twins)
-        reason = self._load(understood, twins.tap)
-        if reason is None:
-            twin = twins.get(way, lambda: self.model.making.skipping(understood, twins.tap, way))
-            if twin is None:
-                raise NoShadowError
-            result = twin(self.original, self.args, self.kwargs)
-            if not twins.tap.void:
-                return result, None
-            reason = Decision.MISMATCH
-        twins.tap.clear()
-        self.run.send_away()
-        return self._compute(understood, twins), reason
+            before, after = image, found
+        if after.dtype is not before.dtype or after.device != before.device:
+            return None
+        spec.image = before.shape, before.dtype, before.device
+        if io.written:
+            spec.in_place = True  # from now on; this call's input is lost
+            return ()
+        for stream in self.streams:
+            self.run.specs[stream] = spec
+        if io.second_before is not None and io.second_after is not None:
+            return [(after, before), (io.second_after, io.second_before)]
+        return [(after, before)]
 
-    def _load(self, understood: CallSpec, tap: StackIO) -> Decision | None:
-        """Have the residuals ready; or the reason why not."""
-        run, streams, batch = self.run, self.streams, self.model.stack.layouts[0].batch
-        taken = run.taken(streams, understood.shares(len(streams), batch), run.store, batch)
-        if isinstance(taken, Decision):
-            return taken
-        tap.residual = taken
-        if understood.also is not None and run.also.streams:
-            also = run.taken(streams, understood.also.shared(len(streams), batch), run.also, batch)
-            if isinstance(also, Decision):
-                return also
-            tap.also_residual = also
-        return None
+    # A skip.
 
-    def _try_out(self, understood: CallSpec, twins: _Shadows) -> tuple[Any, Decision | None]:
-        """The first skip of its kind: watched, and then in the quicker ways; the first that gives just the same is taken."""
-        tap = twins.tap
-        result, revised = watched(self.run, self.streams, self.watched, self, skip=True)
-        understood.skipping = "watched"
-        if revised is not None or self._load(understood, tap) is not None:
-            return result, revised
-        devices = [tensor.device for tensor in (tap.residual,) if tensor is not None]
-        with _accelerator.forked(devices):
-            for name in WAYS:
-                twin = self._trial(name, understood, tap, result)
-                if twin is not None:
-                    understood.skipping, twins.made[name] = name, twin
-                    break
+    def skip(self, residual: Tensor, second: Tensor | None) -> tuple[Any, Decision | None]:
+        computed = [self.run.specs[stream] for stream in self.streams]
+        spec = self.spec or computed[0].for_another_kind()
+        if any(each.order != spec.order for each in computed):
+            return self._unsupported("other blocks ran when the residual was computed")
+        if spec.image is not None and spec.image != (residual.shape, residual.dtype, residual.device):
+            return None, Decision.MISMATCH
+        mounts = _lent(spec)
+        held = [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, list | dict | tuple) and value]
+        containers = Containers(held) if held else None
+        try:
+            if spec.route is None:
+                result, reason = self._first_skip(spec, mounts, residual, second, containers)
+            else:
+                result, reason = self._skip(spec, mounts, spec.route, residual, second)
+        except BlocksReplacedError:
+            self._blocks_replaced()
+            return None, Decision.UNSUPPORTED
+        finally:
+            mounts.io.clear()
+            spec.idle.append(mounts)
+        if reason is not None and containers is not None:
+            containers.restore()
+        if reason is Decision.UNSUPPORTED:
+            return self._unsupported("on a skip it called its blocks otherwise than when it computed")
+        return result, reason
+
+    def _skip(
+        self, spec: CallSpec, mounts: Mounts, route: str, residual: Tensor, second: Tensor | None, *, eager: bool = False
+    ) -> tuple[Any, Decision | None]:
+        io, mounted = mounts.io, self._mounted(spec, mounts, route)
+        io.residual, io.second_residual = residual, second
+        result = (mounted.eager if eager else mounted)(self.original, self.args, self.kwargs)
+        if io.strange or ((route == "full" or io.order) and tuple(io.order) != spec.order):
+            return None, Decision.UNSUPPORTED
+        return (None, Decision.MISMATCH) if io.misfit else (result, None)
+
+    def _first_skip(
+        self, spec: CallSpec, mounts: Mounts, residual: Tensor, second: Tensor | None, containers: Containers | None
+    ) -> tuple[Any, Decision | None]:
+        """By the full route, and then by the short one, which is taken from now on if it gives the same bits."""
+        io = mounts.io
+        try:
+            result, reason = self._skip(spec, mounts, "full", residual, second, eager=True)
+        except _NOT_SO:
+            return None, Decision.MISMATCH if io.misfit else Decision.UNSUPPORTED
+        if reason is not None:
+            return None, reason
+        spec.route, spec.image = "full", (residual.shape, residual.dtype, residual.device)
+        if spec is not self.spec:
+            self.model.remember(self.kind, spec)
+        if self.model.mounting.has_short_route(spec):
+            io.clear()
+            if containers is not None:
+                containers.restore()
+            try:
+                with _accelerator.forked([residual.device]):
+                    again, reason = self._skip(spec, mounts, "short", residual, second, eager=True)
+                if reason is None and same(again, result):
+                    del mounts.made["short"]
+                    spec.route = "short"
+                    # inference tensors do not tell whether they were written to
+                    spec.copies_text = torch.is_inference_mode_enabled() or any(version(t) != noted for t, noted in io.texts)
+            except _NOT_SO:  # the loop over blocks is needed
+                pass
         return result, None
 
-    def _trial(self, way: str, understood: CallSpec, tap: StackIO, result: Any) -> ShadowModule | None:
-        """The twin that skips that way, if it gives ``result`` as well."""
-        twin = self.model.making.skipping(understood, tap, way)
-        if twin is None or self._load(understood, tap) is not None:
-            return None
-        try:
-            found = twin.watched(self.original, self.args, self.kwargs)
-            return twin if same(found, result) and not tap.void else None
-        except Exception:  # it went well when it was watched
-            return None
+    def _mounted(self, spec: CallSpec, mounts: Mounts, what: str) -> Mounted:
+        """Parts that compute (``"compute"``, or ``"copy"`` the stack's input as well), or skip by a route."""
+        mounted: Mounted | None = mounts.made.get(what)
+        if mounted is None or mounted.stale:
+            mounted = mounts.made[what] = self.model.mounting.parts(spec, mounts.io, what)
+        return mounted
+
+    def _unsupported(self, why: str) -> tuple[None, Decision]:
+        self.run.unsupported.update(self.streams)
+        self._problem(why)
+        return None, Decision.UNSUPPORTED
+
+    def _blocks_replaced(self) -> None:
+        self._problem("it holds other blocks than when it was attached to; attach again")
+
+    def _problem(self, why: str) -> None:
+        self.run.record.problem(f"{type(self.model.module).__name__} computes: {why}")
+
+
+def _lent(spec: CallSpec) -> Mounts:
+    try:
+        return spec.idle.pop()  # atomic, as append is
+    except IndexError:
+        return Mounts()
+
+
+def _kind_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What makes a call one of its kind: shapes, switches, and which of the optional arguments are given; no contents."""
+    return (
+        torch.is_inference_mode_enabled(),
+        _shown(args) if args else (),
+        *kwargs,
+        *[(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else _shown(v) for v in kwargs.values()],
+    )
+
+
+def _shown(value: Any) -> Any:
+    """What of an argument makes the call one of its kind."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype, value.device
+    if isinstance(value, Mapping):
+        return tuple([(key, _shown(item)) for key, item in value.items()])
+    if isinstance(value, list | tuple):
+        return tuple([_shown(item) for item in value])
+    return value if value is None or isinstance(value, bool | int | str) else type(value)

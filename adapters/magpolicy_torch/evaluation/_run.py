@@ -1,32 +1,37 @@
-"""What lives as long as a run: its session, the residuals that are kept, and what its calls have shown."""
+"""A run, and one evaluation in it: decided, carried out, committed, its residuals taken or made. Nothing else does that."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
 from attrs import Factory, define, field
+from torch._C import _functorch
 
 import torch
 from magpolicy import Decision, Session
 from magpolicy.adapter import CallDecision
-from magpolicy_torch.blocks._layout import ObservedLayout
-from magpolicy_torch.blocks._stack import BlockStack
-from magpolicy_torch.device._offload import look_ahead
-from magpolicy_torch.host._report import Record
-from magpolicy_torch.residuals import _arithmetic, _guard
+from magpolicy_torch.device._timer import Timer
+from magpolicy_torch.evaluation._record import Record
+from magpolicy_torch.evaluation._target import Pairs, Target
+from magpolicy_torch.residuals import _arithmetic
 from magpolicy_torch.residuals._moments import Moments
 from magpolicy_torch.residuals._store import ResidualStore
 from torch import Tensor
 
+_TRANSFORMED = "called inside of a torch.func transform (vmap, grad, ...), where nothing can be kept: such calls compute"
+
+Residuals = Mapping[str, tuple[Tensor, ...]]
+"""Per stream, the residual of each pair."""
+
 
 @define(eq=False)
 class Run:
-    """What belongs to one run on one stack; freed by :meth:`free`, which the session calls at its end."""
+    """One run of one model, or of one function; freed by :meth:`free`, which the session calls at its end."""
 
     __module__ = "magpolicy_torch"
 
-    stack: BlockStack
     session: Session
     store: ResidualStore
     moments: Moments | None = None
@@ -35,117 +40,165 @@ class Run:
     """Where the channels of a residual are, for the moments."""
     record: Record = Factory(Record)
     """What the report is made of."""
-    also: ResidualStore = field(init=False)
-    """Residuals of the second stream of each, where the stack has one (the audio of a video)."""
-    learned: ObservedLayout = field(init=False)
-    """What this run's calls showed, where nothing is known from before."""
-    seen: dict[str, tuple[int, ...]] = field(init=False, factory=dict)
-    """Per stream, the blocks that ran in the call whose residual is stored."""
-    call: CallDecision | None = field(init=False, default=None)
-    """The call that is under way, or was the last."""
-    computed: tuple[Mapping[str, tuple[Tensor, ...]], Sequence[int]] | None = field(init=False, default=None)
-    """What that call computed: per stream its residuals, if it gave any, and the blocks that ran."""
+    second: ResidualStore = field(init=False)
+    """Residuals of the second stream of tokens of each stream, where the model has one (the audio of a video)."""
+    specs: dict[str, Any] = field(init=False, factory=dict)
+    """Per stream, how the call was made whose residual is stored."""
     unsupported: set[str] = field(init=False, factory=set)
     """Streams whose calls cannot be bypassed."""
 
     def __attrs_post_init__(self) -> None:
-        self.learned = ObservedLayout.of(self.stack.kinds, self.stack.layouts)
-        self.also = ResidualStore(self.store.offload, self.store.storage_dtype, copier=self.store.copier)
+        self.second = ResidualStore(self.store.offload, self.store.storage_dtype, copier=self.store.copier)
         self.store.losses = self.record.losses
         self.session.on_end(self.free)
 
     def free(self) -> None:
         """Let go of every tensor."""
         self.store.clear()
-        self.also.clear()
+        self.second.clear()
 
-    def hindrance(self, streams: Sequence[str]) -> Decision | None:
-        """Why these streams cannot skip, as far as it is known before the model is called."""
-        if not self.unsupported.isdisjoint(streams):
-            return Decision.UNSUPPORTED
-        return next(filter(None, map(self.store.missing, streams)), None)
-
-    def taken(self, streams: Sequence[str], likes: Sequence[Any], store: ResidualStore, batch: int) -> Tensor | Decision:
-        """The residuals forecast for ``streams`` in one tensor, one after another along dimension ``batch``; or the reason why
-        not.
+    def forecast(self, call: CallDecision, batch: int) -> tuple[Tensor, Tensor | None] | Decision:
+        """The residuals that a skip uses, of the hidden states and of the second stream; or the reason why there are none.
 
         Args:
-            likes: per stream a tensor, or what has the ``shape``, ``dtype`` and ``device`` of one, that it is to be added to.
+            batch: dimension along which the samples of the call's streams follow one another.
         """
-        assert self.call is not None
+        hidden = self._taken(call, self.store, batch)
+        if isinstance(hidden, Decision) or not self.second.streams:
+            return hidden if isinstance(hidden, Decision) else (hidden, None)
+        second = self._taken(call, self.second, batch)
+        return second if isinstance(second, Decision) else (hidden, second)
+
+    def _taken(self, call: CallDecision, store: ResidualStore, batch: int) -> Tensor | Decision:
         taken: list[Tensor] = []
-        for stream, like in zip(self.call.streams, likes, strict=True):
-            residual = store.take(stream.name, like, stream.coefficients)
+        for stream in call.streams:
+            residual = store.take(stream.name, taken[0] if taken else None, stream.coefficients)
             if isinstance(residual, Decision):
                 return residual
             if stream.coefficients:
-                self.record.forecast(self.call.step, stream.name, store.held(stream.name))
+                self.record.forecast(call.step, stream.name, store.held(stream.name))
             taken.append(residual)
         return taken[0] if len(taken) == 1 else torch.cat(taken, dim=batch)
 
-    def applied(self, streams: Sequence[str], tensor: Tensor, store: ResidualStore, batch: int) -> Tensor | Decision:
-        """``tensor``, in which the samples of ``streams`` follow one another along dimension ``batch``, plus the residual
-        forecast for each; or the reason why not."""
-        taken = self.taken(streams, split(tensor, len(streams), batch), store, batch)
-        return taken if isinstance(taken, Decision) else _arithmetic.apply(tensor, taken)
-
-    def wants(self) -> bool:
-        """Whether anything comes of what the call under way computes: a later skip, a calibration, or a comparison."""
-        return self.moments is not None or (self.call is not None and self.call.useful)
-
     def make_room(self, call: CallDecision) -> None:
-        """Before ``call`` computes: let go of what no step after this one can use."""
-        for stream in call.streams:
-            for store in (self.store, self.also):
-                _guard.make_room(stream, store)
-
-    def look_ahead(self, call: CallDecision) -> None:
-        """After ``call``: have what the next skips reuse on its way to the device."""
-        if self.store.offload is not None:
-            look_ahead(call, self.store, self.also)
-
-    def send_away(self) -> None:
-        """A skip computes after all, or failed: let go of every copy on the device of what is in main memory."""
-        for store in (self.store, self.also):
+        """Before ``call`` computes: let go of what nothing after it can use, nor the comparison with what it computes."""
+        for store in (self.store, self.second):
             store.bring({})
+            for stream in call.streams:
+                if stream.check is None:
+                    store.trim(stream.name, max(stream.keep - 1, 0))
 
-    def commit(self, call: CallDecision, revised: Decision | None) -> None:
-        """Make ``call`` final, and store what it computed. Forget what is of no use after it."""
-        computed, self.computed = self.computed, None
-        if computed is None:
-            call.commit(revised)
-            return
-        given, order = computed
-        errors = {}
+    def residuals(self, call: CallDecision, pairs: Pairs, batch: int) -> Residuals:
+        """What ``call`` has computed, per stream; empty without pairs, or if the batch does not divide into the streams."""
+        count = len(call.streams)
+        if not pairs or any(not before.ndim or before.shape[batch] % count for _, before in pairs):
+            return {}
+        if count == 1:
+            return {call.streams[0].name: tuple([_arithmetic.difference(after, before) for after, before in pairs])}
+        # Split first: a part of a difference would keep the whole of it alive.
+        made = [map(_arithmetic.difference, a.chunk(count, batch), b.chunk(count, batch)) for a, b in pairs]
+        return {stream.name: found for stream, found in zip(call.streams, zip(*made, strict=True), strict=True)}
+
+    def errors(self, call: CallDecision, residuals: Residuals) -> dict[str, float]:
+        """Per stream that is to be compared, how far the forecast of its check is from the residual just computed.
+
+        There is nothing to compare in a run without a safeguard. In one with it, this waits for the device, once a computed
+        step; a thousand tokens are looked at.
+        """
+        errors: dict[str, float] = {}
         for stream in call.streams:
-            if residuals := given.get(stream.name, ()):
-                self.seen[stream.name] = tuple(order)
-                if self.moments is not None:
-                    self.moments.add(stream.name, residuals[0], self.channel_dim, step=call.step)
-                error = _guard.error(stream, self.store, residuals[0], self.channel_dim)
+            if stream.check is not None and stream.name in residuals:
+                error = self.store.error(stream.name, residuals[stream.name][0], stream.check[0], self.channel_dim)
                 if error is not None:
-                    errors[stream.name] = error
-        call.commit(revised, errors)
+                    errors[stream.name] = float(error)
+        return errors
+
+    def keep(self, call: CallDecision, residuals: Residuals) -> None:
+        """After ``call`` was committed: store what it computed, as many as its plan has a use for, and forget the rest."""
         for stream in call.streams:
-            residuals = given.get(stream.name, ())
+            made = residuals.get(stream.name, ())
+            if made and self.moments is not None:
+                self.moments.add(stream.name, made[0], self.channel_dim, step=call.step)
             keep = 0 if self.moments is not None or stream.name in self.unsupported else stream.keep
-            for place, store in enumerate((self.store, self.also)):
-                if place < len(residuals):
-                    store.put(stream.name, residuals[place], keep=keep, near=True)  # look_ahead or send_away follows
+            for place, store in enumerate((self.store, self.second)):
+                if place < len(made):
+                    store.put(stream.name, made[place], keep=keep, near=True)  # look_ahead follows
                 else:  # what is from before this call is stale, even if this call gave nothing
                     store.drop(stream.name)
 
+    def look_ahead(self, call: CallDecision) -> None:
+        """After a call: begin to copy back what the skips to come reuse, and let go of any other copy on the device."""
+        if self.store.offload is not None and (self.store.away or self.second.away):
+            wanted = {stream: 1 + len(coefficients) for stream, coefficients in call.upcoming_skips().items()}
+            self.store.bring(wanted)
+            self.second.bring(wanted)
 
-def differences(streams: Sequence[str], pairs: Sequence[tuple[Tensor, Tensor]], batch: int) -> dict[str, tuple[Tensor, ...]]:
-    """Per stream, the residual of each pair (after, before); empty if the batch does not divide into the streams."""
-    if not pairs[0][1].ndim or any(before.shape[batch] % len(streams) for _, before in pairs):
-        return {}
-    # Split first: a part of a difference would keep the whole of it alive.
-    count = len(streams)
-    found = [map(_arithmetic.difference, split(a, count, batch), split(b, count, batch)) for a, b in pairs]
-    return dict(zip(streams, zip(*found, strict=True), strict=True))
+    def send_away(self) -> None:
+        """A call failed: let go of every copy on the device of what is in main memory."""
+        self.store.bring({})
+        self.second.bring({})
 
 
-def split(tensor: Tensor, count: int, dim: int) -> tuple[Tensor, ...]:
-    """``count`` equal parts of ``tensor`` along ``dim``."""
-    return tensor.chunk(count, dim=dim) if count > 1 else (tensor,)
+def evaluate(
+    run: Run,
+    streams: Sequence[str],
+    target: Target,
+    *,
+    step: int | None = None,
+    earliest: int | None = None,
+    levels: Sequence[float] | None = None,
+) -> Any:
+    """Evaluate ``target`` once: decide, compute or skip, commit what was done.
+
+    Args:
+        run: the run this evaluation belongs to.
+        streams: the stream of this call, or those batched in it, in batch order and of equal size.
+        target: what is called.
+        step: position in the run, if the host knows it.
+        earliest: or the position the host is at: streams that went further are at their next one.
+        levels: noise level of each step of the run, for the trace; by default those the session was given.
+
+    Returns:
+        what the target returned.
+    """
+    call = run.session.call(streams, step=step, earliest=earliest)
+    if call is None:
+        run.record.past_end.extend(streams)
+        return target.plain()
+    if levels is not None and call.step < len(levels):
+        call.sigma = levels[call.step]
+    device, skip, started = target.device, call.skip, perf_counter()
+    timer = None if device is not None and device.type == "cpu" else Timer(device)
+    try:
+        reason, possible = None, _possible(run, streams)
+        if skip:
+            taken = run.forecast(call, target.batch) if possible else Decision.UNSUPPORTED
+            result, reason = (None, taken) if isinstance(taken, Decision) else target.skip(*taken)
+        if not skip or reason is not None:
+            skip = False
+            run.make_room(call)
+            result, pairs = target.compute(useful=possible and (run.moments is not None or call.useful))
+            if pairs is None:
+                run.unsupported.update(streams)
+            residuals = run.residuals(call, pairs or (), target.batch)
+            errors = run.errors(call, residuals)
+    except BaseException:
+        call.cancel()
+        run.send_away()
+        raise
+    run.record.laps.append((skip, perf_counter() - started if timer is None else timer.stop()))
+    if skip:
+        call.commit()
+    else:
+        call.commit(reason, errors)
+        run.keep(call, residuals)
+    run.look_ahead(call)
+    return result
+
+
+def _possible(run: Run, streams: Sequence[str]) -> bool:
+    """Whether these streams can skip, and residuals be kept, as far as it is known before the call."""
+    if _functorch.peek_interpreter_stack() is not None:
+        run.record.problem(_TRANSFORMED)
+        return False
+    return run.unsupported.isdisjoint(streams)

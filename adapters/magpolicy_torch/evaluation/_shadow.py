@@ -1,4 +1,4 @@
-"""A module's twin: the same attributes, parameters and code, with other modules in the place of its blocks."""
+"""A shadow of a module: the same attributes, parameters and code, with other modules in the place of its blocks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,6 @@ from magpolicy_torch.evaluation._interceptor import HostCall, compiled, uncompil
 from torch import nn
 
 
-class NoShadowError(Exception):
-    """The module is called in a way that a twin cannot follow."""
-
-
 @frozen
 class ModulePath:
     """Where a block is kept."""
@@ -29,24 +25,27 @@ class ModulePath:
     name: str
     """Under which it is held there."""
 
-    @property
-    def inside(self) -> str:
-        """The path of what it holds."""
-        return f"{self.path}.{self.name}".lstrip(".")
 
+def module_paths(root: nn.Module, blocks: Sequence[nn.Module]) -> tuple[tuple[ModulePath, int], ...] | None:
+    """Where blocks are kept below ``root``, each with its index; ``None`` if one is kept nowhere.
 
-def module_paths(root: nn.Module, blocks: Sequence[nn.Module]) -> tuple[ModulePath, ...] | None:
-    """Where each of ``blocks`` is kept below ``root``; ``None`` if one is kept nowhere, or twice."""
-    wanted = {id(block): index for index, block in enumerate(blocks)}
-    found: dict[int, ModulePath] = {}
-    for path, holder in root.named_modules():
+    A block that stands several times among ``blocks`` has to be kept as often, in that order; any other may be kept twice.
+    """
+    indices: dict[int, list[int]] = {}
+    for index, block in enumerate(blocks):
+        indices.setdefault(id(block), []).append(index)
+    paths: dict[int, list[ModulePath]] = {key: [] for key in indices}
+    for path, holder in root.named_modules(remove_duplicate=False):
         for name, child in holder._modules.items():
-            index = wanted.get(id(child))
-            if index is not None:
-                if index in found:
-                    return None
-                found[index] = ModulePath(path, name)
-    return tuple(found[i] for i in range(len(blocks))) if len(found) == len(blocks) else None
+            if id(child) in paths:
+                paths[id(child)].append(ModulePath(path, name))
+    found: list[tuple[ModulePath, int]] = []
+    for key, kept in paths.items():
+        wanted = indices[key]
+        if not kept or (len(wanted) > 1 and len(wanted) != len(kept)):
+            return None
+        found += zip(kept, wanted if len(wanted) > 1 else wanted * len(kept), strict=True)
+    return tuple(sorted(found, key=lambda item: item[1]))
 
 
 class ShadowModule:
@@ -65,26 +64,25 @@ class ShadowModule:
             if path not in contents or contents[path].keys() == source._modules.keys():  # else nothing of it is in here
                 self._made_of.append((source._modules, dict(source._modules)))
             below = {name: made[f"{path}.{name}"] for name in source._modules if f"{path}.{name}" in made}
-            made[path] = _like(source, type(source), {**contents.get(path, source._modules), **below})
+            made[path] = _like(source, {**contents.get(path, source._modules), **below})
         self._overlay |= {path: module for path, module in made.items() if "." not in path}
-        self.module = _like(root, type(root), {})
+        self.module = _like(root, {})
         self._seen: dict[str, Any] = {}
         self._left: dict[str, Any] = {}
 
     @property
     def stale(self) -> bool:
-        """Whether a submodule has been put in the place of another since: an adapter's layer, or another block."""
+        """Whether it has to be made anew: a submodule was put in the place of another (an adapter's layer, another block), or
+        somebody stands around the forward by now."""
+        if "forward" in self._root.__dict__ and not self.can_follow(self._root):
+            return True
         for now, then in self._made_of:  # noqa: SIM110 - on the way of every call: a generator costs more than the comparison
             if not _same(now, then):
                 return True
         return False
 
     def __call__(self, original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Make the call in the place of ``original``.
-
-        Raises:
-            NoShadowError: somebody stands around the forward who would call ``root``'s.
-        """
+        """Make the call in the place of ``original``. Possible where :meth:`can_follow` says so."""
         if not _same(self._root.__dict__, self._seen):
             self._follow()
         call = getattr(self.module, original.entry)
@@ -96,7 +94,7 @@ class ShadowModule:
             if not _same(self.module.__dict__, self._left):
                 self._carry_over()
 
-    def watched(self, original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def eager(self, original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The same with nothing compiled but what the blocks compile themselves."""
         self._follow()
         try:
@@ -104,31 +102,23 @@ class ShadowModule:
         finally:
             self._carry_over()
 
+    @staticmethod
+    def can_follow(root: nn.Module) -> bool:
+        """Whether a shadow can be called: not if somebody stands around the forward who would call ``root``'s."""
+        forward = _own_forward(root)
+        return forward is None or _for(root, root, forward) is not None
+
     def _follow(self) -> None:
         """Be as ``root`` is now: its attributes and hooks change over time."""
         root, attributes = self._root.__dict__, self.module.__dict__
-        forward = root.get("forward")
-        if isinstance(forward, Patch):  # ours
-            forward = forward.found
-        if forward is not None:
-            forward = self._rebound(forward)
         attributes.clear()
         attributes.update(without_ours(root))
         attributes.pop("forward", None)
         attributes["_modules"] = {**root["_modules"], **self._overlay}
+        forward = _own_forward(self._root)
         if forward is not None:
-            attributes["forward"] = forward
+            attributes["forward"] = _for(self.module, self._root, forward)
         self._seen, self._left = dict(root), dict(attributes)
-
-    def _rebound(self, forward: Any) -> Any:
-        """An instance's own ``forward``, for the twin."""
-        root = self._root
-        bound = root.__dict__.get("_old_forward")
-        if isinstance(forward, MethodType) and forward.__self__ is root:
-            return MethodType(forward.__func__, self.module)
-        if "_hf_hook" in root.__dict__ and isinstance(bound, MethodType) and bound.__self__ is root:
-            return functools.partial(_hooked, root, MethodType(bound.__func__, self.module))
-        raise NoShadowError
 
     def _carry_over(self) -> None:
         """What the forward has set is the module's."""
@@ -139,16 +129,32 @@ class ShadowModule:
         self._seen = {}  # to follow it next time
 
 
+def _own_forward(root: nn.Module) -> Any:
+    """The forward that was set on the instance, if one was; not by us."""
+    forward = root.__dict__.get("forward")
+    return forward.found if isinstance(forward, Patch) else forward
+
+
+def _for(module: nn.Module, root: nn.Module, forward: Any) -> Any:
+    """``forward``, which was set on ``root``, for ``module``; ``None`` if there is no telling how to make it."""
+    bound = root.__dict__.get("_old_forward")
+    if isinstance(forward, MethodType) and forward.__self__ is root:
+        return MethodType(forward.__func__, module)
+    if "_hf_hook" in root.__dict__ and isinstance(bound, MethodType) and bound.__self__ is root:
+        return functools.partial(_hooked, root, MethodType(bound.__func__, module))
+    return None
+
+
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether both hold the same objects; compares no contents."""
     return len(one) == len(other) and all(map(is_, one.values(), other.values()))
 
 
-def _like(source: nn.Module, kind: type, modules: Mapping[str, Any]) -> nn.Module:
-    twin: nn.Module = object.__new__(kind)
-    twin.__dict__.update(source.__dict__)
-    twin.__dict__["_modules"] = dict(modules)
-    return twin
+def _like(source: nn.Module, modules: Mapping[str, Any]) -> nn.Module:
+    shadow: nn.Module = object.__new__(type(source))
+    shadow.__dict__.update(source.__dict__)
+    shadow.__dict__["_modules"] = dict(modules)
+    return shadow
 
 
 def _prefixes(path: str) -> Iterable[str]:

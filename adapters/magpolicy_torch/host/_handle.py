@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from magpolicy import AdapterError, ArgumentError, AttachRequest, RunError
-from magpolicy_torch.blocks._stack import BlockStack, taken, visited
+from magpolicy_torch.blocks._stack import BlockStack, taken
 from magpolicy_torch.blocks._unwrap import unwrap
 from magpolicy_torch.evaluation._interceptor import CallInterceptor, HostCall
 from magpolicy_torch.evaluation._model import HostModel
@@ -138,7 +138,7 @@ class Handle(AttachedToLoop):
 
     @property
     def _name(self) -> str:
-        return type(unwrap(self.module)).__name__
+        return type(unwrap(self.module, peft=True)).__name__
 
     def __repr__(self) -> str:
         return f"<Handle on {self._name}, {self.stack!r}, {'' if self._attached else 'not '}attached>"
@@ -151,7 +151,7 @@ class Handle(AttachedToLoop):
                 once=True,
             )
             return original(*args, **kwargs)
-        if visited(self.stack):  # the model calls itself: part of the evaluation under way
+        if self._model.under_way:  # the model calls itself: part of the evaluation under way
             return original(*args, **kwargs)
         before = bool(run.record.past_end)
         result = run.evaluate(self._model, self.named_streams.get() or ("single",), original, args, kwargs)

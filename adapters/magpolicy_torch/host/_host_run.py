@@ -11,11 +11,14 @@ from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, Session
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.evaluation._interceptor import HostCall
 from magpolicy_torch.evaluation._model import HostModel
+from magpolicy_torch.evaluation._record import Record
 from magpolicy_torch.evaluation._run import Run
-from magpolicy_torch.host._report import Record, Report
+from magpolicy_torch.host._report import Report
 from magpolicy_torch.residuals._moments import Moments, calibrated, curve_of, measured, moments_for
 from magpolicy_torch.residuals._store import ResidualStore
 from torch import nn
+
+_CHECKPOINTING = "with gradient checkpointing the backward pass runs the blocks again, so every step computes"
 
 
 class HostRun:
@@ -63,16 +66,18 @@ class HostRun:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         *,
-        must_compute: bool = False,
+        must_compute: str = "",
     ) -> Any:
-        """One call of ``model``, at the step gone to. A stream that comes again there is at its next evaluation."""
+        """One call of ``model``, at the step gone to. A stream that comes again there is at its next evaluation.
+
+        Args:
+            must_compute: why nothing can be skipped for now, in words.
+        """
         run = self.on(model.stack)
         if must_compute or checkpointing(model.module):
             run.unsupported.update(streams)
-        step = max(self.step, *map(self.session.step, streams))
-        noise = self._noise
-        sigma = None if noise is None or step >= len(noise) else noise[step]
-        return model.evaluate(run, streams, call, args, kwargs, step=step, sigma=sigma)
+            run.record.problem(must_compute or _CHECKPOINTING)
+        return model.evaluate(run, streams, call, args, kwargs, earliest=self.step, levels=self._noise)
 
     def on(self, stack: BlockStack) -> Run:
         """What belongs to this run on ``stack``. Residuals of another expert say nothing here, and are let go."""
@@ -82,7 +87,7 @@ class HostRun:
                 other.free()
             store = ResidualStore(self._request.offload, self._request.storage_dtype)
             channel_dim = 1 if stack.scope == "model" else -1
-            run = self._runs[stack] = Run(stack, self.session, store, self.moments, channel_dim, self.record)
+            run = self._runs[stack] = Run(self.session, store, self.moments, channel_dim, self.record)
             self.scope = stack.scope
         return run
 

@@ -3,72 +3,18 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
-from attrs import Factory, define, evolve, field, frozen
+from attrs import Factory, field, frozen
 
 import torch
 from magpolicy import Decision, Replan, Schedule, Session, TraceEntry
-from magpolicy_torch.device import _accelerator
+from magpolicy_torch.device._timer import Timer
+from magpolicy_torch.evaluation._record import Record
 from torch import Tensor
 
 _REST = {"replanned": "was planned again", "computes": "computes"}
-
-
-class Timer:
-    """How long one evaluation took on its device; reading it waits for the device, taking it does not.
-
-    Args:
-        device: tells which device that is; by default the current one.
-    """
-
-    def __init__(self, device: Callable[[], torch.device | None] | None = None) -> None:
-        self._device = None if device is None or not _accelerator.awake() else device()
-        self._first: Any = _accelerator.timer(self._device)
-        self._last: Any = None
-        self._start = time.perf_counter()
-        self._end = self._start
-
-    def stop(self) -> None:
-        """The evaluation is through (or, on an accelerator, all of it is queued)."""
-        self._end = time.perf_counter()
-        if self._first is not None:
-            self._last = _accelerator.timer(self._device)
-
-    @property
-    def seconds(self) -> float:
-        """Time between the two."""
-        if self._last is None:
-            return self._end - self._start
-        self._last.synchronize()
-        return float(self._first.elapsed_time(self._last)) / 1000
-
-
-@define(eq=False)
-class Record:
-    """What is noted while a run is under way, beside the session's trace."""
-
-    past_end: list[str] = Factory(list)
-    """Streams of the evaluations after the run's last step."""
-    laps: list[tuple[bool, Timer]] = Factory(list)
-    """Per evaluation, whether it skipped, and how long it took."""
-    forecasts: dict[tuple[int, str], Decision | None] = Factory(dict)
-    """Per step and stream whose residual was to be forecast: why it was held instead, if it was."""
-
-    losses: list[Tensor] = Factory(list)
-    """Relative error of each residual as it was kept, where that is narrower than it was."""
-
-    def forecast(self, step: int, stream: str, held: Decision | None) -> None:
-        """Note a forecast; of several at one evaluation (a second stream of tokens) one that was held counts."""
-        self.forecasts[step, stream] = held or self.forecasts.get((step, stream))
-
-    def as_carried_out(self, entry: TraceEntry) -> TraceEntry:
-        """The entry, without a forecast that was decided but could not be made."""
-        held = self.forecasts.get((entry.step, entry.stream)) is not None
-        return evolve(entry, coefficients=()) if held else entry
 
 
 @frozen
@@ -92,7 +38,9 @@ class Report:
     """Where the run left its plan, with ``attach(..., safeguard=True)``."""
     source: str = ""
     """What decided, in words: the rule on a preset, a plan from a calibration. Empty where every step computes."""
-    _laps: tuple[tuple[bool, Timer], ...] = field(default=(), repr=False, eq=False)
+    problems: tuple[str, ...] = ()
+    """Why calls computed that could have skipped, in words; ``reasons`` counts them all."""
+    _laps: tuple[tuple[bool, Timer | float], ...] = field(default=(), repr=False, eq=False)
     _losses: tuple[Tensor, ...] = field(default=(), repr=False, eq=False)
 
     @classmethod
@@ -116,6 +64,7 @@ class Report:
             dict(held),
             session.replans,
             session.source,
+            tuple(record.problems),
             tuple(record.laps),
             tuple(record.losses),
         )
@@ -168,7 +117,7 @@ class Report:
         return full / total if total > 0 else None
 
     def _seconds(self, skip: bool) -> list[float]:
-        return [lap.seconds for skipped, lap in self._laps if skipped is skip]
+        return [lap if isinstance(lap, float) else lap.seconds for skipped, lap in self._laps if skipped is skip]
 
     def __str__(self) -> str:
         if self.schedule is None:
@@ -189,6 +138,7 @@ class Report:
             lines.append(f"residuals kept with an error of {self.storage_error:.2g}")
         if self.scope == "model":
             lines.append("scope: the whole model")
+        lines.extend(self.problems)
         return "\n".join(lines)
 
 

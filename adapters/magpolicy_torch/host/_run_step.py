@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
-from magpolicy import ArgumentError, Decision, RunError, Session
-from magpolicy.adapter import CallDecision
-from magpolicy_torch.device._offload import look_ahead
-from magpolicy_torch.residuals import _arithmetic, _guard
+from magpolicy import ArgumentError, RunError, Session
+from magpolicy_torch.evaluation._run import Run, evaluate
+from magpolicy_torch.evaluation._target import FunctionCall
 from magpolicy_torch.residuals._store import ResidualStore
 from torch import Tensor
 
 _stores: WeakKeyDictionary[Session, ResidualStore] = WeakKeyDictionary()
+_runs: WeakKeyDictionary[Session, ReferenceType[Run]] = WeakKeyDictionary()  # the session holds its run, until it ends
 
 
 def run_step(
@@ -53,55 +53,19 @@ def run_step(
     streams = (stream,) if isinstance(stream, str) else tuple(stream)
     if len(streams) > 1 and (not x.ndim or x.shape[0] % len(streams)):
         raise ArgumentError(f"x has shape {tuple(x.shape)}, which {len(streams)} streams cannot share equally")
-    store = _stores.get(session)
-    if store is None:
-        store = _stores[session] = ResidualStore(offload, storage_dtype)
-    call = session.call(streams)
-    if call is None:
-        raise RunError(f"this run's {session.steps} steps are all decided; begin another run")
-    try:
-        if not store.streams:
-            session.on_end(store.clear)
-        revised = None
-        if call.skip:
-            taken = _take(call, store, x)
-            if isinstance(taken, Tensor):
-                result = _arithmetic.apply(x, taken)
-                call.commit()
-                look_ahead(call, store)
-                return result
-            revised = taken
-        for decided in call.streams:
-            _guard.make_room(decided, store)
-        before = x.detach().clone()  # fn may write into its argument
-        result = fn(x)
-        if result.shape != before.shape:
-            raise ArgumentError(f"fn returned shape {tuple(result.shape)} for {tuple(before.shape)}; both must be equal")
-        residuals = list(map(_arithmetic.difference, _parts(result, streams), _parts(before, streams)))
-        errors = {}
-        for decided, residual in zip(call.streams, residuals, strict=True):
-            if (error := _guard.error(decided, store, residual)) is not None:
-                errors[decided.name] = error
-        call.commit(revised, errors)
-        for decided, residual in zip(call.streams, residuals, strict=True):
-            store.put(decided.name, residual, keep=decided.keep, near=True)
-    except BaseException:
-        call.cancel()
-        store.bring({})
-        raise
-    look_ahead(call, store)
+    if any(session.remaining(name) <= 0 for name in streams):
+        raise RunError(f"stream {', '.join(map(repr, streams))} has had its {session.steps} evaluations; begin another run")
+    result: Tensor = evaluate(_run_of(session, offload, storage_dtype), streams, FunctionCall(fn, x))
     return result
 
 
-def _take(call: CallDecision, store: ResidualStore, x: Tensor) -> Tensor | Decision:
-    taken = []
-    for decided, part in zip(call.streams, _parts(x, call.streams), strict=True):
-        residual = store.take(decided.name, part, decided.coefficients)
-        if isinstance(residual, Decision):
-            return residual
-        taken.append(residual)
-    return taken[0] if len(taken) == 1 else torch.cat(taken)
-
-
-def _parts(x: Tensor, streams: Sequence[object]) -> Sequence[Tensor]:
-    return x.chunk(len(streams)) if len(streams) > 1 else (x,)
+def _run_of(session: Session, offload: str | None, storage_dtype: torch.dtype | None) -> Run:
+    found = _runs.get(session)
+    run = None if found is None else found()
+    if run is None:
+        store = _stores.get(session)
+        if store is None:
+            store = _stores[session] = ResidualStore(offload, storage_dtype)
+        run = Run(session, store)
+        _runs[session] = ref(run)
+    return run

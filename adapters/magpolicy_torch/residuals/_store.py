@@ -114,8 +114,10 @@ class ResidualStore:
         scale = residual.abs().amax().float().clamp(min=1e-30) / torch.finfo(self.storage_dtype).max
         return (residual.float() / scale).to(self.storage_dtype), scale
 
-    def take(self, stream: str, like: Tensor, coefficients: Sequence[float] = ()) -> Tensor | Decision:
+    def take(self, stream: str, like: Tensor | None = None, coefficients: Sequence[float] = ()) -> Tensor | Decision:
         """The stream's residual as forecast on ``like``'s device and in its dtype, or the reason why it cannot be used there.
+
+        Without ``like``: on the device and in the dtype that it was computed with.
 
         With r_j the newest, r_p and r_q those before, the forecast is ``r_j + c1 (r_j - r_p) + c2 (r_p - r_q)``, formed in
         ``like``'s dtype or, if wider, the stored one: from two residuals rounded once, from three twice. No coefficient holds
@@ -128,20 +130,20 @@ class ResidualStore:
         self._held.pop(stream, None)
         if isinstance(last, Decision):
             return last
-        if last.shape != like.shape or last.dtype is not like.dtype or last.device != like.device:
+        if like is not None and last.origin != (like.shape, like.dtype, like.device):
             return Decision.MISMATCH
         if not coefficients:
-            return _back(last, like, like.dtype)
+            return _back(last, last.device, last.dtype)
         entries = [last]
         for place in range(len(coefficients)):
             before = more[place] if place < len(more) else Decision.NO_RESIDUAL
             if isinstance(before, Decision):
                 self._held[stream] = before
-                return _back(last, like, like.dtype)
+                return _back(last, last.device, last.dtype)
             entries.append(before)
         # In the wider of both dtypes, so that nothing is rounded before the difference is formed.
-        wide = last.data.dtype if last.data.dtype.itemsize > like.dtype.itemsize else like.dtype
-        return _arithmetic.forecast([_back(entry, like, wide) for entry in entries], coefficients).to(like.dtype)
+        wide = last.data.dtype if last.data.dtype.itemsize > last.dtype.itemsize else last.dtype
+        return _arithmetic.forecast([_back(entry, last.device, wide) for entry in entries], coefficients).to(last.dtype)
 
     def error(self, stream: str, residual: Tensor, coefficients: Sequence[float], channel_dim: int = -1) -> Tensor | None:
         """Relative error that the forecast of ``residual`` would have had, a scalar on its device; ``None`` if there is none.
@@ -157,7 +159,7 @@ class ResidualStore:
         stride = max(1, residual.shape[tokens] // _LOOKED_AT) if tokens >= 0 else 1
         some = (*(slice(None),) * max(tokens, 0), slice(None, None, stride))
         true = residual.detach()[some].float()
-        parts = [_back(e, true, torch.float32, some) for e in entries]
+        parts = [_back(e, true.device, torch.float32, some) for e in entries]
         found = _arithmetic.forecast(parts, coefficients) if coefficients else parts[0]
         error: Tensor = torch.linalg.vector_norm(true - found) / torch.linalg.vector_norm(true)
         return error
@@ -234,13 +236,11 @@ class ResidualStore:
         return [entry for entries in self._entries.values() for entry in entries if isinstance(entry, _Entry)]
 
 
-def _back(entry: _Entry, like: Tensor, dtype: torch.dtype, some: tuple[slice, ...] = ()) -> Tensor:
+def _back(entry: _Entry, device: torch.device, dtype: torch.dtype, some: tuple[slice, ...] = ()) -> Tensor:
     if entry.plain and dtype is entry.dtype and not some:
         return entry.data
-    if entry.near is not None:
-        data = entry.near.on(like.device)
-    else:
-        data = entry.kept.on(like.device).to(device=like.device, non_blocking=True)
+    near = entry.near
+    data = entry.kept.on(device).to(device=device, non_blocking=True) if near is None else near.on(device)
     if some:  # only here: to copy a part, the host would gather it, and that before main memory has it all
         data = data[some]
     return data.to(dtype) if entry.scale is None else (data.float() * entry.scale).to(dtype)

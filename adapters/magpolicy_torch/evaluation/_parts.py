@@ -1,0 +1,285 @@
+"""What stands in the place of a model's blocks for one call. Plain enough for ``torch.compile`` to follow.
+
+Nothing here decides anything: parts either compute, and note what went into the stack and what came out, or they skip. Shapes
+are not kept, so one part serves them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from attrs import Factory, define
+
+import torch
+from magpolicy_torch.blocks._layout import Layout
+from magpolicy_torch.blocks._observed import Returned
+from magpolicy_torch.blocks._pattern import BlockStates, ForwardPattern, Sources, switches
+from magpolicy_torch.blocks._tokens import bounds, entering, narrow, replaced
+from magpolicy_torch.residuals import _arithmetic
+from torch import Tensor, nn
+
+
+@define(eq=False)
+class StackIO:
+    """What the parts of a call note (computed) or are given (skipped)."""
+
+    before: Tensor | None = None
+    """Hidden states that went into the stack."""
+    second_before: Tensor | None = None
+    last: Tensor | None = None
+    """Hidden states that went into the last block."""
+    after: Tensor | None = None
+    """Hidden states that came out of it."""
+    second_after: Tensor | None = None
+    version: int = -1
+    """Of ``before``, before anybody could write to it."""
+    version_after: int = -1
+    """Of ``after``, as it left the stack."""
+    residual: Tensor | None = None
+    second_residual: Tensor | None = None
+    image: Tensor | None = None
+    """What the stack gives on a skip, image tokens only."""
+    second: Tensor | None = None
+    texts: list[tuple[Tensor, int]] = Factory(list)
+    """The copy of the text that a skip handed on, with its version."""
+    order: list[int] = Factory(list)
+    """The blocks that a skip was asked for."""
+    misfit: bool = False
+    """The residual does not fit: what a skip returned is of no use."""
+    strange: bool = False
+    """A block was called otherwise than it was seen to be."""
+
+    @property
+    def written(self) -> bool:
+        """Whether the model wrote into what entered or left the stack, of which there are no copies."""
+        noted = ((self.before, self.version), (self.after, self.version_after))
+        return any(tensor is not None and then >= 0 and version(tensor) != then for tensor, then in noted)
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self.before = self.second_before = self.last = self.after = self.second_after = None
+        self.residual = self.second_residual = self.image = self.second = None
+        self.texts.clear()
+        self.order.clear()
+        self.misfit = self.strange = False
+        self.version = self.version_after = -1
+
+
+class Part(nn.Module):
+    """In the place of ``block``, whose attributes it shows.
+
+    Args:
+        runs: whether the block is run: what walks a model's modules is to find it only then.
+    """
+
+    def __init__(self, block: nn.Module, *, runs: bool = False) -> None:
+        super().__init__()
+        self.__dict__["shown"] = block
+        if runs:
+            self.block = block
+        self.training = block.training  # not train(), which would have the children follow
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(self.shown, args, kwargs)
+
+    def run(self, block: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """In the place of ``block(*args, **kwargs)``."""
+        raise NotImplementedError
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["shown"], name)
+
+
+class Probe(Part):
+    """Hands its call to whoever observes: ``observe(block, args, kwargs)``."""
+
+    def __init__(self, block: nn.Module, observe: Callable[..., Any]) -> None:
+        super().__init__(block, runs=True)
+        self.__dict__["run"] = observe
+
+
+class Tap(Part):
+    """Runs the block; notes what goes in if it is the first, and what comes out if it is the last.
+
+    Args:
+        copied: note copies, since the model writes into what goes in or comes out.
+    """
+
+    def __init__(
+        self, block: nn.Module, io: StackIO, pattern: ForwardPattern, *, first: bool, last: bool, copied: bool
+    ) -> None:
+        super().__init__(block, runs=True)
+        self.io, self.pattern = io, pattern
+        self.first, self.last, self.copied = first, last, copied
+
+    def run(self, block: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        io, pattern = self.io, self.pattern
+        hidden, _, second = read(pattern.sources, args, kwargs)
+        if self.first and hidden is not None:
+            io.before = hidden.clone() if self.copied else hidden
+            io.second_before = None if second is None else second.clone()
+            if not self.copied and not torch.compiler.is_compiling():
+                io.version = version(hidden)
+        if self.last:
+            io.last = hidden
+        result = block(*args, **kwargs)
+        if self.last:
+            io.after, io.second_after = state_in(pattern, 0, result), state_in(pattern, 2, result)
+            if self.copied and io.after is not None:
+                io.after = io.after.detach().clone()
+            elif io.after is not None and not torch.compiler.is_compiling():
+                io.version_after = version(io.after)
+        return result
+
+
+class Skip(Part):
+    """A block of a skip. The first one makes the stack's output of its input, which goes on as it is; the last one returns that
+    output, text in its place. One block can be both, where nothing happens to the hidden states in between.
+
+    Args:
+        index: of the block, where the order of blocks is to be noted, and their arguments looked at.
+        copies_text: the first one hands on a copy of the text: the host may write to it, and what it passed in stays its own.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        io: StackIO,
+        pattern: ForwardPattern,
+        layout: Layout,
+        side: str | None,
+        *,
+        first: bool,
+        last: bool,
+        index: int | None,
+        copies_text: bool = True,
+    ) -> None:
+        super().__init__(block)
+        self.io, self.pattern, self.layout, self.side = io, pattern, layout, side
+        self.first, self.last, self.index, self.copies_text = first, last, index, copies_text
+
+    def run(self, block: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        io, pattern = self.io, self.pattern
+        if self.index is not None:
+            io.order.append(self.index)
+            if len(kwargs) != pattern.arguments or switches(kwargs) != pattern.switches:
+                if self.first:
+                    io.misfit = True
+                else:
+                    io.strange = True
+        hidden, text, second = read(pattern.sources, args, kwargs)
+        assert hidden is not None
+        if self.first:
+            if text is not None and self.copies_text:
+                text = text.clone()
+                if not torch.compiler.is_compiling():
+                    io.texts.append((text, version(text)))
+            self._enter(hidden, second)
+        if not self.last:
+            if self.first:
+                hidden, second = hidden.clone(), None if second is None else second.clone()
+            return _result(pattern, hidden, text, second)
+        out = io.image
+        if out is None or out.shape != hidden.shape:
+            out = None if out is None else replaced(hidden, out, self.layout, self.side)
+            if out is None:
+                io.misfit = True
+                out = hidden
+        return _result(pattern, out, text, second if io.second is None else io.second)
+
+    def _enter(self, hidden: Tensor, second: Tensor | None) -> None:
+        io, residual, image = self.io, self.io.residual, hidden
+        if self.index == 0:
+            found = entering(self.layout, hidden)
+            image = hidden if found is None else found
+        elif residual is not None and hidden.shape != residual.shape:  # the last block, which may be given text as well
+            around = bounds(self.layout, self.side, hidden, residual.shape)
+            image = hidden if around is None else narrow(hidden, *around)
+        io.image = self._added(image, residual)
+        if second is not None and io.second_residual is not None:
+            io.second = self._added(second, io.second_residual)
+
+    def _added(self, tensor: Tensor, residual: Tensor | None) -> Tensor:
+        if (
+            residual is None
+            or residual.shape != tensor.shape
+            or residual.dtype != tensor.dtype
+            or residual.device != tensor.device
+        ):
+            self.io.misfit = True
+            return tensor
+        return _arithmetic.apply(tensor, residual)
+
+
+class Unexpected(Part):
+    """A block that was not run when the residual was computed; on a skip it is run, and noted."""
+
+    def __init__(self, block: nn.Module, io: StackIO, index: int) -> None:
+        super().__init__(block, runs=True)
+        self.io, self.index = io, index
+
+    def run(self, block: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.io.order.append(self.index)
+        return block(*args, **kwargs)
+
+
+class SkippedBranch(Part):
+    """A module beside the stack, on a skip: nobody looks at its result, which is made of what it is given."""
+
+    def __init__(self, block: nn.Module, sources: Sources, returned: Returned) -> None:
+        super().__init__(block, runs=True)
+        self.sources, self.returned = sources, returned
+
+    def run(self, block: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden = read(self.sources, args, kwargs).hidden
+        result = None if hidden is None else self.returned.filled(hidden)
+        return block(*args, **kwargs) if result is None else result
+
+
+Parts = Mapping[int, Part]
+"""By index: of the blocks, and after them of the modules beside the stack."""
+
+
+def read(sources: Sources, args: Sequence[Any], kwargs: Mapping[str, Any]) -> BlockStates:
+    """The states that are passed there. Raises LookupError if they are passed otherwise."""
+    hidden, text, second = sources
+    return BlockStates(
+        None if hidden is None else kwargs[hidden] if isinstance(hidden, str) else args[hidden],
+        None if text is None else kwargs[text] if isinstance(text, str) else args[text],
+        None if second is None else kwargs[second] if isinstance(second, str) else args[second],
+    )
+
+
+def state_in(pattern: ForwardPattern, state: int, result: Any) -> Any:
+    """What ``result`` holds of a state, by its index; ``None`` if nothing."""
+    if not pattern.order:
+        return result if state == 0 else None
+    if state not in pattern.order:
+        return None
+    index = pattern.order.index(state)
+    if pattern.fields:
+        name = pattern.fields[index]
+        return result[name] if isinstance(result, Mapping) else getattr(result, name)
+    return result[index]
+
+
+def _result(pattern: ForwardPattern, hidden: Tensor, text: Tensor | None, second: Tensor | None) -> Any:
+    """A result that holds these states."""
+    if not pattern.order:
+        return hidden
+    if pattern.spread and text is not None:
+        text = text.expand(hidden.shape[0], *text.shape[1:])
+    states = (hidden, text, second)
+    values = [None if state is None else states[state] for state in pattern.order]
+    if pattern.fields:
+        return pattern.kind(**{f: v for f, v in zip(pattern.fields, values, strict=True) if v is not None})
+    return pattern.kind(values)
+
+
+def version(tensor: Tensor) -> int:
+    """Counts the writes into ``tensor`` and its views; inference tensors do not count them."""
+    return 0 if tensor.is_inference() else int(tensor._version)
