@@ -53,7 +53,7 @@ class HostModel:
 
     @property
     def under_way(self) -> bool:
-        """Whether a call of this model is being evaluated here: one that comes now is a part of it."""
+        """Whether a call of this model is being evaluated in this context; a call that comes now is a part of it."""
         return _under_way.get() is self
 
     def evaluate(
@@ -68,7 +68,7 @@ class HostModel:
         earliest: int | None = None,
         levels: Sequence[float] | None = None,
     ) -> Any:
-        """As :func:`magpolicy_torch.evaluate`, for ``original(*args, **kwargs)``."""
+        """Like :func:`magpolicy_torch.evaluate`, for ``original(*args, **kwargs)``."""
         token = _under_way.set(self)
         try:
             call = ModelCall(self, run, streams, original, args, kwargs or {})
