@@ -43,11 +43,11 @@ def resolve(
     objective: str | Objective | None = None,
     guidance: float | Mapping[str, float] | None = None,
 ) -> RunConfig:
-    """Check a source and settings; what is not given comes from the preset.
+    """Check a source and settings. Settings that are not given come from the preset.
 
-    A :class:`magpolicy.Schedule` is followed, with a target (``speedup``, ``computed`` or ``error``) each run is planned, and
-    otherwise the rule decides. Where several presets go by a name, the first serves that has what is not given: for a plan the
-    user's calibration, for the rule the published table.
+    A run follows a :class:`magpolicy.Schedule`; with a target (``speedup``, ``computed`` or ``error``) each run is planned;
+    otherwise the rule decides. If several presets have a name, the first one that has the missing settings is used: for a plan
+    the user's calibration, for the rule the published table.
 
     Raises:
         ArgumentError: something is missing, unknown or out of range.
@@ -81,7 +81,7 @@ def resolve(
 
 
 def always_compute() -> RunConfig:
-    """A run of which every step computes, for calibrating."""
+    """The settings of a run in which every step computes, for calibrating."""
     return Calibrate()
 
 
