@@ -9,7 +9,7 @@ from typing import Any
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
-from magpolicy.calibration._forecast import check_forecast, check_measured
+from magpolicy.calibration._forecast import check_forecast
 from magpolicy.catalog._matching import PresetMatches, named
 from magpolicy.catalog._presets import Preset
 from magpolicy.catalog._source import Source, SourceContent
@@ -94,11 +94,11 @@ def _refuse(settings: Mapping[str, Any], why: str) -> None:
 def _plan(chosen: Any, target: PlanTarget) -> Plan:
     target.check_target()
     content = SourceContent.of(chosen)
-    check_measured(target.forecast, content.calibration is not None)
+    what = _in_words(chosen)
     return Plan(
         curve=content.curve,
         target=target,
-        source=f"a plan from {_in_words(chosen)}",
+        source=f"a plan from {what if content.calibration is not None else f'the general prior, norms of {what}'}",
         preset=content.preset,
         calibration=content.calibration,
     )
