@@ -7,7 +7,7 @@ what stands in front of it is there for the length of one call, and for the thre
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -35,7 +35,7 @@ class Denoiser:
         if self._whole is None:
             assert found is not None
             self.stack = found
-            self._model = HostModel(module, self.stack)
+            self._model = HostModel(module, self.stack, positional=_positional)
         else:
             self.stack = BlockStack.whole(self._whole)
             self._model = HostModel(self._whole, self.stack)
@@ -81,6 +81,15 @@ class Denoiser:
                 return original(*args, **kwargs)
             original, args, kwargs = self._whole.called(sample, partial(original, *args, **kwargs))
         return run.evaluate(self._model, streams, original, args, kwargs)
+
+
+def _positional(kwargs: Mapping[str, Any]) -> bool:
+    """Whether something happens at blocks of certain numbers: they are replaced or patched, or a ControlNet adds to them.
+
+    Nodes do such things for a part of the steps, so that nothing may be seen of it at the first skip.
+    """
+    options = kwargs.get("transformer_options") or {}
+    return bool(kwargs.get("control") or options.get("patches") or options.get("patches_replace"))
 
 
 class _Whole(nn.Module):

@@ -146,6 +146,31 @@ def test_replaced_blocks(comfyui: Path, name: str) -> None:
     running.check(replaced, PRESETS[name], expected(name), lambda m: running.sample(m, name, steps=12))
 
 
+@pytest.mark.parametrize("name", ["Flux", "Chroma", "WAN21_T2V"])
+def test_the_last_block_replaced_for_a_part_of_the_run(comfyui: Path, name: str) -> None:
+    """A replacement that does nothing yet when the first step is skipped is asked at every later one all the same."""
+    patcher = models.make(name)
+    kind, stack = ("double_block", "blocks") if name == "WAN21_T2V" else ("single_block", "single_blocks")
+    last = len(getattr(patcher.model.diffusion_model, stack)) - 1
+    clone, asked = patcher.clone(), []
+
+    def replace(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        asked.append(len(asked))
+        out = extra["original_block"](args)
+        return {"img": out["img"] * 1.25} if len(asked) > 8 else out
+
+    clone.set_model_patch_replace(replace, "dit", kind, last)
+    node, attachment = running.under(clone, PRESETS[name])
+    spy = running.Spy.on(node)
+    running.sample(node, name, steps=12)
+    report = attachment.run_report.report
+    assert report.skipped > 0
+    assert spy.computed[:8].count(False) > 0, "the first skip comes before the replacement sets in"
+    assert spy.computed[8:].count(False) > 0
+    assert len(asked) == len(spy.calls) == 12
+    running.same(report.schedule, expected(name))
+
+
 @pytest.mark.parametrize("name", FEW)
 def test_attention_overrides(comfyui: Path, name: str) -> None:
     patcher = models.make(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -38,10 +38,14 @@ class HostModel:
     Args:
         module: what is called.
         stack: its blocks.
+        positional: whether a call, by its keyword arguments, has the model do something at blocks of certain numbers, now or at
+            another step. A skip of such a call always runs through the whole lists.
     """
 
-    def __init__(self, module: nn.Module, stack: BlockStack) -> None:
-        self.module, self.stack = module, stack
+    def __init__(
+        self, module: nn.Module, stack: BlockStack, *, positional: Callable[[Mapping[str, Any]], bool] | None = None
+    ) -> None:
+        self.module, self.stack, self.positional = module, stack, positional
         self.mounting = Mounting(module, stack)
         self.specs: dict[Any, CallSpec] = {}
         """What is known of calls, by their kind."""
@@ -49,7 +53,7 @@ class HostModel:
 
     @property
     def under_way(self) -> bool:
-        """Whether a call of this model is being evaluated here: one that comes now is a part of it."""
+        """Whether a call of this model is being evaluated in this context; a call that comes now is a part of it."""
         return _under_way.get() is self
 
     def evaluate(
@@ -64,7 +68,7 @@ class HostModel:
         earliest: int | None = None,
         levels: Sequence[float] | None = None,
     ) -> Any:
-        """As :func:`magpolicy_torch.evaluate`, for ``original(*args, **kwargs)``."""
+        """Like :func:`magpolicy_torch.evaluate`, for ``original(*args, **kwargs)``."""
         token = _under_way.set(self)
         try:
             call = ModelCall(self, run, streams, original, args, kwargs or {})
@@ -220,7 +224,8 @@ class ModelCall:
         spec.route, spec.image = "full", (residual.shape, residual.dtype, residual.device)
         if spec is not self.spec:
             self.model.remember(self.kind, spec)
-        if self.model.mounting.has_short_route(spec):
+        positional = self.model.positional is not None and self.model.positional(self.kwargs)
+        if not positional and self.model.mounting.has_short_route(spec):
             io.clear()
             if containers is not None:
                 containers.restore()
