@@ -132,7 +132,7 @@ class ModelCall:
             self._problem(observation.problem)
             return result, None
         before = observation.pairs[0][1]
-        spec.image = before.shape, before.dtype, before.device
+        spec.images.add((before.shape, before.dtype, before.device))
         self.model.remember(self.kind, spec)
         self.run.specs.update(dict.fromkeys(self.streams, spec))
         return result, observation.pairs
@@ -162,7 +162,7 @@ class ModelCall:
             before, after = image, found
         if after.dtype is not before.dtype or after.device != before.device:
             return None
-        spec.image = before.shape, before.dtype, before.device
+        spec.images.add((before.shape, before.dtype, before.device))
         if io.written:
             spec.in_place = True  # from now on; this call's input is lost
             return ()
@@ -179,7 +179,7 @@ class ModelCall:
         spec = self.spec or computed[0].for_another_kind()
         if any(each.order != spec.order for each in computed):
             return self._unsupported("other blocks ran when the residual was computed")
-        if spec.image is not None and spec.image != (residual.shape, residual.dtype, residual.device):
+        if spec.images and (residual.shape, residual.dtype, residual.device) not in spec.images:
             return None, Decision.MISMATCH
         mounts = _lent(spec)
         held = [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, list | dict | tuple) and value]
@@ -221,7 +221,8 @@ class ModelCall:
             return None, Decision.MISMATCH if io.misfit else Decision.UNSUPPORTED
         if reason is not None:
             return None, reason
-        spec.route, spec.image = "full", (residual.shape, residual.dtype, residual.device)
+        spec.route = "full"
+        spec.images.add((residual.shape, residual.dtype, residual.device))
         if spec is not self.spec:
             self.model.remember(self.kind, spec)
         positional = self.model.positional is not None and self.model.positional(self.kwargs)
