@@ -77,9 +77,12 @@ class Mounting:
     def _skips(self, spec: CallSpec, io: StackIO, route: str) -> dict[int, Part]:
         stack, last, full = self.stack, len(self.stack) - 1, route == "full"
         kept = spec.order if full else (last,)
+        # Models read attributes of their first block: the one part of the short route shows those.
+        shown = {} if full else {last: stack.blocks[self._first_beside(last)]}
         parts: dict[int, Part] = {
             index: Skip(
-                stack.blocks[index], io, spec.patterns[index], stack.layouts[index], spec.side, first=index == kept[0],
+                shown.get(index, stack.blocks[index]), io, spec.patterns[index], stack.layouts[index], spec.side,
+                first=index == kept[0],
                 last=index == last, index=index if full else None, copies_text=full or spec.copies_text,
             )
             for index in kept
@@ -137,6 +140,11 @@ class Mounting:
         )
         in_turn = [index for run in lists.values() for index in run] == list(range(len(self.stack)))
         return whole and in_turn and spec.touched.isdisjoint(index for run in lists.values() for index in run[1:])
+
+    def _first_beside(self, index: int) -> int:
+        """The first of the blocks that stand in the same list as block ``index``."""
+        paths = {number: path.path for path, number in self._paths or ()}
+        return min(number for number, path in paths.items() if path == paths[index])
 
     def _in_place(self, paths: Sequence[tuple[ModulePath, int]]) -> bool:
         """Whether the stack's blocks are still those of the model."""
