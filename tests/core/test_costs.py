@@ -6,6 +6,7 @@ The bounds are about a sixth above what was counted; checking the values of ever
 import gc
 import sys
 
+import numpy as np
 import pytest
 
 import magpolicy
@@ -82,3 +83,13 @@ def test_a_preview_with_forecasts_asks_once_a_skip(forecast, monkeypatch):
     )
     schedule = magpolicy.simulate(found, threshold=0.5, max_skips=3, retention=0.2, forecast=forecast)
     assert len(asked) == schedule.skipped > 0
+
+
+@pytest.mark.parametrize(("objective", "most"), [("latent", 7_000), ("trajectory", 240_000)])
+def test_a_plan_of_fifty_steps_evaluates_a_bounded_number_of_schedules(objective, most):
+    sigmas = np.linspace(1, 1 / 50, 50)
+    shapes = np.stack([np.ones(50), sigmas, np.sin(5 * sigmas), np.exp(-9 * sigmas)], axis=1)
+    random = np.random.default_rng(3)
+    rows = {name: [r.reshape(4, 8) for r in shapes @ random.normal(size=(4, 32))] for name in ("cond", "uncond")}
+    found = magpolicy.Calibration.from_residuals(rows, sigmas=sigmas.tolist())
+    assert calls(lambda: magpolicy.plan(found, speedup=3.0, objective=objective)) < most
