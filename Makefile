@@ -34,7 +34,7 @@ format: $(DEV)  ## bring the code into shape
 	$(BIN)/ruff format
 
 docs: $(DEV)  ## build the documentation into site/, warnings are errors
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 browser:  ## a browser for the tests of the ComfyUI panel, where it is missing and can be installed
 	@.ci/browser

@@ -2,13 +2,14 @@
 
 ``python docs/_architecture.py`` writes it anew; the tests compare it with the code. What the picture leaves out:
 
-- imports that serve annotations only, except those of a package's ``__init__``, which say where its public names come from
-  (they are loaded when they are first used);
+- imports that serve annotations only. Those of an ``__init__.pyi`` count: they say where the public names come from, which are
+  loaded when they are first used;
 - an arrow to a box that other arrows lead to as well: if A imports B and B imports C, an import of C in A is not drawn.
 """
 
 from __future__ import annotations
 
+import ast
 import html
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,8 @@ from pathlib import Path
 import grimp
 
 PACKAGES = ("magpolicy", "magpolicy_torch", "magpolicy_diffusers", "magpolicy_comfyui")
-TARGET = Path(__file__).parent / "assets" / "architecture.svg"
+ROOT = Path(__file__).parents[1]
+TARGET = ROOT / "docs" / "assets" / "architecture.svg"
 Box = tuple[str, str]
 """A package, and what the box holds of it: ``""`` (its ``__init__``), a folder, a public module, or one of the next two."""
 WAYS_IN, FILES = "ways in", "files"  # private modules beside the folders: those nobody here imports, and the others
@@ -42,7 +44,6 @@ class Code:
 
     def __init__(self) -> None:
         graph = grimp.build_graph(*PACKAGES, exclude_type_checking_imports=True, cache_dir=None)
-        public = grimp.build_graph(*PACKAGES, cache_dir=None)
         self._imported = {
             n for m in graph.modules for n in graph.find_modules_directly_imported_by(m) if _package(m) == _package(n)
         }
@@ -53,7 +54,7 @@ class Code:
                 self.boxes[box].append(module)
         self.arrows: dict[Box, set[Box]] = {box: set() for box in self.boxes}
         for module in self._modules:
-            for other in (public if module in PACKAGES else graph).find_modules_directly_imported_by(module):
+            for other in [*graph.find_modules_directly_imported_by(module), *_listed(module)]:
                 start, end = self.box(module), self.box(other)
                 if start is not None and end is not None and start != end:
                     self.arrows[start].add(end)
@@ -80,6 +81,16 @@ class Code:
     def across(self) -> list[tuple[str, Box]]:
         """Which package imports which box of another."""
         return sorted({(start[0], end) for start, ends in self.arrows.items() for end in ends if start[0] != end[0]})
+
+
+def _listed(module: str) -> Iterator[str]:
+    """The modules that the ``__init__.pyi`` of a package imports public names from."""
+    stub = next(
+        (f for root in ("src", "adapters") if (f := ROOT / root / Path(*module.split(".")) / "__init__.pyi").exists()), None
+    )
+    for node in ast.walk(ast.parse("" if stub is None else stub.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            yield f"{module}.{node.module}" if node.level else str(node.module)
 
 
 def _package(module: str) -> str:

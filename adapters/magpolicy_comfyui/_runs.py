@@ -250,7 +250,7 @@ class RunDriver:
             self.run.stop()
 
     def close(self) -> None:
-        """Over, in good order or not: nothing is held any more."""
+        """End the run, and free its residuals."""
         if self.run is not None:
             self.run.end()
         if self._unexpected:

@@ -55,7 +55,7 @@ class PluginWarning(UserWarning):
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import an optional dependency late.
+    """Import an optional dependency.
 
     Raises:
         MissingExtraError: it is not installed; names the extra to install.

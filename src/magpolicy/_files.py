@@ -21,7 +21,7 @@ def ending_of(path: str | os.PathLike[str]) -> str:
 
 
 def names_a_file(text: str) -> bool:
-    """Whether a text given where a preset's name is asked for is the path of a file."""
+    """Whether a text is the path of a preset's file, and not a preset's name."""
     return text.lower().endswith(PRESET_ENDINGS)
 
 

@@ -99,7 +99,7 @@ def test_a_calibration_of_ones_own_does_not_hide_the_published_table(model, run)
         (["model.json", "--speedup", "2", "--objective", "x"], "'x' is not one of 'latent'"),
         (["nothing.json", "--speedup", "2"], "nothing.json cannot be read"),
         (["model.json", "--speedup", "2", "-o", "no/where.json"], "No such file"),
-        (["1,1.1,0.9", "--speedup", "2", "--forecast", "calibrated"], "--forecast='calibrated' needs a Calibration"),
+        (["1,1.1,0.9", "--speedup", "2", "--damping", "0.5"], "--damping=0.5 is for --forecast='linear'"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(model, run, args, message):

@@ -302,8 +302,9 @@ def test_targets_are_checked_when_the_session_is_made():
     with pytest.raises(ArgumentError, match=r"speedup=2\.0 contradicts schedule"):
         Session(plan(found, computed=5), speedup=2.0)
     with pytest.raises(ArgumentError, match="needs a Calibration"):
-        Session([1.0] * 5, speedup=2.0, forecast="calibrated")
+        Session([1.0] * 5, threshold=0.1, max_skips=2, retention=0.0, forecast="calibrated")
     assert Session([1.0, 1.1] * 5, speedup=2.0).schedule.computed == 5
+    assert Session([1.0, 1.1] * 5, speedup=2.0, forecast="calibrated").schedule.computed == 5
     assert Session("flux.1-dev", steps=20, speedup=2.0).schedule == plan("flux.1-dev", steps=20, speedup=2.0)
 
 

@@ -15,6 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from magpolicy import ArgumentError, Calibration, Curve, Decision, Safeguard, Schedule, expected_errors, plan, preset, trade_off
+from magpolicy.calibration._prior import prior_calibration
 from magpolicy.testing import strategies
 
 LAWS = settings(max_examples=50, deadline=None)
@@ -436,46 +437,50 @@ RATIOS = [1.0, 1.1, 1.05, 1.0, 0.99, 0.98, 0.97, 0.95, 0.9, 0.8]
 
 
 @LAWS
-@given(strategies.curves(max_size=12), st.integers(1, 12), st.sampled_from(["hold", "linear"]))
-def test_ratios_alone_are_planned_by_growth_and_an_even_turn(curve, wanted, forecast):
+@given(strategies.curves(max_size=12), st.integers(1, 12), st.sampled_from(["hold", "linear", "calibrated", "second-order"]))
+def test_ratios_alone_are_planned_by_their_growth_and_the_general_prior(curve, wanted, forecast):
     wanted = min(wanted, curve.steps)
-    if 5 * wanted < curve.steps:
-        with pytest.raises(ArgumentError, match="at most 4 skips in a row"):
-            plan(curve, computed=wanted, forecast=forecast)
-        return
     chosen = plan(curve, computed=wanted, forecast=forecast)
     assert chosen.computed == wanted
-    angle = np.asarray(curve.levels) / curve.levels[0]
+    levels = np.asarray(curve.levels)
     for name in curve.streams:
-        at = np.cumprod(curve.of(name)) * np.exp(1j * angle)  # a residual of two dimensions
-        p, j = -1, -1
+        lengths = np.cumprod(curve.of(name))
+        expected = prior_calibration(None, levels=levels.tolist()).streams["single"].gram
+        cosines = np.array([[expected[max(i, j), abs(i - j)] for j in range(len(levels))] for i in range(len(levels))])
+        at = lengths[:, None] * np.linalg.cholesky(cosines + 1e-12 * np.eye(len(levels)))  # residuals with these products
+        computed: list[int] = []
         for i, computes in enumerate(chosen.mask):
             if computes:
-                p, j = j, i
+                computed.insert(0, i)
                 continue
             c = chosen.stream_coefficients(name)[i]
-            true = abs(at[i] - at[j] - (c[0] * (at[j] - at[p]) if c else 0)) / abs(at[i])
-            assert chosen.stream_errors(name)[i] == pytest.approx(true, rel=1e-4, abs=1e-6)
-            line = () if forecast == "hold" or p < 0 else ((angle[i] - angle[j]) / (angle[j] - angle[p]),)
-            assert c == pytest.approx(line)
+            made = at[computed[0]] + sum(c[n] * (at[computed[n]] - at[computed[n + 1]]) for n in range(len(c)))
+            true = np.linalg.norm(at[i] - made) / np.linalg.norm(at[i])
+            assert chosen.stream_errors(name)[i] == pytest.approx(true, rel=1e-3, abs=1e-4)
+            if forecast in ("hold", "linear"):
+                j, p = computed[0], computed[1] if len(computed) > 1 else None
+                line = () if forecast == "hold" or p is None else ((levels[i] - levels[j]) / (levels[j] - levels[p]),)
+                assert c == pytest.approx(line)
 
 
-def test_ratios_alone_take_no_calibrated_forecast():
-    for measured in ("calibrated", "second-order"):
-        with pytest.raises(ArgumentError, match=f"forecast='{measured}' needs a Calibration"):
-            plan(RATIOS, speedup=2, forecast=measured)
-    assert any(plan(RATIOS, speedup=2, forecast="linear").coefficients[0])
+def test_ratios_alone_take_every_forecast():
+    for forecast in ("calibrated", "second-order", "linear", None):
+        assert any(plan(RATIOS, speedup=2, forecast=forecast).coefficients[0])
+    assert plan(RATIOS, speedup=2) == plan(RATIOS, speedup=2, forecast="second-order")
     assert plan(RATIOS, speedup=2, forecast="linear", damping=0.0).coefficients == (((),) * 10,)
-    assert plan(RATIOS, speedup=2).coefficients == (((),) * 10,)
+    assert plan(RATIOS, speedup=2, forecast="hold").coefficients == (((),) * 10,)
     assert plan({"cond": RATIOS, "uncond": RATIOS}, speedup=2).streams == ("cond", "uncond")
 
 
-def test_a_preset_brings_its_retention_and_longest_gap_and_its_experts():
+def test_a_published_rules_retention_and_longest_run_of_skips_do_not_bind_a_plan_but_its_experts_do():
     flux = preset("flux.1-dev")
     chosen = plan("flux.1-dev", steps=40, speedup=2)
-    assert chosen.steps == 40
-    assert all(chosen.mask[: int(flux.retention * 40 + 0.5)])
-    assert "·" * (flux.max_skips + 1) not in chosen.strip
+    assert (chosen.steps, chosen.computed) == (40, 20)
+    assert not all(chosen.mask[: int(flux.retention * 40 + 0.5)])
+    assert plan("wan2.2-t2v-a14b", speedup=4).computed == 10  # K=2 and R=0.4 would have made it 2.2x at most
+    asked = plan("flux.1-dev", steps=40, speedup=2, retention=flux.retention, max_skips=flux.max_skips)
+    assert all(asked.mask[: int(flux.retention * 40 + 0.5)])
+    assert "·" * (flux.max_skips + 1) not in asked.strip
     wan = preset("wan2.2-t2v-a14b")
     two = plan(wan, speedup=1.5)
     assert two.mask[wan.expert_step(wan.steps)]

@@ -160,7 +160,7 @@ def test_image_to_image_plans_the_steps_it_runs():
 
 
 def test_a_known_model_needs_nothing_but_a_speed():
-    """Its published ratios say what is known of it: planned with the modelled error, residuals held."""
+    """Its published ratios say how long its residuals are, and the general prior how they turn: skips forecast."""
     case = PIPES["FluxPipeline"]
     pipe = case.make()
     pipe.transformer.register_to_config(_name_or_path="black-forest-labs/FLUX.1-dev")
@@ -168,5 +168,6 @@ def test_a_known_model_needs_nothing_but_a_speed():
         case.run(pipe, "distilled", 20)
         report = handle.report
     assert report.computed == 8
-    assert report.forecasts == 0
+    assert report.forecasts == 12
+    assert report.source == "a plan from the general prior, norms of preset 'flux.1-dev'"
     assert report.schedule == plan("flux.1-dev", steps=20, speedup=2.5)

@@ -309,3 +309,22 @@ def test_a_model_that_writes_behind_its_blocks_into_what_they_returned(kit, mode
             if step < 4:
                 torch.testing.assert_close(net(x, control), net.forward(x, control))
     assert handle.report.skipped == 2
+
+
+def test_a_forward_that_is_wrapped_between_two_calls(kit):
+    """By something that calls the module's own, and back; where that leaves no place for the parts, it computes."""
+    torch.manual_seed(0)
+    x = kit.noise(1, (1, 4, WIDTH))
+    for tied in (False, True):
+        blocks = [kit.Block() for _ in range(3)]
+        net = Listed([blocks[0]] * 3 if tied else blocks).requires_grad_(False)
+        expected, inner = net(x), net.forward
+        with magpolicy.attach(net, schedule=Schedule.from_mask([1, 0, 0, 0, 0])) as handle:
+            for wrapped in (False, True, False):
+                with handle.run():
+                    for step in range(5):
+                        if wrapped and step == 2:
+                            net.forward = lambda x, inner=inner: inner(x)
+                        torch.testing.assert_close(net(x), expected)
+                    net.__dict__.pop("forward", None)
+                assert handle.report.skipped == (1 if tied and wrapped else 4)

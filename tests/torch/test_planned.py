@@ -80,14 +80,15 @@ def test_a_run_of_part_of_the_steps_gets_the_whole_speedup(drifting):
     assert report.forecasts == sum(map(bool, expected.coefficients[0]))
 
 
-def test_ratios_alone_are_planned_with_hold(plain):
+@pytest.mark.parametrize(("settings", "forecasts"), [({}, 5), ({"forecast": "hold"}, 0)], ids=["default", "hold"])
+def test_ratios_alone_are_planned_with_forecasts_unless_told_to_hold(plain, settings, forecasts):
     ratios = [1.0, 1.1, 1.05, 1.02, 1.01, 1.0, 0.99, 0.98, 0.96, 0.9]
-    with magpolicy.attach(plain.module, ratios=ratios, speedup=2.0) as handle:
+    with magpolicy.attach(plain.module, ratios=ratios, speedup=2.0, **settings) as handle:
         with handle.run():
             for key in range(10):
                 plain(key)
-        assert handle.report.schedule == plan(ratios, speedup=2.0)
-        assert (handle.report.computed, handle.report.forecasts) == (5, 0)
+        assert handle.report.schedule == plan(ratios, speedup=2.0, **settings)
+        assert (handle.report.computed, handle.report.forecasts) == (5, forecasts)
 
 
 def test_a_plan_is_not_disturbed_by_streams_it_does_not_know(drifting):

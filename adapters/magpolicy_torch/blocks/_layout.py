@@ -21,9 +21,9 @@ Tokens = int | Literal["auto"]
 
 @frozen
 class Layout:
-    """Where one class of blocks takes and returns hidden states.
+    """Which arguments of a class of blocks hold hidden states and text, and which parts of its result.
 
-    ``None`` in ``text``, ``result`` and ``text_result`` leaves it to be found on the first computed call of a run.
+    Where ``text``, ``result`` and ``text_result`` are ``None``, the first computed call of a run shows them.
     Hidden states are ``(batch, tokens, channels)``; other shapes work where no text is concatenated to them.
     """
 

@@ -36,18 +36,18 @@ _claimed: WeakSet[nn.Module] = WeakSet()
 
 
 class BlockStack:
-    """The blocks a model runs, in order of execution.
+    """The blocks of a model, in the order in which they run.
 
     Args:
         blocks: modules, or one or several ``ModuleList``.
-        layout: where hidden states sit in a block's arguments and result, one for all, by class of block, or one each.
-            ``None``: told from argument names; places in a result are found on the first computed call.
-        side_branches: modules that run before or between the blocks and work for them alone (control branches, adapters): left
-            out on a skip too. The hidden states they are given must be of the shape of all they return.
+        layout: which argument of a block, and which part of its result, holds the hidden states: one for all blocks, one for
+            each class of block, or one for each block. ``None``: the names of arguments and the first computed call show it.
+        side_branches: modules that run before or between the blocks and work for them alone (control branches, adapters). A
+            skip leaves them out too. All that they return must have the shape of the hidden states that they are given.
 
     Raises:
         ArgumentError: no blocks, one twice, or something that is no module.
-        AdapterError: a block's arguments do not tell which one holds the hidden states.
+        AdapterError: the names of a block's arguments do not say which one holds the hidden states.
     """
 
     __module__ = "magpolicy_torch"
@@ -76,16 +76,16 @@ class BlockStack:
 
     @classmethod
     def find(cls, module: nn.Module) -> BlockStack:
-        """The stack of ``module``: its ``ModuleList`` children that bear a block stack's name, or else its only one.
+        """The stack of ``module``: its ``ModuleList`` children with the usual names of block lists, or else its only one.
 
         Raises:
-            AdapterError: there is none, or it cannot be told which; the message says how to describe it.
+            AdapterError: there is no such list, or several lists fit; the message says how to describe the stack.
         """
         return cls(cls.lists(module))
 
     @staticmethod
     def lists(module: nn.Module) -> list[nn.ModuleList]:
-        """The lists :meth:`find` makes a stack of, in order of execution.
+        """The lists that :meth:`find` makes a stack of, in the order in which they run.
 
         Raises:
             AdapterError: as :meth:`find`.
@@ -113,10 +113,10 @@ class BlockStack:
 
     @classmethod
     def of(cls, module: nn.Module, blocks: Any) -> BlockStack:
-        """What a user's ``blocks=`` means for ``module``: a stack, modules, lists, or attribute names.
+        """The stack of ``module`` that a user's ``blocks=`` describes: a stack, modules, lists, or names of attributes.
 
         Raises:
-            ArgumentError: it means nothing here, or a block is not part of ``module``.
+            ArgumentError: it describes no blocks, or a block is not part of ``module``.
             AdapterError: as :meth:`find`.
         """
         if blocks is None:
@@ -156,10 +156,10 @@ class BlockStack:
         return f"<BlockStack of {len(self)}: {', '.join(names)}>"
 
     def claim(self) -> None:
-        """Nobody else may attach to these blocks until :meth:`release`.
+        """Keep others from attaching to these blocks until :meth:`release`.
 
         Raises:
-            AdapterError: somebody has claimed one of them.
+            AdapterError: one of them is claimed already.
         """
         if any(map(taken, self.blocks)):
             raise AdapterError("blocks are attached already; detach() the handle that holds them first")

@@ -16,7 +16,7 @@ from torch import nn
 
 @frozen
 class StackSpec:
-    """Describes the block stack of one class. What is left out is found by the names in the model's code."""
+    """Describes the block stack of one class. Names in the model's code show what it leaves out."""
 
     blocks: str | None = None
     """Names of its lists of blocks, in order of execution, separated by commas."""
@@ -34,7 +34,7 @@ class StackSpec:
         """The stack of ``module``, an instance of the class.
 
         Raises:
-            AdapterError: its lists or the arguments of its blocks cannot be told.
+            AdapterError: its lists, or the arguments of its blocks, are not clear.
         """
         names = None if self.blocks is None else self.blocks.split(",")
         found: Iterable[Any] = BlockStack.lists(module) if names is None else map(module.get_submodule, names)

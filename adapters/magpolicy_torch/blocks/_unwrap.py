@@ -9,7 +9,7 @@ from torch import nn
 
 
 def unwrap(value: Any, *, peft: bool = False) -> Any:
-    """The module that is called when ``value`` is; ``value`` itself if nothing is around it.
+    """The module inside the wrappers of ``torch.compile`` and data parallelism around ``value``; ``value`` itself without any.
 
     Args:
         peft: go on to the model in a ``PeftModel``. That calls its forward alone, so it is the model, but not what is called.

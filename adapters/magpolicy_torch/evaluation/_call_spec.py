@@ -30,8 +30,9 @@ class CallSpec:
     """Blocks before which something happens to their states."""
     branches: Mapping[int, tuple[Sources, Returned]]
     """How the modules beside the stack are called, and what they return."""
-    image: tuple[torch.Size, torch.dtype, torch.device] | None = None
-    """What the image tokens that enter the stack looked like in the last such call: what a residual has to look like."""
+    images: set[tuple[torch.Size, torch.dtype, torch.device]] = Factory(set)
+    """What the image tokens that enter the stack looked like in such calls: what a residual has to look like. More than one
+    where a mask among the arguments, and not their shapes, says how many tokens of text there are."""
     observed: bool = True
     """Whether a call of this kind was; or else the spec is that of another kind, which skips go by until one is."""
     route: str | None = None
@@ -43,7 +44,7 @@ class CallSpec:
 
     def for_another_kind(self) -> CallSpec:
         """The same, for calls that were not observed yet."""
-        return evolve(self, image=None, observed=False, route=None, idle=[])
+        return evolve(self, images=set(), observed=False, route=None, idle=[])
 
 
 @define(eq=False)

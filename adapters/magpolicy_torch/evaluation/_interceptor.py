@@ -28,7 +28,7 @@ _OURS = ("_call_impl", "_compiled_call_impl", "__getstate__")
 
 
 class HostCall:
-    """The call of ``module`` that was to be made. A host that calls the model itself makes one: ``HostCall(module)``."""
+    """The host's call of ``module``, not made yet. A host that calls the model itself makes one: ``HostCall(module)``."""
 
     def __init__(
         self, module: nn.Module, call: Callable[..., Any] | None = None, compiling: Any = None, entry: str = "__call__"

@@ -15,7 +15,7 @@ from magpolicy_torch.device import _accelerator
 from magpolicy_torch.evaluation._call_spec import CallSpec, Mounts, same
 from magpolicy_torch.evaluation._containers import Containers
 from magpolicy_torch.evaluation._interceptor import HostCall
-from magpolicy_torch.evaluation._mounts import BlocksReplacedError, Mounted, Mounting
+from magpolicy_torch.evaluation._mounts import Mounted, Mounting, MountingError
 from magpolicy_torch.evaluation._observation import Observation
 from magpolicy_torch.evaluation._parts import StackIO, version
 from magpolicy_torch.evaluation._run import Run, evaluate
@@ -54,7 +54,7 @@ class HostModel:
 
     @property
     def under_way(self) -> bool:
-        """Whether a call of this model is being evaluated here: one that comes now is a part of it."""
+        """Whether a call of this model is being evaluated in this context; a call that comes now is a part of it."""
         return self in _under_way.get()
 
     def evaluate(
@@ -69,7 +69,7 @@ class HostModel:
         earliest: int | None = None,
         levels: Sequence[float] | None = None,
     ) -> Any:
-        """As :func:`magpolicy_torch.evaluate`, for ``original(*args, **kwargs)``."""
+        """Like :func:`magpolicy_torch.evaluate`, for ``original(*args, **kwargs)``."""
         token = _under_way.set((*_under_way.get(), self))
         try:
             call = ModelCall(self, run, streams, original, args, kwargs or {})
@@ -120,24 +120,20 @@ class ModelCall:
         spec = self.spec
         try:
             return self._observe() if spec is None or not spec.observed else self._tap(spec, useful=useful)
-        except BlocksReplacedError:
-            self._blocks_replaced()
-            return self.plain(), ()
+        except MountingError as error:
+            self._problem(str(error))
+            return self.plain(), None
 
     def _observe(self) -> tuple[Any, Pairs | None]:
         """The first call of its kind, its blocks watched."""
         observation = Observation(self.stack)
-        mounted = self.model.mounting.probes(observation)
-        if mounted is None:
-            self._problem("one of its blocks stands twice among them, and its forward is wrapped; attach with scope='model'")
-            return self.plain(), None
-        result = mounted.eager(self.original, self.args, self.kwargs)
+        result = self.model.mounting.probes(observation).eager(self.original, self.args, self.kwargs)
         spec = observation.spec()
         if spec is None:
             self._problem(observation.problem)
             return result, None
         before = observation.pairs[0][1]
-        spec.image = before.shape, before.dtype, before.device
+        spec.images.add((before.shape, before.dtype, before.device))
         self.model.remember(self.kind, spec)
         self.run.specs.update(dict.fromkeys(self.streams, spec))
         return result, observation.pairs
@@ -167,7 +163,7 @@ class ModelCall:
             before, after = image, found
         if after.dtype is not before.dtype or after.device != before.device:
             return None
-        spec.image = before.shape, before.dtype, before.device
+        spec.images.add((before.shape, before.dtype, before.device))
         if io.written:
             spec.in_place = True  # from now on; this call's input is lost
             return ()
@@ -184,7 +180,7 @@ class ModelCall:
         spec = self.spec or computed[0].for_another_kind()
         if any(each.order != spec.order for each in computed):
             return self._unsupported("other blocks ran when the residual was computed")
-        if spec.image is not None and spec.image != (residual.shape, residual.dtype, residual.device):
+        if spec.images and (residual.shape, residual.dtype, residual.device) not in spec.images:
             return None, Decision.MISMATCH
         mounts = _lent(spec)
         held = [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, list | dict | tuple) and value]
@@ -194,9 +190,8 @@ class ModelCall:
                 result, reason = self._first_skip(spec, mounts, residual, second, containers)
             else:
                 result, reason = self._skip(spec, mounts, spec.route, residual, second)
-        except BlocksReplacedError:
-            self._blocks_replaced()
-            return None, Decision.UNSUPPORTED
+        except MountingError as error:
+            return self._unsupported(str(error))
         finally:
             mounts.io.clear()
             spec.idle.append(mounts)
@@ -227,7 +222,8 @@ class ModelCall:
             return None, Decision.MISMATCH if io.misfit else Decision.UNSUPPORTED
         if reason is not None:
             return None, reason
-        spec.route, spec.image = "full", (residual.shape, residual.dtype, residual.device)
+        spec.route = "full"
+        spec.images.add((residual.shape, residual.dtype, residual.device))
         if spec is not self.spec:
             self.model.remember(self.kind, spec)
         positional = self.model.positional is not None and self.model.positional(self.kwargs)
@@ -248,7 +244,7 @@ class ModelCall:
         return result, None
 
     def _mounted(self, spec: CallSpec, mounts: Mounts, what: str) -> Mounted:
-        """Parts that compute (``"compute"``, or ``"copy"`` the stack's input as well), or skip by a route."""
+        """As :meth:`Mounting.parts`, made anew where the model has changed."""
         mounted: Mounted | None = mounts.made.get(what)
         if mounted is None or mounted.stale:
             mounted = mounts.made[what] = self.model.mounting.parts(spec, mounts.io, what)
@@ -258,9 +254,6 @@ class ModelCall:
         self.run.unsupported.update(self.streams)
         self._problem(why)
         return None, Decision.UNSUPPORTED
-
-    def _blocks_replaced(self) -> None:
-        self._problem("it holds other blocks than when it was attached to; attach again")
 
     def _problem(self, why: str) -> None:
         self.run.record.problem(f"{type(self.model.module).__name__} computes: {why}")

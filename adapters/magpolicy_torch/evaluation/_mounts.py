@@ -37,8 +37,8 @@ class Mounted(Protocol):
         """The same with nothing compiled but what the blocks compile themselves."""
 
 
-class BlocksReplacedError(Exception):
-    """The model holds other blocks than it was attached with."""
+class MountingError(Exception):
+    """Parts have no place in the model as it is now; the message says why."""
 
 
 class Mounting:
@@ -50,25 +50,17 @@ class Mounting:
         self._paths = module_paths(module, self._blocks) if stack.scope == "stack" else None
         self._patches = _Patches(self._blocks)
 
-    def probes(self, observation: Observation) -> Mounted | None:
-        """Probes that report to ``observation``, all over; ``None`` if they cannot be mounted in the module as it is now.
-
-        Raises:
-            BlocksReplacedError: the model has other blocks by now.
-        """
-        way, parts = self.way, dict[int, Part]()
+    def probes(self, observation: Observation) -> Mounted:
+        """Probes that report to ``observation``, all over. Raises MountingError."""
+        parts: dict[int, Part] = {}
         for index, block in enumerate(self.stack.blocks):
             parts[index] = Probe(block, partial(observation.block, index))
         for index, branch in enumerate(self.stack.side_branches):
             parts[len(self.stack) + index] = Probe(branch, partial(observation.branch, index))
-        return self._mount(way, parts) if way else None
+        return self._mount(self.way, parts)
 
     def parts(self, spec: CallSpec, io: StackIO, what: str) -> Mounted:
-        """Parts that compute (``"compute"``, or ``"copy"`` the stack's input as well), or skip by a route.
-
-        Raises:
-            BlocksReplacedError: the model has other blocks by now.
-        """
+        """Parts that compute (``"compute"``, or ``"copy"`` what they note), or skip by a route. Raises MountingError."""
         way = self.way
         if what in ("compute", "copy"):
             return self._mount(way, self._taps(spec, io, copied=what == "copy"))
@@ -85,9 +77,12 @@ class Mounting:
     def _skips(self, spec: CallSpec, io: StackIO, route: str) -> dict[int, Part]:
         stack, last, full = self.stack, len(self.stack) - 1, route == "full"
         kept = spec.order if full else (last,)
+        # Models read attributes of their first block: the one part of the short route shows those.
+        shown = {} if full else {last: stack.blocks[self._first_beside(last)]}
         parts: dict[int, Part] = {
             index: Skip(
-                stack.blocks[index], io, spec.patterns[index], stack.layouts[index], spec.side, first=index == kept[0],
+                shown.get(index, stack.blocks[index]), io, spec.patterns[index], stack.layouts[index], spec.side,
+                first=index == kept[0],
                 last=index == last, index=index if full else None, copies_text=full or spec.copies_text,
             )
             for index in kept
@@ -111,8 +106,12 @@ class Mounting:
     def _mount(self, way: str, parts: Parts, route: str = "full") -> Mounted:
         if way == "whole":
             return _Whole(parts[0])
+        if not way:
+            raise MountingError(
+                "one of its blocks stands twice among them, and its forward is wrapped; attach with scope='model'"
+            )
         if self._paths is not None and not self._in_place(self._paths):
-            raise BlocksReplacedError
+            raise MountingError("it holds other blocks than when it was attached to; attach again")
         if way == "patches":
             return _Patched(self, self._patches, {id(self._blocks[index]): part for index, part in parts.items()})
         assert self._paths is not None
@@ -141,6 +140,11 @@ class Mounting:
         )
         in_turn = [index for run in lists.values() for index in run] == list(range(len(self.stack)))
         return whole and in_turn and spec.touched.isdisjoint(index for run in lists.values() for index in run[1:])
+
+    def _first_beside(self, index: int) -> int:
+        """The first of the blocks that stand in the same list as block ``index``."""
+        paths = {number: path.path for path, number in self._paths or ()}
+        return min(number for number, path in paths.items() if path == paths[index])
 
     def _in_place(self, paths: Sequence[tuple[ModulePath, int]]) -> bool:
         """Whether the stack's blocks are still those of the model."""

@@ -53,7 +53,7 @@ class Run:
         self.session.on_end(self.free)
 
     def free(self) -> None:
-        """Let go of every tensor."""
+        """Free every tensor."""
         self.store.clear()
         self.second.clear()
 
@@ -81,7 +81,7 @@ class Run:
         return taken[0] if len(taken) == 1 else torch.cat(taken, dim=batch)
 
     def make_room(self, call: CallDecision) -> None:
-        """Before ``call`` computes: let go of what nothing after it can use, nor the comparison with what it computes."""
+        """Before ``call`` computes: free the residuals that no later call uses, nor the comparison with its own result."""
         for store in (self.store, self.second):
             store.bring({})
             for stream in call.streams:
@@ -89,7 +89,7 @@ class Run:
                     store.trim(stream.name, max(stream.keep - 1, 0))
 
     def residuals(self, call: CallDecision, pairs: Pairs, batch: int) -> Residuals:
-        """What ``call`` has computed, per stream; empty without pairs, or if the batch does not divide into the streams."""
+        """The residuals of ``call``, by stream; empty without pairs, or if the batch does not divide into the streams."""
         count = len(call.streams)
         if not pairs or any(not before.ndim or before.shape[batch] % count for _, before in pairs):
             return {}
@@ -100,10 +100,10 @@ class Run:
         return {stream.name: found for stream, found in zip(call.streams, zip(*made, strict=True), strict=True)}
 
     def errors(self, call: CallDecision, residuals: Residuals) -> dict[str, float]:
-        """Per stream that is to be compared, how far the forecast of its check is from the residual just computed.
+        """By stream, the relative error of the forecast of its check, compared with the residual just computed.
 
-        There is nothing to compare in a run without a safeguard. In one with it, this waits for the device, once a computed
-        step; a thousand tokens are looked at.
+        Empty without a safeguard. With one, the host waits for the device here, once a computed step; about a thousand tokens
+        are compared.
         """
         errors: dict[str, float] = {}
         for stream in call.streams:
@@ -114,7 +114,7 @@ class Run:
         return errors
 
     def keep(self, call: CallDecision, residuals: Residuals) -> None:
-        """After ``call`` was committed: store what it computed, as many as its plan has a use for, and forget the rest."""
+        """After ``call`` was committed: store its residuals, keep as many as later skips use, and free the rest."""
         for stream in call.streams:
             made = residuals.get(stream.name, ())
             if made and self.moments is not None:
@@ -127,14 +127,14 @@ class Run:
                     store.drop(stream.name)
 
     def look_ahead(self, call: CallDecision) -> None:
-        """After a call: begin to copy back what the skips to come reuse, and let go of any other copy on the device."""
+        """After a call: begin to copy back what the next skips reuse, and free every other copy on the device."""
         if self.store.offload is not None and (self.store.away or self.second.away):
             wanted = {stream: 1 + len(coefficients) for stream, coefficients in call.upcoming_skips().items()}
             self.store.bring(wanted)
             self.second.bring(wanted)
 
     def send_away(self) -> None:
-        """A call failed: let go of every copy on the device of what is in main memory."""
+        """After a call that failed: free every copy on the device of residuals that are in main memory."""
         self.store.bring({})
         self.second.bring({})
 
@@ -148,18 +148,18 @@ def evaluate(
     earliest: int | None = None,
     levels: Sequence[float] | None = None,
 ) -> Any:
-    """Evaluate ``target`` once: decide, compute or skip, commit what was done.
+    """Evaluate ``target`` once: decide, compute or skip, commit.
 
     Args:
         run: the run this evaluation belongs to.
         streams: the stream of this call, or those batched in it, in batch order and of equal size.
         target: what is called.
         step: position in the run, if the host knows it.
-        earliest: or the position the host is at: streams that went further are at their next one.
-        levels: noise level of each step of the run, for the trace; by default those the session was given.
+        earliest: or the host's position; streams that are further already are at their next one.
+        levels: noise level of each step of the run, for the trace; by default those of the session.
 
     Returns:
-        what the target returned.
+        the result of the target.
     """
     call = run.session.call(streams, step=step, earliest=earliest)
     if call is None:

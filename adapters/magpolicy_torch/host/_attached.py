@@ -27,20 +27,20 @@ class AttachedRun(Protocol):
 
     @property
     def report(self) -> Report:
-        """What it has done so far."""
+        """The report of the run so far."""
 
     @property
     def curve(self) -> Curve:
-        """The curve it measured."""
+        """The curve that the run measured."""
 
     def calibration(self, provenance: Mapping[str, Any]) -> Calibration:
         """What it measured, on a model that ``provenance`` describes."""
 
 
 class Attached(abc.ABC):
-    """A policy attached to a host's model: what its runs did, and taking it off again. Also a context manager that detaches.
+    """The base of the handles of all hosts: reports of runs, and detaching. As a context manager it detaches at the end.
 
-    A host's handle says which runs there were, and what was put on the model (:meth:`install`).
+    A host's handle says which runs there were (:attr:`runs`), and how to patch its model (:meth:`install`).
     """
 
     no_run = "run the model"
@@ -55,11 +55,11 @@ class Attached(abc.ABC):
     @property
     @abc.abstractmethod
     def runs(self) -> Sequence[AttachedRun]:
-        """The runs of the call under way here, or else of the last one, in order."""
+        """The runs of the current call of the host, or else of its last one, in order."""
 
     @abc.abstractmethod
     def provenance(self) -> Mapping[str, Any]:
-        """What a calibration says about the model it was made with."""
+        """What a calibration notes about the model that it was made with."""
 
     @property
     @abc.abstractmethod
@@ -130,7 +130,7 @@ class Attached(abc.ABC):
         return runs[-1]
 
     def install(self, *installed: tuple[Callable[[], None], Callable[[], None]]) -> None:
-        """Pairs of what patches and what takes it off again; if one fails, those before it are undone."""
+        """Patch the model, by pairs of a function that patches and one that undoes it. If one fails, all are undone."""
         with ExitStack() as undo:
             for put_on, take_off in installed:
                 put_on()
@@ -140,7 +140,7 @@ class Attached(abc.ABC):
 
     @contextmanager
     def under_way(self) -> Iterator[None]:
-        """While a run is under way: the handle cannot be detached."""
+        """During the with block a run is under way, and the handle cannot be detached."""
         if not self._attached:
             raise RunError("run(): this handle is detached; attach again")
         with self._lock:
@@ -178,7 +178,7 @@ class AttachedToLoop(Attached):
 
     @abc.abstractmethod
     def open_run(self, steps: int | None, sigmas: Sequence[float] | None, start: int) -> AbstractContextManager[None]:
-        """A run for as long as the with block lasts, as :meth:`run`."""
+        """Open a run for the time of the with block, for :meth:`run`."""
 
     @contextmanager
     def stream(self, *names: str) -> Iterator[Self]:
@@ -215,7 +215,7 @@ class AttachedToLoop(Attached):
 
     @abc.abstractmethod
     def try_go_to(self, step: int) -> bool:
-        """As :meth:`go_to`; whether a run is under way here."""
+        """Go to ``step`` as :meth:`go_to` does; returns whether a run is under way here."""
 
     def warn(self, message: str, *, once: bool = False) -> None:
         """Tell the user; ``once``: what holds for every call outside a run."""

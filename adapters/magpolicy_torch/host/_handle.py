@@ -20,14 +20,14 @@ from torch import nn
 
 
 def stack_for(module: nn.Module, request: AttachRequest, find: Callable[[nn.Module], BlockStack] | None = None) -> BlockStack:
-    """What ``request`` bypasses in ``module``, everything checked that can be before anything is patched.
+    """The stack of ``module`` that ``request`` bypasses. It checks all that can be checked before anything is patched.
 
     Args:
-        find: finds the stack where the request does not name it; by default :meth:`BlockStack.find`.
+        find: finds the stack if the request does not name it; by default :meth:`BlockStack.find`.
 
     Raises:
-        AdapterError: attached already, or its blocks cannot be told.
-        ArgumentError: an option that is not known here.
+        AdapterError: the module is attached already, or its blocks are not clear.
+        ArgumentError: an option is unknown.
     """
     if CallInterceptor.on(module):
         raise AdapterError(f"{type(module).__name__} is attached already; detach() the first handle")
@@ -87,11 +87,11 @@ class Handle(AttachedToLoop):
 
     @classmethod
     def attach(cls, module: nn.Module, request: AttachRequest) -> Handle:
-        """Attach to ``module`` as asked; nothing is patched if that fails.
+        """Attach to ``module``. If that fails, nothing is patched.
 
         Raises:
-            AdapterError: attached already, or its blocks cannot be told.
-            ArgumentError: an option that is not known here.
+            AdapterError: it is attached already, or its blocks are not clear.
+            ArgumentError: an option is unknown.
         """
         inner = unwrap(module)
         stack = stack_for(inner, request)

@@ -22,13 +22,13 @@ _CHECKPOINTING = "with gradient checkpointing the backward pass runs the blocks 
 
 
 class HostRun:
-    """One session, and what belongs to it on each stack that takes part (two experts share a session).
+    """One run of a host: its session, and its residuals on each stack (two experts share a session).
 
     Args:
-        request: what was asked of the handle.
-        session: decides. It begins here.
+        request: the settings of the handle.
+        session: decides the run; it begins here.
         start: position in the run of the first evaluation.
-        noise: the noise level of each evaluation, where the host knows it and the session does not.
+        noise: the noise level of each evaluation, if the host can tell it and the session cannot.
     """
 
     def __init__(self, request: AttachRequest, session: Session, start: int = 0, noise: Sequence[float] | None = None) -> None:
@@ -43,14 +43,14 @@ class HostRun:
         session.begin(start)
 
     def go_to(self, step: int) -> None:
-        """The calls to come are those of ``step``."""
+        """From now on calls are those of ``step``."""
         self.step = step
 
     def check_step(self, step: int) -> int:
         """``step`` as a whole number.
 
         Raises:
-            ArgumentError: there is no such step to come.
+            ArgumentError: the run has no such step, or is past it.
         """
         found = operator.index(step) if hasattr(step, "__index__") else -1
         steps = self.session.steps
@@ -68,10 +68,10 @@ class HostRun:
         *,
         must_compute: str = "",
     ) -> Any:
-        """One call of ``model``, at the step gone to. A stream that comes again there is at its next evaluation.
+        """Evaluate one call of ``model`` at the current step. A stream that was evaluated there already is at its next step.
 
         Args:
-            must_compute: why nothing can be skipped for now, in words.
+            must_compute: why this call cannot skip, in words.
         """
         run = self.on(model.stack)
         if must_compute or checkpointing(model.module):
@@ -80,7 +80,7 @@ class HostRun:
         return model.evaluate(run, streams, call, args, kwargs, earliest=self.step, levels=self._noise)
 
     def on(self, stack: BlockStack) -> Run:
-        """What belongs to this run on ``stack``. Residuals of another expert say nothing here, and are let go."""
+        """The run's residuals and records on ``stack``. It frees those of another expert, which this one cannot use."""
         run = self._runs.get(stack)
         if run is None:
             for other in self._runs.values():
@@ -92,18 +92,18 @@ class HostRun:
         return run
 
     def forget(self, streams: Sequence[str]) -> None:
-        """Reuse nothing that these streams have computed so far."""
+        """Drop the residuals of these streams."""
         for run in self._runs.values():
             for stream in streams:
                 run.store.drop(stream)
 
     def stop(self) -> None:
-        """The model raised, or the run was left by an exception: half a calibration is none."""
+        """Note that the model raised, or that an exception ended the run: its calibration is incomplete."""
         if self.moments is not None:
             self.moments.stopped = True
 
     def end(self) -> None:
-        """Over, in good order or not: nothing is held any more."""
+        """End the run, and free its residuals."""
         try:
             self.session.end()
         finally:
@@ -122,12 +122,12 @@ class HostRun:
 
     @property
     def report(self) -> Report:
-        """What it has done so far."""
+        """The report of the run so far."""
         return Report.of(self.session, self.record, self.scope)
 
     @property
     def curve(self) -> Curve:
-        """The curve it measured.
+        """The curve that the run measured.
 
         Raises:
             RunError: not calibrating, or a model whose blocks could not be followed.
@@ -136,7 +136,7 @@ class HostRun:
         return curve_of(self._measured("curve"), self.session)
 
     def calibration(self, provenance: Mapping[str, Any]) -> Calibration:
-        """What it measured, on a model that ``provenance`` describes.
+        """The calibration that the run measured, on a model that ``provenance`` describes.
 
         Raises:
             RunError: not calibrating, not over, stopped, or a model whose blocks could not be followed.

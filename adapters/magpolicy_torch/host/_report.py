@@ -71,7 +71,7 @@ class Report:
 
     @property
     def computed(self) -> int:
-        """Number of steps that ran the blocks in any stream."""
+        """Number of steps at which the blocks ran in any stream."""
         return len({e.step for e in self.trace if not e.decision.skip})
 
     @property
@@ -81,7 +81,7 @@ class Report:
 
     @property
     def storage_error(self) -> float | None:
-        """Relative error of a residual as it was kept, mean over the run; ``None`` without ``storage_dtype``. Waits for the
+        """Relative error that ``storage_dtype`` makes in a residual, mean over the run; ``None`` without it. Waits for the
         device."""
         return float(torch.stack(self._losses).mean()) if self._losses else None
 
@@ -103,12 +103,12 @@ class Report:
 
     @property
     def estimated_speedup(self) -> float | None:
-        """Evaluations over computed evaluations: what skipping could gain if a skip took no time."""
+        """Evaluations over computed evaluations: the speedup if skips took no time."""
         return None if self.schedule is None else self.schedule.speedup
 
     @property
     def measured_speedup(self) -> float | None:
-        """Time of the run's evaluations, had all of them computed, over the time they took. The model's time only."""
+        """Estimated time of the run's evaluations if all computed, over their measured time. The time of the model only."""
         computed, skipped = self._seconds(False), self._seconds(True)
         if not computed:
             return None

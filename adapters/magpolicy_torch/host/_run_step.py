@@ -25,8 +25,8 @@ def run_step(
     offload: str | None = None,
     storage_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """``fn(x)``, or ``x`` plus the residual ``fn`` had when it last ran (or its forecast from the last few), as the session
-    decides.
+    """``fn(x)``, or ``x`` plus a residual, as the session decides. The residual is that of ``fn``'s last call, or a forecast
+    from its last calls.
 
     >>> import magpolicy, torch
     >>> from magpolicy_torch import run_step
@@ -39,9 +39,9 @@ def run_step(
         session: the run under way. Its residuals are freed when it ends.
         x: tensor of any shape; with several streams their samples follow one another in equal parts.
         fn: the heavy part; returns ``x``'s shape. Not called on a skip.
-        stream: the stream of this call, or the list of those batched in it.
-        offload: ``"cpu"`` keeps residuals in main memory. Fixed by the session's first step.
-        storage_dtype: dtype to keep residuals in. Fixed by the session's first step.
+        stream: the stream of this call, or the list of the streams that are batched in it.
+        offload: ``"cpu"`` keeps residuals in main memory. The session's first step settles it.
+        storage_dtype: dtype to keep residuals in. The session's first step settles it.
 
     Returns:
         a tensor of ``x``'s shape; without gradients of ``fn`` on a skip.

@@ -21,13 +21,13 @@ class _Key:
 
 
 class Scoped(Generic[T]):
-    """A variable with a value for each context: that of the innermost with block that is open in it.
+    """A variable with a value for each context (thread or task): that of the innermost open with block.
 
-    A with block inside of a generator may be left in another context than it was entered in: by the garbage collector, or by an
-    event loop that closes what is left. It is over then all the same, also where it was opened.
+    A with block in a generator may end in another context than it began in: the garbage collector or an event loop may close
+    the generator. The value then ends in both contexts.
 
-    What is set in a context lives as long as the context does, that of a program's main thread to the end, and no model may
-    hang on that. So a context is given no more than a key, and values go when this object does.
+    A context keeps its values as long as it exists; that of a program's main thread exists to the end, and must not keep a
+    model alive. So a context holds only a key, and the values end with this object.
     """
 
     def __init__(self, name: str) -> None:
@@ -35,7 +35,7 @@ class Scoped(Generic[T]):
         self._values: WeakKeyDictionary[_Key, T] = WeakKeyDictionary()
 
     def get(self) -> T | None:
-        """The value that holds here; ``None`` if there is none."""
+        """The value in this context; ``None`` if there is none."""
         key = self._key.get()
         while key is not None:
             value = self._values.get(key)
@@ -46,7 +46,7 @@ class Scoped(Generic[T]):
 
     @contextlib.contextmanager
     def set(self, value: T) -> Iterator[None]:
-        """``value``, inside of this with block."""
+        """Set ``value`` for the time of the with block."""
         key = _Key(self._key.get())
         self._values[key] = value
         token = self._key.set(key)
@@ -58,7 +58,7 @@ class Scoped(Generic[T]):
                 self._key.reset(token)
 
     def keep(self, value: T) -> None:
-        """``value``, from now on: as long as this object and the context exist."""
+        """Set ``value`` for as long as this object and the context exist."""
         key = _Key(None)
         self._values[key] = value
         self._key.set(key)

@@ -19,12 +19,12 @@ Sample = Callable[[Any], Any]
 def trial(
     model: nn.Module, loop: Sample, *, seeds: Sequence[int] = (0,), options: Mapping[str, Any] | None = None
 ) -> Callable[[Schedule], float]:
-    """What :func:`magpolicy.refine` needs to run schedules in a loop of your own.
+    """The function that :func:`magpolicy.refine` needs, for your own loop.
 
     >>> refined = magpolicy.refine(calibration, magpolicy_torch.trial(model, loop), speedup=2.0)  # doctest: +SKIP
 
     Args:
-        model: what the loop calls. It is attached to while a schedule is run, and left as it was after that.
+        model: the model that the loop calls. The function attaches to it for each schedule, and detaches afterwards.
         loop: ``loop(handle)`` generates one sample, its steps inside ``with handle.run(steps=...)``, and returns its latents.
             Noise from torch's common generators is the same each time.
         seeds: seeds of these generators; one sample for each.
@@ -35,8 +35,8 @@ def trial(
         that one is made once, before the first schedule.
 
     Raises:
-        ArgumentError: an argument is of no use.
-        AdapterError: something is attached to the model already, or it cannot be driven. Also later, before anything is run.
+        ArgumentError: an argument cannot be used.
+        AdapterError: the model is attached already, or cannot be attached to. Also later, before anything is run.
     """
     return Trial(model, [_seeded(loop, seed) for seed in checked_seeds(seeds)], options)
 

@@ -62,7 +62,7 @@ class _Pair:
 
 
 class Moments:
-    """Sums over tokens of what the residuals of a run have in common, per stream and per pair of streams.
+    """Inner products of the residuals of a run, summed over tokens, for each stream and each pair of streams.
 
     >>> import torch
     >>> moments = Moments(window=2)
@@ -71,14 +71,14 @@ class Moments:
     >>> moments.calibration([1.0, 0.6, 0.3]).streams["single"].ratios
     (1.0, 2.0, 1.5)
 
-    Nothing waits for a device before :meth:`calibration`. Sums of 16-bit residuals are formed in float32 within a token and in
-    float64 (on devices other than the CPU and CUDA float32) across tokens.
+    The host does not wait for a device before :meth:`calibration`. Sums of 16-bit residuals are formed in float32 within a
+    token, and in float64 across tokens (in float32 on devices other than the CPU and CUDA).
 
     Args:
-        window: evaluations back that each residual is compared with, >= 1. That many residuals a stream are held, and one more.
-        tokens: look at this many tokens (of all samples), chosen once at random; ``None`` looks at all.
-        offload: ``"cpu"`` holds the window there, and computes there.
-        reduce: adds up sums over the ranks that share the tokens (sequence parallelism), before ratios are formed.
+        window: how many evaluations back inner products reach, >= 1. That many residuals per stream are held, and one more.
+        tokens: how many tokens (of all samples) are used, chosen once at random; ``None`` uses all.
+        offload: ``"cpu"`` holds these residuals in main memory, and computes there.
+        reduce: a function that adds sums over the ranks that share the tokens (sequence parallelism).
 
     Raises:
         ArgumentError: ``window`` or ``tokens`` below 1.
@@ -112,7 +112,7 @@ class Moments:
         return cls(window=window, **options)
 
     def add(self, stream: str, residual: Tensor, channel_dim: int = -1, *, step: int | None = None) -> None:
-        """The next residual of ``stream``.
+        """Add the next residual of ``stream``.
 
         Args:
             residual: any shape, the same at every evaluation of the stream.
@@ -138,7 +138,7 @@ class Moments:
             self._compare(stream, entry, new, step)
 
     def note(self, **tensors: Any) -> None:
-        """Have the shape of each of ``tensors`` stand in the calibration's provenance."""
+        """Note the shape of each of ``tensors`` in the calibration's provenance."""
         self.about.update({name: list(tensor.shape) for name, tensor in tensors.items() if isinstance(tensor, Tensor)})
 
     def _tokens_of(self, residual: Tensor, channel_dim: int) -> Tensor:
@@ -185,7 +185,7 @@ class Moments:
 
     @property
     def whole(self) -> tuple[str, ...]:
-        """The streams that were evaluated at every step of the run; a branch that guidance left out now and then is not."""
+        """The streams that were evaluated at every step of the run; not a branch that guidance left out at some steps."""
         steps = max((entry.steps for entry in self._streams.values()), key=len, default=[])
         return tuple(name for name, entry in self._streams.items() if entry.steps == steps)
 
@@ -209,11 +209,11 @@ class Moments:
         return Curve({name: self._measured(name).ratios for name in self.whole}, sigmas=sigmas)
 
     def calibration(self, sigmas: Sequence[float], provenance: Mapping[str, Any] | None = None) -> Calibration:
-        """What was measured. Under sequence parallelism every rank has to call it.
+        """The calibration of the run. Under sequence parallelism every rank has to call this.
 
         Args:
             sigmas: noise level of each evaluation.
-            provenance: where it comes from; what was looked at is added.
+            provenance: how the run was made; shapes and tokens are added to it.
 
         Raises:
             ArgumentError: residuals that make none, or levels that do not fit.

@@ -40,14 +40,14 @@ class _Entry:
 
 
 class ResidualStore:
-    """The last residual of each stream, and where a forecast may need them the one or two before.
+    """The last residual of each stream, and the one or two before it if a forecast may need them.
 
     Args:
-        offload: ``"cpu"`` keeps residuals in main memory (pinned, and copied without waiting, if they are an accelerator's),
-            ``None`` on the device they were computed on. They come back when they are taken, or before it by :meth:`bring`.
+        offload: ``"cpu"`` keeps residuals in main memory (from an accelerator: pinned, and copied without blocking the host);
+            ``None`` keeps them on the device that computed them. :meth:`take` copies them back, or :meth:`bring` ahead of it.
         storage_dtype: floating dtype to keep them in, such as ``torch.bfloat16``; ``None`` keeps their own. In 8 bits
             (``torch.float8_e4m3fn``) each residual is scaled so that its largest value fits.
-        copier: makes the copies of ``offload="cpu"``; by default those of the accelerator that torch drives.
+        copier: makes the copies for ``offload="cpu"``; by default those of the accelerator that torch drives.
 
     Raises:
         ArgumentError: another ``offload``, or a ``storage_dtype`` that holds no fractions.
@@ -73,12 +73,12 @@ class ResidualStore:
     def put(self, stream: str, residual: Tensor, *, keep: int = 1, near: bool = False) -> None:
         """Keep ``residual`` (any shape) for ``stream`` as its newest.
 
-        A residual with NaN or infinity is not kept. Only CPU tensors are looked at: on an accelerator the test would
-        make the host wait for the device, and there a NaN residual means the computed output was NaN already.
+        A residual with NaN or infinity is not kept. Only CPU tensors are tested: on an accelerator the host would have to wait
+        for the device; and if a residual has NaN, the computed output had it already.
 
         Args:
-            keep: how many the steps to come can use: 1 this one alone, 2 this one and the one before, ..., 0 none.
-            near: leave it on its device too, until :meth:`bring` says whether it is wanted there.
+            keep: how many residuals later steps can use: 1 this one alone, 2 this one and the one before, ..., 0 none.
+            near: leave it on its device too, until :meth:`bring` says whether it is needed there.
         """
         before = self._entries.pop(stream, ())[: max(keep - 1, 0)]
         if keep > 0:
@@ -115,13 +115,13 @@ class ResidualStore:
         return (residual.float() / scale).to(self.storage_dtype), scale
 
     def take(self, stream: str, like: Tensor | None = None, coefficients: Sequence[float] = ()) -> Tensor | Decision:
-        """The stream's residual as forecast on ``like``'s device and in its dtype, or the reason why it cannot be used there.
+        """The forecast of the stream's residual, on ``like``'s device and in its dtype, or the reason why there is none.
 
-        Without ``like``: on the device and in the dtype that it was computed with.
+        Without ``like``, it has the device and the dtype of the computed residual.
 
         With r_j the newest, r_p and r_q those before, the forecast is ``r_j + c1 (r_j - r_p) + c2 (r_p - r_q)``, formed in
-        ``like``'s dtype or, if wider, the stored one: from two residuals rounded once, from three twice. No coefficient holds
-        r_j. Where an older one alone is unusable, r_j is held too, and :meth:`held` says why.
+        ``like``'s dtype or, if wider, the stored one: from two residuals rounded once, from three twice. Without
+        coefficients it is r_j. If only an older residual cannot be used, it is r_j too, and :meth:`held` says why.
 
         The reason is ``NO_RESIDUAL`` (none stored), ``NOT_FINITE``, or ``MISMATCH``: it was computed from another
         shape, dtype or device than ``like`` has. The residuals stay stored. Never waits for a device.
@@ -146,9 +146,9 @@ class ResidualStore:
         return _arithmetic.forecast([_back(entry, last.device, wide) for entry in entries], coefficients).to(last.dtype)
 
     def error(self, stream: str, residual: Tensor, coefficients: Sequence[float], channel_dim: int = -1) -> Tensor | None:
-        """Relative error that the forecast of ``residual`` would have had, a scalar on its device; ``None`` if there is none.
+        """Relative error of the forecast of ``residual``, a scalar on its device; ``None`` if there is no forecast.
 
-        Evenly spaced tokens are looked at, about a thousand of a sample: a part of those along the last dimension of tokens.
+        About a thousand tokens of a sample are compared, evenly spaced along the last dimension of tokens.
         """
         wanted = 1 + len(coefficients)
         origin = residual.shape, residual.dtype, residual.device
@@ -165,8 +165,8 @@ class ResidualStore:
         return error
 
     def bring(self, wanted: Mapping[str, int]) -> None:
-        """Begin to copy the newest residuals of these streams back to their device, so many of each, unless they are there; let
-        go of every other copy there. With ``{}`` none is left. Nothing happens without ``offload``. Never waits for a device.
+        """Begin to copy the newest residuals of these streams, the given number of each, back to their device, unless they are
+        there. Free every other copy there; with ``{}`` all. Without ``offload`` this does nothing. Never waits for a device.
         """
         if self.offload is None:
             return
@@ -184,11 +184,11 @@ class ResidualStore:
                         entry.near = self.copier.back(entry.kept, entry.device)
 
     def held(self, stream: str) -> Decision | None:
-        """Why the last :meth:`take` of ``stream`` held the residual where a forecast was asked for; ``None`` if it did not."""
+        """Why the last :meth:`take` of ``stream`` returned r_j instead of a forecast; ``None`` if it did not."""
         return self._held.get(stream)
 
     def missing(self, stream: str) -> Decision | None:
-        """Why ``stream`` has nothing to reuse, whatever the shape; ``None`` if it has something."""
+        """Why ``stream`` has no residual to reuse, of any shape; ``None`` if it has one."""
         entry = self._entries.get(stream, (Decision.NO_RESIDUAL,))[0]
         return entry if isinstance(entry, Decision) else None
 
@@ -219,12 +219,12 @@ class ResidualStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held, in whatever memory, without :attr:`near_nbytes`."""
+        """Bytes of the residuals, in main memory or on a device, without the copies of :attr:`near_nbytes`."""
         return sum(entry.data.untyped_storage().nbytes() for entry in self._stored())
 
     @property
     def near_nbytes(self) -> int:
-        """Bytes held on the device besides, of residuals that are in main memory."""
+        """Bytes of the copies on the device of residuals that are in main memory."""
         return sum(e.near.data.untyped_storage().nbytes() for e in self._stored() if e.near is not None)
 
     @property

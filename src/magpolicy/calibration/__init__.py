@@ -4,8 +4,8 @@ From the Gram matrix of the residuals of a run (``_gram``) follow the error of r
 best coefficient of a forecast and its error; no residual is held. ``_moments`` is what is known of one stream,
 ``Calibration`` all streams together. Pure functions stand below the class: ``_from_residuals`` measures arrays,
 ``_resample`` reads a calibration at other noise levels, ``_merge`` puts samples together, ``_format`` is the file.
-``_from_ratios`` makes a calibration of ratios alone, ``_file`` reads and checks one in a file, and ``_forecast`` turns
-measured errors into the coefficients of a run.
+``_prior`` is the calibration expected of a model that nobody measured, ``_file`` reads and checks one in a file, and
+``_forecast`` turns measured errors into the coefficients of a run.
 
 Above ``policy/`` (a calibration has a curve) and ``schedule/`` (a forecast is coefficients); presets, plans and runs import
 it.

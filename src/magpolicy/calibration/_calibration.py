@@ -45,7 +45,7 @@ class Calibration:
     They give the error of each reuse and each forecast, for every choice of computed steps. You can pass a calibration wherever
     you can pass a preset or a curve.
 
-    Args:
+    Attributes:
         sigmas: noise level of each of the N evaluations.
         streams: moments per stream.
         cross: per pair of streams (a, b) an (N, 2W+1) array: ``[i, W+d]`` is the mean of ``r^a_i * r^b_(i+d)``, nan where not

@@ -35,16 +35,6 @@ History = tuple[int, ...]
 """The evaluations computed last, newest first; as many as there are, and at most as a forecast can use."""
 
 
-def check_measured(forecast: str | None, measured: bool) -> None:
-    """Make sure that what a forecast needs is there.
-
-    Raises:
-        ArgumentError: a forecast from measured errors without such.
-    """
-    if forecast in MEASURED and not measured:
-        raise ArgumentError(f"forecast={forecast!r} needs a Calibration, ratios alone do not say; try forecast='hold'")
-
-
 class Forecast(abc.ABC):
     """The forecasts of one run."""
 

@@ -23,6 +23,12 @@ Floats = NDArray[np.float64]
 # A gain below this share of the squared hold error is taken for estimation noise, and the residual is held.
 MARGIN = 0.01
 _TINY = 1e-12  # share of |r|^2 below which a difference is rounding
+LARGEST = 32.0
+"""Largest coefficient of a forecast, of either sign. Straight lines over the longest gaps that plans make need less; what
+needs more
+divides by a difference that is next to nothing, and multiplies its rounding."""
+ROUNDING = 2.0**-24
+"""Share of a value by which storing it in single precision may change it. Coarser types are in what a calibration measures."""
 
 
 @frozen(eq=False)
@@ -67,12 +73,22 @@ def differences(gram: Floats, p: Any, j: Any, i: Any) -> tuple[Floats, Floats, F
 
 
 def best_coefficient(uu: Floats, uv: Floats, vv: Floats, scale: Floats, margin: float = MARGIN) -> Floats:
-    """The least-squares c, or 0 where it is not known or does not pay."""
+    """The least-squares c within the bound, or 0 where it is not known or does not pay."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        c = uv / vv
-        pays = (vv > _TINY * scale) & (uv * c > margin * uu)
+        c = np.clip(uv / vv, -LARGEST, LARGEST)
+        pays = (vv > _TINY * scale) & (c * (2 * uv - c * vv) > margin * uu)
     best: Floats = np.where(pays & np.isfinite(c), c, 0.0)
     return best
+
+
+def rounded(scale: Any, coefficients: Sequence[Any]) -> Any:
+    """Squared length that rounding of the residuals used adds to what a forecast leaves, of residuals of squared length
+    ``scale``.
+
+    A held residual is rounded as a computed one is: that adds nothing.
+    """
+    share = sum(w * w for w in on_residuals(coefficients)) - 1.0
+    return ROUNDING**2 * np.maximum(share, 0.0) * scale
 
 
 def remaining(uu: Floats, uv: Floats, vv: Floats, c: Any) -> Floats:
@@ -100,7 +116,8 @@ def error_of(gram: Floats, history: Sequence[int], i: int, coefficients: Sequenc
         return np.inf
     products = inner(gram, places[:, None], places[None, :])
     with np.errstate(divide="ignore", invalid="ignore"):
-        error = float(np.sqrt(max(weights @ products @ weights, 0.0) / inner(gram, i, i)))
+        size = inner(gram, i, i)
+        error = float(np.sqrt((max(weights @ products @ weights, 0.0) + rounded(size, coefficients)) / size))
     return error if np.isfinite(error) else np.inf
 
 
@@ -158,7 +175,7 @@ def tabulate(
     else:
         c = np.zeros(uu.shape)
     c = np.where((a == 0) | (k == 0) | (p < 0), 0.0, c)
-    rest = remaining(uu, uv, vv, c)
+    rest = remaining(uu, uv, vv, c) + rounded(inner(gram, i, i), (c,))
     return ForecastTable(c, np.where(np.isfinite(rest), rest, np.inf))
 
 

@@ -55,7 +55,7 @@ def _statistics(name: str, value: Any) -> tuple[float, ...]:
 class StreamMoments:
     """Moments of one stream's residuals over a run of N evaluations, within a window of W.
 
-    Args:
+    Attributes:
         gram: (N, W+1); ``gram[i, k]`` is the mean over samples, tokens and channels of ``r_i * r_(i-k)``, nan where k > i or
             where it is not known.
         ratios: (N,) magnitude ratios, mean over tokens of ``|r_i| / |r_(i-1)|``; the first is 1.

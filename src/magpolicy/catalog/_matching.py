@@ -14,13 +14,13 @@ from magpolicy.catalog._presets import Preset
 
 
 class PresetMatches(tuple[Preset, ...]):
-    """Presets that all go by the name asked for, or all fit a model: the first one serves it best."""
+    """Presets that all have the same name or alias, or all fit a model; the best one is the first."""
 
     __slots__ = ()
 
     @classmethod
     def of(cls, names: Iterable[Preset | str | Path]) -> PresetMatches:
-        """Those, and whatever else goes by the names among them.
+        """These presets; in place of a name, every preset of that name or alias.
 
         Raises:
             PresetError: one of the names is not known.
@@ -29,9 +29,9 @@ class PresetMatches(tuple[Preset, ...]):
         return cls({preset.name: preset for preset in every}.values())
 
     def with_settings(self, wanted: Iterable[str]) -> Preset:
-        """The first that has the settings of the rule in ``wanted``; where none has them all, the first.
+        """The first preset that has the settings of the rule in ``wanted``; if none has them all, the first preset.
 
-        A calibration has none: one that a user keeps is passed over for the published table where the rule decides.
+        A calibration has no such settings. So where the rule decides, a user's calibration does not hide the published table.
         """
         wanted = tuple(wanted)
         return next((preset for preset in self if all(getattr(preset, name) is not None for name in wanted)), self[0])
@@ -50,7 +50,7 @@ def preset(name: str | Path) -> Preset:
 
 
 def named(name: str | Path) -> PresetMatches:
-    """Every preset of that name or alias, as :func:`preset`, which gives the first."""
+    """Every preset of that name or alias; :func:`preset` returns the first of them."""
     if isinstance(name, Path) or names_a_file(str(name)):
         return PresetMatches([load_preset(name)])
     found = PresetMatches(Listing().every(str(name)))

@@ -60,8 +60,8 @@ GUIDANCE = click.option("--guidance", type=float, metavar="S", help="Guidance sc
 def plan(source: Any, form: str | None, as_json: bool, output: Path | None, plot: Path | None, **settings: Any) -> None:
     """Plan the best schedule for a speed.
 
-    SOURCE is a calibration or what `magpolicy simulate` takes. From a calibration the errors are those measured, and a
-    skipped step's residual is forecast from the last computed ones; from magnitude ratios alone they are modelled.
+    SOURCE is a calibration or what `magpolicy simulate` takes. A skipped step's residual is forecast from the last computed
+    ones. With a calibration the errors are those measured; with ratios alone, those that the general prior expects.
     """
     schedule = magpolicy.plan(source, **settings)
     if output is not None:

@@ -1,4 +1,4 @@
-"""A source read at the noise levels of a run: measured inner products, or inner products modelled from ratios alone."""
+"""A source read at the noise levels of a run: measured inner products, or those that the general prior expects."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 
 from attrs import frozen
 
+from magpolicy import _checks
 from magpolicy.calibration._calibration import Calibration
-from magpolicy.calibration._from_ratios import from_ratios
+from magpolicy.calibration._prior import prior_calibration
 from magpolicy.catalog._presets import Preset
 from magpolicy.catalog._source import SourceContent
+from magpolicy.policy._curve import Curve
 
 
 @frozen
@@ -22,9 +24,14 @@ class SourceAtLevels:
     preset: Preset | None
     """The preset the source is, for its settings."""
     measured: bool
-    """Whether the inner products were measured; else they are modelled from ratios."""
+    """Whether the inner products were measured; else the general prior expects them, with norms from the ratios."""
     levels_known: bool
     """Whether the noise levels are those of the run; else flow levels are assumed."""
+
+    @property
+    def bound(self) -> Preset | None:
+        """The preset whose longest run of skips and leading steps bind a plan: those published with ratios are the rule's."""
+        return self.preset if self.measured else None
 
 
 def at_levels(source: Any, steps: int | None, sigmas: Sequence[float] | None) -> SourceAtLevels:
@@ -38,4 +45,11 @@ def at_levels(source: Any, steps: int | None, sigmas: Sequence[float] | None) ->
     if content.calibration is not None:
         return SourceAtLevels(content.calibration.resample(steps=steps, sigmas=sigmas), content.preset, True, True)
     known = sigmas is not None or content.levels_known
-    return SourceAtLevels(from_ratios(content.curve, steps, sigmas), content.preset, False, known)
+    return SourceAtLevels(_expected(content.curve, steps, sigmas), content.preset, False, known)
+
+
+def _expected(curve: Curve, steps: int | None, sigmas: Sequence[float] | None) -> Calibration:
+    levels = _checks.run_levels(steps, sigmas)
+    if levels is None:
+        levels = curve.levels_for(curve.steps if steps is None else _checks.steps(steps, example="28"))
+    return prior_calibration(curve, levels=levels)

@@ -25,7 +25,7 @@ def expected_errors(
     This compares any two schedules by one measure, such as one of the published rule and a plan.
 
     Args:
-        source: a calibration; for magnitude ratios alone the errors are modelled.
+        source: a calibration; with magnitude ratios alone the errors are those that the general prior expects.
         schedule: what is computed, and how skipped residuals are forecast.
         steps: steps of the run; by default it has the schedule's steps, at the schedule's noise levels where these are known.
         sigmas: or its noise levels.

@@ -45,24 +45,23 @@ def plan(
 
     Args:
         source: a :class:`magpolicy.Calibration`, or a preset that has one: errors and forecasts are those measured. Or what
-            :func:`magpolicy.simulate` takes: errors are modelled from magnitude ratios alone, and the forecast is ``"hold"``
-            or ``"linear"``.
+            :func:`magpolicy.simulate` takes: ratios say how long residuals are, and the general prior how they turn.
         steps: steps of the run; the calibrated number by default.
         sigmas: or the noise levels of its evaluations, in the order they are made (second-order samplers repeat some).
         speedup: evaluations over computed evaluations, at least; >= 1.
         computed: or the number of computed evaluations.
         error: or a bound on the expected relative error of every skipped step; as few steps as possible compute.
-        max_skips: how many steps in a row may be skipped; by default as many as the calibration's inner products reach, for
-            ratios alone the preset's, or 4.
-        retention: leading share of the run that always computes; 0, or the preset's.
+        max_skips: how many steps in a row may be skipped; by default as many as inner products reach. What is published with
+            ratios is for the rule, and does not bind a plan.
+        retention: leading share of the run that always computes; 0 by default, whatever is published for the rule.
         forced: steps that always compute; negative ones count from the end.
         forecast: ``"hold"``; ``"linear"``; ``"calibrated"``, from the last two computed residuals; or ``"second-order"``, from
             the last three. By default ``"second-order"`` where the objective is ``"trajectory"``, which fits the coefficients
-            of all steps together; else ``"calibrated"``, each step's coefficient for its own error, or ``"hold"``.
+            of all steps together; else ``"calibrated"``, each step's coefficient for its own error.
         damping: factor on the linear forecast, 0 to 1.
         objective: what is minimized: ``"latent"``, ``"gap"``, ``"trajectory"``, ``"relative"`` or ``"peak"``;
-            docs/explanation/forecast-and-planning.md explains them. By default ``"trajectory"`` for a joint plan from a
-            calibration with ``speedup`` or ``computed``, else ``"latent"``.
+            docs/explanation/forecast-and-planning.md explains them. By default ``"trajectory"`` for a joint plan with
+            ``speedup`` or ``computed``, else ``"latent"``.
         power: the power of errors that is summed; the objective's by default, most often 2.
         weights: a factor on the error of each step.
         batched: one plan for all streams (the default), or with ``False`` one for each, with the target for all together.

@@ -73,10 +73,9 @@ def _paths(problem: PlanProblem, target: PlanTarget, most: int) -> dict[int, Pat
 
 
 def _objective(problem: PlanProblem, target: PlanTarget) -> Objective:
-    """What is made least. If the caller did not say: errors along the whole run where they were measured, else each by itself.
+    """What is made least. If the caller did not say: errors along the whole run, or each by itself for many lengths at once.
 
-    Of those tried on three models, "trajectory" came out best (docs/explanation/quality.md). What is only modelled tells
-    nothing of errors that cancel; and for many lengths at once it takes long.
+    Of those tried on three models, "trajectory" came out best (docs/explanation/quality.md); it takes longer.
     """
     if target.names_objective or not problem.fit_together or not target.targets:
         return target.chosen_objective

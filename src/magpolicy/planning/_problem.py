@@ -11,18 +11,13 @@ from attrs import evolve, frozen
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
-from magpolicy.calibration._forecast import check_measured
 from magpolicy.calibration._gram import Floats
-from magpolicy.catalog._presets import Preset
 from magpolicy.catalog._source import Source
 from magpolicy.planning._at_levels import SourceAtLevels, at_levels
 from magpolicy.planning._error_tables import ErrorTables
 from magpolicy.planning._guidance import stream_factors
 from magpolicy.planning._objective import LONGEST, step_sizes
 from magpolicy.planning._target import PlanTarget
-
-# Ratios alone say nothing of the residual's direction, so the model of long gaps is not to be trusted.
-MAX_SKIPS_OF_RATIOS = 4
 
 
 @frozen(kw_only=True)
@@ -90,15 +85,15 @@ def _problem(request: PlanRequest, source: SourceAtLevels) -> PlanProblem:
     target, whole = request.target, source.calibration
     first, stop = _checks.part(request.part, whole.steps)
     run = whole.part(first, stop) if (first, stop) != (0, whole.steps) else whole
-    together = _fits_together(target, source.measured, whole.steps)
-    must, reasons = _must_compute(target, source.preset, whole, request.sigmas)
+    together = _fits_together(target, whole.steps)
+    must, reasons = _must_compute(target, source, request.sigmas)
     gap = _longest_gap(target, source, run)
     weights = np.ones(whole.steps) if target.weights is None else _weights(tuple(target.weights), whole.steps)
     return PlanProblem(
         errors=ErrorTables.of(
             run,
             gap,
-            _forecast(target, source.measured, together),
+            _forecast(target, together),
             damping=1.0 if target.damping is None else target.damping,
             factors=stream_factors(target.guidance, run),
         ),
@@ -111,34 +106,30 @@ def _problem(request: PlanRequest, source: SourceAtLevels) -> PlanProblem:
     )
 
 
-def _fits_together(target: PlanTarget, measured: bool, count: int) -> bool:
+def _fits_together(target: PlanTarget, count: int) -> bool:
     """A bound on the error of each step is for that step's own forecast, and so are objectives that sum such errors."""
-    if not measured or target.batched is False or count > LONGEST:
+    if target.batched is False or count > LONGEST:
         return False
     by_distance = target.chosen_objective.gather == "trajectory" if target.names_objective else target.error is None
     return by_distance or target.forecast == "second-order"
 
 
-def _forecast(target: PlanTarget, measured: bool, together: bool) -> str:
-    check_measured(target.forecast, measured)
+def _forecast(target: PlanTarget, together: bool) -> str:
     if target.forecast == "second-order" and not together:
         raise ArgumentError(f"forecast='second-order' plans at most {LONGEST} steps; try forecast='calibrated'")
-    return target.forecast or ("hold" if not measured else "second-order" if together else "calibrated")
+    return target.forecast or ("second-order" if together else "calibrated")
 
 
 def _longest_gap(target: PlanTarget, source: SourceAtLevels, run: Calibration) -> int:
-    max_skips: int | None = _first_given(target.max_skips, source.preset and source.preset.max_skips)
-    if max_skips is None:
-        max_skips = run.steps if source.measured else MAX_SKIPS_OF_RATIOS
-    return max(min(run.window + 1, run.steps, max_skips + 1), 1)
+    max_skips: int | None = _first_given(target.max_skips, source.bound and source.bound.max_skips)
+    return max(min(run.window + 1, run.steps, run.steps if max_skips is None else max_skips + 1), 1)
 
 
-def _must_compute(
-    target: PlanTarget, preset: Preset | None, run: Calibration, sigmas: Sequence[float] | None
-) -> tuple[set[int], list[str]]:
+def _must_compute(target: PlanTarget, source: SourceAtLevels, sigmas: Sequence[float] | None) -> tuple[set[int], list[str]]:
     """Evaluations that compute, and why, for messages."""
+    run, preset = source.calibration, source.preset
     count = run.steps
-    retention = _first_given(target.retention, preset and preset.retention) or 0.0
+    retention = _first_given(target.retention, source.bound and source.bound.retention) or 0.0
     leading = int(retention * count + 0.5)
     forced = _checks.positions("forced", target.forced, count)
     outside = {i for i in range(count) if any(np.isnan(moments.gram[i, 0]) for moments in run.streams.values())}

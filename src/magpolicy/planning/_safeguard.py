@@ -47,7 +47,7 @@ class Replan:
 class Safeguard:
     """Compares a run with its plan. Immutable; each run has its own.
 
-    Args:
+    Attributes:
         plan: the schedule followed, from :func:`magpolicy.plan`.
         calibration: what the rest of a run is planned from. A run that is planned for a target has its calibration. A run of a
             given schedule needs it here; without it, the rest computes.

@@ -35,6 +35,9 @@ FITTED_ORDERS = {"calibrated": 1, "second-order": 2}
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
+RIDGES = (1e-6, 1e-4, 1e-2)
+"""Shares of the curvature that are added to it, in turn, where a coefficient is too large."""
+
 
 @frozen(eq=False)
 class _Skips:
@@ -57,6 +60,21 @@ class _Unknowns:
     newer: Ints
     older: Ints
     """The two residuals, numbered through all streams one after another."""
+
+
+def _bounded_solution(curvature: Floats, slope: Floats) -> Floats:
+    """(m,) the coefficients that make the cost least, none above the bound.
+
+    Where one is, differences that are next to nothing are held for more than they are, until none is; at last it is cut.
+    """
+    best = np.asarray(np.linalg.solve(curvature, slope), dtype=np.float64)
+    for ridge in RIDGES:
+        if np.abs(best).max() <= _gram.LARGEST:
+            return best
+        diagonal = np.diag(curvature)
+        best = np.asarray(np.linalg.solve(curvature + ridge * np.diag(diagonal + diagonal.mean()), slope), dtype=np.float64)
+    bounded: Floats = np.clip(best, -_gram.LARGEST, _gram.LARGEST)
+    return bounded
 
 
 class Trajectory:
@@ -125,9 +143,10 @@ class Trajectory:
             return coefficients, self._cost(errors, weights)
         weights, curvature = self._convex(unknowns, weights)
         slope = self._slope(unknowns, errors, weights)
-        best = np.linalg.solve(curvature, slope)
+        best = _bounded_solution(curvature, slope)
         coefficients[unknowns.stream, unknowns.skip, unknowns.order] = best
-        return coefficients, max(self._cost(errors, weights) - float(slope @ best), 0.0)
+        saved = float(best @ (2 * slope - curvature @ best))
+        return coefficients, max(self._cost(errors, weights) - saved, 0.0)
 
     def _convex(self, unknowns: _Unknowns, weights: Floats) -> tuple[Floats, Floats]:
         """Weights with which the cost has a least value, and its curvature with them.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @define  # and not frozen, which would take three times as long to make: they are made at every evaluation
 class StreamDecision:
-    """What a call does in one stream, and what that asks of its residuals."""
+    """What a call does in one stream: the decision, and what an adapter does with the residuals."""
 
     name: str
     """The stream."""
@@ -28,8 +28,8 @@ class StreamDecision:
     """Residuals that later skips can use if this call computes, its own included: 0 none, 1 its own alone, 2 its own and the
     one computed before it, 3 that and the one before."""
     check: Check | None
-    """What to compare the residual with that this call computes: a forecast and the relative error expected of it. ``None``
-    where there is nothing to compare."""
+    """The forecast to compare with the residual that this call computes, and its expected relative error. ``None``: there is
+    nothing to compare."""
 
 
 @define(eq=False, repr=False)
@@ -72,24 +72,25 @@ class CallDecision:
         Args:
             revised: the reason why a skip was computed after all, e.g. ``Decision.NO_RESIDUAL``. The accumulators then start
                 afresh, as after any computed step.
-            errors: by stream, the relative error |r - forecast| / |r| of the forecast in its ``check``. Where one is much more
-                than was expected, the rest of the run is planned again; ``keep`` is then that of the new plan.
+            errors: by stream, the relative error |r - forecast| / |r| of the forecast in its ``check``. If one is much larger
+                than expected, the rest of the run is planned again, and ``keep`` is that of the new plan.
 
         Raises:
-            RunError: the call is ended already, a computed call is to be revised to a skip, or errors are told of a run that
-                has no safeguard. Nothing is changed.
+            RunError: the call is ended already, a computed call is to be revised to a skip, or errors are given for a run
+                without a safeguard. Nothing is changed.
         """
         self._session._commit(self, revised, errors or {})
 
     def cancel(self) -> None:
-        """Forget a call that was not carried out (the model raised). Its step is decided again next time."""
+        """Drop a call that was not carried out (the model raised). The next call decides its step again."""
         if self._session._pending is self:
             self._session.cancel()
 
     def upcoming_skips(self) -> dict[str, Coefficients]:
-        """After :meth:`commit`: the streams that skip before anything computes, each with its coefficients then.
+        """After :meth:`commit`: the streams that skip before the next call that computes, each with its coefficients.
 
-        It is a preview, from which nothing follows: the calls to come are taken to hold the streams they held last, in the same
-        order, one evaluation each; a stream that has sat one out is left aside. Empty while a call is under way.
+        This is only a guess, for copying residuals ahead. It assumes that the next calls hold the same streams as the last
+        ones, in the same order, one evaluation each. A stream that left out its last evaluation is not in it. During a call
+        it is empty.
         """
         return self._session._upcoming_skips()

@@ -50,58 +50,58 @@ class RunConfig(abc.ABC):
 
     @property
     def source(self) -> str:
-        """What decides, in words; empty where every step computes."""
+        """What decides, in words; empty if every step computes."""
         return ""
 
     @property
     def preset(self) -> Preset | None:
-        """The preset that the settings are from."""
+        """The preset that the settings come from."""
         return None
 
     @property
     def forecast(self) -> str | None:
-        """The forecast asked for; ``None``: as the source says."""
+        """The forecast that was given; ``None``: that of the source."""
         return None
 
     @property
     def joint(self) -> Joint:
-        """When a call that holds several streams skips (:attr:`magpolicy.Semantics.joint`)."""
+        """When a call of several streams skips (:attr:`magpolicy.Semantics.joint`)."""
         return "all"
 
     @property
     def batched(self) -> bool:
-        """Whether all streams are taken to be in one call, where nothing else is said."""
+        """Whether one call holds all streams, if the host does not say it."""
         return False
 
     @property
     def reads(self) -> Reading:
-        """How evaluations are told to it: by noise level, as a share of the run, or by their number alone."""
+        """How evaluations are read: by noise level, by share of the run, or by number alone."""
         return "shares"
 
     @property
     def schedules(self) -> bool:
-        """Whether a run's schedule is known ahead."""
+        """Whether a run's schedule is settled before it begins."""
         return False
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """The noise levels that the source was measured at; empty where it has none."""
+        """The noise levels that the source was measured at; empty if it has none."""
         return ()
 
     @property
     def expert_boundary(self) -> float | None:
-        """Noise level down to which the first of two experts works, where the preset says."""
+        """The noise level at which the second of two experts takes over, if the preset says it."""
         return None
 
     @property
     @abc.abstractmethod
     def given(self) -> Any:
-        """The preset, calibration, curve or schedule that it was made from; ``None`` where every step computes."""
+        """The preset, calibration, curve or schedule that it was made from; ``None`` if every step computes."""
 
     @property
     @abc.abstractmethod
     def streams(self) -> tuple[str, ...]:
-        """The streams that the source knows."""
+        """The streams of the source."""
 
     @abc.abstractmethod
     def length(self, steps: int | None, sigmas: Sequence[float] | None) -> tuple[int, Levels]:
@@ -113,26 +113,26 @@ class RunConfig(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, steps: int, sigmas: Levels, first: int = 0) -> PreparedRun:
-        """What a run of that length goes by, which begins at position ``first`` of it.
+        """What decides in a run of that length, which begins at position ``first`` of it.
 
         Raises:
             ArgumentError: the settings do not fit such a run.
         """
 
     def following(self, schedule: Schedule) -> PreparedRun:
-        """What the rest of a run goes by that leaves its schedule for this one."""
+        """What decides in the rest of a run that leaves its schedule for this one."""
         return PreparedRun(_followers(schedule), Hold() if self.forecast == "hold" else Planned(schedule), schedule)
 
     def with_expert_step(self, step: int | None) -> RunConfig:
-        """The same for a run known to go on to its second expert at ``step``, unless the settings say where."""
+        """The same, for a run whose second expert begins at ``step``, unless the settings say the step."""
         return self
 
     def with_guidance(self, scale: float | None) -> RunConfig:
-        """The same for a run of that guidance scale, where it matters and the settings do not say."""
+        """The same, for a run with that guidance scale, if it matters and the settings do not say it."""
         return self
 
     def with_streams(self, bases: Mapping[str, str]) -> RunConfig:
-        """The same with further streams: by name, the known stream whose ratios each has."""
+        """The same, with more streams: each name is mapped to the stream of the source whose ratios it uses."""
         return self
 
 

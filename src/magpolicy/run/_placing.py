@@ -23,7 +23,7 @@ _NEAR = 1e-5  # levels as near as this are those of the curve: hosts compute in 
 
 @frozen
 class ScheduleSpan:
-    """The evaluations of a run, as its host knows them, among those of the whole noise schedule."""
+    """The evaluations of a run, as its host gives them, and their positions in the whole noise schedule."""
 
     levels: tuple[float, ...]
     """The place of each evaluation on the model's own schedule, as a share of it: 1 to 0."""
@@ -45,11 +45,11 @@ class ScheduleSpan:
 
     @property
     def partial(self) -> bool:
-        """Only a part of the schedule is run."""
+        """Whether the run is only a part of the schedule."""
         return bool(self.first or self.after)
 
     def whole(self, levels: Sequence[float], top: float = 1.0) -> tuple[float, ...]:
-        """``levels`` of this run, with those of the evaluations before and after it filled in evenly."""
+        """The ``levels`` of this run, and before and after them evenly spaced ones for the rest of the schedule."""
         begin, end = levels[0], min(levels[-1], levels[0])
         before = np.linspace(max(top, begin), begin, self.first, endpoint=False) if self.first else ()
         behind = [end * (1 - (i + 1) / (self.after + 1)) for i in range(self.after)]
@@ -58,7 +58,7 @@ class ScheduleSpan:
 
 @frozen
 class Placement:
-    """A run in terms of what decides in it."""
+    """A run as its settings see it: its steps, its noise levels, and where it begins."""
 
     config: RunConfig
     """The settings, the switch of two experts settled."""
@@ -89,7 +89,7 @@ class Placement:
 
 
 def place(config: RunConfig, span: ScheduleSpan) -> Placement:
-    """How the run that covers ``span`` is told to what decides in it."""
+    """How to read the settings for a run that covers ``span``."""
     count, switch = len(span.levels), _expert_step(config, span)
     if config.reads == "count":
         return Placement(config.with_expert_step(switch), count, None, 0, count)  # counted are the steps of this run

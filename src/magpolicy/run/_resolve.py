@@ -9,7 +9,7 @@ from typing import Any
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
-from magpolicy.calibration._forecast import check_forecast, check_measured
+from magpolicy.calibration._forecast import check_forecast
 from magpolicy.catalog._matching import PresetMatches, named
 from magpolicy.catalog._presets import Preset
 from magpolicy.catalog._source import Source, SourceContent
@@ -43,11 +43,11 @@ def resolve(
     objective: str | Objective | None = None,
     guidance: float | Mapping[str, float] | None = None,
 ) -> RunConfig:
-    """Check a source and settings; what is not given comes from the preset.
+    """Check a source and settings. Settings that are not given come from the preset.
 
-    A :class:`magpolicy.Schedule` is followed, with a target (``speedup``, ``computed`` or ``error``) each run is planned, and
-    otherwise the rule decides. Where several presets go by a name, the first serves that has what is not given: for a plan the
-    user's calibration, for the rule the published table.
+    A run follows a :class:`magpolicy.Schedule`; with a target (``speedup``, ``computed`` or ``error``) each run is planned;
+    otherwise the rule decides. If several presets have a name, the first one that has the missing settings is used: for a plan
+    the user's calibration, for the rule the published table.
 
     Raises:
         ArgumentError: something is missing, unknown or out of range.
@@ -81,7 +81,7 @@ def resolve(
 
 
 def always_compute() -> RunConfig:
-    """A run of which every step computes, for calibrating."""
+    """The settings of a run in which every step computes, for calibrating."""
     return Calibrate()
 
 
@@ -94,11 +94,11 @@ def _refuse(settings: Mapping[str, Any], why: str) -> None:
 def _plan(chosen: Any, target: PlanTarget) -> Plan:
     target.check_target()
     content = SourceContent.of(chosen)
-    check_measured(target.forecast, content.calibration is not None)
+    what = _in_words(chosen)
     return Plan(
         curve=content.curve,
         target=target,
-        source=f"a plan from {_in_words(chosen)}",
+        source=f"a plan from {what if content.calibration is not None else f'the general prior, norms of {what}'}",
         preset=content.preset,
         calibration=content.calibration,
     )

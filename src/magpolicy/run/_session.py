@@ -372,7 +372,7 @@ class Session:
 
     @property
     def source(self) -> str:
-        """What decides, in words; empty where every step computes."""
+        """What decides, in words; empty if every step computes."""
         return self.config.source
 
     @property

@@ -88,7 +88,7 @@ def simulate_config(
     batched: bool | None = None,
     part: tuple[int, int] | None = None,
 ) -> Schedule:
-    """As :func:`simulate`, for settings that were checked before."""
+    """Like :func:`simulate`, for settings that were checked before."""
     length, levels = config.length(steps, sigmas)
     first, stop = _checks.part(part, length)
     run = config.prepare(length, levels, first)

@@ -1,0 +1,143 @@
+"""The general prior: what a model that nobody measured is expected to do, as an ordinary calibration.
+
+Residual trajectories of flow models are nearly alike over the noise level: the residual turns quickly where a run begins,
+slowly in the middle and a little quicker again at its end. So a Gram matrix over noise level can stand in for the one that a
+calibration measures. With L(s) how far the residual has turned between the highest noise level and s, and k a smooth kernel,
+
+    <r(s), r(s')> = n(s) n(s') k(|L(s) - L(s')|)
+
+is what the prior says of one stream, and ``LIKENESS`` times that of two streams of one run. n(s) is the norm: what a model's
+published ratios say of it, and constant where nothing is known.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from attrs import frozen
+
+from magpolicy import _checks
+from magpolicy._errors import ArgumentError
+from magpolicy.calibration._calibration import Calibration
+from magpolicy.calibration._gram import Floats
+from magpolicy.calibration._moments import StreamMoments
+from magpolicy.policy._curve import SINGLE, Curve
+
+PROVENANCE = "the general prior"
+LIKENESS = 0.95
+"""Inner product of two streams' residuals at the same two levels, over that within one stream."""
+
+
+@frozen
+class Directions:
+    """How the residual's direction changes over noise level; the defaults are fitted to the lab's models."""
+
+    middle: float = 2.5
+    """Rate everywhere, per unit of noise level."""
+    late: float = 14.0
+    """Rate added at noise level 0."""
+    late_range: float = 0.065
+    """Noise levels within which that fades."""
+    scale: float = 2.0
+    """Distance turned within which the kernel (Matern, 5/2) falls."""
+    start: float = 0.05
+    """Share of the residual at noise level 1 that is of the start alone, one direction that fades."""
+    start_range: float = 0.023
+    """Noise levels within which it fades."""
+    rough: float = 3e-4
+    """Share of the residual that does not move smoothly."""
+    rough_scale: float = 0.05
+    """Distance turned within which that share is another one."""
+
+    def turned(self, levels: Floats) -> Floats:
+        """(N,) how far the residual has turned between noise level 1 and each of the levels (N,)."""
+        end = self.late * self.late_range * (np.exp(-levels / self.late_range) - np.exp(-1 / self.late_range))
+        found: Floats = self.middle * (1 - levels) + end
+        return found
+
+    def cosines(self, levels: Floats) -> Floats:
+        """(N, N) inner products of unit residuals at the levels (N,)."""
+        turned = self.turned(levels)
+        far = np.abs(turned[:, None] - turned[None, :])
+        d = np.sqrt(5.0) * far / self.scale
+        smooth = (1 + d + d * d / 3) * np.exp(-d)
+        begin = np.sqrt(self.start) * np.exp(-(1 - levels) / self.start_range)
+        whole = smooth + self.rough * np.exp(-far / self.rough_scale) + begin[:, None] * begin[None, :]
+        size = np.sqrt(1 + self.rough + begin * begin)
+        found: Floats = whole / (size[:, None] * size[None, :])
+        return found
+
+
+DIRECTIONS = Directions()
+
+
+def prior_calibration(
+    curve: Curve | None,
+    *,
+    levels: Sequence[float],
+    streams: Sequence[str] | None = None,
+    directions: Directions = DIRECTIONS,
+) -> Calibration:
+    """The calibration that the prior expects of a run.
+
+    Args:
+        curve: magnitude ratios of the model, which say how the residual's norm changes; ``None``: it is taken for constant.
+        levels: (N,) noise levels of the run's evaluations, in the order they are made (a final 0 is dropped). Levels above 1
+            are those of a model that is no flow model, sigma; the flow level of the same ratio of noise to picture is
+            sigma / (1 + sigma).
+        streams: names of the streams; by default the curve's, else one.
+        directions: how the residual turns.
+
+    Returns:
+        Inner products are known over the whole run and between streams. Levels outside of what ``curve`` was measured at are
+        not known (nan).
+
+    Raises:
+        ArgumentError: no levels, or no streams.
+    """
+    sigmas = _checks.levels("levels", levels)
+    names = tuple(streams) if streams is not None else curve.streams if curve is not None else (SINGLE,)
+    if not names:
+        raise ArgumentError("streams=() must name at least one stream; try ('cond', 'uncond')")
+    run = None if curve is None else curve.resample(sigmas=sigmas)
+    cosines = directions.cosines(_flow_levels(np.asarray(sigmas)))
+    ratios = {name: (1.0,) * len(sigmas) if run is None else run.of(name) for name in names}
+    inside = np.ones(len(sigmas), dtype=bool) if curve is None else np.asarray(curve.covers(sigmas))
+    norms = {name: np.where(inside, np.cumprod(ratios[name]), np.nan) for name in names}
+    turned = np.maximum(0.0, 1 - np.append(1.0, np.diagonal(cosines, -1)))
+    provenance: dict[str, Any] = {"from": PROVENANCE, "norms": "constant" if curve is None else "published ratios"}
+    return Calibration(
+        sigmas=sigmas,
+        streams={
+            name: StreamMoments(_banded(norms[name], cosines), ratios[name], (0.0,) * len(sigmas), turned.tolist())
+            for name in names
+        },
+        cross={(a, b): _crossed(norms[a], norms[b], LIKENESS * cosines) for a, b in itertools.combinations(names, 2)},
+        provenance=provenance,
+    )
+
+
+def _flow_levels(levels: Floats) -> Floats:
+    """Noise levels between 0 and 1."""
+    return levels / (1 + levels) if levels.max() > 1 + 1e-6 else np.minimum(levels, 1.0)
+
+
+def _banded(norms: Floats, cosines: Floats) -> Floats:
+    """(N, N) the Gram matrix, ``[i, k]`` being of i and i-k; nan where there is no such evaluation."""
+    count = len(norms)
+    whole = norms[:, None] * norms[None, :] * cosines
+    i, k = np.arange(count)[:, None], np.arange(count)[None, :]
+    found: Floats = np.where(i >= k, whole[i, np.maximum(i - k, 0)], np.nan)
+    return found
+
+
+def _crossed(first: Floats, second: Floats, cosines: Floats) -> Floats:
+    """(N, 2N-1) inner products between two streams, ``[i, N-1+d]`` being of i and i+d."""
+    count = len(first)
+    whole = first[:, None] * second[None, :] * cosines
+    i, j = np.arange(count)[:, None], np.arange(count)[:, None] + np.arange(1 - count, count)[None, :]
+    found: Floats = np.where((j >= 0) & (j < count), whole[i, np.clip(j, 0, count - 1)], np.nan)
+    return found

@@ -1,0 +1,279 @@
+"""The general prior: a calibration of a model that nobody measured, and what becomes of a plan where it is wrong."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+
+from magpolicy import ArgumentError, Calibration, Curve, Schedule, expected_errors, plan, preset, presets
+from magpolicy.calibration import _gram
+from magpolicy.calibration._prior import DIRECTIONS, LIKENESS, Directions, prior_calibration
+from magpolicy.planning._trust import LEAST, START, ForecastTrust, persistence
+
+STEPS = 28
+LEVELS = [1 - i / STEPS for i in range(STEPS)]
+LARGEST_EXPECTED = 3.0
+"""No plan from the prior has a larger coefficient, at half to a quarter of the work."""
+
+
+def whole(calibration: Calibration) -> np.ndarray:
+    """The Gram matrix of all streams, one after another."""
+    names, n = list(calibration.streams), calibration.steps
+    i, j = np.indices((n, n))
+    blocks = {(a, a): _gram.inner(calibration.streams[a].gram, i, j) for a in names}
+    for (a, b), table in calibration.cross.items():
+        blocks[a, b] = _gram.cross_inner(table, i, j)
+        blocks[b, a] = blocks[a, b].T
+    return np.block([[blocks[a, b] for b in names] for a in names])
+
+
+levels_of_runs = st.lists(st.floats(1e-3, 1.0), min_size=2, max_size=20)
+
+
+@given(levels_of_runs, st.sampled_from([("single",), ("cond", "uncond"), ("a", "b", "c")]))
+def test_it_is_the_gram_matrix_of_some_residuals_whatever_the_levels(levels, streams):
+    gram = whole(prior_calibration(None, levels=levels, streams=streams))
+    assert np.linalg.eigvalsh(gram).min() > -1e-9
+    assert np.diag(gram) == pytest.approx(1.0)
+
+
+def test_levels_that_are_equal_have_one_residual():
+    made = prior_calibration(None, levels=[1.0, 0.6, 0.6, 0.3])
+    assert made.hold_error("single", 1, 2) == 0
+    assert made.hold_error("single", 1, 3) > 0.1
+
+
+def test_norms_and_streams_are_the_curves():
+    curve = Curve({"cond": [1.0, 1.2, 0.9, 0.8], "uncond": [1.0, 1.1, 0.9, 0.7]})
+    made = prior_calibration(curve, levels=curve.levels)
+    assert made.streams["cond"].gram[:, 0] == pytest.approx(np.cumprod(curve.ratios["cond"]) ** 2)
+    for name, ratios in curve.ratios.items():
+        assert made.curve.ratios[name] == pytest.approx(ratios)
+    i, j = np.indices((4, 4))
+    cross = _gram.cross_inner(made.cross["cond", "uncond"], i, j)
+    own = [_gram.inner(made.streams[name].gram, i, j) for name in ("cond", "uncond")]
+    assert np.diag(cross) == pytest.approx(LIKENESS * np.sqrt(np.diag(own[0]) * np.diag(own[1])))
+    assert made.provenance == {"from": "the general prior", "norms": "published ratios"}
+    assert prior_calibration(None, levels=LEVELS).provenance["norms"] == "constant"
+
+
+def test_levels_a_curve_was_not_measured_at_are_not_known():
+    curve = Curve([1.0, 1.1, 1.1], sigmas=[0.8, 0.5, 0.2])
+    made = prior_calibration(curve, levels=[1.0, 0.8, 0.5, 0.2, 0.1])
+    assert np.isnan(made.streams["single"].gram[:, 0]).tolist() == [True, False, False, False, True]
+
+
+def test_sigmas_of_other_models_are_read_by_their_ratio_of_noise_to_picture():
+    sigmas = [14.6, 5.0, 1.0, 0.25]
+    other = prior_calibration(None, levels=[s / (1 + s) for s in sigmas])
+    made = prior_calibration(None, levels=sigmas)
+    assert made.sigmas == tuple(sigmas)
+    assert np.array_equal(made.streams["single"].gram, other.streams["single"].gram, equal_nan=True)
+
+
+def test_a_run_without_levels_or_streams_is_refused():
+    with pytest.raises(ArgumentError, match="at least one stream"):
+        prior_calibration(None, levels=LEVELS, streams=())
+    with pytest.raises(ArgumentError):
+        prior_calibration(None, levels=[])
+
+
+def test_it_is_a_calibration_as_any_other(tmp_path):
+    made = prior_calibration(preset("qwen-image").curve, levels=LEVELS[:-1])
+    made.save(tmp_path / "prior.json")
+    assert plan(tmp_path / "prior.json", speedup=2) == plan(made, speedup=2)
+    assert Calibration.merge([made, made]).window == made.window
+
+
+# On the published tables.
+
+
+def rms(truth: Calibration, schedule: Schedule) -> float:
+    errors = expected_errors(truth, schedule, sigmas=truth.sigmas)
+    skipped = [e for row in errors.values() for e, computes in zip(row, schedule.mask, strict=True) if not computes]
+    return float(np.sqrt(np.mean(np.square(skipped))))
+
+
+def held(schedule: Schedule) -> Schedule:
+    return Schedule.from_mask(dict(zip(schedule.streams, schedule.masks, strict=True)))
+
+
+TURNS = {"as expected": 1.0, "half as quickly": 2.0, "twice as quickly": 0.5}
+
+
+def run_levels(curve: Curve) -> list[float]:
+    levels = curve.levels_for(STEPS)
+    return [s for s, inside in zip(levels, curve.covers(levels), strict=True) if inside]
+
+
+def shares_of_holding(curve: Curve, source: Calibration) -> dict[str, float]:
+    """The largest error of plans from ``source`` over holding, on residuals with the curve's norms, by how they turn."""
+    found = dict.fromkeys(TURNS, 0.0)
+    for part in (2, 3):
+        chosen = plan(source, computed=max(1, source.steps // part))
+        assert max((abs(c) for row in chosen.coefficients for cs in row for c in cs), default=0) < LARGEST_EXPECTED
+        for words, scale in TURNS.items():
+            directions = evolve(DIRECTIONS, scale=scale * DIRECTIONS.scale)
+            truth = prior_calibration(curve, levels=source.sigmas, directions=directions)
+            found[words] = max(found[words], rms(truth, chosen) / rms(truth, held(chosen)))
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(presets()))
+def test_a_plan_by_a_published_table_is_never_worse_than_holding_the_same_steps(name):
+    curve = preset(name).curve
+    found = shares_of_holding(curve, prior_calibration(curve, levels=run_levels(curve)))
+    assert max(found.values()) <= 1.05, found
+
+
+@pytest.mark.parametrize("name", sorted(name for name in presets() if "wan2.2-t2v" not in name))
+def test_nor_is_one_that_knows_no_norms(name):
+    """But where they grow tenfold and the residual turns twice as quickly too; and where a second expert takes over."""
+    curve = preset(name).curve
+    found = shares_of_holding(curve, prior_calibration(None, levels=run_levels(curve), streams=curve.streams))
+    assert found["as expected"] <= 1.05
+    assert found["half as quickly"] <= 1.05
+    assert found["twice as quickly"] <= 1.3
+
+
+# Coefficients have a bound, errors a floor.
+
+
+@given(st.floats(1e-9, 1e-2), st.integers(0, 3), st.sampled_from(["calibrated", "second-order"]), st.integers(2, 6))
+def test_residuals_next_to_alike_give_no_coefficient_above_the_bound(apart, seed, forecast, computed):
+    rng = np.random.default_rng(seed)
+    first, second, third = rng.normal(size=(3, 8, 16))
+    path = [first, first + apart * second, *(first + t * second + t * t * third for t in np.linspace(0.4, 1, 8))]
+    found = Calibration.from_residuals(path)
+    chosen = plan(found, computed=computed, forecast=forecast)
+    for c, error in zip(chosen.coefficients[0], chosen.modelled[0], strict=True):
+        assert max(map(abs, c), default=0) <= _gram.LARGEST
+        weights = _gram.on_residuals(c)
+        assert not c or error >= _gram.ROUNDING * math.sqrt(max(sum(w * w for w in weights) - 1, 0)) * 0.99
+    for p, j, i in [(0, 1, 2), (0, 1, 9), (1, 2, 9)]:
+        c = found.coefficient("single", p, j, i)
+        assert abs(c) <= _gram.LARGEST
+        assert found.error("single", p, j, i, c) <= found.hold_error("single", j, i) + 1e-6
+
+
+# Where the prior is wrong.
+
+WIDTH = 512
+
+
+def white(rng):
+    return rng.normal(size=(STEPS, WIDTH))
+
+
+def jumps(rng):
+    jumped = np.cumsum(rng.random(STEPS) < 0.25)
+    return rng.normal(size=(STEPS, WIDTH))[jumped] + 1e-3 * rng.normal(size=(STEPS, WIDTH))
+
+
+def walk(rng):
+    return rng.normal(size=(STEPS, WIDTH)).cumsum(axis=0)
+
+
+def period_two(rng):
+    return rng.normal(size=(2, WIDTH))[np.arange(STEPS) % 2] + 0.01 * rng.normal(size=(STEPS, WIDTH))
+
+
+def period_three(rng):
+    return rng.normal(size=(3, WIDTH))[np.arange(STEPS) % 3] + 0.01 * rng.normal(size=(STEPS, WIDTH))
+
+
+def plateaus(rng):
+    moves = np.cumsum(rng.random(STEPS) < 0.2) % 2
+    return rng.normal(size=WIDTH) + (0.2 * moves[:, None] * rng.normal(size=WIDTH)).cumsum(axis=0)
+
+
+def growing(rng):
+    path = rng.normal(size=WIDTH) + 0.06 * rng.normal(size=(STEPS, WIDTH)).cumsum(axis=0)
+    return np.exp(rng.uniform(-0.1, 0.1) * np.arange(STEPS))[:, None] * path
+
+
+def smooth(rng):
+    s = np.asarray(LEVELS)
+    return np.stack([np.ones(STEPS), s, np.sin(4 * s), np.exp(-8 * s)], axis=1) @ rng.normal(size=(4, WIDTH))
+
+
+def run(chosen: Schedule, residuals: np.ndarray, trust: ForecastTrust) -> tuple[float, float, float, float]:
+    """Squared relative errors of a run's skips, and of holding the same steps; and both since it was checked."""
+    history: list[int] = [0]
+    errors, holds, checked = [], [], []
+    for i in range(1, STEPS):
+        r, size = residuals[i], np.linalg.norm(residuals[i])
+        if chosen.mask[i]:
+            if len(history) > 1:
+                j, p = history[:2]
+                u, v = r - residuals[j], residuals[j] - residuals[p]
+                measured = {
+                    "forecast": np.linalg.norm(u - 0.7 * v) / size, "hold": np.linalg.norm(u) / size,
+                    "coefficient": 0.7, "moved": np.linalg.norm(v) / size,
+                }  # fmt: skip
+                trust = trust.after(persistence(**measured), since=LEVELS[p])
+            history = [i, *history[:2]]
+            continue
+        weights = _gram.on_residuals(trust.coefficients(chosen.coefficients[0][i]))
+        made = sum(w * residuals[at] for w, at in zip(weights, history, strict=False))
+        errors.append((np.linalg.norm(made - r) / size) ** 2)
+        holds.append((np.linalg.norm(residuals[history[0]] - r) / size) ** 2)
+        checked.append(trust.latest is not None)
+    late = np.asarray(checked)
+    return sum(errors), sum(holds), float(np.asarray(errors)[late].sum()), float(np.asarray(holds)[late].sum())
+
+
+@pytest.mark.parametrize("computed", [14, 9], ids=["1/2", "1/3"])
+@pytest.mark.parametrize("process", [white, jumps, walk, period_two, period_three, plateaus, growing])
+def test_on_residuals_the_prior_is_wrong_of_a_trusted_run_is_no_worse_than_holding(process, computed):
+    chosen = plan(prior_calibration(None, levels=LEVELS), computed=computed)
+    rng = np.random.default_rng(7)
+    paths = [process(rng) for _ in range(60)]
+    errors, holds, late_errors, late_holds = np.sum([run(chosen, path, ForecastTrust()) for path in paths], axis=0)
+    cautious = np.sum([run(chosen, path, ForecastTrust(cautious=True)) for path in paths], axis=0)
+    assert late_errors <= 1.05**2 * late_holds, "since a step has told"
+    assert cautious[0] <= 1.05**2 * cautious[1], "where skips hold until a step has told"
+    assert errors <= 1.5**2 * holds, "the skips before that, too"
+
+
+def test_smooth_residuals_are_forecast():
+    chosen = plan(prior_calibration(None, levels=LEVELS), computed=14)
+    errors, holds, *_ = run(chosen, smooth(np.random.default_rng(0)), ForecastTrust())
+    assert errors < 0.5**2 * holds
+
+
+@given(st.floats(-1, 1), st.floats(0.01, 3), st.floats(0.01, 3), st.floats(0.1, 3))
+def test_the_cosine_follows_from_what_is_measured_at_a_computed_step(cosine, hold, moved, coefficient):
+    squared = hold**2 + (coefficient * moved) ** 2 - 2 * cosine * hold * coefficient * moved
+    found = persistence(forecast=math.sqrt(max(squared, 0)), hold=hold, coefficient=coefficient, moved=moved)
+    assert found == pytest.approx(cosine, abs=1e-6)
+
+
+def test_what_says_nothing_of_the_direction():
+    for nothing in ({"hold": 0.0}, {"moved": 0.0}, {"coefficient": 0.0}, {"forecast": math.nan}, {"forecast": math.inf}):
+        assert math.isnan(persistence(**{"forecast": 0.1, "hold": 0.1, "coefficient": 0.5, "moved": 0.1, **nothing}))
+
+
+def test_skips_hold_where_the_residual_does_not_keep_its_direction():
+    fresh = ForecastTrust()
+    planned = (0.8, -0.1)
+    assert fresh.coefficients(planned) == planned
+    assert ForecastTrust(cautious=True).coefficients(planned) == ()
+    assert fresh.after(LEAST / 2).coefficients(planned) == ()
+    assert fresh.after(math.nan).coefficients(planned) == ()
+    assert fresh.after(-0.9).after(0.9).coefficients(planned) == planned
+    assert fresh.after(-0.9, since=(1 + START) / 2) == fresh, "a change of the start says nothing of what comes"
+
+
+def test_constants_are_the_fitted_ones():
+    """What is shipped is what the lab fitted to its three models, rounded."""
+    assert Directions() == DIRECTIONS
+    turned = DIRECTIONS.turned(np.asarray([1.0, 0.5, 0.05, 0.0]))
+    assert turned[0] == 0
+    assert np.all(np.diff(turned) > 0)
+    assert turned[3] == pytest.approx(2.5 + 14 * 0.065, rel=1e-3)
