@@ -226,8 +226,10 @@ class ModelCall:
         spec.images.add((residual.shape, residual.dtype, residual.device))
         if spec is not self.spec:
             self.model.remember(self.kind, spec)
-        positional = self.model.positional is not None and self.model.positional(self.kwargs)
-        if not positional and self.model.mounting.has_short_route(spec):
+        # Only an observed call has shown whether something happens between blocks, which may come to nothing this once: the
+        # ControlNet residuals of a scale of zero.
+        short = spec.observed and not (self.model.positional is not None and self.model.positional(self.kwargs))
+        if short and self.model.mounting.has_short_route(spec):
             io.clear()
             if containers is not None:
                 containers.restore()
