@@ -328,3 +328,78 @@ def test_a_forward_that_is_wrapped_between_two_calls(kit):
                         torch.testing.assert_close(net(x), expected)
                     net.__dict__.pop("forward", None)
                 assert handle.report.skipped == (1 if tied and wrapped else 4)
+
+
+@pytest.mark.parametrize("scales", [(0, 0, 1, 1), (None, 0, 1, 1), (None, None, 0, 1)])
+def test_what_is_added_between_blocks_may_come_to_nothing_at_first(kit, scales):
+    """A ControlNet whose scale is zero at the beginning, or that is not given at all: the skips after it add what is theirs."""
+
+    class Controlled(kit.Net):
+        def forward(self, x, control=None):
+            x = x * 1.0
+            for index, block in enumerate(self.blocks):
+                x = block(x)
+                if control is not None:
+                    x = x + control[index]  # at the address of the block's input, most often
+            return x
+
+    net = Controlled().eval().requires_grad_(False)
+    control = [kit.noise(index, (WIDTH,)) for index in range(len(net.blocks))]
+    residual = None
+    with magpolicy.attach(net, schedule=Schedule.from_mask([1, 0, 0, 0])) as handle, handle.run():
+        for step, scale in enumerate(scales):
+            x = kit.noise(step, (1, 4, WIDTH))
+            given = {} if scale is None else {"control": [scale * each for each in control]}
+            result = net(x, **given)
+            added = 0 if scale is None else scale * control[-1]
+            if residual is None:
+                residual = result - x
+            else:
+                assert torch.equal(result, x + residual + added)
+    assert handle.report.skipped == 3
+
+
+def test_models_that_call_each_other(kit):
+    """What a model's call comes back to it by is a part of that call."""
+
+    class Calling(kit.Net):
+        def forward(self, x, depth=0):
+            x = super().forward(x)
+            return x + self.others[0](x, depth + 1) if depth < 2 else x
+
+    one, other = (Calling().eval().requires_grad_(False) for _ in range(2))
+    one.others, other.others = [other], [one]
+    x = kit.noise(1, (1, 4, WIDTH))
+    expected = one(x)
+    mask = Schedule.from_mask([1, 1])
+    with magpolicy.attach(one, schedule=mask) as handle, magpolicy.attach(other, schedule=mask) as second:
+        with handle.run(), second.run():
+            assert torch.equal(one(x), expected)
+            assert torch.equal(one(x), expected)
+        assert (handle.report.computed, second.report.computed) == (2, 2)
+
+
+@pytest.mark.parametrize("called", [True, False], ids=["block", "layers"])
+def test_a_model_that_looks_into_its_blocks(kit, called):
+    """Blocks that are lists of layers: the model may ask for one, or run them one by one, in which case it computes."""
+
+    class Looking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(3))
+
+        def forward(self, x):
+            for block in self.blocks:
+                linear, tanh = block
+                assert block[0] is linear
+                assert len(block) == 2
+                x = block(x) if called else tanh(linear(x))
+            return x
+
+    net, x = Looking().eval().requires_grad_(False), kit.noise(1, (1, 4, WIDTH))
+    expected = net(x)
+    with magpolicy.attach(net, schedule=Schedule.from_mask([1, 0])) as handle, handle.run():
+        assert torch.equal(net(x), expected)
+        assert torch.allclose(net(x), expected)
+    assert handle.report.skipped == called
+    assert called != any("did not call the last of its blocks" in problem for problem in handle.report.problems)

@@ -27,7 +27,8 @@ _KINDS_KEPT = 64  # kinds of calls that are remembered: shapes, switches, option
 # these.
 _NOT_SO = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)
 
-_under_way: ContextVar[HostModel | None] = ContextVar("magpolicy_torch_model", default=None)
+_under_way: ContextVar[tuple[HostModel, ...]] = ContextVar("magpolicy_torch_models", default=())
+"""The models whose calls are being evaluated here, each called by the one before it."""
 
 
 class HostModel:
@@ -54,7 +55,7 @@ class HostModel:
     @property
     def under_way(self) -> bool:
         """Whether a call of this model is being evaluated in this context; a call that comes now is a part of it."""
-        return _under_way.get() is self
+        return self in _under_way.get()
 
     def evaluate(
         self,
@@ -69,7 +70,7 @@ class HostModel:
         levels: Sequence[float] | None = None,
     ) -> Any:
         """Like :func:`magpolicy_torch.evaluate`, for ``original(*args, **kwargs)``."""
-        token = _under_way.set(self)
+        token = _under_way.set((*_under_way.get(), self))
         try:
             call = ModelCall(self, run, streams, original, args, kwargs or {})
             return evaluate(run, streams, call, step=step, earliest=earliest, levels=levels)
@@ -225,8 +226,10 @@ class ModelCall:
         spec.images.add((residual.shape, residual.dtype, residual.device))
         if spec is not self.spec:
             self.model.remember(self.kind, spec)
-        positional = self.model.positional is not None and self.model.positional(self.kwargs)
-        if not positional and self.model.mounting.has_short_route(spec):
+        # Only an observed call has shown whether something happens between blocks, which may come to nothing this once: the
+        # ControlNet residuals of a scale of zero.
+        short = spec.observed and not (self.model.positional is not None and self.model.positional(self.kwargs))
+        if short and self.model.mounting.has_short_route(spec):
             io.clear()
             if containers is not None:
                 containers.restore()

@@ -32,8 +32,9 @@ class Observation:
         self._patterns: dict[int, ForwardPattern] = {}
         self._touched: set[int] = set()
         self._in_place = False
-        # The block before: its index, its result, and how often what it saw had been written to by then.
-        self._previous: tuple[int, Any, dict[int, int]] | None = None
+        # The block before: its index, its result, and what it saw, with how often each had been written to by then. They are
+        # held: a tensor made since could have the id of one that is gone.
+        self._previous: tuple[int, Any, dict[int, tuple[Tensor, int]]] | None = None
         self._input: Tensor | None = None  # image tokens of the stack's input, as the model holds them
         self._copy: Tensor | None = None  # the same before the model could write to them
         self._second: Tensor | None = None  # a copy of the second stream at the stack's input
@@ -105,9 +106,9 @@ class Observation:
         layout, entered = self.stack.layouts[index], self._input
         assert entered is not None
         if self._previous is not None:
-            before, result, versions = self._previous
+            before, result, seen = self._previous
             self._layout.link(before, result, states)
-            if any(tensor is not None and versions.get(id(tensor)) != version(tensor) for tensor in states):
+            if any(tensor is not None and seen.get(id(tensor), (None, -1))[1] != version(tensor) for tensor in states):
                 self._touched.add(index)
             more = hidden.ndim == 3 and hidden.shape[1] > entered.shape[1]
             if more and self._layout.side is None and layout.open:
@@ -126,7 +127,7 @@ class Observation:
             self._finish(index, states, result)
         else:
             seen = [*states, *(places_of(result) or ())]
-            self._previous = index, result, {id(tensor): version(tensor) for tensor in seen if tensor is not None}
+            self._previous = index, result, {id(tensor): (tensor, version(tensor)) for tensor in seen if tensor is not None}
 
     def _finish(self, last: int, states: BlockStates, result: Any) -> None:
         """After the last block: the pattern of each, and what entered and left the stack."""

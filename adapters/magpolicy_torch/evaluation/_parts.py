@@ -6,7 +6,7 @@ are not kept, so one part serves them all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from attrs import Factory, define
@@ -92,6 +92,20 @@ class Part(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(self.__dict__["shown"], name)
+
+    # A block that is a container shows what it holds, too: a model may look into it, or call that instead.
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.__dict__["shown"][index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.__dict__["shown"])
+
+    def __len__(self) -> int:
+        return len(self.__dict__["shown"])
+
+    def __bool__(self) -> bool:
+        return True
 
 
 class Probe(Part):
