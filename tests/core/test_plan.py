@@ -13,7 +13,19 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from magpolicy import ArgumentError, Calibration, Curve, Decision, Safeguard, Schedule, expected_errors, plan, preset, trade_off
+from magpolicy import (
+    ArgumentError,
+    Calibration,
+    Curve,
+    Decision,
+    Safeguard,
+    Schedule,
+    Session,
+    expected_errors,
+    plan,
+    preset,
+    trade_off,
+)
 from magpolicy.calibration._prior import prior_calibration
 from magpolicy.testing import strategies
 
@@ -550,3 +562,19 @@ def test_without_a_calibration_the_rest_computes():
     assert (replan.outcome, replan.schedule.mask[at:]) == ("computes", (True,) * (28 - at))
     with pytest.raises(ArgumentError, match="calibration=3 must be a Calibration; leave it out"):
         Safeguard(plan=chosen, calibration=3)
+
+
+@pytest.mark.parametrize(("name", "speedup"), [("quality", 1.5), ("balanced", 2.0), ("fast", 3.0)])
+def test_a_speedup_has_a_name(name, speedup):
+    assert plan("flux.1-dev", speedup=name) == plan("flux.1-dev", speedup=speedup)
+    with Session("flux.1-dev", steps=28, speedup=name) as session:
+        assert session.schedule == plan("flux.1-dev", steps=28, speedup=speedup)
+
+
+@pytest.mark.parametrize(
+    ("name", "suggested"), [("Fast", "fast"), ("balance", "balanced"), ("high-quality", "quality"), ("2.0", "balanced")]
+)
+def test_a_speed_that_is_not_known_is_one_clear_error(name, suggested):
+    for ask in (plan, lambda source, speedup: Session(source, steps=28, speedup=speedup)):
+        with pytest.raises(ArgumentError, match=rf"speedup='{name}' must be a number or one of .*; try '{suggested}'$"):
+            ask("flux.1-dev", speedup=name)

@@ -152,6 +152,18 @@ class NumberList(_ParamType):
             yield self.kind(number)
 
 
+class Speed(_ParamType):
+    """A speedup: a number, or a name that planning knows."""
+
+    name = "speedup"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return float(value)
+        except ValueError:
+            return value
+
+
 class Part(_ParamType):
     """``A:B``, the positions from A up to, not including, B."""
 

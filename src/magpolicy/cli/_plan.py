@@ -12,7 +12,7 @@ import click
 import magpolicy
 from magpolicy.calibration._forecast import FORECASTS
 from magpolicy.cli import _output
-from magpolicy.cli._params import Command, NumberList, Part, Source, examples
+from magpolicy.cli._params import Command, NumberList, Part, Source, Speed, examples
 from magpolicy.cli._preview import JSON, SOURCE, STEPS, strip_of
 from magpolicy.planning._objective import OBJECTIVES
 from magpolicy.schedule._export import FORMS
@@ -34,7 +34,9 @@ GUIDANCE = click.option("--guidance", type=float, metavar="S", help="Guidance sc
 @SOURCE
 @STEPS
 @SIGMAS
-@click.option("--speedup", type=float, metavar="X", help="Evaluations per computed one, at least.")
+@click.option(
+    "--speedup", type=Speed(), metavar="X", help="Evaluations per computed one, at least; or quality, balanced, fast."
+)
 @click.option("--computed", type=int, metavar="N", help="Or the number of computed steps.")
 @click.option("--error", type=float, metavar="E", help="Or a bound on the expected relative error of each skipped step.")
 @click.option("--max-skips", "-K", type=int, metavar="K", help="How many steps in a row may be skipped, at most.")

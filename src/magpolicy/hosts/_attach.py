@@ -110,7 +110,7 @@ def attach(
     expert_step: int | None = None,
     forecast: str | None = None,
     damping: float | None = None,
-    speedup: float | None = None,
+    speedup: float | str | None = None,
     computed: int | None = None,
     error: float | None = None,
     objective: str | None = None,
@@ -145,7 +145,7 @@ def attach(
             ``"second-order"`` (three); by default that of the plan or schedule, else hold.
         damping: factor on the linear forecast, 0 to 1.
         speedup: plan each run for this speedup, in evaluations over computed ones, instead of applying the rule, as in
-            ``attach(pipe, speedup=2.0)``; see :func:`magpolicy.plan`, also for the next four.
+            ``attach(pipe, speedup=2.0)`` or ``speedup="balanced"``; see :func:`magpolicy.plan`, also for the next four.
         computed: or for this number of computed steps.
         error: or for a bound on the expected relative error of every skipped step.
         objective: what the plan minimizes.

@@ -17,7 +17,7 @@ def plan(
     *,
     steps: int | None = None,
     sigmas: Sequence[float] | None = None,
-    speedup: float | None = None,
+    speedup: float | str | None = None,
     computed: int | None = None,
     error: float | None = None,
     max_skips: int | None = None,
@@ -48,7 +48,8 @@ def plan(
             :func:`magpolicy.simulate` takes: ratios say how long residuals are, and the general prior how they turn.
         steps: steps of the run; the calibrated number by default.
         sigmas: or the noise levels of its evaluations, in the order they are made (second-order samplers repeat some).
-        speedup: evaluations over computed evaluations, at least; >= 1.
+        speedup: evaluations over computed evaluations, at least; >= 1. Or a name: ``"quality"`` is 1.5, ``"balanced"`` 2 and
+            ``"fast"`` 3.
         computed: or the number of computed evaluations.
         error: or a bound on the expected relative error of every skipped step; as few steps as possible compute.
         max_skips: how many steps in a row may be skipped; by default as many as inner products reach. What is published with

@@ -52,7 +52,7 @@ def refine(
     run: Run,
     *,
     computed: int | Iterable[int] | None = None,
-    speedup: float | Iterable[float] | None = None,
+    speedup: float | str | Iterable[float | str] | None = None,
     runs: int = 40,
     steps: int | None = None,
     sigmas: Sequence[float] | None = None,
@@ -103,7 +103,7 @@ def refine(
 
 
 def _targets(
-    settings: PlanTarget, computed: int | Iterable[int] | None, speedup: float | Iterable[float] | None
+    settings: PlanTarget, computed: int | Iterable[int] | None, speedup: float | str | Iterable[float | str] | None
 ) -> list[PlanTarget]:
     if (computed is None) == (speedup is None):
         raise ArgumentError("computed and speedup: pass one of them; try speedup=[2.0, 3.0]")
@@ -117,7 +117,7 @@ def _targets(
 def _several(values: Any) -> tuple[Any, ...]:
     if values is None:
         return ()
-    return tuple(values) if isinstance(values, Iterable) else (values,)
+    return tuple(values) if isinstance(values, Iterable) and not isinstance(values, str) else (values,)
 
 
 @frozen

@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 from magpolicy.calibration._forecast import check_forecast
 from magpolicy.planning._objective import Objective, objective
 
+SPEEDS = {"quality": 1.5, "balanced": 2.0, "fast": 3.0}
+"""Names for speedups."""
+
+
+def named_speed(value: Any) -> Any:
+    """The speedup that a name stands for; anything but text as it is.
+
+    Raises:
+        ArgumentError: no speedup has that name.
+    """
+    if not isinstance(value, str):
+        return value
+    if value not in SPEEDS:
+        close = difflib.get_close_matches(value.lower(), SPEEDS, n=1)
+        known = ", ".join(f"{name!r} ({speed:g})" for name, speed in SPEEDS.items())
+        hint = close[0] if close else "balanced"
+        raise ArgumentError(f"speedup={_checks._short(value)} must be a number or one of {known}; try {hint!r}")
+    return SPEEDS[value]
+
+
+def _speed(value: float | str | None) -> float | None:
+    number: float | None = named_speed(value)
+    return number
+
 
 @frozen(kw_only=True)
 class PlanTarget:
     """Arguments of :func:`magpolicy.plan`, checked; ``None``: as the source says."""
 
-    speedup: float | None = None
+    speedup: float | None = field(default=None, converter=_speed)
     computed: int | None = None
     error: float | None = None
     max_skips: int | None = None

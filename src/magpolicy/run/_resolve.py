@@ -37,7 +37,7 @@ def resolve(
     expert_step: int | None = None,
     forecast: str | None = None,
     damping: float | None = None,
-    speedup: float | None = None,
+    speedup: float | str | None = None,
     computed: int | None = None,
     error: float | None = None,
     objective: str | Objective | None = None,

@@ -68,7 +68,7 @@ class Session:
         expert_step: int | None = None,
         forecast: str | None = None,
         damping: float | None = None,
-        speedup: float | None = None,
+        speedup: float | str | None = None,
         computed: int | None = None,
         error: float | None = None,
         objective: str | None = None,
