@@ -55,7 +55,7 @@ class Denoiser:
         self.context: ContextVar[str | None] = ContextVar("magpolicy_cache_context", default=None)
         """The name that ``cache_context`` gave the call under way."""
         self._driver, self._streams, self._otherwise = driver, streams, otherwise
-        self._front = CallInterceptor(module, self._called)
+        self._interceptor = CallInterceptor(module, self._called)
         self.takes_cache = hasattr(module, "cache_context")
         """Whether diffusers' caches can be enabled on it, and its calls be named."""
         self._named = _NamesCalls(module, self.context) if self.takes_cache else None
@@ -63,7 +63,7 @@ class Denoiser:
     def install(self) -> None:
         """Put the patches on."""
         self.stack.claim()
-        self._front.install()
+        self._interceptor.install()
         if self._named is not None:
             self._named.install()
 
@@ -71,7 +71,7 @@ class Denoiser:
         """Take them off."""
         if self._named is not None:
             self._named.remove()
-        self._front.remove()
+        self._interceptor.remove()
         self.stack.release()
 
     def _called(self, original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 from attrs import evolve
+from benchmarks.quality.trust import LEAST, START, ForecastTrust, persistence
 from hypothesis import given
 from hypothesis import strategies as st
 
 from magpolicy import ArgumentError, Calibration, Curve, Schedule, expected_errors, plan, preset, presets
 from magpolicy.calibration import _gram
 from magpolicy.calibration._prior import DIRECTIONS, LIKENESS, Directions, prior_calibration
-from magpolicy.planning._trust import LEAST, START, ForecastTrust, persistence
 
 STEPS = 28
 LEVELS = [1 - i / STEPS for i in range(STEPS)]

@@ -33,7 +33,11 @@ LIKENESS = 0.95
 
 @frozen
 class Directions:
-    """How the residual's direction changes over noise level; the defaults are fitted to the lab's models."""
+    """How the residual's direction changes over noise level.
+
+    The defaults are fitted to the three models of the lab (benchmarks/quality/fit_prior.py), but for ``start``, which was
+    chosen by comparing plans on them.
+    """
 
     middle: float = 2.5
     """Rate everywhere, per unit of noise level."""

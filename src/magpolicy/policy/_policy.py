@@ -12,7 +12,8 @@ from magpolicy import _checks
 from magpolicy._errors import ArgumentError, RunError
 from magpolicy.policy._curve import SINGLE, Curve
 from magpolicy.policy._decision import Decision
-from magpolicy.policy._semantics import Semantics, semantics
+from magpolicy.policy._semantics import Semantics
+from magpolicy.policy._semantics import semantics as semantics_of
 from magpolicy.policy._step_table import Limits, StepTable, build_step_tables
 
 STATE_VERSION = 1
@@ -48,7 +49,7 @@ class MagPolicy:
     __module__ = "magpolicy"
 
     __slots__ = (
-        "_before", "_computed", "_gates", "_how", "_ineligible", "_max_skips", "_one", "_pending", "_ratios", "_steps",
+        "_before", "_computed", "_gates", "_ineligible", "_max_skips", "_one", "_pending", "_ratios", "_semantics", "_steps",
         "_strict", "_threshold", "_zero", "accumulated_error", "accumulated_ratio", "skips", "step",
     )  # fmt: skip
 
@@ -64,7 +65,7 @@ class MagPolicy:
         forced: Iterable[int] = (),
         semantics: str | Semantics | None = None,
     ) -> None:
-        how = _semantics(semantics)
+        resolved = semantics_of(semantics)
         curve = Curve(ratios)
         limits = Limits(
             retention=_checks.number("retention", retention, 0, 1, example="0.2"),
@@ -72,22 +73,22 @@ class MagPolicy:
             end_step=end_step,
             forced=forced,
         )
-        table = build_step_tables(curve, len(curve), None, limits, how)[SINGLE]
-        self._prepare(table, check_rule(threshold, max_skips), how)
+        table = build_step_tables(curve, len(curve), None, limits, resolved)[SINGLE]
+        self._prepare(table, check_rule(threshold, max_skips), resolved)
 
     @classmethod
-    def _from_table(cls, table: StepTable, rule: tuple[float, int], how: Semantics) -> MagPolicy:
+    def _from_table(cls, table: StepTable, rule: tuple[float, int], semantics: Semantics) -> MagPolicy:
         policy = cls.__new__(cls)
-        policy._prepare(table, rule, how)
+        policy._prepare(table, rule, semantics)
         return policy
 
-    def _prepare(self, table: StepTable, rule: tuple[float, int], how: Semantics) -> None:
-        number = np.float32 if how.precision == "float32" else float
+    def _prepare(self, table: StepTable, rule: tuple[float, int], semantics: Semantics) -> None:
+        number = np.float32 if semantics.precision == "float32" else float
         self._ratios, self._gates, self._steps = table.ratios, table.gates, len(table.ratios)
         self._threshold, self._max_skips = number(rule[0]), rule[1]
-        self._strict = how.comparison == "<"
-        self._how, self._one, self._zero = how, number(1), number(0)
-        self._ineligible = how.ineligible == "keep"
+        self._strict = semantics.comparison == "<"
+        self._semantics, self._one, self._zero = semantics, number(1), number(0)
+        self._ineligible = semantics.ineligible == "keep"
         self.reset()
 
     def reset(self, step: int = 0) -> None:
@@ -101,7 +102,7 @@ class MagPolicy:
         self.step = step
         self.accumulated_ratio: Any = self._one
         self.accumulated_error: Any = self._zero
-        self.skips = self._how.initial_skips
+        self.skips = self._semantics.initial_skips
         self._computed = False
         self._pending: tuple[Any, Any, int] | None = None
         self._before: tuple[int, Any] | None = None
@@ -134,7 +135,7 @@ class MagPolicy:
             self._pending = None
             return Decision.NO_RESIDUAL
         ratio = self.accumulated_ratio * self._ratios[i]
-        error_kind = self._how.error
+        error_kind = self._semantics.error
         if error_kind == "absolute":
             error = self.accumulated_error + abs(self._one - ratio)
         elif error_kind == "signed":
@@ -177,7 +178,7 @@ class MagPolicy:
 
     def _keeps(self, decision: Decision) -> bool:
         if decision is Decision.FORBIDDEN:
-            return self._how.forbidden_effect == "bypass"
+            return self._semantics.forbidden_effect == "bypass"
         return self._ineligible and decision in _INELIGIBLE
 
     def _advance_to(self, step: int) -> None:
@@ -236,7 +237,6 @@ class MagPolicy:
 
 
 _INELIGIBLE = frozenset({Decision.RETENTION, Decision.WINDOW, Decision.UNCALIBRATED})
-_semantics = semantics  # the argument of the same name hides it
 
 
 class ScheduledPolicy:

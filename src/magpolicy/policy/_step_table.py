@@ -52,34 +52,34 @@ class Limits:
 
 
 def build_step_tables(
-    curve: Curve, steps: int, sigmas: Sequence[float] | None, limits: Limits, how: Semantics
+    curve: Curve, steps: int, sigmas: Sequence[float] | None, limits: Limits, semantics: Semantics
 ) -> dict[str, StepTable]:
     """The step table of every stream of ``curve`` for a run of ``steps`` steps at noise levels ``sigmas`` (if known).
 
     Raises:
         ArgumentError: limits that do not fit the run.
     """
-    tables = _transformed(curve, how)
-    index, ratios, covered = _read(tables, steps, sigmas, how)
-    shared = _shared_gates(steps, limits, how, index)
-    number = np.float32 if how.precision == "float32" else float
+    tables = _transformed(curve, semantics)
+    index, ratios, covered = _read(tables, steps, sigmas, semantics)
+    shared = _shared_gates(steps, limits, semantics, index)
+    number = np.float32 if semantics.precision == "float32" else float
     found = {}
     for lane, (stream, values) in enumerate(ratios.items()):
         gates = list(shared)
         for i in range(steps):
-            if how.ratio_bound is not None and abs(1 - values[i]) > how.ratio_bound and gates[i] is None:
+            if semantics.ratio_bound is not None and abs(1 - values[i]) > semantics.ratio_bound and gates[i] is None:
                 gates[i] = Decision.RATIO_BOUND
             if not covered[i]:
                 gates[i] = Decision.UNCALIBRATED
-        _retain(gates, steps, limits, how, lane)
+        _retain(gates, steps, limits, semantics, lane)
         found[stream] = StepTable(tuple(number(v) for v in values), tuple(gates))
     return found
 
 
-def _transformed(curve: Curve, how: Semantics) -> Curve:
-    if how.transform == "sqrt":
+def _transformed(curve: Curve, semantics: Semantics) -> Curve:
+    if semantics.transform == "sqrt":
         ratios = {name: [v**0.5 for v in values] for name, values in curve.ratios.items()}
-    elif how.transform == "mean":
+    elif semantics.transform == "mean":
         mean = np.mean(list(curve.ratios.values()), axis=0).tolist()
         ratios = dict.fromkeys(curve.ratios, mean)
     else:
@@ -88,19 +88,19 @@ def _transformed(curve: Curve, how: Semantics) -> Curve:
 
 
 def _read(
-    curve: Curve, steps: int, sigmas: Sequence[float] | None, how: Semantics
+    curve: Curve, steps: int, sigmas: Sequence[float] | None, semantics: Semantics
 ) -> tuple[list[int] | None, dict[str, tuple[float, ...]], Sequence[bool]]:
     """Table entry, ratios per stream, and whether the table reaches there, for each step."""
-    if how.interpolation == "noise_level":
+    if semantics.interpolation == "noise_level":
         target = curve.levels_for(steps) if sigmas is None else tuple(sigmas)
         ratios = curve.resample(sigmas=target) if sigmas is not None else curve.resample(steps=steps)
         return None, dict(ratios.ratios), curve.covers(target)
     length = len(curve)
-    if how.interpolation == "linear":
+    if semantics.interpolation == "linear":
         where = np.arange(steps) * ((length - 1) / max(steps - 1, 1))
         read = {name: np.interp(where, np.arange(length), values) for name, values in curve.ratios.items()}
         return None, {name: tuple(values.tolist()) for name, values in read.items()}, [True] * steps
-    index = _indices(length, curve.first_step, steps, how)
+    index = _indices(length, curve.first_step, steps, semantics)
     inside = [0 <= i < length for i in index]
     found = {
         name: tuple(values[i] if ok else 1.0 for i, ok in zip(index, inside, strict=True))
@@ -109,70 +109,70 @@ def _read(
     return index, found, inside
 
 
-def _indices(length: int, first_step: int, steps: int, how: Semantics) -> list[int]:
-    if how.interpolation == "none":
+def _indices(length: int, first_step: int, steps: int, semantics: Semantics) -> list[int]:
+    if semantics.interpolation == "none":
         return [i - first_step for i in range(steps)]
-    single = -1 if how.single_step == "last" else 0
-    if steps == 1 or how.interpolation == "round":
+    single = -1 if semantics.single_step == "last" else 0
+    if steps == 1 or semantics.interpolation == "round":
         return nearest_indices(length, steps, single=single)
     scale = (length - 1) / (steps - 1)
-    if how.interpolation == "linspace":
+    if semantics.interpolation == "linspace":
         where = np.round(np.linspace(0, length - 1, steps))
-    elif how.interpolation == "round32":
+    elif semantics.interpolation == "round32":
         where = np.rint(np.arange(steps, dtype=np.float32) * np.float32(scale))
     else:
         where = np.floor(np.arange(steps) * scale)
     return where.astype(int).tolist()  # type: ignore[no-any-return]
 
 
-def _shared_gates(steps: int, limits: Limits, how: Semantics, index: list[int] | None) -> list[Gate]:
+def _shared_gates(steps: int, limits: Limits, semantics: Semantics, index: list[int] | None) -> list[Gate]:
     first, last = _checks.window(limits.start_step, limits.end_step, steps)
     forced = set(_checks.positions("forced", limits.forced, steps))
-    if how.last_step == "compute":
+    if semantics.last_step == "compute":
         forced.add(steps - 1)
-    if how.forbidden_of is not None:
-        index = nearest_indices(how.forbidden_of, steps)
+    if semantics.forbidden_of is not None:
+        index = nearest_indices(semantics.forbidden_of, steps)
     gates: list[Gate] = [None] * steps
     for i in range(steps):
         if i in forced:
             gates[i] = Decision.FORCED
         elif not first <= i <= last:
             gates[i] = Decision.WINDOW
-        elif index is not None and index[i] == how.forbidden_index:
+        elif index is not None and index[i] == semantics.forbidden_index:
             gates[i] = Decision.FORBIDDEN
     return gates
 
 
-def _retain(gates: list[Gate], steps: int, limits: Limits, how: Semantics, lane: int) -> None:
+def _retain(gates: list[Gate], steps: int, limits: Limits, semantics: Semantics, lane: int) -> None:
     """Close the leading steps of each stage. ``lane`` is the stream's place among the calls of a step."""
-    share = limits.retention if how.constant_retention is None else how.constant_retention
-    switch = _switch(steps, limits, how)
+    share = limits.retention if semantics.constant_retention is None else semantics.constant_retention
+    switch = _switch(steps, limits, semantics)
     if switch is None:
-        closed = [*range(_leading(steps, share, how, lane))]
-    elif how.experts == "second_only":
-        closed = [*range(switch + _leading(steps - switch, share, how, lane))]
-    elif how.boundary == "strict":
+        closed = [*range(_leading(steps, share, semantics, lane))]
+    elif semantics.experts == "second_only":
+        closed = [*range(switch + _leading(steps - switch, share, semantics, lane))]
+    elif semantics.boundary == "strict":
         bound = np.float32(2 * (steps - switch) * share + 2 * switch)
         low = [i for i in range(switch, steps) if np.float32(2 * i + lane % 2) <= bound]
-        closed = [*range(_leading(switch, share, how, lane)), *low]
+        closed = [*range(_leading(switch, share, semantics, lane)), *low]
     else:
-        low = [*range(switch, switch + _leading(steps - switch, share, how, lane))]
-        closed = [*range(_leading(switch, share, how, lane)), *low]
+        low = [*range(switch, switch + _leading(steps - switch, share, semantics, lane))]
+        closed = [*range(_leading(switch, share, semantics, lane)), *low]
     for i in closed:
         if i < steps and gates[i] is not Decision.FORCED:
             gates[i] = Decision.RETENTION
-    if switch is not None and switch < steps and how.boundary == "reset":
+    if switch is not None and switch < steps and semantics.boundary == "reset":
         gates[switch] = Decision.NO_RESIDUAL
 
 
-def _switch(steps: int, limits: Limits, how: Semantics) -> int | None:
-    if limits.expert_step is None or how.experts == "one":
+def _switch(steps: int, limits: Limits, semantics: Semantics) -> int | None:
+    if limits.expert_step is None or semantics.experts == "one":
         return None
     return min(limits.expert_step, steps)
 
 
-def _leading(steps: int, share: float, how: Semantics, lane: int) -> int:
-    if how.retention == "per_call":
+def _leading(steps: int, share: float, semantics: Semantics, lane: int) -> int:
+    if semantics.retention == "per_call":
         # Calls of two streams are counted together, cond first; those before int(2*N*R) compute.
         return max(0, -(-(int(2 * steps * share) - lane % 2) // 2))
-    return _RETAINED[how.retention](steps, share)
+    return _RETAINED[semantics.retention](steps, share)

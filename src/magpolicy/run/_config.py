@@ -137,19 +137,13 @@ class RunConfig(abc.ABC):
 
 
 @frozen(kw_only=True)
-class Rule(RunConfig):
-    """The magnitude-aware rule, on a curve."""
+class FromCurve(RunConfig):
+    """What is made from magnitude ratios, or from a calibration, which has them too."""
 
     curve: Curve
-    threshold: float
-    max_skips: int
-    limits: Limits
-    semantics: Semantics
     source: str
     preset: Preset | None = None
     calibration: Calibration | None = None
-    forecast: str | None = None
-    damping: float = 1.0
     _last: dict[Any, Any] = field(factory=dict, eq=False, repr=False)
 
     @property
@@ -163,6 +157,22 @@ class Rule(RunConfig):
     @property
     def levels(self) -> tuple[float, ...]:
         return self.curve.levels
+
+    def with_streams(self, bases: Mapping[str, str]) -> RunConfig:
+        curve = _with_streams(self.curve, bases)
+        return self if curve is self.curve else evolve(self, curve=curve, last={})
+
+
+@frozen(kw_only=True)
+class Rule(FromCurve):
+    """The magnitude-aware rule, on a curve."""
+
+    threshold: float
+    max_skips: int
+    limits: Limits
+    semantics: Semantics
+    forecast: str | None = None
+    damping: float = 1.0
 
     @property
     def joint(self) -> Joint:
@@ -196,10 +206,6 @@ class Rule(RunConfig):
             return self
         return evolve(self, limits=evolve(self.limits, expert_step=step))
 
-    def with_streams(self, bases: Mapping[str, str]) -> RunConfig:
-        curve = _with_streams(self.curve, bases)
-        return self if curve is self.curve else evolve(self, curve=curve, last={})
-
     def _lay_out(self, steps: int, sigmas: Levels) -> Any:
         limits = self.limits
         if limits.expert_step is None and self.preset is not None and self.semantics.experts != "one":
@@ -216,29 +222,12 @@ class Rule(RunConfig):
 
 
 @frozen(kw_only=True)
-class Plan(RunConfig):
+class Plan(FromCurve):
     """A target: each run is planned for it once its length is known."""
 
-    curve: Curve
     target: PlanTarget
-    source: str
-    preset: Preset | None = None
-    calibration: Calibration | None = None
-    _last: dict[Any, Any] = field(factory=dict, eq=False, repr=False)
 
     schedules = True
-
-    @property
-    def given(self) -> Any:
-        return self.preset or self.calibration or self.curve
-
-    @property
-    def streams(self) -> tuple[str, ...]:
-        return self.curve.streams
-
-    @property
-    def levels(self) -> tuple[float, ...]:
-        return self.curve.levels
 
     @property
     def forecast(self) -> str | None:
@@ -273,10 +262,6 @@ class Plan(RunConfig):
         if scale is None or self.target.guidance is not None or len(self.streams) != 2:
             return self
         return evolve(self, target=evolve(self.target, guidance=scale))
-
-    def with_streams(self, bases: Mapping[str, str]) -> RunConfig:
-        curve = _with_streams(self.curve, bases)
-        return self if curve is self.curve else evolve(self, curve=curve, last={})
 
     def _plan(self, steps: int, sigmas: Levels, first: int) -> PreparedRun:
         from magpolicy.planning._planner import solve  # late: most runs follow the rule

@@ -1,5 +1,7 @@
 """Whether forecasts are believed: what computed steps say of them, and what the next skips use.
 
+This is a design with its laws tested, and no run consults it yet: sessions have the safeguard alone.
+
 A forecast goes on in the direction in which the residual moved last. At a computed step it is known whether the residual
 really did: with u its change since the residual computed before, and v the change before that, the cosine of u and v tells. It
 follows from what is measured there anyway, the errors of a forecast and of holding. Where residuals do not keep their
