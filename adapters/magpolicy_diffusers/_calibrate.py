@@ -51,25 +51,34 @@ def load(
 
 
 def calls(
-    pipe: Any, prompts: Sequence[str], steps: int, *, seed: int = 0, options: Mapping[str, Any] | None = None
+    pipe: Any,
+    prompts: Sequence[str],
+    steps: int | None,
+    *,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+    output_type: str = "latent",
 ) -> list[dict[str, Any]]:
     """The arguments of one call of ``pipe`` for each prompt (one call without, if there is none), each with its own noise.
 
     Args:
+        steps: of a run; ``None`` is the pipeline's own number.
         options: further arguments; those that are ``None`` are left out.
+        output_type: what is returned, unless ``options`` say it; by default latents, which nobody looks at.
 
     Raises:
         ArgumentError: the pipeline does not take one of them.
     """
     takes = inspect.signature(type(pipe).__call__).parameters
-    given = {name: value for name, value in (options or {}).items() if value is not None} | {"num_inference_steps": steps}
+    options = dict(options or {}) | {"num_inference_steps": steps}
+    given = {name: value for name, value in options.items() if value is not None}
     if prompts:
         given["prompt"] = None
     for name in given:
         if name not in takes:
             raise ArgumentError(f"{name} is no argument of {type(pipe).__name__}; it takes {', '.join(list(takes)[1:])}")
     if "output_type" in takes:
-        given.setdefault("output_type", "latent")  # pictures are not looked at
+        given.setdefault("output_type", output_type)
     found = []
     for place in range(max(len(prompts), 1)):
         call = dict(given)
