@@ -14,7 +14,7 @@ from magpolicy._checks import MAX_STEPS
 from magpolicy._errors import require
 from magpolicy.cli import _output
 
-_LOADING = ("dtype", "device", "offload")
+_LOADING = ("dtype", "device", "offload", "trust_remote_code")
 
 
 def _assignments(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
@@ -49,6 +49,7 @@ _OPTIONS = (
     click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Data type of its weights."),
     click.option("--device", metavar="NAME", help="Device that it runs on; by default the accelerator, if there is one."),
     click.option("--offload", is_flag=True, help="Keep parts of the pipeline in main memory while they are not used."),
+    click.option("--trust-remote-code", is_flag=True, help="Run the code that comes with the weights, if there is any."),
 )
 
 
