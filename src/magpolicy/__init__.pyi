@@ -2,6 +2,7 @@
 from ._errors import (
     AdapterError,
     ArgumentError,
+    LibraryWarning,
     MagPolicyError,
     MissingExtraError,
     PlanWarning,
@@ -44,6 +45,7 @@ __all__ = [
     "CompileRequest",
     "Curve",
     "Decision",
+    "LibraryWarning",
     "MagPolicy",
     "MagPolicyError",
     "MissingExtraError",
