@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -51,9 +52,9 @@ def preset(name: str | Path) -> Preset:
 
 def named(name: str | Path) -> PresetMatches:
     """Every preset of that name or alias; :func:`preset` returns the first of them."""
-    if isinstance(name, Path) or names_a_file(str(name)):
+    found = PresetMatches() if isinstance(name, Path) else PresetMatches(Listing().every(name))
+    if isinstance(name, Path) or (names_a_file(name) and (not found or os.path.exists(name))):
         return PresetMatches([load_preset(name)])
-    found = PresetMatches(Listing().every(str(name)))
     if not found:
         import difflib
 
