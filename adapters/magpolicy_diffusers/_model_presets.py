@@ -14,6 +14,7 @@ from magpolicy_diffusers._pipeline import models_of
 from magpolicy_diffusers._provenance import config_of, identity, repo_of, repos
 from magpolicy_torch import adapter
 from magpolicy_torch.adapter import unwrap
+from torch import nn
 
 
 @frozen
@@ -92,8 +93,10 @@ def presets_of(target: Any) -> list[Preset | str]:
 def kept_of(target: Any) -> PresetMatches:
     """The user's calibrations of a pipeline or model: by its identity, and by an alias that is its repo id."""
     modules = models_of(target)
+    aliased = [name for repo in repos(target, *modules) for name, calibrated in _by_repo(repo) if calibrated]
+    if not isinstance(modules[0], nn.Module):  # a pipeline without a denoiser that is known
+        return PresetMatches.of(aliased)
     pipe = None if modules[0] is unwrap(target) else target
-    aliased = (name for repo in repos(target, *modules) for name, calibrated in _by_repo(repo) if calibrated)
     return PresetMatches.of([*kept_for(identity(pipe, modules)), *aliased])
 
 

@@ -148,17 +148,18 @@ def test_what_is_there_is_listed_and_forgotten(home):
     known = {"identity": identity.to_dict()}
     kept = magpolicy.keep(made("mine", provenance=known))
     left = remember(identity, made(""))
+    learned = f"{identity.name(['cond'])} (learned)"
     (home / "broken.json").write_text("{")
     found = {entry.name: entry for entry in entries()}
     assert {name: (e.learned, bool(e.problem), e.identity.repo) for name, e in found.items()} == {
         "mine": (False, False, "org/flux"),
         "broken.json": (False, True, ""),
-        identity.name(["cond"]): (True, False, "org/flux"),
+        learned: (True, False, "org/flux"),
     }
     with pytest.raises(PresetError, match="name='mime' is not in .*did you mean mine"):
         forget("mime")
     assert forget("MINE") == kept
-    assert forget(identity.name(["cond"])) == left
+    assert forget(learned) == left
     assert forget("broken.json") == home / "broken.json"
     assert entries() == ()
     with pytest.raises(PresetError, match="magpolicy library list"):

@@ -50,6 +50,11 @@ def stack_for(module: nn.Module, request: AttachRequest, find: Callable[[nn.Modu
     return stack
 
 
+def identity_of_module(module: nn.Module) -> ModelIdentity:
+    """The identity of a module of no host, and where it was loaded from, as models of transformers tell it."""
+    return identity_of(module, repo=repo_and_part(str(getattr(unwrap(module, peft=True), "name_or_path", "") or ""))[0])
+
+
 class Handle(AttachedToLoop):
     """A policy attached to a module whose forward is called in your own loop.
 
@@ -140,7 +145,7 @@ class Handle(AttachedToLoop):
 
     @property
     def identity(self) -> ModelIdentity:
-        return identity_of(self.module, repo=repo_and_part(str(getattr(self.module, "name_or_path", "") or ""))[0])
+        return identity_of_module(self.module)
 
     @property
     def _name(self) -> str:

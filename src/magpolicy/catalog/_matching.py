@@ -26,8 +26,11 @@ class PresetMatches(tuple[Preset, ...]):
         Raises:
             PresetError: one of the names is not known.
         """
-        every = [preset for name in names for preset in ([name] if isinstance(name, Preset) else named(name))]
-        return cls({preset.name: preset for preset in every}.values())
+        every: dict[tuple[str, bool], Preset] = {}
+        for name in names:
+            for preset in [name] if isinstance(name, Preset) else named(name):
+                every.setdefault((preset.name, preset.calibration is None), preset)
+        return cls(every.values())
 
     def with_settings(self, wanted: Iterable[str]) -> Preset:
         """The first preset that has the settings of the rule in ``wanted``; if none has them all, the first preset.
