@@ -33,7 +33,7 @@ class Outcome:
     seconds: float
     """All calls together, from the prompt to the picture."""
     media: Sequence[NDArray[Any]]
-    """Pictures ``(1, height, width, channels)`` and videos ``(frames, height, width, channels)`` in [0, 1], of all calls."""
+    """Pictures ``(1, height, width, channels)`` and videos ``(frames, height, width, channels)`` in bytes, of all calls."""
     report: Any = None
     """What the last call did; ``None`` for the full run."""
 
@@ -122,21 +122,24 @@ def _media_of(made: Any, pipe: Any) -> list[NDArray[Any]]:
     """
     first = next(iter(made.values())) if isinstance(made, Mapping) else made[0] if isinstance(made, tuple) else made
     found = [_as_frames(item) for item in first] if isinstance(first, (list, np.ndarray, torch.Tensor)) else []
-    if not found or any(frames.ndim != 4 or frames.shape[-1] not in (1, 3) for frames in found):
+    if not found or any(frames.ndim != 4 or frames.dtype != np.uint8 or frames.shape[-1] not in (1, 3) for frames in found):
         raise AdapterError(f"{type(pipe).__name__} returned no pictures or videos, so there is nothing to compare")
     return found
 
 
 def _as_frames(item: Any) -> NDArray[Any]:
-    """One picture or video as ``(frames, height, width, channels)``."""
+    """One picture or video as bytes ``(frames, height, width, channels)``, or something else where it is neither."""
     if isinstance(item, torch.Tensor):
-        item = item.float().cpu().numpy()
-        item = np.moveaxis(item, -3, -1) if item.ndim >= 3 else item
+        values = item.float().cpu().numpy()
+        return _as_bytes(np.moveaxis(values, -3, -1)) if values.ndim in (3, 4) else values
     several = isinstance(item, list)
     values = np.stack([np.asarray(frame) for frame in item]) if several else np.asarray(item)
-    if values.dtype == np.uint8:
-        values = values[..., :3].astype(np.float32) / 255  # pictures of PIL, without their transparency
-    if values.ndim == (3 if several else 2):
-        values = values[..., None]
-    values = values if values.ndim == 4 else values[None]
-    return np.nan_to_num(values.astype(np.float32)).clip(0, 1)
+    return _as_bytes(values[..., None] if values.ndim == 2 + several else values)
+
+
+def _as_bytes(values: NDArray[Any]) -> NDArray[Any]:
+    """The frames as they are written to files; without transparency."""
+    values = values[..., :3] if values.shape[-1] == 4 else values
+    if values.dtype != np.uint8:
+        values = (np.nan_to_num(values).clip(0, 1) * 255).round().astype(np.uint8)
+    return values if values.ndim == 4 else values[None]

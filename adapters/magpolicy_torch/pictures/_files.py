@@ -78,25 +78,24 @@ def save(path: Path, frames: NDArray[Any]) -> Path:
 
     Args:
         path: the file, without its ending.
-        frames: ``(frames, height, width, channels)`` in [0, 1], one channel or three.
+        frames: ``(frames, height, width, channels)`` in bytes, one channel or three.
 
     Raises:
         MissingExtraError: Pillow is not installed.
     """
     image = require("PIL.Image", "evaluate")
-    bytes_ = (frames * 255).round().astype(np.uint8)
-    bytes_ = np.repeat(bytes_, 3, axis=3) if bytes_.shape[3] == 1 else bytes_
-    if len(bytes_) == 1:
-        image.fromarray(bytes_[0]).save(path.with_suffix(".png"))
+    rgb = np.repeat(frames, 3, axis=3) if frames.shape[3] == 1 else frames
+    if len(rgb) == 1:
+        image.fromarray(rgb[0]).save(path.with_suffix(".png"))
         return path.with_suffix(".png")
     try:
         require("av", "evaluate")
         imageio = require("imageio.v3", "evaluate")
     except MissingExtraError:
         path.mkdir(exist_ok=True)
-        for place, frame in enumerate(bytes_):
+        for place, frame in enumerate(rgb):
             image.fromarray(frame).save(path / f"{place:04}.png")
         return path
-    even = bytes_[:, : bytes_.shape[1] // 2 * 2, : bytes_.shape[2] // 2 * 2]  # the codec takes no odd sizes
+    even = rgb[:, : rgb.shape[1] // 2 * 2, : rgb.shape[2] // 2 * 2]  # the codec takes no odd sizes
     imageio.imwrite(path.with_suffix(".mp4"), even, plugin="pyav", codec="libx264", fps=_FPS)
     return path.with_suffix(".mp4")

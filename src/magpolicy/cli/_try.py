@@ -136,10 +136,16 @@ def _figures(outcomes: Sequence[Any]) -> tuple[list[dict[str, Any]], dict[str, s
             pairs = zip(full.media, outcome.media, strict=True)
             mean = similarity.Similarity.mean([meter.compare(a, b, outcome.name) for a, b in pairs])
             near = {name: getattr(mean, name) for name in _HEADERS}
-        about = {"computed": report.computed, "steps": report.computed + report.skipped} if report is not None else {}
-        speed = {"seconds": outcome.seconds, "speedup": full.seconds / outcome.seconds}
-        rows.append({"run": outcome.name, "computed": None, "steps": None} | about | speed | near)
+        rows.append({"run": outcome.name, **_steps_of(outcomes, report), "seconds": outcome.seconds} | near)
+        rows[-1]["speedup"] = full.seconds / outcome.seconds
+        rows[-1]["by"] = "" if report is None else report.source
     return rows, missing | (meter.missing if meter is not None else {})
+
+
+def _steps_of(outcomes: Sequence[Any], report: Any) -> dict[str, int]:
+    """How many steps a run had, which the full run does not tell, and how many it computed."""
+    steps = next(other.computed + other.skipped for other in (one.report for one in outcomes) if other is not None)
+    return {"steps": steps, "computed": steps if report is None else report.computed}
 
 
 def _write(folder: Path, outcomes: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -157,7 +163,7 @@ def _write(folder: Path, outcomes: Sequence[Any], rows: Sequence[Mapping[str, An
 
 def _beside(row: Mapping[str, Any]) -> tuple[str, ...]:
     seconds = f"{row['seconds']:.1f} s"
-    if row["computed"] is None:
+    if row["run"] == "full":
         return row["run"], seconds
     near = f"PSNR {row['psnr']:.1f} dB" if row["psnr"] is not None else ""
     return row["run"], f"{seconds}, {row['speedup']:.2f}x", near
@@ -181,6 +187,8 @@ def _say(result: Mapping[str, Any], outcomes: Sequence[Any]) -> None:
     for outcome in outcomes:
         if outcome.report is not None and outcome.report.schedule is not None:
             _output.say_strip(f"{outcome.name}: {outcome.report.schedule}")
+    for source in dict.fromkeys(row["by"] for row in rows if row["by"]):
+        _output.say(f"by {source}")
     _output.say_list("without a figure", (f"{_HEADERS[name]}: {why}" for name, why in result["missing"].items()))
     _output.say()
     _output.say(f"picture: {result['picture']}")
@@ -188,6 +196,6 @@ def _say(result: Mapping[str, Any], outcomes: Sequence[Any]) -> None:
 
 
 def _cells(row: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
-    computed = None if row["computed"] is None else f"{row['computed']} of {row['steps']}"
+    computed = f"{row['computed']} of {row['steps']}"
     near = [None if row[n] is None else f"{row[n]:.2f}" if n == "psnr" else f"{row[n]:.4f}" for n in names]
     return [row["run"], computed, f"{row['seconds']:.2f}", f"{row['speedup']:.2f}x", *near]

@@ -22,9 +22,7 @@ def flux(folder: Path) -> Path:
     small = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 96}
     special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     clip = transformers.CLIPTextConfig(hidden_size=config.pooled_projection_dim, max_position_embeddings=77, **small, **special)
-    t5 = transformers.T5Config(
-        vocab_size=96, d_model=config.joint_attention_dim, d_kv=4, d_ff=16, num_layers=1, num_heads=2
-    )
+    t5 = transformers.T5Config(vocab_size=96, d_model=config.joint_attention_dim, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
     first, second = words(), words()
     first.model_max_length = 77
     pipe.register_modules(
