@@ -39,8 +39,8 @@ class Report:
     source: str = ""
     """What decided, in words: the rule on a preset, a plan from a calibration. Empty where every step computes."""
     problems: tuple[str, ...] = ()
-    """Why calls computed that could have skipped, in words (``reasons`` counts them all), and in what the run differs from the one
-    that its calibration was measured in."""
+    """Why calls computed that could have skipped, in words (``reasons`` counts them all), and in what the run differs from the
+    one that its calibration was measured in."""
     _laps: tuple[tuple[bool, Timer | float], ...] = field(default=(), repr=False, eq=False)
     _losses: tuple[Tensor, ...] = field(default=(), repr=False, eq=False)
 
