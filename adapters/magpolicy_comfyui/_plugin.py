@@ -23,12 +23,13 @@ def attach(target: Any, request: magpolicy.AttachRequest) -> Handle | None:
 
 @magpolicy.hookimpl
 def preset_for(target: Any) -> str | None:
-    """The preset of a ``ModelPatcher``, by the class and config of its model."""
+    """The preset of a ``ModelPatcher``, by the class and config of its model; ``None`` where no preset was calibrated on it."""
     if not _ours(target):
         return None
-    from magpolicy_comfyui._model_presets import candidates
+    from magpolicy_comfyui._model_presets import rows_for
 
-    return candidates(target.model)[-1].preset
+    rows = rows_for(target.model)
+    return rows[-1].preset if rows else None
 
 
 @magpolicy.hookimpl

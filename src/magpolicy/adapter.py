@@ -10,6 +10,7 @@ from magpolicy._checks import whole
 from magpolicy._errors import require
 from magpolicy._files import PRESET_ENDINGS, file_name, names_a_file
 from magpolicy.catalog._matching import PresetMatches, named
+from magpolicy.planning._target import SPEEDS
 from magpolicy.policy._semantics import semantics
 from magpolicy.run._call import CallDecision, StreamDecision
 from magpolicy.run._config import RunConfig
@@ -19,6 +20,7 @@ from magpolicy.run._simulate import simulate_config
 
 __all__ = [
     "PRESET_ENDINGS",
+    "SPEEDS",
     "CallDecision",
     "Placement",
     "PresetMatches",

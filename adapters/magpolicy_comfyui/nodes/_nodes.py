@@ -12,10 +12,28 @@ from magpolicy_comfyui._run_report import RunReport
 from magpolicy_comfyui._runs import Attachment, attach, attached, log
 from magpolicy_comfyui._settings import Settings
 from magpolicy_comfyui.nodes import _preset_menu, _report
-from magpolicy_comfyui.nodes._inputs import Inputs, more_inputs, rule_inputs, settings_of
+from magpolicy_comfyui.nodes._inputs import Inputs, more_inputs, rule_inputs, settings_of, speed_inputs, speed_settings_of
 from magpolicy_comfyui.nodes._picture import picture
 
 CATEGORY = "MagCache"
+
+
+class MagPolicySpeedUp:
+    """Makes any model faster: plans which steps compute, gives the others a forecast, and learns from the runs you make."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = __doc__
+    FUNCTION = "apply"
+    RETURN_TYPES = ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Inputs:
+        return {"required": {"model": ("MODEL",), **speed_inputs()}, "hidden": {"unique_id": "UNIQUE_ID"}}
+
+    def apply(self, model: Any, **inputs: Any) -> tuple[Any]:
+        clone = model.clone()
+        attach(clone, Attachment(speed_settings_of(**inputs), _report.finished))
+        return (clone,)
 
 
 class MagCache:
@@ -40,8 +58,8 @@ class MagCache:
 
     def apply(self, model: Any, **inputs: Any) -> tuple[Any]:
         settings = settings_of(**inputs)
-        if settings.source is None:
-            _model_presets.candidates(model.model)  # complains now, not midway through a workflow
+        if settings.needs_table and not _model_presets.rows_for(model.model):
+            raise _model_presets.unknown(model.model)  # now, not midway through a workflow
         clone = model.clone()
         attach(clone, Attachment(settings, _report.finished))
         return (clone,)
@@ -136,8 +154,11 @@ class MagPolicyPreview:
         if source is None:
             if model is None:
                 raise magpolicy.ArgumentError("model_type=auto needs the model; connect it, or pick a model_type")
-            source = _model_presets.longer(_model_presets.candidates(model.model)[-1].preset, steps)
-        schedule = settings.preview(source, steps)
+            rows = _model_presets.rows_for(model.model)
+            if settings.needs_table and not rows:
+                raise _model_presets.unknown(model.model)
+            source = _model_presets.longer(rows[-1].preset, steps) if rows else None
+        schedule = settings.place(source, steps).simulate()
         text = f"{schedule}\n" + ", ".join(f"{reason} {n}" for reason, n in schedule.reasons().items())
         return {"ui": {"text": (text,)}, "result": (picture(schedule), text)}
 
@@ -177,6 +198,7 @@ NODE_CLASS_MAPPINGS: dict[str, type] = {
     "MagCacheCalibration": MagCacheCalibration,
     "CompileModel": CompileModel,
     # Ours always, also where another pack has the names above.
+    "MagPolicySpeedUp": MagPolicySpeedUp,
     "MagPolicy": MagCache,
     "MagPolicyCalibration": MagCacheCalibration,
     "MagPolicyCompile": CompileModel,
@@ -187,6 +209,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "MagCache": "MagCache",
     "MagCacheCalibration": "MagCache Calibration",
     "CompileModel": "Compile Model",
+    "MagPolicySpeedUp": "Speed up (magpolicy)",
     "MagPolicy": "MagCache (magpolicy)",
     "MagPolicyCalibration": "MagCache Calibration (magpolicy)",
     "MagPolicyCompile": "Compile Model (magpolicy)",
