@@ -21,6 +21,7 @@ from magpolicy_torch.host._attached import Attached, AttachedToLoop
 from magpolicy_torch.host._compile import check_options, compile_module
 from magpolicy_torch.host._handle import stack_for
 from magpolicy_torch.host._host_run import HostRun
+from magpolicy_torch.host._identity import identity_of
 from magpolicy_torch.host._known_models import KnownModel, near_misses, rows_of
 from magpolicy_torch.host._report import Report
 from magpolicy_torch.host._scoped import Scoped
@@ -55,6 +56,7 @@ __all__ = [
     "compile_module",
     "default_device",
     "forked",
+    "identity_of",
     "near_misses",
     "rows_of",
     "seeded",

@@ -2,6 +2,7 @@
 from ._errors import (
     AdapterError,
     ArgumentError,
+    LibraryWarning,
     MagPolicyError,
     MissingExtraError,
     PluginWarning,
@@ -43,6 +44,7 @@ __all__ = [
     "CompileRequest",
     "Curve",
     "Decision",
+    "LibraryWarning",
     "MagPolicy",
     "MagPolicyError",
     "MissingExtraError",

@@ -48,6 +48,12 @@ class PresetWarning(UserWarning):
     __module__ = "magpolicy"
 
 
+class LibraryWarning(UserWarning):
+    """The user's folder cannot be written, so what runs teach is not kept."""
+
+    __module__ = "magpolicy"
+
+
 class PluginWarning(UserWarning):
     """A plugin failed and was left out."""
 

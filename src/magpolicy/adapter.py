@@ -9,6 +9,9 @@ from __future__ import annotations
 from magpolicy._checks import whole
 from magpolicy._errors import require
 from magpolicy._files import PRESET_ENDINGS, file_name, names_a_file
+from magpolicy.catalog._identity import ModelIdentity, config_digest, digest, repo_and_part
+from magpolicy.catalog._kept import kept_for
+from magpolicy.catalog._learned import learned, remember
 from magpolicy.catalog._matching import PresetMatches, named
 from magpolicy.planning._target import SPEEDS
 from magpolicy.policy._semantics import semantics
@@ -22,16 +25,23 @@ __all__ = [
     "PRESET_ENDINGS",
     "SPEEDS",
     "CallDecision",
+    "ModelIdentity",
     "Placement",
     "PresetMatches",
     "RunConfig",
     "ScheduleSpan",
     "StreamDecision",
     "always_compute",
+    "config_digest",
+    "digest",
     "file_name",
+    "kept_for",
+    "learned",
     "named",
     "names_a_file",
     "place",
+    "remember",
+    "repo_and_part",
     "require",
     "resolve",
     "semantics",

@@ -51,22 +51,37 @@ def keep(calibration: Calibration, *, ending: str = JSON) -> Path:
 
 def own() -> dict[str, Preset]:
     """Presets and calibrations in the folder, by name; a file that cannot be read is left out with a warning."""
+    found = (read(file) for file in own_files())
+    return {preset.name: preset for preset in found if preset is not None}
+
+
+def own_files() -> list[Path]:
+    """The files in the folder that may hold presets, in the order of their names."""
     try:
-        files = sorted(f for f in library().iterdir() if ending_of(f) in PRESET_ENDINGS and not f.name.startswith("."))
-        marks = tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files)
-    except OSError:  # most have no such folder
-        return {}
-    return _read(marks)
+        return sorted(f for f in library().iterdir() if ending_of(f) in PRESET_ENDINGS and not f.name.startswith("."))
+    except (OSError, PresetError):  # most have no such folder
+        return []
 
 
-@functools.lru_cache(maxsize=2)
-def _read(marks: tuple[tuple[str, int, int], ...]) -> dict[str, Preset]:
-    found: dict[str, Preset] = {}
-    for file, _, _ in marks:
-        try:
-            read = load_preset(file)
-        except MagPolicyError as error:
-            warnings.warn(f"{error}; left out of the presets", PresetWarning, stacklevel=4)
-            continue
-        found[read.name] = read
-    return found
+def read(file: Path) -> Preset | None:
+    """The preset in a file; ``None``, with a warning, if it cannot be read. Unchanged files are read once."""
+    try:
+        known = file.stat()
+    except (OSError, ValueError) as error:  # a link that leads nowhere, or a file that was removed just now
+        return _left_out(f"{file} cannot be read: {error}")
+    return _read(file, known.st_mtime_ns, known.st_size)
+
+
+@functools.lru_cache(maxsize=256)
+def _read(file: Path, *_: int) -> Preset | None:
+    try:
+        return load_preset(file)
+    except MagPolicyError as error:
+        return _left_out(str(error))
+    except Exception as error:  # whatever a file may hold, the others are to be found
+        return _left_out(f"{file} cannot be read: {type(error).__name__}: {error}")
+
+
+@functools.lru_cache(maxsize=256)  # told once
+def _left_out(problem: str) -> None:
+    warnings.warn(f"{problem}; left out of the presets", PresetWarning, stacklevel=5)

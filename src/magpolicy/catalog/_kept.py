@@ -1,0 +1,44 @@
+"""Which of the user's calibrations serve a model: those kept by name, and those that runs left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from magpolicy.catalog._folder import own
+from magpolicy.catalog._identity import ModelIdentity
+from magpolicy.catalog._learned import date_of, learned_of
+from magpolicy.catalog._matching import PresetMatches
+from magpolicy.catalog._presets import Preset
+
+
+def kept_for(identity: ModelIdentity, streams: Iterable[str] | None = None) -> PresetMatches:
+    """The user's calibrations that were made with this model, or with one near to it; the best is the first.
+
+    First those of the same weights and config, then those of the same repo and class, then those of the same class and config;
+    of equally near ones first those that the user kept, then what was learned, the newest first.
+
+    Args:
+        identity: the model.
+        streams: leave out calibrations that lack one of these streams.
+
+    Returns:
+        Presets with a calibration; none, if nothing serves.
+    """
+    kept = [(preset, False) for preset in own().values()]
+    every = [*kept, *((preset, True) for preset in sorted(learned_of(identity.model), key=_date, reverse=True))]
+    near = [(_nearness(identity, preset), preset, learned) for preset, learned in every]
+    serving = [row for row in near if row[0] and _has(row[1], streams)]
+    serving.sort(key=lambda row: (-row[0], row[2]))
+    return PresetMatches(preset for _, preset, _ in serving)
+
+
+def _nearness(identity: ModelIdentity, preset: Preset) -> int:
+    return 0 if preset.calibration is None else identity.nearness(ModelIdentity.of(preset.calibration))
+
+
+def _has(preset: Preset, streams: Iterable[str] | None) -> bool:
+    return streams is None or preset.calibration is None or set(streams) <= set(preset.calibration.streams)
+
+
+def _date(preset: Preset) -> str:
+    return "" if preset.calibration is None else date_of(preset.calibration)

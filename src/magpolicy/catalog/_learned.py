@@ -1,0 +1,111 @@
+"""What runs taught, kept by itself: a subfolder of the user's library, one file for each model and set of streams."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve
+
+from magpolicy._errors import LibraryWarning, MagPolicyError, PresetError
+from magpolicy._files import JSON, file_name
+from magpolicy.calibration._calibration import Calibration
+from magpolicy.catalog._folder import HOME, library, read
+from magpolicy.catalog._identity import KEY, ModelIdentity
+from magpolicy.catalog._presets import Preset
+
+FOLDER = "learned"
+DATE = "learned"
+"""Where the provenance of a learned calibration has the date."""
+MOST = 200
+"""So many files are kept: each change of a model's weights makes another one."""
+
+
+def remember(identity: ModelIdentity, calibration: Calibration) -> Path | None:
+    """Keep what runs of a model taught, in the place of what was kept before for it and these streams.
+
+    Nothing else is overwritten, and the file appears whole or not at all. The calibration gets a name, the identity, and under
+    ``provenance["learned"]`` the date in UTC.
+
+    Returns:
+        The file; ``None`` if it cannot be written. The first time in a process that is told by a :class:`LibraryWarning`.
+    """
+    name = identity.name(calibration.streams)
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    noted = {**calibration.provenance, KEY: identity.to_dict(), DATE: date}
+    try:
+        folder = library() / FOLDER
+        file = folder / _file_of(identity, calibration.streams)
+        folder.mkdir(parents=True, exist_ok=True)
+        evolve(calibration, name=name, provenance=noted).save(file)
+    except (OSError, MagPolicyError) as error:
+        _warn_once(str(error))
+        return None
+    _leave_the_newest(folder)
+    return file
+
+
+def learned(identity: ModelIdentity, streams: Iterable[str] | None = None) -> Calibration | None:
+    """What runs of just this model taught; ``None`` if nothing is known.
+
+    Args:
+        identity: the model.
+        streams: the streams of the run; by default the newest file of whatever streams.
+    """
+    found = [preset.calibration for preset in learned_of(identity.model) if preset.calibration is not None]
+    mine = [c for c in found if ModelIdentity.of(c).digest() == identity.digest()]
+    if streams is not None:
+        mine = [c for c in mine if set(c.streams) == set(streams)]
+    return max(mine, key=date_of, default=None)
+
+
+def learned_of(model: str = "") -> list[Preset]:
+    """What was learned about the models of one class, or of all; a file that cannot be read is left out with a warning."""
+    found = (read(file) for file in learned_files() if file.name.startswith(_prefix(model)))
+    return [preset for preset in found if preset is not None and preset.calibration is not None]
+
+
+def learned_files() -> list[Path]:
+    """All files of the subfolder."""
+    try:
+        return sorted((library() / FOLDER).glob(f"[!.]*{JSON}"))
+    except (OSError, PresetError):
+        return []
+
+
+def date_of(calibration: Calibration) -> str:
+    """When it was learned, as text that sorts; ``""`` if it was not."""
+    return str(calibration.provenance.get(DATE, ""))
+
+
+def _prefix(model: str) -> str:
+    return f"{file_name(model)}-" if model else ""
+
+
+def _file_of(identity: ModelIdentity, streams: Iterable[str]) -> str:
+    return f"{_prefix(identity.model or 'model')}{identity.digest(streams)}{JSON}"
+
+
+def _leave_the_newest(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        files = sorted(folder.glob(f"[!.]*{JSON}"), key=lambda file: file.stat().st_mtime_ns)
+        for file in files[:-MOST]:
+            file.unlink(missing_ok=True)
+
+
+@functools.cache
+def _told() -> list[Any]:
+    return []
+
+
+def _warn_once(problem: str) -> None:
+    if not _told():
+        _told().append(problem)
+        warnings.warn(
+            f"what runs teach is not kept: {problem}; set {HOME} to a folder you can write to", LibraryWarning, stacklevel=4
+        )
