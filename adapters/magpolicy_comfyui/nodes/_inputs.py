@@ -37,7 +37,7 @@ def speed_inputs() -> dict[str, Any]:
         "learn": (
             list(LEARN),
             {"default": "as it goes",
-             "tooltip": "Runs are measured, and later runs of the model are planned from what was measured. A first run in full "
+             "tooltip": "Runs are measured, and later runs of the model are planned from what was measured. A run in full "
                         "teaches most. off: nothing is measured or kept."},
         ),
     }  # fmt: skip

@@ -65,7 +65,7 @@ def _of_magcache(inputs: Mapping[str, Any], sampler: Mapping[str, Any], seen: An
             f"model_type={name!r} is not one of the node's list; files belong into {_preset_menu.folder()}"
         )
     linked = [name for name in SETTINGS if name not in inputs]
-    shown = {name: _LEFT_OUT[name] for name in linked} | {"model_type": name} | inputs
+    shown = {name: _LEFT_OUT[name] for name in linked} | {"model_type": name} | dict(inputs)
     settings = _inputs.settings_of(**{name: value for name, value in shown.items() if name in _KNOWN})
     source = settings.source
     if source is not None:
