@@ -15,9 +15,9 @@ from torch import nn
 def identity(patcher: Any) -> ModelIdentity:
     """The identity of the model in ``patcher``, by its weights before any patch.
 
-    ComfyUI merges the patches of LoRAs into weights while it samples, and keeps the weights' own values. A model is the same with
-    other LoRAs and other strengths: its residuals are nearly those of the model alone, and a workflow may change a strength with
-    every run.
+    ComfyUI merges the patches of LoRAs into weights while it samples, and keeps the weights' own values. A model stays the same
+    with other LoRAs and other strengths: its residuals are nearly those of the model alone, and a workflow may change a
+    strength with every run.
     """
     model = patcher.model
     found = identity_of(_Unpatched(patcher), model.model_config.unet_config)

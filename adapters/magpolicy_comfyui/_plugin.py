@@ -22,14 +22,16 @@ def attach(target: Any, request: magpolicy.AttachRequest) -> Handle | None:
 
 
 @magpolicy.hookimpl
-def preset_for(target: Any) -> str | None:
-    """The preset of a ``ModelPatcher``, by the class and config of its model; ``None`` where no preset was calibrated on it."""
+def preset_for(target: Any) -> list[magpolicy.Preset | str] | None:
+    """The user's calibrations of the model in a ``ModelPatcher``, and the preset that was published for it, if any."""
     if not _ours(target):
         return None
+    from magpolicy_comfyui._identity import identity
     from magpolicy_comfyui._model_presets import rows_for
+    from magpolicy_comfyui._sources import calibrations_of
 
-    rows = rows_for(target.model)
-    return rows[-1].preset if rows else None
+    published = [row.preset for row in rows_for(target.model)[-1:]]
+    return [*calibrations_of(identity(target)), *published] or None
 
 
 @magpolicy.hookimpl

@@ -186,9 +186,10 @@ class RunDriver:
             PresetError: nothing is known, but the rule is to decide.
         """
         settings, source = self.settings, self.settings.source
-        if source is None and settings.given is None and not settings.calibrate:
+        if settings.calibrate or (source is None and settings.given is None):
             preset = _model_presets.for_run(guider.inner_model, guider.conds, span, shape)
-            self.model = SampledModel.with_sampling(guider.inner_model.model_sampling, preset)
+            self.model = SampledModel.sampled_by(guider, preset)
+        if self.model is not None and not settings.calibrate:
             if settings.needs_table and self.model.preset is None:
                 raise _model_presets.unknown(guider.inner_model)
             return self.model.preset if settings.needs_table else self.model.for_plan()
@@ -277,10 +278,16 @@ class RunDriver:
         made = RunReport(report, run.span, self.source, list(self.notes), residuals_held=run.residuals_held, model=self.model)
         if self.settings.calibrate:
             try:
-                made.measured = run.calibration({"versions": adapter.versions(), "host": "ComfyUI"})
+                made.measured = run.calibration(self._provenance())
             except (ArgumentError, RunError) as error:
                 made.problem = str(error)
         return made
+
+    def _provenance(self) -> dict[str, Any]:
+        """What a calibration says about the run and its model."""
+        identity = None if self.model is None else self.model.identity
+        about = {} if identity is None else {"identity": identity.to_dict()}
+        return {"versions": adapter.versions(), "host": "ComfyUI", **about}
 
     def _say(self, what: str) -> None:
         log.warning("magpolicy: %s", what)

@@ -65,7 +65,7 @@ class Settings:
         """
         ResidualStore(self.offload, self.storage_dtype)
         known_semantics(self.semantics)
-        if self.source is not None and not self.calibrate:
+        if not self.calibrate and not self.needs_table:
             self._resolved(self.source)
 
     @classmethod
@@ -120,9 +120,10 @@ class Settings:
         if self.speedup is not None:
             last = steps - 1 if end is None else end
             forced = [i for i in range(steps) if not start <= i <= last]
-            return resolve(
+            planned = resolve(
                 source, speedup=self.speedup, forced=forced or None, semantics=self.semantics, forecast=self.forecast
             )
+            return planned.for_any_run()
         return resolve(
             source,
             **self.rule_on(source),
@@ -138,7 +139,8 @@ class Settings:
         missing = [name for name, value in rule.items() if value is None]
         preset = named(source).with_settings(missing) if isinstance(source, str) else source
         published = preset if isinstance(preset, Preset) else None
-        return rule | {name: CAUTIOUS[name] for name in missing if getattr(published, name, None) is None}
+        known = {name: getattr(published, name, None) for name in missing}
+        return rule | {name: CAUTIOUS[name] if value is None else value for name, value in known.items()}
 
     def _may_skip(self, span: ScheduleSpan, sampler_steps: list[int]) -> tuple[int, int | None]:
         """First and last position that may be skipped, of ``start_step`` and ``end_step``, which count the sampler's steps."""

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from host import models, running
 
@@ -110,7 +111,7 @@ def test_a_calibration_that_was_kept_is_found(home: Path) -> None:
     patcher = models.make("WAN21_T2V")
     with magpolicy.attach(patcher, calibrate=True) as handle:
         running.sample(patcher, "WAN21_T2V", steps=12, cfg=3.0)
-        magpolicy.keep(handle.calibration, "mine")
+        magpolicy.keep(attrs.evolve(handle.calibration, name="mine"))
     for model in (patcher, models.make("WAN21_T2V")):  # also after a restart
         node = sped_up(model, learn="off")
         running.sample(node, "WAN21_T2V", steps=12, cfg=3.0)
@@ -118,6 +119,47 @@ def test_a_calibration_that_was_kept_is_found(home: Path) -> None:
     other = sped_up(models.make("WAN21_Vace"), learn="off")
     running.sample(other, "WAN21_Vace", steps=12, cfg=3.0)
     assert "general prior" in reported(other).report.source
+
+
+def test_a_calibration_that_the_node_made_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import folder_paths
+
+    from magpolicy_comfyui import NODE_CLASS_MAPPINGS
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "magpolicy", ([str(tmp_path)], {".json"}))
+    patcher = models.make("WAN21_T2V")
+    (node,) = NODE_CLASS_MAPPINGS["MagCacheCalibration"]().apply(model=patcher, model_type="auto", name="of this one")
+    running.sample(node, "WAN21_T2V", steps=12, cfg=3.0)
+    node = sped_up(patcher, learn="off")
+    running.sample(node, "WAN21_T2V", steps=12, cfg=3.0)
+    assert "calibration 'of-this-one'" in reported(node).report.source
+    rule = {"magcache_thresh": 0.24, "retention_ratio": 0.1, "magcache_K": 5, "start_step": 0, "end_step": -1}
+    (node,) = NODE_CLASS_MAPPINGS["MagCache"]().apply(model=patcher, model_type="auto", speedup=2.0, **rule)
+    running.sample(node, "WAN21_T2V", steps=12, cfg=3.0)
+    assert "calibration 'of-this-one'" in reported(node).report.source
+
+
+def test_loras_do_not_make_another_model_of_it() -> None:
+    from magpolicy_comfyui._identity import identity
+
+    patcher = models.make("Flux")
+    alone = identity(patcher)
+    assert alone.weights
+    name = "diffusion_model.single_blocks.0.linear1.weight"
+    weight = patcher.model.get_parameter(name)
+    patches = {f"diffusion_model.{key}": (torch.ones_like(p),) for key, p in patcher.model.diffusion_model.named_parameters()}
+    assert name in patches
+    clone = patcher.clone()
+    clone.add_patches(patches, strength_patch=0.5)
+    before = weight.detach().clone()
+    clone.patch_model(device_to="cpu")
+    try:
+        assert not torch.equal(patcher.model.get_parameter(name), before), "the weights are patched in place"
+        assert identity(clone) == identity(patcher) == alone
+    finally:
+        clone.unpatch_model()
+    assert identity(patcher) == alone
+    assert identity(models.make("Chroma")) != alone
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])

@@ -135,7 +135,7 @@ def settings_of(
         ArgumentError: a setting is out of range; the message names it.
     """
     rule = {"threshold": magcache_thresh, "max_skips": magcache_K, "retention": retention_ratio}
-    set_here = {name: None if _is_published(value) else value for name, value in rule.items()}
+    set_here: dict[str, Any] = {name: None if _is_published(value) else value for name, value in rule.items()}
     published = settings == PRESET or None in set_here.values()
     source = _preset_menu.find(model_type, published=published and not speedup)
     if settings == PRESET:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import magpolicy
-from magpolicy_comfyui import _install, _model_presets
+from magpolicy_comfyui import _calibration_files, _install, _model_presets
 from magpolicy_comfyui._compile import compile_model
 from magpolicy_comfyui._run_report import RunReport
 from magpolicy_comfyui._runs import Attachment, attach, attached, log
@@ -100,7 +100,7 @@ class MagCacheCalibration:
 def _write(run_report: RunReport, settings: Settings, kind: str) -> Path | None:
     if run_report.measured is None:
         return None
-    return _preset_menu.save(
+    return _calibration_files.save(
         settings.name.strip() or f"{Path(kind).stem}-{run_report.measured.steps}steps", run_report.measured
     )
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from attrs import evolve
-
 import magpolicy
-from magpolicy import Calibration, Preset, PresetError
-from magpolicy.adapter import PRESET_ENDINGS, file_name, named
+from magpolicy import Preset, PresetError
+from magpolicy.adapter import named
+from magpolicy_comfyui._calibration_files import MARK, files, folder
 from magpolicy_comfyui._settings import CAUTIOUS
 
 AUTO = "auto"
@@ -29,30 +26,6 @@ ORIGIN = (
 )
 MORE = ("wan2.2_t2v_14B", "wan2.2_i2v_14B", "wan2.2_ti2v_5B", "hunyuan_video1.5_40steps")
 _ELSEWHERE = ("open-sora", "kandinsky-5", "framepack (hunyuanvideo)")  # families that ComfyUI itself does not run
-FOLDER = "magpolicy"
-_MARK = "file: "
-
-
-def folder() -> Path:
-    """Where calibrations are kept: ``models/magpolicy`` of this ComfyUI, unless extra_model_paths says otherwise."""
-    import folder_paths
-
-    if FOLDER not in folder_paths.folder_names_and_paths:
-        folder_paths.folder_names_and_paths[FOLDER] = ([str(Path(folder_paths.models_dir) / FOLDER)], set(PRESET_ENDINGS))
-    return Path(folder_paths.folder_names_and_paths[FOLDER][0][0])
-
-
-def files() -> dict[str, Path]:
-    """The user's own presets, by the name they have in ``model_type``."""
-    import folder_paths
-
-    folder()
-    found: dict[str, Path] = {}
-    for place in folder_paths.folder_names_and_paths[FOLDER][0]:
-        for path in sorted(Path(place).glob("*")):
-            if path.suffix in PRESET_ENDINGS and path.is_file():
-                found.setdefault(f"{_MARK}{path.name}", path)
-    return found
 
 
 def choices(*, auto: bool = True) -> list[str]:
@@ -74,7 +47,7 @@ def find(model_type: str, *, published: bool = False) -> Preset | None:
     """
     if model_type == AUTO:
         return None
-    if model_type.startswith(_MARK):
+    if model_type.startswith(MARK):
         path = files().get(model_type)
         if path is None:
             raise PresetError(f"model_type={model_type!r} is no file in {folder()}; calibrate again, or pick another")
@@ -86,11 +59,3 @@ def changed(model_type: str | None) -> float:
     """When the file that ``model_type`` names was written; 0 for what does not change."""
     path = files().get(model_type or "")
     return 0.0 if path is None else path.stat().st_mtime
-
-
-def save(name: str, calibration: Calibration) -> Path:
-    """Write a calibration into the folder, and give its path. One of that name is replaced."""
-    target = folder() / f"{file_name(name)}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    evolve(calibration, name=target.stem).save(target)
-    return target
