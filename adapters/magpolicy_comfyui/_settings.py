@@ -124,6 +124,8 @@ class Settings:
                 source, speedup=self.speedup, forced=forced or None, semantics=self.semantics, forecast=self.forecast
             )
             return planned.for_any_run()
+        if isinstance(source, str):  # of several presets by that name, the one that has what is not set here
+            source = named(source).with_settings([name for name, value in self._rule.items() if value is None])
         return resolve(
             source,
             **self.rule_on(source),
@@ -133,14 +135,15 @@ class Settings:
             forecast=self.forecast,
         )
 
+    @property
+    def _rule(self) -> dict[str, Any]:
+        return {"threshold": self.threshold, "max_skips": self.max_skips, "retention": self.retention}
+
     def rule_on(self, source: Any) -> dict[str, Any]:
-        """The settings of the rule: those set here, or the preset's, or cautious ones."""
-        rule = {"threshold": self.threshold, "max_skips": self.max_skips, "retention": self.retention}
-        missing = [name for name, value in rule.items() if value is None]
-        preset = named(source).with_settings(missing) if isinstance(source, str) else source
-        published = preset if isinstance(preset, Preset) else None
-        known = {name: getattr(published, name, None) for name in missing}
-        return rule | {name: CAUTIOUS[name] if value is None else value for name, value in known.items()}
+        """The settings of the rule on a preset or curve: those set here, or the preset's, or cautious ones."""
+        published = source if isinstance(source, Preset) else None
+        known = {name: getattr(published, name, None) if value is None else value for name, value in self._rule.items()}
+        return {name: CAUTIOUS[name] if value is None else value for name, value in known.items()}
 
     def _may_skip(self, span: ScheduleSpan, sampler_steps: list[int]) -> tuple[int, int | None]:
         """First and last position that may be skipped, of ``start_step`` and ``end_step``, which count the sampler's steps."""
