@@ -85,6 +85,12 @@ def test_the_speedup_is_that_asked_for(inputs: dict[str, Any], computed: int) ->
     assert reported(node).report.computed == computed
 
 
+def test_a_speedup_of_one_changes_nothing() -> None:
+    patcher = models.make("Flux")
+    plain = running.sample(patcher, "Flux", steps=8)
+    assert torch.equal(running.sample(sped_up(patcher, speedup="custom", custom_speedup=1.0), "Flux", steps=8), plain)
+
+
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [
