@@ -26,12 +26,11 @@ def preset_for(target: Any) -> list[magpolicy.Preset | str] | None:
     """The user's calibrations of the model in a ``ModelPatcher``, and the preset that was published for it, if any."""
     if not _ours(target):
         return None
-    from magpolicy_comfyui._identity import identity
+    from magpolicy_comfyui._identity import identity_of, kept_of
     from magpolicy_comfyui._model_presets import rows_for
-    from magpolicy_comfyui._sources import calibrations_of
 
     published = [row.preset for row in rows_for(target.model)[-1:]]
-    return [*calibrations_of(identity(target)), *published] or None
+    return [*kept_of(identity_of(target)), *published] or None
 
 
 @magpolicy.hookimpl

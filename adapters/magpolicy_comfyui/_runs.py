@@ -190,9 +190,10 @@ class RunDriver:
             preset = _model_presets.for_run(guider.inner_model, guider.conds, span, shape)
             self.model = SampledModel.sampled_by(guider, preset)
         if self.model is not None and not settings.calibrate:
-            if settings.needs_table and self.model.preset is None:
+            source = self.model.for_rule() if settings.needs_table else self.model.for_plan(span)
+            if source is None and settings.needs_table:
                 raise _model_presets.unknown(guider.inner_model)
-            return self.model.preset if settings.needs_table else self.model.for_plan()
+            return source
         if settings.follow_steps and getattr(source, "name", None):
             source = _model_presets.longer(source.name, span.steps)
         return source
@@ -286,7 +287,7 @@ class RunDriver:
     def _provenance(self) -> dict[str, Any]:
         """What a calibration says about the run and its model."""
         identity = None if self.model is None else self.model.identity
-        about = {} if identity is None else {"identity": identity.to_dict()}
+        about = {} if identity is None else {"model": identity.model, "identity": identity.to_dict()}
         return {"versions": adapter.versions(), "host": "ComfyUI", **about}
 
     def _say(self, what: str) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
 from magpolicy import ArgumentError, Preset
-from magpolicy.adapter import ModelIdentity, PresetMatches, kept_for, named, names_a_file
-from magpolicy_comfyui._calibration_files import made_with
-from magpolicy_comfyui._identity import identity as identity_of_patcher
+from magpolicy.adapter import ModelIdentity, PresetMatches, names_a_file
+from magpolicy_comfyui._identity import identity_of, kept_of
 from magpolicy_comfyui._streams import ROLES
+
+if TYPE_CHECKING:
+    from magpolicy.adapter import ScheduleSpan
 
 
 @frozen
@@ -35,7 +37,7 @@ class SampledModel:
         shift = getattr(sampling, "shift", None)
         return cls(
             preset=preset,
-            identity=identity_of_patcher(guider.model_patcher),
+            identity=identity_of(guider.model_patcher),
             streams=_streams(guider),
             flux="ModelSamplingFlux" in {base.__name__ for base in type(sampling).__mro__},
             shift=None if shift is None else float(shift),
@@ -69,37 +71,26 @@ class SampledModel:
             "shift": self.shift,
         }
 
-    def for_plan(self) -> PresetMatches | None:
-        """What a run is planned from, best first; ``None``: nothing is known of the model.
+    def for_plan(self, span: ScheduleSpan | None = None) -> PresetMatches | None:
+        """What a run over ``span`` is planned from, best first; ``None``: nothing is known of the model.
+
+        First the user's calibrations that have all of its streams, then the others, then the published preset.
 
         Raises:
             PresetError: the preset is not known.
         """
-        kept = self.measured()
-        published: tuple[Preset, ...] = () if self.preset is None else named(self.preset)
-        return PresetMatches.of([*kept, *published]) if kept or published else None
+        kept = [] if self.identity is None else kept_of(self.identity, span)
+        kept = sorted(kept, key=lambda preset: not self._has_streams(preset))
+        published = [] if self.preset is None else [self.preset]
+        return PresetMatches.of([*kept, *published]) or None
 
-    def measured(self) -> PresetMatches:
-        """The user's calibrations of it, best first: those that have all of its streams, or else all."""
-        if self.identity is None:
-            return PresetMatches()
-        found = calibrations_of(self.identity)
-        whole = [preset for preset in found if preset.calibration and set(self.streams) <= set(preset.calibration.streams)]
-        return PresetMatches(whole or found)
+    def for_rule(self) -> str | Preset | None:
+        """What the rule goes by: the published preset, or else a calibration of the user's; ``None``: there is neither."""
+        kept = () if self.preset is not None or self.identity is None else kept_of(self.identity)
+        return self.preset or next(iter(kept), None)
 
-
-def calibrations_of(identity: ModelIdentity) -> list[Preset]:
-    """The user's calibrations of a model, best first: those in the library, and those in ComfyUI's folder.
-
-    They are in the order of :func:`magpolicy.adapter.kept_for`: the nearest first, and of equally near ones first those that
-    the user made.
-    """
-
-    def order(preset: Preset) -> tuple[int, bool]:
-        assert preset.calibration is not None
-        return -identity.nearness(ModelIdentity.of(preset.calibration)), "learned" in preset.calibration.provenance
-
-    return sorted([*kept_for(identity), *made_with(identity)], key=order)
+    def _has_streams(self, preset: Preset) -> bool:
+        return preset.calibration is not None and set(self.streams) <= set(preset.calibration.streams)
 
 
 def _streams(guider: Any) -> tuple[str, ...]:

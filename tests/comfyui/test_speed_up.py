@@ -138,15 +138,15 @@ def test_a_calibration_that_the_node_made_is_found(tmp_path: Path, monkeypatch: 
     running.sample(node, "WAN21_T2V", steps=12, cfg=3.0)
     node = sped_up(patcher, learn="off")
     running.sample(node, "WAN21_T2V", steps=12, cfg=3.0)
-    assert "calibration 'of-this-one'" in reported(node).report.source
+    assert "calibration 'of this one'" in reported(node).report.source
     rule = {"magcache_thresh": 0.24, "retention_ratio": 0.1, "magcache_K": 5, "start_step": 0, "end_step": -1}
     (node,) = NODE_CLASS_MAPPINGS["MagCache"]().apply(model=patcher, model_type="auto", speedup=2.0, **rule)
     running.sample(node, "WAN21_T2V", steps=12, cfg=3.0)
-    assert "calibration 'of-this-one'" in reported(node).report.source
+    assert "calibration 'of this one'" in reported(node).report.source
 
 
 def test_loras_do_not_make_another_model_of_it() -> None:
-    from magpolicy_comfyui._identity import identity
+    from magpolicy_comfyui._identity import identity_of as identity
 
     patcher = models.make("Flux")
     alone = identity(patcher)

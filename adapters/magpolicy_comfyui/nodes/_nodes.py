@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import magpolicy
-from magpolicy_comfyui import _calibration_files, _install, _model_presets
+from magpolicy.adapter import ModelIdentity
+from magpolicy_comfyui import _install, _model_presets
 from magpolicy_comfyui._compile import compile_model
+from magpolicy_comfyui._identity import identity_of, kept_of
 from magpolicy_comfyui._run_report import RunReport
 from magpolicy_comfyui._runs import Attachment, attach, attached, log
 from magpolicy_comfyui._settings import Settings
+from magpolicy_comfyui._sources import SampledModel
 from magpolicy_comfyui.nodes import _preset_menu, _report
 from magpolicy_comfyui.nodes._inputs import Inputs, more_inputs, rule_inputs, settings_of, speed_inputs, speed_settings_of
 from magpolicy_comfyui.nodes._picture import picture
@@ -58,7 +61,7 @@ class MagCache:
 
     def apply(self, model: Any, **inputs: Any) -> tuple[Any]:
         settings = settings_of(**inputs)
-        if settings.needs_table and not _model_presets.rows_for(model.model):
+        if settings.needs_table and not (_model_presets.rows_for(model.model) or kept_of(identity_of(model))):
             raise _model_presets.unknown(model.model)  # now, not midway through a workflow
         clone = model.clone()
         attach(clone, Attachment(settings, _report.finished))
@@ -86,7 +89,7 @@ class MagCacheCalibration:
     def apply(self, model: Any, model_type: str, name: str = "", unique_id: str | None = None) -> tuple[Any]:
         clone = model.clone()
         settings = Settings(source=_preset_menu.find(model_type), calibrate=True, name=name, node=unique_id)
-        kind = type(model.model).__name__ if model_type == _preset_menu.AUTO else model_type.removeprefix("file: ")
+        kind = type(model.model).__name__ if model_type == _preset_menu.AUTO else _preset_menu.stem(model_type)
 
         def finished(attachment: Attachment, run_report: RunReport) -> None:
             written = _write(run_report, settings, kind)
@@ -98,11 +101,17 @@ class MagCacheCalibration:
 
 
 def _write(run_report: RunReport, settings: Settings, kind: str) -> Path | None:
-    if run_report.measured is None:
+    measured = run_report.measured
+    if measured is None:
         return None
-    return _calibration_files.save(
-        settings.name.strip() or f"{Path(kind).stem}-{run_report.measured.steps}steps", run_report.measured
-    )
+    return _preset_menu.save(settings.name.strip() or _name(run_report, measured, kind), measured)
+
+
+def _name(run_report: RunReport, measured: magpolicy.Calibration, kind: str) -> str:
+    """The name of a calibration that nobody named: another one for each model, of two experts too, and each of its stages."""
+    span, count = run_report.span, measured.steps
+    steps = f"steps {span.first + 1}-{span.first + count} of {span.steps}" if span.partial else f"{count}steps"
+    return f"{kind}-{ModelIdentity.of(measured).digest(measured.streams)[:6]}-{steps}"
 
 
 class CompileModel:
@@ -155,9 +164,10 @@ class MagPolicyPreview:
             if model is None:
                 raise magpolicy.ArgumentError("model_type=auto needs the model; connect it, or pick a model_type")
             rows = _model_presets.rows_for(model.model)
-            if settings.needs_table and not rows:
+            known = SampledModel(_model_presets.longer(rows[-1].preset, steps) if rows else None, identity_of(model))
+            source = known.for_rule() if settings.needs_table else known.for_plan()
+            if source is None and settings.needs_table:
                 raise _model_presets.unknown(model.model)
-            source = _model_presets.longer(rows[-1].preset, steps) if rows else None
         schedule = settings.place(source, steps).simulate()
         text = f"{schedule}\n" + ", ".join(f"{reason} {n}" for reason, n in schedule.reasons().items())
         return {"ui": {"text": (text,)}, "result": (picture(schedule), text)}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from attrs import evolve
+
 import magpolicy
-from magpolicy import Preset, PresetError
-from magpolicy.adapter import named
-from magpolicy_comfyui._calibration_files import MARK, files, folder
+from magpolicy import Calibration, Preset, PresetError
+from magpolicy.adapter import PRESET_ENDINGS, keep_in, named
+from magpolicy_comfyui._identity import folders
 from magpolicy_comfyui._settings import CAUTIOUS
 
 AUTO = "auto"
@@ -26,6 +30,22 @@ ORIGIN = (
 )
 MORE = ("wan2.2_t2v_14B", "wan2.2_i2v_14B", "wan2.2_ti2v_5B", "hunyuan_video1.5_40steps")
 _ELSEWHERE = ("open-sora", "kandinsky-5", "framepack (hunyuanvideo)")  # families that ComfyUI itself does not run
+_MARK = "file: "
+
+
+def folder() -> Path:
+    """Where calibrations are kept."""
+    return folders()[0]
+
+
+def files() -> dict[str, Path]:
+    """The user's own presets, by the name they have in ``model_type``."""
+    found: dict[str, Path] = {}
+    for place in folders():
+        for path in sorted(place.glob("*")):
+            if path.suffix in PRESET_ENDINGS and path.is_file():
+                found.setdefault(f"{_MARK}{path.name}", path)
+    return found
 
 
 def choices(*, auto: bool = True) -> list[str]:
@@ -47,7 +67,7 @@ def find(model_type: str, *, published: bool = False) -> Preset | None:
     """
     if model_type == AUTO:
         return None
-    if model_type.startswith(MARK):
+    if model_type.startswith(_MARK):
         path = files().get(model_type)
         if path is None:
             raise PresetError(f"model_type={model_type!r} is no file in {folder()}; calibrate again, or pick another")
@@ -55,7 +75,17 @@ def find(model_type: str, *, published: bool = False) -> Preset | None:
     return named(model_type).with_settings(CAUTIOUS if published else ())
 
 
+def stem(model_type: str) -> str:
+    """What ``model_type`` names, of a file without its ending."""
+    return Path(model_type.removeprefix(_MARK)).stem if model_type.startswith(_MARK) else model_type
+
+
 def changed(model_type: str | None) -> float:
     """When the file that ``model_type`` names was written; 0 for what does not change."""
     path = files().get(model_type or "")
     return 0.0 if path is None else path.stat().st_mtime
+
+
+def save(name: str, calibration: Calibration) -> Path:
+    """Write a calibration into the folder, and give its path. One of just that name is replaced, no other file."""
+    return keep_in(folder(), evolve(calibration, name=name))

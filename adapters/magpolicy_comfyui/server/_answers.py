@@ -7,7 +7,7 @@ from typing import Any
 
 import magpolicy
 from magpolicy.adapter import named, names_a_file
-from magpolicy_comfyui import _calibration_files, _model_presets
+from magpolicy_comfyui import _model_presets
 from magpolicy_comfyui._advice import advice
 from magpolicy_comfyui._settings import CAUTIOUS
 from magpolicy_comfyui._sources import SampledModel
@@ -60,9 +60,9 @@ def _plan(settings: Any, sampler: Mapping[str, Any], notes: list[str], seen: Any
 
 def _of_magcache(inputs: Mapping[str, Any], sampler: Mapping[str, Any], seen: Any) -> dict[str, Any]:
     name = str(inputs.get("model_type", _preset_menu.AUTO))
-    if names_a_file(name) and name not in _calibration_files.files():
+    if names_a_file(name) and name not in _preset_menu.files():
         raise magpolicy.PresetError(
-            f"model_type={name!r} is not one of the node's list; files belong into {_calibration_files.folder()}"
+            f"model_type={name!r} is not one of the node's list; files belong into {_preset_menu.folder()}"
         )
     linked = [name for name in SETTINGS if name not in inputs]
     shown = {name: _LEFT_OUT[name] for name in linked} | {"model_type": name} | dict(inputs)
@@ -74,12 +74,12 @@ def _of_magcache(inputs: Mapping[str, Any], sampler: Mapping[str, Any], seen: An
         return _plan(settings, sampler, [], seen)
     if seen is None:
         return {"headline": "auto: chosen when the model is sampled", "schedule": None, "notes": []}
-    if seen.preset is None:
-        raise magpolicy.PresetError(
-            "model_type=auto: no preset was calibrated on this model; use the node Speed up (magpolicy)"
-        )
     steps = sampler.get("steps")
-    source = named(_model_presets.longer(seen.preset, steps if isinstance(steps, int) else 0)).with_settings(CAUTIOUS)
+    source = seen.for_rule()
+    if source is None:
+        raise magpolicy.PresetError("model_type=auto: no preset was calibrated on this model; use the node Speed up (magpolicy)")
+    if isinstance(source, str):
+        source = named(_model_presets.longer(source, steps if isinstance(steps, int) else 0)).with_settings(CAUTIOUS)
     return _shown(settings, source, sampler, _the_presets(settings, source), seen)
 
 
