@@ -15,7 +15,7 @@ from attrs import define, evolve, field
 from comfy.patcher_extension import WrappersMP
 
 from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, MagPolicyError, RunError, Session
-from magpolicy.adapter import ScheduleSpan, place
+from magpolicy.adapter import ScheduleSpan, check_fits, place
 from magpolicy_comfyui import _dry_run, _model_presets
 from magpolicy_comfyui._advice import advice
 from magpolicy_comfyui._compile import by_blocks
@@ -116,7 +116,7 @@ class HostRun(adapter.HostRun):
         if self.unsupported:
             raise RunError("the model's blocks could not be followed")
         levels = [self.span.flow[step - self.first] for step in moments.steps]
-        return moments.calibration(levels, {**provenance, "scope": self.scope})
+        return moments.calibration(levels, self.about(provenance))
 
 
 @define(eq=False)
@@ -173,6 +173,8 @@ class RunDriver:
         source = self._chosen(guider, span, noise.shape)
         self._streams = StreamNames(guider.conds)
         config = settings.config(source, span, steps_of(self._levels, steps)).with_streams(self._streams.bases)
+        kind = type(guider.inner_model).__name__
+        check_fits(config.given, [kind], host="ComfyUI", roles=adapter.StreamNamer.roles)
         placed = place(config, span)
         self.run = HostRun(settings.request(placed.config), placed.session(settings.safeguard), span, placed.first)
         served = config.preset or source  # of several presets by a name, the one that serves

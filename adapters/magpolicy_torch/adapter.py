@@ -21,7 +21,7 @@ from magpolicy_torch.host._attached import Attached, AttachedToLoop
 from magpolicy_torch.host._compile import check_options, compile_module
 from magpolicy_torch.host._handle import stack_for
 from magpolicy_torch.host._host_run import HostRun
-from magpolicy_torch.host._identity import identity_of
+from magpolicy_torch.host._identity import classes_of, identity_of
 from magpolicy_torch.host._known_models import KnownModel, near_misses, rows_of
 from magpolicy_torch.host._report import Report
 from magpolicy_torch.host._scoped import Scoped
@@ -53,6 +53,7 @@ __all__ = [
     "Trial",
     "check_options",
     "checked_seeds",
+    "classes_of",
     "compile_module",
     "default_device",
     "forked",

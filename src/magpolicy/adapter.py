@@ -10,6 +10,7 @@ from magpolicy._checks import whole
 from magpolicy._errors import require
 from magpolicy._files import PRESET_ENDINGS, file_name, names_a_file
 from magpolicy.catalog._entries import LibraryEntry, entries, entry, forget
+from magpolicy.catalog._fitting import calibration_of, check_fits, differences, fits
 from magpolicy.catalog._folder import keep_in, presets_in
 from magpolicy.catalog._identity import ModelIdentity, config_digest, digest, repo_and_part
 from magpolicy.catalog._kept import kept_for
@@ -35,11 +36,15 @@ __all__ = [
     "ScheduleSpan",
     "StreamDecision",
     "always_compute",
+    "calibration_of",
+    "check_fits",
     "config_digest",
+    "differences",
     "digest",
     "entries",
     "entry",
     "file_name",
+    "fits",
     "forget",
     "keep_in",
     "kept_for",

@@ -15,8 +15,9 @@ from magpolicy.adapter import ModelIdentity, entries, file_name, forget, keep_in
 
 pytest.importorskip("cattrs", reason="the files extra is not installed")
 PATH = np.cumsum(np.random.default_rng(0).normal(size=(3, 2, 4)), axis=0)
-NAMES = ["a b", "a-b", "a/b", "A-B", "con", "CON", "nul.x", "COM1", "\0", "\ud800", "x" * 300, "x" * 299 + "y", "ä" * 300, ".",
-         "..", "a.json", "a", "my.safetensors", " ", "-", "é", "e\u0301", "flux.1-dev", "../x", "ends.", "calibration"]  # fmt: skip
+NAMES = ["a b", "a-b", "a/b", "A-B", "con", "CON", "nul.x", "COM1", "\0", "\ud800", "x" * 300, "x" * 299 + "y", "ä" * 300,
+         ".", "..", "a.json", "a", "my.safetensors", " ", "-", "é", "e\u0301", "flux.1-dev", "../x", "ends.",
+         "calibration"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
