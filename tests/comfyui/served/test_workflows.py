@@ -196,4 +196,4 @@ def test_calibration_writes_a_preset_that_the_node_then_offers(server: Server, n
     assert chosen in choices
     inputs = {"model_type": chosen, "magcache_thresh": 0.1, "retention_ratio": 0.2, "magcache_K": 3}
     answer = server.post("magpolicy/simulate", {"inputs": inputs})
-    assert answer["preset"] == f"measured-{name}"
+    assert answer["preset"] == f"measured {name}"
