@@ -21,7 +21,8 @@ from magpolicy.catalog._presets import Preset, checked
 from magpolicy.policy._curve import Curve
 
 MAX_BYTES = 4_000_000  # the largest published table takes 12 kB
-_DEEP = re.compile(r"\s*\[*\s*[A-Za-z_\"'][^=]{0,40}?(\.[^.=]*){20}")  # reading such a key takes time that grows with its square
+_DEEP = re.compile(r"\s*\[*\s*[A-Za-z_\"'][^=]{0,40}?(\.[^.=]*){20}")
+"""A key whose reading takes time that grows with the square of its length."""
 _EXAMPLE = 'e.g. {"name": "my-model", "ratios": [1.0, 1.02, 0.99], "threshold": 0.06, "max_skips": 3, "retention": 0.2}'
 
 
