@@ -82,13 +82,11 @@ class Handle(Attached):
 
     def provenance(self) -> Mapping[str, Any]:
         """What a calibration says about the model it was made with, beside what the run knows."""
-        measured = next((run.measured for run in self.runs if run.measured is not None), None)
-        known = {} if measured is None else measured.provenance  # taken while the model was loaded, LoRAs and all
-        return {"model": type(self.patcher.model).__name__, "identity": known.get("identity") or self.identity.to_dict()}
+        return {"model": type(self.patcher.model).__name__, "identity": self.identity.to_dict()}
 
     @property
     def identity(self) -> ModelIdentity:
-        return identity_of(self.patcher.model)
+        return identity_of(self.patcher)
 
     def _take_off(self) -> None:
         if _runs.attached(self.patcher) is self._attachment:  # a node may have put its own in the place of it

@@ -27,14 +27,18 @@ from magpolicy_torch.host._report import Report
 from magpolicy_torch.host._scoped import Scoped
 from magpolicy_torch.host._streams import StreamNamer
 from magpolicy_torch.host._trial import Trial, checked_seeds, seeded
+from magpolicy_torch.pictures._grid import BRIGHTER, GridRow, draw_grid
+from magpolicy_torch.pictures._similarity import Similarity, SimilarityMeter
 from magpolicy_torch.residuals._moments import Moments, versions
 from magpolicy_torch.residuals._store import ResidualStore
 
 __all__ = [
+    "BRIGHTER",
     "Attached",
     "AttachedToLoop",
     "BlockStack",
     "CallInterceptor",
+    "GridRow",
     "HostCall",
     "HostModel",
     "HostRun",
@@ -47,6 +51,8 @@ __all__ = [
     "ResidualStore",
     "Run",
     "Scoped",
+    "Similarity",
+    "SimilarityMeter",
     "StackSpec",
     "StackTable",
     "StreamNamer",
@@ -56,6 +62,7 @@ __all__ = [
     "classes_of",
     "compile_module",
     "default_device",
+    "draw_grid",
     "forked",
     "identity_of",
     "near_misses",

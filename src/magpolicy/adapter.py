@@ -16,6 +16,7 @@ from magpolicy.catalog._identity import ModelIdentity, config_digest, digest, re
 from magpolicy.catalog._kept import kept_for
 from magpolicy.catalog._learned import learned, remember
 from magpolicy.catalog._matching import PresetMatches, named
+from magpolicy.planning._target import SPEEDS
 from magpolicy.policy._semantics import semantics
 from magpolicy.run._call import CallDecision, StreamDecision
 from magpolicy.run._config import RunConfig
@@ -25,6 +26,7 @@ from magpolicy.run._simulate import simulate_config
 
 __all__ = [
     "PRESET_ENDINGS",
+    "SPEEDS",
     "CallDecision",
     "LibraryEntry",
     "ModelIdentity",
