@@ -30,6 +30,8 @@ WINDOW, WIDEST = 12, 100
 most. Errors add up over the whole run, so a plan gains from all of its inner products."""
 TOKENS = 2048
 """Tokens that are looked at, unless it is said otherwise."""
+PRIOR_SHARE = 0.5
+"""What plans mix of the general prior into what a run measured; docs/explanation/quality.md says how it was chosen."""
 _CHUNK = 2**22  # elements that are widened at a time
 _EXTRA = ("ratio", "ratio squared", "distance", "ratios", "distances")  # sums beside the inner products
 
@@ -230,7 +232,11 @@ class Moments:
         if missed:
             seen["streams_left_out"] = missed
         return Calibration(
-            sigmas=tuple(map(float, sigmas)), streams=streams, cross=cross, provenance={**(provenance or {}), **seen}
+            sigmas=tuple(map(float, sigmas)),
+            streams=streams,
+            cross=cross,
+            provenance={**(provenance or {}), **seen},
+            prior_share=PRIOR_SHARE,
         )
 
     def _check(self) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from attrs import frozen
+from attrs import evolve, frozen
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
@@ -124,6 +124,44 @@ def prior_calibration(
         cross={(a, b): _crossed(norms[a], norms[b], LIKENESS * cosines) for a, b in itertools.combinations(names, 2)},
         provenance=provenance,
     )
+
+
+def with_prior(measured: Calibration, directions: Directions = DIRECTIONS) -> Calibration:
+    """A calibration with its :attr:`magpolicy.Calibration.prior_share` of the prior mixed into its inner products.
+
+    Norms stay as measured, and so does the mean likeness of two streams at the same level. ``prior_share`` of the result is 0.
+    """
+    share = measured.prior_share
+    if not share:
+        return measured
+    cosines = directions.cosines(_flow_levels(np.asarray(measured.sigmas)))
+    norms = {name: np.sqrt(moments.gram[:, 0]) for name, moments in measured.streams.items()}
+
+    def of_stream(gram: Floats) -> Floats:
+        expected = _banded(np.sqrt(gram[:, 0]), cosines)[:, : gram.shape[1]]
+        mixed: Floats = (1 - share) * gram + share * expected
+        return mixed
+
+    def of_pair(pair: tuple[str, str], products: Floats) -> Floats:
+        first, second = norms[pair[0]], norms[pair[1]]
+        window, widest = products.shape[1] // 2, len(cosines) - 1
+        with np.errstate(invalid="ignore"):
+            alike = products[:, window] / (first * second)
+        likeness = float(np.nanmean(alike)) if np.isfinite(alike).any() else LIKENESS
+        expected = _crossed(first, second, likeness * cosines)[:, widest - window : widest + window + 1]
+        mixed: Floats = (1 - share) * products + share * expected
+        return mixed
+
+    streams = {
+        name: evolve(
+            moments,
+            gram=of_stream(moments.gram),
+            samples=None if moments.samples is None else np.stack([of_stream(sample) for sample in moments.samples]),
+        )
+        for name, moments in measured.streams.items()
+    }
+    cross = {pair: of_pair(pair, products) for pair, products in measured.cross.items()}
+    return evolve(measured, streams=streams, cross=cross, prior_share=0.0)
 
 
 def _shares(levels: Sequence[float]) -> tuple[float, ...]:
