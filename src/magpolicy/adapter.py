@@ -9,6 +9,7 @@ from __future__ import annotations
 from magpolicy._checks import whole
 from magpolicy._errors import require
 from magpolicy._files import PRESET_ENDINGS, file_name, names_a_file
+from magpolicy.calibration._completed import MeasuredPart, completed
 from magpolicy.catalog._identity import ModelIdentity, config_digest, digest, repo_and_part
 from magpolicy.catalog._kept import kept_for
 from magpolicy.catalog._learned import learned, remember
@@ -23,6 +24,7 @@ from magpolicy.run._simulate import simulate_config
 __all__ = [
     "PRESET_ENDINGS",
     "CallDecision",
+    "MeasuredPart",
     "ModelIdentity",
     "Placement",
     "PresetMatches",
@@ -30,6 +32,7 @@ __all__ = [
     "ScheduleSpan",
     "StreamDecision",
     "always_compute",
+    "completed",
     "config_digest",
     "digest",
     "file_name",
