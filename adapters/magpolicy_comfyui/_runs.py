@@ -178,7 +178,7 @@ class RunDriver:
     def _chosen(self, guider: Any, span: ScheduleSpan, shape: Sequence[int]) -> Any:
         """The source of the ratios: what was set, or what fits the model and this run."""
         source = self.settings.source
-        if source is None and not self.settings.calibrate:
+        if source is None and not self.settings.calibrate and self.settings.given is None:
             source = _model_presets.for_run(guider.inner_model, guider.conds, span, shape)
         if self.settings.follow_steps and getattr(source, "name", None):
             source = _model_presets.longer(source.name, span.steps)

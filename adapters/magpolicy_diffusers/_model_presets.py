@@ -109,9 +109,8 @@ def preset_of(target: Any) -> str:
         names = " or ".join(f"preset={name!r}" for name in row.presets)
         raise PresetError(f"{what} fits several presets, and nothing tells which; pass {names}")
     raise PresetError(
-        f"{what} has no known preset; {adapter.near_misses(TABLE, kind, _family(kind))}pass preset=... or ratios=..., or "
-        "calibrate: attach(..., calibrate=True), one run, then attach(..., curve=handle.curve, threshold=..., max_skips=..., "
-        "retention=...)"
+        f"{what} has no known preset; {adapter.near_misses(TABLE, kind, _family(kind))}plan: attach(..., speedup=2.0); or pass "
+        "preset=... or ratios=..."
     )
 
 

@@ -12,7 +12,7 @@ from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._gram import Floats
-from magpolicy.catalog._source import Source
+from magpolicy.catalog._source import PlanSource
 from magpolicy.planning._at_levels import SourceAtLevels, at_levels
 from magpolicy.planning._error_tables import ErrorTables
 from magpolicy.planning._guidance import stream_factors
@@ -24,7 +24,7 @@ from magpolicy.planning._target import PlanTarget
 class PlanRequest:
     """What a plan is made from and for. It is small and makes the problem, which is large, when that is needed."""
 
-    source: Source
+    source: PlanSource
     target: PlanTarget
     steps: int | None = None
     sigmas: Sequence[float] | None = None

@@ -110,6 +110,6 @@ def _expert_step(config: RunConfig, span: ScheduleSpan) -> int | None:
 
 def _levels(span: ScheduleSpan, known: tuple[float, ...]) -> tuple[float, ...]:
     """The noise levels of the whole schedule; those that the curve knows, where they are the same but for rounding."""
-    levels = span.whole(span.flow, known[0])
+    levels = span.whole(span.flow, known[0] if known else 1.0)
     same = len(levels) == len(known) and all(abs(a - b) <= _NEAR for a, b in zip(levels, known, strict=True))
     return known if same else levels

@@ -12,7 +12,7 @@ from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._forecast import check_forecast
 from magpolicy.catalog._matching import PresetMatches, named
 from magpolicy.catalog._presets import Preset
-from magpolicy.catalog._source import Source, SourceContent
+from magpolicy.catalog._source import PlanSource, SourceContent
 from magpolicy.planning._objective import Objective
 from magpolicy.planning._target import PlanTarget
 from magpolicy.policy._curve import Curve
@@ -25,7 +25,7 @@ from magpolicy.schedule._schedule import Schedule
 
 
 def resolve(
-    source: Source | Schedule | PresetMatches,
+    source: PlanSource | Schedule | PresetMatches,
     *,
     threshold: float | None = None,
     max_skips: int | None = None,
@@ -45,9 +45,9 @@ def resolve(
 ) -> RunConfig:
     """Check a source and settings. Settings that are not given come from the preset.
 
-    A run follows a :class:`magpolicy.Schedule`; with a target (``speedup``, ``computed`` or ``error``) each run is planned;
-    otherwise the rule decides. If several presets have a name, the first one that has the missing settings is used: for a plan
-    the user's calibration, for the rule the published table.
+    A run follows a :class:`magpolicy.Schedule`; with a target (``speedup``, ``computed`` or ``error``) each run is planned, by
+    the general prior alone where ``source`` is ``None``; otherwise the rule decides. If several presets have a name, the first
+    one that has the missing settings is used: for a plan the user's calibration, for the rule the published table.
 
     Raises:
         ArgumentError: something is missing, unknown or out of range.
@@ -80,6 +80,20 @@ def resolve(
     return _rule(chosen, rule, window, semantics, forecast, factor)
 
 
+def asks_for_the_rule(settings: Mapping[str, Any]) -> bool:
+    """Whether one of these settings of :func:`resolve` is for the rule, and none is a target of a plan."""
+    if any(settings.get(name) is not None for name in ("speedup", "computed", "error")):
+        return False
+    return bool(settings.get("start_step")) or any(settings.get(name) is not None for name in _OF_THE_RULE)
+
+
+def has_settings(source: Any) -> bool:
+    """Whether ``source`` is a preset, or the name of one, that was published with all settings of the rule."""
+    several = named(source) if isinstance(source, str | Path) else (source,) if isinstance(source, Preset) else source
+    matches = several if isinstance(several, tuple) else ()
+    return any(all(getattr(preset, name) is not None for name in _EXAMPLES) for preset in matches)
+
+
 def always_compute() -> RunConfig:
     """The settings of a run in which every step computes, for calibrating."""
     return Calibrate()
@@ -93,12 +107,13 @@ def _refuse(settings: Mapping[str, Any], why: str) -> None:
 
 def _plan(chosen: Any, target: PlanTarget) -> Plan:
     target.check_target()
-    content = SourceContent.of(chosen)
-    what = _in_words(chosen)
+    content, what = SourceContent.of(chosen), _in_words(chosen)
+    if content.calibration is None:
+        what = f"the general prior, {'norms taken for constant' if chosen is None else f'norms of {what}'}"
     return Plan(
         curve=content.curve,
         target=target,
-        source=f"a plan from {what if content.calibration is not None else f'the general prior, norms of {what}'}",
+        source=f"a plan from {what}",
         preset=content.preset,
         calibration=content.calibration,
     )
@@ -114,6 +129,8 @@ def _rule(
 ) -> Rule:
     content = SourceContent.of(chosen)
     preset, calibration, curve = content.preset, content.calibration, content.curve
+    if curve is None:
+        raise ArgumentError("source=None: the rule needs magnitude ratios, of a preset or your own; or plan: try speedup=2.0")
     if forecast == "calibrated" and calibration is None:
         raise ArgumentError("forecast='calibrated' needs a Calibration or a planned Schedule; try forecast='linear'")
     if forecast == "second-order":
@@ -142,6 +159,7 @@ def _rule(
 
 
 _EXAMPLES = {"threshold": "0.06", "max_skips": "3", "retention": "0.2"}
+_OF_THE_RULE = (*_EXAMPLES, "end_step", "semantics")
 
 
 def _setting(preset: Preset | None, calibration: Calibration | None, name: str, value: Any) -> Any:
