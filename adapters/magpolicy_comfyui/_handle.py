@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from magpolicy import AdapterError, ArgumentError, AttachRequest, RunError
 from magpolicy_comfyui import _runs
 from magpolicy_comfyui._block_stacks import stack_of
+from magpolicy_comfyui._identity import identity_of
 from magpolicy_comfyui._settings import Settings
 from magpolicy_torch.adapter import Attached
 
 if TYPE_CHECKING:
+    from magpolicy.adapter import ModelIdentity
     from magpolicy_comfyui._run_report import RunReport
     from torch import nn
 
@@ -78,7 +80,13 @@ class Handle(Attached):
 
     def provenance(self) -> Mapping[str, Any]:
         """What a calibration says about the model it was made with, beside what the run knows."""
-        return {"model": type(self.patcher.model).__name__}
+        measured = next((run.measured for run in self.runs if run.measured is not None), None)
+        known = {} if measured is None else measured.provenance  # taken while the model was loaded, LoRAs and all
+        return {"model": type(self.patcher.model).__name__, "identity": known.get("identity") or self.identity.to_dict()}
+
+    @property
+    def identity(self) -> ModelIdentity:
+        return identity_of(self.patcher.model)
 
     def _take_off(self) -> None:
         if _runs.attached(self.patcher) is self._attachment:  # a node may have put its own in the place of it

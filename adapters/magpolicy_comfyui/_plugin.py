@@ -22,13 +22,20 @@ def attach(target: Any, request: magpolicy.AttachRequest) -> Handle | None:
 
 
 @magpolicy.hookimpl
-def preset_for(target: Any) -> str | None:
-    """The preset of a ``ModelPatcher``, by the class and config of its model."""
+def preset_for(target: Any) -> list[magpolicy.Preset | str] | None:
+    """The presets of a ``ModelPatcher``: the user's calibrations of its model, then the one of its class and config."""
     if not _ours(target):
         return None
+    from magpolicy_comfyui._identity import kept_of
     from magpolicy_comfyui._model_presets import candidates
 
-    return candidates(target.model)[-1].preset
+    kept = kept_of(target.model)
+    try:
+        return [*kept, candidates(target.model)[-1].preset]
+    except magpolicy.PresetError:
+        if not kept:
+            raise
+        return list(kept)
 
 
 @magpolicy.hookimpl

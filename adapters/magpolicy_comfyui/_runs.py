@@ -14,11 +14,12 @@ import comfy.patcher_extension
 from attrs import define, field
 from comfy.patcher_extension import WrappersMP
 
-from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, MagPolicyError, RunError, Session
-from magpolicy.adapter import ScheduleSpan, place
+from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, MagPolicyError, PresetError, RunError, Session
+from magpolicy.adapter import ModelIdentity, PresetMatches, ScheduleSpan, place
 from magpolicy_comfyui import _dry_run, _model_presets
 from magpolicy_comfyui._compile import by_blocks
 from magpolicy_comfyui._denoiser import Denoiser
+from magpolicy_comfyui._identity import identity_of, kept_of
 from magpolicy_comfyui._noise_levels import span_of, steps_of
 from magpolicy_comfyui._run_report import RunReport
 from magpolicy_comfyui._settings import Settings
@@ -128,6 +129,8 @@ class RunDriver:
     """What a reader of the report should know."""
     source: str = ""
     """The preset that decides, by name."""
+    _identity: ModelIdentity | None = None
+    """The model, where it is calibrated."""
     _computes: bool = False
     """Whether every call computes from now on."""
     _streams: StreamNames = field(factory=StreamNames)
@@ -165,6 +168,8 @@ class RunDriver:
         steps = [float(s) for s in sigmas]
         if not known and len(steps) > 2:
             self.notes.append("this sampler's evaluations are not known ahead; one a step is assumed")
+        if settings.calibrate:
+            self._identity = identity_of(guider.inner_model)
         span = span_of(self._levels, steps, guider.inner_model.model_sampling)
         source = self._chosen(guider, span, noise.shape)
         self._streams = StreamNames(guider.conds)
@@ -178,8 +183,20 @@ class RunDriver:
     def _chosen(self, guider: Any, span: ScheduleSpan, shape: Sequence[int]) -> Any:
         """The source of the ratios: what was set, or what fits the model and this run."""
         source = self.settings.source
+<<<<<<< HEAD
         if source is None and not self.settings.calibrate and self.settings.given is None:
             source = _model_presets.for_run(guider.inner_model, guider.conds, span, shape)
+=======
+        if source is None and not self.settings.calibrate:
+            kept = kept_of(guider.inner_model, span)
+            try:
+                published = [_model_presets.for_run(guider.inner_model, guider.conds, span, shape)]
+            except PresetError:
+                if not kept:
+                    raise
+                published = []
+            source = PresetMatches.of([*kept, *published])
+>>>>>>> library
         if self.settings.follow_steps and getattr(source, "name", None):
             source = _model_presets.longer(source.name, span.steps)
         return source
@@ -264,7 +281,7 @@ class RunDriver:
         made = RunReport(run.report, run.span, self.source, list(self.notes), residuals_held=run.residuals_held)
         if self.settings.calibrate:
             try:
-                made.measured = run.calibration({"versions": adapter.versions(), "host": "ComfyUI"})
+                made.measured = run.calibration({**_about(self._identity), "versions": adapter.versions(), "host": "ComfyUI"})
             except (ArgumentError, RunError) as error:
                 made.problem = str(error)
         return made
@@ -272,3 +289,8 @@ class RunDriver:
     def _say(self, what: str) -> None:
         log.warning("magpolicy: %s", what)
         self.notes.append(what)
+
+
+def _about(identity: ModelIdentity | None) -> dict[str, Any]:
+    """What a calibration says of the model."""
+    return {} if identity is None else {"model": identity.model, "identity": identity.to_dict()}

@@ -11,11 +11,12 @@ import diffusers
 from magpolicy import AdapterError, AttachRequest, RunError
 from magpolicy_diffusers._denoiser import Denoiser
 from magpolicy_diffusers._pipeline import denoisers_of, unwatch, watch
-from magpolicy_diffusers._provenance import provenance
+from magpolicy_diffusers._provenance import identity, provenance
 from magpolicy_diffusers._runs import GivenRun, HostRun, OwnLoop, PipelineCall, RunDriver
 from magpolicy_torch.adapter import AttachedToLoop, BlockStack, Scoped, unwrap
 
 if TYPE_CHECKING:
+    from magpolicy.adapter import ModelIdentity
     from torch import nn
 
 
@@ -105,7 +106,11 @@ class Handle(AttachedToLoop):
         return () if driver is None else driver.runs
 
     def provenance(self) -> Mapping[str, Any]:
-        return provenance(self._pipe, self.module)
+        return provenance(self._pipe, [denoiser.module for denoiser in self.denoisers])
+
+    @property
+    def identity(self) -> ModelIdentity:
+        return identity(self._pipe, [denoiser.module for denoiser in self.denoisers])
 
     @contextmanager
     def open_run(self, steps: int | None, sigmas: Sequence[float] | None, start: int) -> Iterator[None]:

@@ -10,6 +10,8 @@ from magpolicy._checks import whole
 from magpolicy._errors import require
 from magpolicy._files import PRESET_ENDINGS, file_name, names_a_file
 from magpolicy.calibration._completed import MeasuredPart, completed
+from magpolicy.catalog._entries import LibraryEntry, entries, entry, forget
+from magpolicy.catalog._folder import keep_in, presets_in
 from magpolicy.catalog._identity import ModelIdentity, config_digest, digest, repo_and_part
 from magpolicy.catalog._kept import kept_for
 from magpolicy.catalog._learned import learned, remember
@@ -25,6 +27,7 @@ __all__ = [
     "PRESET_ENDINGS",
     "CallDecision",
     "MeasuredPart",
+    "LibraryEntry",
     "ModelIdentity",
     "Placement",
     "PresetMatches",
@@ -35,12 +38,17 @@ __all__ = [
     "completed",
     "config_digest",
     "digest",
+    "entries",
+    "entry",
     "file_name",
+    "forget",
+    "keep_in",
     "kept_for",
     "learned",
     "named",
     "names_a_file",
     "place",
+    "presets_in",
     "remember",
     "repo_and_part",
     "require",

@@ -156,10 +156,10 @@ def test_the_nearest_is_found_first_and_of_equally_near_ones_what_the_user_kept(
     magpolicy.keep(example(attrs.evolve(MODEL, model="Wan"), name="another class"))
     magpolicy.keep(example(name="nobody's"))
     remember(other, example())
-    assert [p.name for p in kept_for(MODEL)] == ["a repo", other.name(["cond"]), "a config"]
+    assert [p.name for p in kept_for(MODEL)] == ["a repo", f"{other.name(['cond'])} (learned)", "a config"]
     remember(MODEL, example())
     magpolicy.keep(example(MODEL, name="mine"))
-    assert [p.name for p in kept_for(MODEL)][:3] == ["mine", MODEL.name(["cond"]), "a repo"]
+    assert [p.name for p in kept_for(MODEL)][:3] == ["mine", f"{MODEL.name(['cond'])} (learned)", "a repo"]
 
 
 def test_an_old_calibration_is_found_by_what_its_provenance_says():

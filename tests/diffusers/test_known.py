@@ -116,7 +116,8 @@ def test_a_calibrated_model_known_by_its_config_alone_keeps_that_table(keeping, 
     pipe, found = keeping("me/my-flux")
     here = KnownModel("FluxTransformer2DModel", ("flux.1-dev",))
     monkeypatch.setattr("magpolicy_diffusers._model_presets.TABLE", (here,))
-    assert presets_of(pipe) == ["mine", "flux.1-dev"]
+    first, published = presets_of(pipe)
+    assert (first.name, published) == ("mine", "flux.1-dev")
     assert run(pipe).schedule == magpolicy.simulate("flux.1-dev", steps=12)
     assert run(pipe, speedup=2.0).schedule == magpolicy.plan(found, speedup=2.0)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import magpolicy
+from magpolicy.adapter import ModelIdentity
 from magpolicy_comfyui import _install, _model_presets
 from magpolicy_comfyui._compile import compile_model
 from magpolicy_comfyui._run_report import RunReport
@@ -68,7 +69,7 @@ class MagCacheCalibration:
     def apply(self, model: Any, model_type: str, name: str = "", unique_id: str | None = None) -> tuple[Any]:
         clone = model.clone()
         settings = Settings(source=_preset_menu.find(model_type), calibrate=True, name=name, node=unique_id)
-        kind = type(model.model).__name__ if model_type == _preset_menu.AUTO else model_type.removeprefix("file: ")
+        kind = type(model.model).__name__ if model_type == _preset_menu.AUTO else _preset_menu.stem(model_type)
 
         def finished(attachment: Attachment, run_report: RunReport) -> None:
             written = _write(run_report, settings, kind)
@@ -80,11 +81,17 @@ class MagCacheCalibration:
 
 
 def _write(run_report: RunReport, settings: Settings, kind: str) -> Path | None:
-    if run_report.measured is None:
+    measured = run_report.measured
+    if measured is None:
         return None
-    return _preset_menu.save(
-        settings.name.strip() or f"{Path(kind).stem}-{run_report.measured.steps}steps", run_report.measured
-    )
+    return _preset_menu.save(settings.name.strip() or _name(run_report, measured, kind), measured)
+
+
+def _name(run_report: RunReport, measured: magpolicy.Calibration, kind: str) -> str:
+    """The name of a calibration that nobody named: another one for each model, of two experts too, and each of its stages."""
+    span, count = run_report.span, measured.steps
+    steps = f"steps {span.first + 1}-{span.first + count} of {span.steps}" if span.partial else f"{count}steps"
+    return f"{kind}-{ModelIdentity.of(measured).digest(measured.streams)[:6]}-{steps}"
 
 
 class CompileModel:

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from magpolicy import AdapterError, ArgumentError, AttachRequest, RunError
+from magpolicy.adapter import ModelIdentity, repo_and_part
 from magpolicy_torch.blocks._stack import BlockStack, taken
 from magpolicy_torch.blocks._unwrap import unwrap
 from magpolicy_torch.evaluation._interceptor import CallInterceptor, HostCall
 from magpolicy_torch.evaluation._model import HostModel
 from magpolicy_torch.host._attached import AttachedToLoop
 from magpolicy_torch.host._host_run import HostRun
+from magpolicy_torch.host._identity import identity_of
 from magpolicy_torch.host._scoped import Scoped
 from magpolicy_torch.residuals._moments import moments_for, versions
 from magpolicy_torch.residuals._store import ResidualStore
@@ -46,6 +48,11 @@ def stack_for(module: nn.Module, request: AttachRequest, find: Callable[[nn.Modu
     if any(map(taken, stack.blocks)):
         raise AdapterError("blocks are attached already; detach() the handle that holds them first")
     return stack
+
+
+def identity_of_module(module: nn.Module) -> ModelIdentity:
+    """The identity of a module of no host, and where it was loaded from, as models of transformers tell it."""
+    return identity_of(module, repo=repo_and_part(str(getattr(unwrap(module, peft=True), "name_or_path", "") or ""))[0])
 
 
 class Handle(AttachedToLoop):
@@ -134,7 +141,11 @@ class Handle(AttachedToLoop):
         return () if run is None else (run,)
 
     def provenance(self) -> Mapping[str, Any]:
-        return {"model": self._name, "versions": versions()}
+        return {"model": self._name, "identity": self.identity.to_dict(), "versions": versions()}
+
+    @property
+    def identity(self) -> ModelIdentity:
+        return identity_of_module(self.module)
 
     @property
     def _name(self) -> str:

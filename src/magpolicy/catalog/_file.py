@@ -12,7 +12,7 @@ from attrs import field, frozen
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError, PresetError, require
-from magpolicy._files import JSON, SAFETENSORS, TOML, ending_of
+from magpolicy._files import JSON, SAFETENSORS, TOML, ending_of, size_of
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._file import load_calibration
 from magpolicy.calibration._format import KIND, is_calibration
@@ -125,7 +125,7 @@ def save_preset(preset: Preset, path: str | os.PathLike[str]) -> None:
 
 def _parse(file: Path) -> Any:
     try:
-        size = file.stat().st_size
+        size = size_of(file)
         if size > MAX_BYTES and KIND.encode() not in _head(file):
             raise PresetError(f"{file} has {size} bytes, a preset has at most {MAX_BYTES}; is it the right file?")
         text = file.read_text(encoding="utf-8")
