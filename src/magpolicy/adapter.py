@@ -9,7 +9,8 @@ from __future__ import annotations
 from magpolicy._checks import whole
 from magpolicy._errors import require
 from magpolicy._files import PRESET_ENDINGS, file_name, names_a_file
-from magpolicy.calibration._completed import MeasuredPart, completed
+from magpolicy.calibration._completed import MeasuredPart
+from magpolicy.calibration._lessons import can_teach, joined, lesson_of
 from magpolicy.catalog._entries import LibraryEntry, entries, entry, forget
 from magpolicy.catalog._folder import keep_in, presets_in
 from magpolicy.catalog._identity import ModelIdentity, config_digest, digest, repo_and_part
@@ -26,8 +27,8 @@ from magpolicy.run._simulate import simulate_config
 __all__ = [
     "PRESET_ENDINGS",
     "CallDecision",
-    "MeasuredPart",
     "LibraryEntry",
+    "MeasuredPart",
     "ModelIdentity",
     "Placement",
     "PresetMatches",
@@ -35,16 +36,18 @@ __all__ = [
     "ScheduleSpan",
     "StreamDecision",
     "always_compute",
-    "completed",
+    "can_teach",
     "config_digest",
     "digest",
     "entries",
     "entry",
     "file_name",
     "forget",
+    "joined",
     "keep_in",
     "kept_for",
     "learned",
+    "lesson_of",
     "named",
     "names_a_file",
     "place",

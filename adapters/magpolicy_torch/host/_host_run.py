@@ -30,7 +30,8 @@ class HostRun:
         session: decides the run; it begins here.
         start: position in the run of the first evaluation.
         noise: the noise level of each evaluation, if the host can tell it and the session cannot.
-        lesson: what is to be learned from the run.
+        lesson: learns from the run; ``request`` is its own.
+        stop: the position after the run's last evaluation; by default the end of the schedule.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class HostRun:
         start: int = 0,
         noise: Sequence[float] | None = None,
         lesson: Lesson | None = None,
+        stop: int | None = None,
     ) -> None:
         self.session = session
         self.step = start
@@ -51,6 +53,8 @@ class HostRun:
         self._request, self._noise = request, noise
         self._runs: dict[BlockStack, Run] = {}
         session.begin(start)
+        if lesson is not None:
+            lesson.begin(session, start, stop)
 
     def go_to(self, step: int) -> None:
         """From now on calls are those of ``step``."""
@@ -97,11 +101,9 @@ class HostRun:
                 other.free()
             store = ResidualStore(self._request.offload, self._request.storage_dtype)
             channel_dim = 1 if stack.scope == "model" else -1
-            samples = None
-            if self.lesson is not None:
-                samples = self.lesson.samples
-                if self._runs:
-                    self.lesson.expert_steps.append(self.step)
+            samples = None if self.lesson is None else self.lesson.samples
+            if self.lesson is not None and self._runs:
+                self.lesson.expert_steps.append(self.step)
             run = self._runs[stack] = Run(self.session, store, self.moments, samples, channel_dim, self.record)
             self.scope = stack.scope
         return run
@@ -127,7 +129,7 @@ class HostRun:
             for run in self._runs.values():
                 run.free()
             if self.lesson is not None:
-                self.lesson.end(self.session, self._noise)
+                self.lesson.end(self.session)
 
     @property
     def unsupported(self) -> bool:

@@ -65,7 +65,7 @@ class ResidualSamples:
             return None
         try:
             return MeasuredPart(tuple(self._taken), _gram(list(self._taken.values())).cpu().double().numpy())
-        except ArgumentError:  # NaN, or zero everywhere
+        except (ArgumentError, torch.cuda.OutOfMemoryError):  # NaN, or zero everywhere; no room for it
             return None
 
     def _few(self, flat: Tensor) -> Tensor:

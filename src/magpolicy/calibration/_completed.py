@@ -112,7 +112,7 @@ def _prior(names: Sequence[str], levels: Sequence[float], expert_steps: Sequence
 def _unit_gram(measured: MeasuredPart, prior: Floats, rows: Any) -> Floats:
     size = np.sqrt(np.diagonal(measured.gram))
     known = prior[np.ix_(rows, rows)] + _JITTER * np.eye(len(rows))
-    weights = np.linalg.solve(known, prior[rows]).T
+    weights = np.linalg.solve(known, prior[rows]).T  # positive definite by the jitter
     rest = prior - weights @ prior[rows]
     found: Floats = weights @ (measured.gram / (size[:, None] * size[None, :])) @ weights.T + rest
     return found
