@@ -1,4 +1,4 @@
-"""The user's folder: no name takes another's file, no broken file hides the others, and what is there is listed and forgotten."""
+"""The user's folder: no name takes another's file, no broken file hides others, what is there is listed and forgotten."""
 
 import os
 import warnings
@@ -15,8 +15,9 @@ from magpolicy.adapter import ModelIdentity, entries, file_name, forget, keep_in
 
 pytest.importorskip("cattrs", reason="the files extra is not installed")
 PATH = np.cumsum(np.random.default_rng(0).normal(size=(3, 2, 4)), axis=0)
-NAMES = ["a b", "a-b", "a/b", "A-B", "con", "CON", "nul.x", "COM1", "\0", "\ud800", "x" * 300, "x" * 299 + "y", "ä" * 300, ".", "..",
-         "a.json", "a", "my.safetensors", " ", "-", "é", "e\u0301", "flux.1-dev", "../x", "ends.", "calibration"]  # fmt: skip
+NAMES = ["a b", "a-b", "a/b", "A-B", "con", "CON", "nul.x", "COM1", "\0", "\ud800", "x" * 300, "x" * 299 + "y", "ä" * 300,
+         ".", "..", "a.json", "a", "my.safetensors", " ", "-", "é", "e\u0301", "flux.1-dev", "../x", "ends.",
+         "calibration"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -137,7 +138,7 @@ def test_nobodys_home_is_a_clear_message_and_no_obstacle(monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr("platformdirs.user_data_path", nobody)
-    with pytest.raises(PresetError, match="home is not known .*; set MAGPOLICY_HOME"):
+    with pytest.raises(PresetError, match=r"home is not known .*; set MAGPOLICY_HOME"):
         magpolicy.keep(made("x"))
     assert preset("flux").calibration is None
     assert len(presets()) > 90
@@ -156,7 +157,7 @@ def test_what_is_there_is_listed_and_forgotten(home):
         "broken.json": (False, True, ""),
         learned: (True, False, "org/flux"),
     }
-    with pytest.raises(PresetError, match="name='mime' is not in .*did you mean mine"):
+    with pytest.raises(PresetError, match=r"name='mime' is not in .*did you mean mine"):
         forget("mime")
     assert forget("MINE") == kept
     assert forget(learned) == left
