@@ -183,11 +183,7 @@ class RunDriver:
     def _chosen(self, guider: Any, span: ScheduleSpan, shape: Sequence[int]) -> Any:
         """The source of the ratios: what was set, or what fits the model and this run."""
         source = self.settings.source
-<<<<<<< HEAD
         if source is None and not self.settings.calibrate and self.settings.given is None:
-            source = _model_presets.for_run(guider.inner_model, guider.conds, span, shape)
-=======
-        if source is None and not self.settings.calibrate:
             kept = kept_of(guider.inner_model, span)
             try:
                 published = [_model_presets.for_run(guider.inner_model, guider.conds, span, shape)]
@@ -196,7 +192,6 @@ class RunDriver:
                     raise
                 published = []
             source = PresetMatches.of([*kept, *published])
->>>>>>> library
         if self.settings.follow_steps and getattr(source, "name", None):
             source = _model_presets.longer(source.name, span.steps)
         return source

@@ -95,7 +95,7 @@ def test_a_plan_of_an_unknown_model_is_that_of_the_prior():
 
 
 def test_an_unknown_model_says_how_long_its_run_is():
-    with pytest.raises(ArgumentError, match="steps=None must be a whole number from 1 .*; try 28"):
+    with pytest.raises(ArgumentError, match=r"steps=None must be a whole number from 1 .*; try 28"):
         plan(None, speedup=2.0)
     with pytest.raises(ArgumentError, match="source=None: the rule needs magnitude ratios"):
         Session(None, steps=4, threshold=0.1, max_skips=2, retention=0.2)
