@@ -152,7 +152,10 @@ class Handle(AttachedToLoop):
         strange = [name for name in self._names if modules.get(name) not in [d.module for d in self.denoisers]]
         if strange:
             self.warn(f"{', '.join(strange)} of {type(self._pipe).__name__} is not what was attached to; attach again")
-        with self.under_way(), self._driven_by(PipelineCall(self._request, self.warn, self._pipe, self._boundary(), self._learner)):
+        with (
+            self.under_way(),
+            self._driven_by(PipelineCall(self._request, self.warn, self._pipe, self._boundary(), self._learner)),
+        ):
             return call()
 
     def _own_loop(self, denoiser: Denoiser) -> OwnLoop | None:

@@ -10,7 +10,8 @@ from magpolicy import ArgumentError, Calibration
 from magpolicy.adapter import MeasuredPart, can_teach, joined, lesson_of, resolve
 from magpolicy.calibration._completed import completed
 from magpolicy.calibration._lessons import Taught
-from magpolicy.calibration._prior import mixed_with_prior, prior_calibration
+from magpolicy.calibration._mixed import mixed_with_prior
+from magpolicy.calibration._prior import prior_calibration
 
 STEPS = 12
 LEVELS = tuple(1 - i / STEPS for i in range(STEPS))

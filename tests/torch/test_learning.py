@@ -189,7 +189,7 @@ def test_a_calibration_of_the_users_decides_and_nothing_is_learned(plain):
     with magpolicy.attach(plain.module, calibrate=True) as handle:
         run(handle)
         calibration = handle.calibration
-    with pytest.raises(ArgumentError, match="a plan from the calibration .* decides already|a plan from calibration"):
+    with pytest.raises(ArgumentError, match=r"a plan from calibration 'Net-.*' decides already"):
         attach(plain.module, calibration=calibration, learn=True)
     before = files()
     with attach(plain.module, calibration=calibration) as handle:
@@ -214,37 +214,38 @@ def test_a_folder_that_cannot_be_written_is_told_once_and_learning_goes_on(plain
 
 
 def test_a_run_that_raised_teaches_nothing(plain):
-    with attach(plain.module) as handle:
-        with pytest.raises(RuntimeError, match="stop"), handle.run(steps=STEPS):
+    def stopped(handle):
+        with handle.run(steps=STEPS):
             for _ in range(STEPS):
                 handle.module(torch.ones(1, 9, 8))
             raise RuntimeError("stop")
+
+    with attach(plain.module) as handle:
+        with pytest.raises(RuntimeError, match="stop"):
+            stopped(handle)
         assert handle.runs[-1].lesson.samples is None
     assert files() == []
 
 
 def test_a_run_that_was_left_early_teaches_nothing(plain):
-    with attach(plain.module) as handle:
-        with handle.run(steps=STEPS):
-            for _ in range(STEPS - 1):
-                handle.module(torch.ones(1, 9, 8))
+    with attach(plain.module) as handle, handle.run(steps=STEPS):
+        for _ in range(STEPS - 1):
+            handle.module(torch.ones(1, 9, 8))
     assert files() == []
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_run_that_was_not_finite_teaches_nothing(plain, value):
-    with attach(plain.module) as handle:
-        with handle.run(steps=STEPS):
-            for step in range(STEPS):
-                handle.module(torch.full((1, 9, 8), value if step == 0 else 1.0))
+    with attach(plain.module) as handle, handle.run(steps=STEPS):
+        for step in range(STEPS):
+            handle.module(torch.full((1, 9, 8), value if step == 0 else 1.0))
     assert files() == []
 
 
 def test_a_run_whose_shape_changes_teaches_nothing(plain):
-    with attach(plain.module) as handle:
-        with handle.run(steps=STEPS):
-            for step in range(STEPS):
-                handle.module(torch.ones(1, 9 if step < 5 else 16, 8))
+    with attach(plain.module) as handle, handle.run(steps=STEPS):
+        for step in range(STEPS):
+            handle.module(torch.ones(1, 9 if step < 5 else 16, 8))
     assert files() == []
 
 

@@ -1,7 +1,7 @@
-"""Learning from the runs that are made anyway: what a run shows while it computes is kept, and later runs are planned from it.
+"""Learning from the runs that are made anyway: what a run shows as it computes is kept, and later runs are planned from it.
 
-A handle has a :class:`Learner`. Each run gets a :class:`Lesson` from it, which says what the run goes by, looks at the residuals
-that it computes, and at its end teaches the learner.
+A handle has a :class:`Learner`. Each run gets a :class:`Lesson` from it, which says what the run goes by, looks at the
+residuals that it computes, and teaches the learner at its end.
 """
 
 from __future__ import annotations
@@ -14,8 +14,17 @@ from attrs import define, evolve, field
 
 import torch
 from magpolicy import AttachRequest, Calibration, Session
-from magpolicy.adapter import MeasuredPart, ModelIdentity, RunConfig, always_compute, can_teach, joined, learned, lesson_of
-from magpolicy.adapter import remember
+from magpolicy.adapter import (
+    MeasuredPart,
+    ModelIdentity,
+    RunConfig,
+    always_compute,
+    can_teach,
+    joined,
+    learned,
+    lesson_of,
+    remember,
+)
 from magpolicy_torch.residuals._samples import ResidualSamples
 
 IN_FULL = "learn='first': every step computes, and later runs are planned from it"
@@ -168,6 +177,4 @@ def _levels_told(session: Session) -> tuple[float, ...] | None:
 
 def _shared() -> bool:
     """Whether several processes share the work."""
-    return (
-        torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
-    )
+    return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1

@@ -64,7 +64,7 @@ class ResidualSamples:
         if not self._taken:
             return None
         try:
-            return MeasuredPart(tuple(self._taken), _gram(list(self._taken.values())).cpu().double().numpy())
+            return MeasuredPart(list(self._taken), _gram(list(self._taken.values())).cpu().double().numpy())
         except (ArgumentError, torch.cuda.OutOfMemoryError):  # NaN, or zero everywhere; no room for it
             return None
 

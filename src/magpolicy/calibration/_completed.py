@@ -13,7 +13,7 @@ known residuals stay what was measured, the others follow from these, and what i
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,14 @@ from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._gram import Floats
 from magpolicy.calibration._moments import StreamMoments
-from magpolicy.calibration._prior import DIRECTIONS, LIKENESS, _flow_levels
+from magpolicy.calibration._prior import DIRECTIONS, LIKENESS, Directions, _banded, _crossed, _flow_levels
 
-_JITTER = 1e-9  # two evaluations of a second-order sampler may be at one level
+_JITTER = 1e-9
+"""Added to the diagonal: two evaluations of a second-order sampler may be at one level."""
+
+
+def _as_places(value: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
+    return tuple((str(stream), int(step)) for stream, step in value)
 
 
 @frozen(eq=False)
@@ -43,7 +48,7 @@ class MeasuredPart:
 
     __module__ = "magpolicy.adapter"
 
-    places: tuple[tuple[str, int], ...] = field(converter=tuple)
+    places: tuple[tuple[str, int], ...] = field(converter=_as_places)
     gram: Floats = field(converter=np.asarray, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -64,6 +69,7 @@ def completed(
     *,
     expert_steps: Sequence[int] = (),
     provenance: Mapping[str, Any] | None = None,
+    directions: Directions = DIRECTIONS,
 ) -> Calibration:
     """The calibration of a run, from what was measured of it.
 
@@ -72,6 +78,7 @@ def completed(
         levels: (N,) the noise level of each of its evaluations, in the order they are made.
         expert_steps: evaluations at which another model takes over: nothing is inferred across them.
         provenance: as :attr:`magpolicy.Calibration.provenance`.
+        directions: how residuals turn, as the prior has it.
 
     Returns:
         Inner products are known of all evaluations, and between all streams; those that were computed have the measured ones.
@@ -85,34 +92,32 @@ def completed(
     if any(not 0 <= step < count for _, step in measured.places):
         raise ArgumentError(f"levels has {count} values, a residual is of step {max(s for _, s in measured.places)}")
     norms = np.concatenate([_norms(measured, name, np.asarray(sigmas)) for name in names])
-    whole = norms[:, None] * _unit_gram(measured, _prior(names, sigmas, expert_steps), rows) * norms[None, :]
+    expected = _expected(directions.cosines(_flow_levels(np.asarray(sigmas))), len(names), expert_steps)
+    whole = norms[:, None] * _unit_gram(measured, expected, rows) * norms[None, :]
     whole[np.ix_(rows, rows)] = measured.gram
-    blocks = whole.reshape(len(names), count, len(names), count)
+    ones, blocks = np.ones(count), whole.reshape(len(names), count, len(names), count)
+    pairs = itertools.combinations(range(len(names)), 2)
     return Calibration(
         sigmas=sigmas,
         streams={name: _moments(blocks[a, :, a, :]) for a, name in enumerate(names)},
-        cross={
-            (names[a], names[b]): _crossed(blocks[a, :, b, :]) for a, b in itertools.combinations(range(len(names)), 2)
-        },
+        cross={(names[a], names[b]): _crossed(ones, ones, blocks[a, :, b, :]) for a, b in pairs},
         provenance=dict(provenance or {}),
     )
 
 
-def _prior(names: Sequence[str], levels: Sequence[float], expert_steps: Sequence[int]) -> Floats:
+def _expected(cosines: Floats, streams: int, expert_steps: Sequence[int]) -> Floats:
     """What the prior expects of unit residuals, of every stream and evaluation with every other."""
-    cosines = DIRECTIONS.cosines(_flow_levels(np.asarray(levels)))
     if expert_steps:
-        expert = np.searchsorted(np.sort(np.asarray(expert_steps)), np.arange(len(levels)), side="right")
+        expert = np.searchsorted(np.sort(np.asarray(expert_steps)), np.arange(len(cosines)), side="right")
         cosines = np.where(expert[:, None] == expert[None, :], cosines, 0.0)
-    alike = np.where(np.eye(len(names), dtype=bool), 1.0, LIKENESS)
-    found: Floats = np.kron(alike, cosines)
-    return found
+    alike = np.where(np.eye(streams, dtype=bool), 1.0, LIKENESS)
+    return np.asarray(np.kron(alike, cosines), dtype=np.float64)
 
 
 def _unit_gram(measured: MeasuredPart, prior: Floats, rows: Any) -> Floats:
     size = np.sqrt(np.diagonal(measured.gram))
     known = prior[np.ix_(rows, rows)] + _JITTER * np.eye(len(rows))
-    weights = np.linalg.solve(known, prior[rows]).T  # positive definite by the jitter
+    weights = np.linalg.solve(known, prior[rows]).T
     rest = prior - weights @ prior[rows]
     found: Floats = weights @ (measured.gram / (size[:, None] * size[None, :])) @ weights.T + rest
     return found
@@ -128,21 +133,11 @@ def _norms(measured: MeasuredPart, name: str, levels: Floats) -> Floats:
 
 def _moments(gram: Floats) -> StreamMoments:
     """Moments from inner products of all evaluations (N, N). Ratios and cosines are those of all tokens together."""
-    count = len(gram)
     norms = np.sqrt(np.diagonal(gram))
-    i, k = np.arange(count)[:, None], np.arange(count)[None, :]
     cosines = np.diagonal(gram, -1) / (norms[1:] * norms[:-1])
     return StreamMoments(
-        gram=np.where(i >= k, gram[i, np.maximum(i - k, 0)], np.nan),
+        gram=_banded(np.ones(len(gram)), gram),
         ratios=(1.0, *(norms[1:] / norms[:-1]).tolist()),
-        spread=(0.0,) * count,
+        spread=(0.0,) * len(gram),
         cosine=(0.0, *np.maximum(1 - cosines, 0.0).tolist()),
     )
-
-
-def _crossed(gram: Floats) -> Floats:
-    """(N, 2N-1) inner products between two streams, ``[i, N-1+d]`` being of i and i+d."""
-    count = len(gram)
-    i, j = np.arange(count)[:, None], np.arange(count)[:, None] + np.arange(1 - count, count)[None, :]
-    found: Floats = np.where((j >= 0) & (j < count), gram[i, np.clip(j, 0, count - 1)], np.nan)
-    return found

@@ -14,7 +14,7 @@ from attrs import evolve, frozen
 from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._completed import MeasuredPart, completed
-from magpolicy.calibration._prior import mixed_with_prior
+from magpolicy.calibration._mixed import mixed_with_prior
 
 KEY = "taught"
 """Where the provenance of a learned calibration has what taught it."""

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from attrs import evolve, frozen
+from attrs import frozen
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
@@ -153,28 +153,3 @@ def _crossed(first: Floats, second: Floats, cosines: Floats) -> Floats:
     i, j = np.arange(count)[:, None], np.arange(count)[:, None] + np.arange(1 - count, count)[None, :]
     found: Floats = np.where((j >= 0) & (j < count), whole[i, np.clip(j, 0, count - 1)], np.nan)
     return found
-
-
-def mixed_with_prior(calibration: Calibration, share: float, directions: Directions = DIRECTIONS) -> Calibration:
-    """A calibration whose inner products are those that were measured, but for a ``share`` that is the prior's.
-
-    The norms stay as they are. It is what one expects of another sample, of which the measured one says most and not all: no
-    difference of two residuals is then nearly nothing, and coefficients that only suit the measured sample do not pay.
-    """
-    cosines = directions.cosines(_flow_levels(np.asarray(calibration.sigmas)))
-    norms = {name: np.sqrt(moments.gram[:, 0]) for name, moments in calibration.streams.items()}
-
-    def mixed(measured: Floats, expected: Floats) -> Floats:
-        return (1 - share) * measured + share * expected
-
-    streams = {}
-    for name, moments in calibration.streams.items():
-        expected = _banded(norms[name], cosines)[:, : moments.window + 1]
-        samples = None if moments.samples is None else np.stack([mixed(one, expected) for one in moments.samples])
-        streams[name] = evolve(moments, gram=mixed(moments.gram, expected), samples=samples)
-    cross = {}
-    for (a, b), table in calibration.cross.items():
-        margin = len(table) - 1 - table.shape[1] // 2
-        expected = _crossed(norms[a], norms[b], LIKENESS * cosines)
-        cross[a, b] = mixed(table, expected[:, margin : margin + table.shape[1]])
-    return evolve(calibration, streams=streams, cross=cross)

@@ -111,7 +111,7 @@ def _refuse(settings: Mapping[str, Any], why: str) -> None:
             raise ArgumentError(f"{name}={_checks._short(value)} {why}; leave {name} out")
 
 
-def _plan(chosen: Any, target: PlanTarget) -> Plan:
+def _plan(chosen: Any, target: PlanTarget) -> RunConfig:
     target.check_target()
     content, what = SourceContent.of(chosen), _in_words(chosen)
     if content.calibration is None:
@@ -123,7 +123,8 @@ def _plan(chosen: Any, target: PlanTarget) -> Plan:
         preset=content.preset,
         calibration=content.calibration,
     )
-    return plan if Taught.of(plan.calibration) is None else plan.taught_by(plan.calibration)
+    known = plan.calibration
+    return plan if known is None or Taught.of(known) is None else plan.taught_by(known)
 
 
 def _rule(
