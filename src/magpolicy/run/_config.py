@@ -297,6 +297,8 @@ class Plan(FromSource):
         return _boundary(self.preset)
 
     def length(self, steps: int | None, sigmas: Sequence[float] | None) -> tuple[int, Levels]:
+        if steps is None and sigmas is None and Taught.of(self.calibration) is not None:  # earlier runs say nothing of this one
+            raise ArgumentError("steps=None: how long is the run? try handle.run(steps=28)")
         return _length(steps, sigmas, None if self.curve is None else self.curve.steps)
 
     def prepare(self, steps: int, sigmas: Levels, first: int = 0) -> PreparedRun:
