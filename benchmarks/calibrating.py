@@ -18,7 +18,7 @@ import numpy as np
 
 import magpolicy
 import torch
-from magpolicy_demo import demo, model
+from magpolicy_demo import loop, model
 
 STEPS, COUNT = 28, 100
 
@@ -31,8 +31,8 @@ def step_times(network, ways, rounds=8):
             attached = nullcontext() if settings is None else magpolicy.attach(network, **settings)
             run = nullcontext if settings is None else lambda: handle.run(steps=STEPS)
             with nothing_known(), attached as handle, timed(runs[name]), run():
-                denoise = demo.guided(network, handle)
-                tokens, labels = demo.noise_for(0, 10), torch.arange(10)
+                denoise = loop.guided(network, handle)
+                tokens, labels = loop.noise_for(0, 10), torch.arange(10)
                 for sigma in model.sigmas_for(STEPS)[:-1]:
                     started = time.perf_counter()
                     denoise(tokens, sigma, labels)
@@ -77,7 +77,7 @@ def measure(network, tokens):
     sigmas = model.sigmas_for(STEPS)
     with magpolicy.attach(network, calibrate=True, tokens=tokens) as handle:
         with handle.run(sigmas=sigmas):
-            model.euler(demo.guided(network, handle), demo.noise_for(1, COUNT), sigmas, torch.arange(COUNT) % 10)
+            model.euler(loop.guided(network, handle), loop.noise_for(1, COUNT), sigmas, torch.arange(COUNT) % 10)
         return handle.calibration
 
 

@@ -23,19 +23,14 @@ def attach(target: Any, request: magpolicy.AttachRequest) -> Handle | None:
 
 @magpolicy.hookimpl
 def preset_for(target: Any) -> list[magpolicy.Preset | str] | None:
-    """The presets of a ``ModelPatcher``: the user's calibrations of its model, then the one of its class and config."""
+    """The user's calibrations of the model in a ``ModelPatcher``, and the preset that was published for it, if any."""
     if not _ours(target):
         return None
-    from magpolicy_comfyui._identity import kept_of
-    from magpolicy_comfyui._model_presets import candidates
+    from magpolicy_comfyui._identity import identity_of, kept_of
+    from magpolicy_comfyui._model_presets import rows_for
 
-    kept = kept_of(target.model)
-    try:
-        return [*kept, candidates(target.model)[-1].preset]
-    except magpolicy.PresetError:
-        if not kept:
-            raise
-        return list(kept)
+    published = [row.preset for row in rows_for(target.model)[-1:]]
+    return [*kept_of(identity_of(target)), *published] or None
 
 
 @magpolicy.hookimpl

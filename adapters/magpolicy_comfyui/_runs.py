@@ -11,18 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import comfy.patcher_extension
-from attrs import define, field
+from attrs import define, evolve, field
 from comfy.patcher_extension import WrappersMP
 
-from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, MagPolicyError, PresetError, RunError, Session
-from magpolicy.adapter import ModelIdentity, PresetMatches, ScheduleSpan, place
+from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, MagPolicyError, RunError, Session
+from magpolicy.adapter import ScheduleSpan, check_fits, place
 from magpolicy_comfyui import _dry_run, _model_presets
+from magpolicy_comfyui._advice import advice
 from magpolicy_comfyui._compile import by_blocks
 from magpolicy_comfyui._denoiser import Denoiser
-from magpolicy_comfyui._identity import identity_of, kept_of
 from magpolicy_comfyui._noise_levels import span_of, steps_of
 from magpolicy_comfyui._run_report import RunReport
 from magpolicy_comfyui._settings import Settings
+from magpolicy_comfyui._sources import SampledModel
 from magpolicy_comfyui._streams import StreamNames
 from magpolicy_torch import adapter
 
@@ -115,7 +116,7 @@ class HostRun(adapter.HostRun):
         if self.unsupported:
             raise RunError("the model's blocks could not be followed")
         levels = [self.span.flow[step - self.first] for step in moments.steps]
-        return moments.calibration(levels, {**provenance, "scope": self.scope})
+        return moments.calibration(levels, self.about(provenance))
 
 
 @define(eq=False)
@@ -129,8 +130,8 @@ class RunDriver:
     """What a reader of the report should know."""
     source: str = ""
     """The preset that decides, by name."""
-    _identity: ModelIdentity | None = None
-    """The model, where it is calibrated."""
+    model: SampledModel | None = None
+    """What was found out of the model, where no preset was set."""
     _computes: bool = False
     """Whether every call computes from now on."""
     _streams: StreamNames = field(factory=StreamNames)
@@ -168,31 +169,34 @@ class RunDriver:
         steps = [float(s) for s in sigmas]
         if not known and len(steps) > 2:
             self.notes.append("this sampler's evaluations are not known ahead; one a step is assumed")
-        if settings.calibrate:
-            self._identity = identity_of(guider.inner_model)
         span = span_of(self._levels, steps, guider.inner_model.model_sampling)
         source = self._chosen(guider, span, noise.shape)
         self._streams = StreamNames(guider.conds)
         config = settings.config(source, span, steps_of(self._levels, steps)).with_streams(self._streams.bases)
+        kind = type(guider.inner_model).__name__
+        check_fits(config.given, [kind], host="ComfyUI", roles=adapter.StreamNamer.roles)
         placed = place(config, span)
         self.run = HostRun(settings.request(placed.config), placed.session(settings.safeguard), span, placed.first)
         served = config.preset or source  # of several presets by a name, the one that serves
-        name = getattr(served, "name", "") or (served if isinstance(served, str) else type(served).__name__)
+        name = getattr(served, "name", "") or (served if isinstance(served, str) else _called(served))
         self.source = "calibration" if settings.calibrate else name
 
     def _chosen(self, guider: Any, span: ScheduleSpan, shape: Sequence[int]) -> Any:
-        """The source of the ratios: what was set, or what fits the model and this run."""
-        source = self.settings.source
-        if source is None and not self.settings.calibrate and self.settings.given is None:
-            kept = kept_of(guider.inner_model, span)
-            try:
-                published = [_model_presets.for_run(guider.inner_model, guider.conds, span, shape)]
-            except PresetError:
-                if not kept:
-                    raise
-                published = []
-            source = PresetMatches.of([*kept, *published])
-        if self.settings.follow_steps and getattr(source, "name", None):
+        """What decides is made from this: what was set, or what fits the model and this run; ``None``: nothing is known.
+
+        Raises:
+            PresetError: nothing is known, but the rule is to decide.
+        """
+        settings, source = self.settings, self.settings.source
+        if settings.calibrate or (source is None and settings.given is None):
+            preset = _model_presets.for_run(guider.inner_model, guider.conds, span, shape)
+            self.model = SampledModel.sampled_by(guider, preset)
+        if self.model is not None and not settings.calibrate:
+            source = self.model.for_rule() if settings.needs_table else self.model.for_plan(span)
+            if source is None and settings.needs_table:
+                raise _model_presets.unknown(guider.inner_model)
+            return source
+        if settings.follow_steps and getattr(source, "name", None):
             source = _model_presets.longer(source.name, span.steps)
         return source
 
@@ -273,19 +277,26 @@ class RunDriver:
         run = self.run
         if run is None or not run.session.trace:
             return None
-        made = RunReport(run.report, run.span, self.source, list(self.notes), residuals_held=run.residuals_held)
+        report = evolve(run.report, advice=advice(self.settings, run.session.config))
+        made = RunReport(report, run.span, self.source, list(self.notes), residuals_held=run.residuals_held, model=self.model)
         if self.settings.calibrate:
             try:
-                made.measured = run.calibration({**_about(self._identity), "versions": adapter.versions(), "host": "ComfyUI"})
+                made.measured = run.calibration(self._provenance())
             except (ArgumentError, RunError) as error:
                 made.problem = str(error)
         return made
+
+    def _provenance(self) -> dict[str, Any]:
+        """What a calibration says about the run and its model."""
+        identity = None if self.model is None else self.model.identity
+        about = {} if identity is None else {"model": identity.model, "identity": identity.to_dict()}
+        return {"versions": adapter.versions(), "host": "ComfyUI", **about}
 
     def _say(self, what: str) -> None:
         log.warning("magpolicy: %s", what)
         self.notes.append(what)
 
 
-def _about(identity: ModelIdentity | None) -> dict[str, Any]:
-    """What a calibration says of the model."""
-    return {} if identity is None else {"model": identity.model, "identity": identity.to_dict()}
+def _called(source: Any) -> str:
+    """What decides, in the place of a preset's name."""
+    return "the general prior" if source is None else type(source).__name__

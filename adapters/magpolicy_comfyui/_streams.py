@@ -7,7 +7,7 @@ from typing import Any
 
 from magpolicy_torch.adapter import StreamNamer
 
-_ROLES = {"positive": "cond", "negative": "uncond"}
+ROLES = {"positive": "cond", "negative": "uncond"}
 
 
 class StreamNames(StreamNamer):
@@ -22,7 +22,7 @@ class StreamNames(StreamNamer):
         super().__init__()
         for role, conds in (conditions or {}).items():
             for cond in conds or ():
-                self.condition(cond.get("uuid"), _ROLES.get(role, role))
+                self.condition(cond.get("uuid"), ROLES.get(role, role))
 
     def of(self, options: Mapping[str, Any], batch: int) -> tuple[str, ...] | None:
         """The streams of one call of the model, in batch order; ``None`` if they cannot be told.

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 from magpolicy import AdapterError, AttachRequest, RunError
+from magpolicy.adapter import check_fits
 from magpolicy_diffusers._denoiser import Denoiser
 from magpolicy_diffusers._pipeline import denoisers_of, unwatch, watch
-from magpolicy_diffusers._provenance import identity, provenance
+from magpolicy_diffusers._provenance import conditions, identity, provenance
 from magpolicy_diffusers._runs import GivenRun, HostRun, OwnLoop, PipelineCall, RunDriver
-from magpolicy_torch.adapter import AttachedToLoop, BlockStack, Learner, Scoped, unwrap
+from magpolicy_torch.adapter import AttachedToLoop, BlockStack, Learner, Scoped, StreamNamer, classes_of, unwrap
 
 if TYPE_CHECKING:
     from magpolicy.adapter import ModelIdentity
@@ -54,7 +55,7 @@ class Handle(AttachedToLoop):
 
         Raises:
             AdapterError: it has no denoiser, is attached already, has another cache, or its blocks cannot be told.
-            ArgumentError: an option that is not known here.
+            ArgumentError: an option that is not known here, or the calibration is another model's.
         """
         if isinstance(unwrap(target), diffusers.ModelMixin):
             handle = cls(target, {"model": target}, request)
@@ -64,6 +65,9 @@ class Handle(AttachedToLoop):
                 raise AdapterError(f"target={type(target).__name__} has no denoiser that is known; attach to its model instead")
             handle = cls(target, {name: getattr(target, name) for name in modules}, request)
         watched = [] if handle._pipe is None else [(partial(watch, target, handle._call), partial(unwatch, target))]
+        roles = StreamNamer.roles if handle._pipe is not None else ()
+        classes = classes_of(*(denoiser.module for denoiser in handle.denoisers))
+        check_fits(request.config.given, classes, host="diffusers", roles=roles)
         handle.install(*((d.install, d.remove) for d in handle.denoisers), *watched)
         return handle
 
@@ -108,6 +112,9 @@ class Handle(AttachedToLoop):
 
     def provenance(self) -> Mapping[str, Any]:
         return provenance(self._pipe, [denoiser.module for denoiser in self.denoisers])
+
+    def conditions(self) -> Mapping[str, Any]:
+        return conditions(self._pipe)
 
     @property
     def identity(self) -> ModelIdentity:

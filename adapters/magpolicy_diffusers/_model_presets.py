@@ -9,7 +9,7 @@ from attrs import frozen
 
 import magpolicy
 from magpolicy import Preset, PresetError
-from magpolicy.adapter import PresetMatches, kept_for
+from magpolicy.adapter import PresetMatches, fits, kept_for
 from magpolicy_diffusers._pipeline import models_of
 from magpolicy_diffusers._provenance import config_of, identity, repo_of, repos
 from magpolicy_torch import adapter
@@ -96,8 +96,9 @@ def kept_of(target: Any) -> PresetMatches:
     aliased = [name for repo in repos(target, *modules) for name, calibrated in _by_repo(repo) if calibrated]
     if not isinstance(modules[0], nn.Module):  # a pipeline without a denoiser that is known
         return PresetMatches.of(aliased)
-    pipe = None if modules[0] is unwrap(target) else target
-    return PresetMatches.of([*kept_for(identity(pipe, modules)), *aliased])
+    pipe, classes = None if modules[0] is unwrap(target) else target, adapter.classes_of(*modules)
+    found = PresetMatches.of([*kept_for(identity(pipe, modules)), *aliased])
+    return PresetMatches(preset for preset in found if fits(preset, classes, host="diffusers"))
 
 
 def preset_of(target: Any) -> str:

@@ -18,18 +18,23 @@ _SHIFTS = ("shift", "flow_shift", "use_dynamic_shifting")
 
 def provenance(pipe: Any, modules: Sequence[nn.Module]) -> dict[str, Any]:
     """Identity, class, repo id, scheduler and guidance, in plain JSON values; what is not known is left out."""
-    scheduler, which = getattr(pipe, "scheduler", None), identity(pipe, modules)
+    which = identity(pipe, modules)
     found = {
         "model": which.model,
         "identity": which.to_dict(),
         "pipeline": None if pipe is None else type(pipe).__name__,
         "repo": which.repo or None,
-        "scheduler": None if scheduler is None else type(scheduler).__name__,
-        "shift": shift(scheduler),
-        "guidance": guidance(pipe),
+        **conditions(pipe),
         "versions": versions("diffusers"),
     }
     return {key: value for key, value in found.items() if value is not None}
+
+
+def conditions(pipe: Any) -> dict[str, Any]:
+    """Scheduler, shift and guidance of a pipeline's call under way, or of its last one; ``None`` for what is not known."""
+    scheduler = getattr(pipe, "scheduler", None)
+    kind = None if scheduler is None else type(scheduler).__name__
+    return {"scheduler": kind, "shift": shift(scheduler), "guidance": guidance(pipe)}
 
 
 def identity(pipe: Any, modules: Sequence[nn.Module]) -> ModelIdentity:

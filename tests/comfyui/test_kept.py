@@ -126,3 +126,17 @@ def test_names_that_become_one_files_name_have_a_file_each(nodes: dict[str, Any]
     running.sample(node, "WAN21_T2V", steps=4)
     (named,) = [file.name for file in folder.iterdir() if not file.name.startswith("a-b")]
     assert named.startswith("wan2.1_t2v_14B-")
+
+
+def test_a_calibration_of_another_model_is_refused(nodes: dict[str, Any], folder: Path) -> None:
+    from magpolicy_comfyui._runs import attached
+
+    calibrated(nodes, wan())
+    (file,) = folder.iterdir()
+    flux = models.make("Flux")
+    with pytest.raises(magpolicy.ArgumentError, match="measured on a WAN21, target is a Flux"):
+        magpolicy.attach(flux, calibration=file, speedup=2.0)
+    assert attached(flux) is None
+    plain = running.sample(flux, "Flux", steps=4)
+    (node,) = nodes["MagCache"]().apply(model=flux, **AUTO | {"model_type": f"file: {file.name}"}, speedup=2.0)
+    assert torch.equal(running.sample(node, "Flux", steps=4), plain)

@@ -140,7 +140,7 @@ def test_what_runs_left_serves_until_the_user_keeps_one():
     remember(identity, found)
     assert planned(pipe).schedule == magpolicy.plan(found, speedup=2.0)
     magpolicy.keep(found)
-    assert names(pipe) == [found.name, f"{found.name} (learned)"]
+    assert names(pipe) == [found.name, f"{found.name}-learned"]
 
 
 def test_a_lora_that_is_loaded_makes_another_model_of_the_same_repo():
@@ -176,3 +176,63 @@ def test_a_module_in_a_loop_of_ones_own_is_found_too():
         for step in range(6):
             net(torch.full((1, 4, 8), 1.0 - step / 6))
     assert handle.report.source.startswith("a plan from calibration 'Net-")
+
+
+@pytest.mark.parametrize("model_alone", [False, True])
+def test_a_calibration_of_another_model_is_refused_before_anything_is_patched(model_alone):
+    case = PIPES["WanPipeline"]
+    wan, flux = case.make(), FLUX.make()
+    found = calibrated(wan, case, "cfg", 6)
+    target = flux.transformer if model_alone else flux
+    for given in ({"calibration": found}, {"preset": found}, {"curve": found}):
+        with pytest.raises(magpolicy.ArgumentError, match="measured on a WanTransformer3DModel, target is a FluxTransformer2D"):
+            magpolicy.attach(target, speedup=2.0, **given)
+    assert "forward" not in vars(flux.transformer)
+    magpolicy.keep(attrs.evolve(found, aliases=("me/flux",)))
+    flux.transformer.register_to_config(_name_or_path="me/flux")
+    assert names(target) == []  # nor is it chosen
+
+
+def test_streams_of_a_loop_of_ones_own_are_not_those_of_a_pipeline():
+    pipe = FLUX.make()
+    found = calibrated(pipe)
+    renamed = {"x": found.streams["cond"], "y": found.streams["cond"]}
+    provenance = {key: value for key, value in found.provenance.items() if key != "pipeline"}
+    own = attrs.evolve(found, streams=renamed, cross={}, provenance=provenance)
+    with pytest.raises(magpolicy.ArgumentError, match="has the streams x, y, those of target are cond and uncond"):
+        magpolicy.attach(pipe, calibration=own, speedup=2.0)
+    with magpolicy.attach(pipe.transformer, calibration=own, speedup=2.0, steps=4) as handle:
+        assert handle.scope == "stack"
+
+
+def test_the_report_says_in_what_a_run_differs_from_its_calibration():
+    pipe = FLUX.make()
+    found = calibrated(pipe)
+    assert found.provenance["stack"] == pipe_stack(pipe)
+    assert planned(pipe, calibration=found).problems == ()
+    pipe.scheduler = type("Another", (type(pipe.scheduler),), {}).from_config(pipe.scheduler.config)
+    report = planned(pipe, calibration=found, blocks=pipe.transformer.single_transformer_blocks)
+    first = "the calibration is of scheduler FlowMatchEulerDiscreteScheduler, this run has Another"
+    assert first in report.problems
+    assert any(line.startswith("the calibration is of the block stack") for line in report.problems)
+    assert first in str(report).splitlines()
+
+
+def test_the_report_says_that_guidance_was_not_calibrated():
+    case = PIPES["WanPipeline"]
+    pipe = case.make()
+    found = calibrated(pipe, case, "cfg", 8)
+    alone = attrs.evolve(found, streams={"cond": found.streams["cond"]}, cross={})
+    with magpolicy.attach(pipe, calibration=alone, speedup=2.0) as handle:
+        case.run(pipe, "cfg", 8)
+    assert handle.report.problems == ("the calibration has no stream 'uncond', which goes by that of 'cond'",)
+    other = attrs.evolve(found, provenance={**found.provenance, "guidance": 1.5})
+    with magpolicy.attach(pipe, calibration=other, speedup=2.0) as handle:
+        case.run(pipe, "cfg", 8)
+    assert any(line.startswith("the calibration is of guidance 1.5, this run has") for line in handle.reports[0].problems)
+
+
+def pipe_stack(pipe):
+    model = pipe.transformer
+    double, single = len(model.transformer_blocks), len(model.single_transformer_blocks)
+    return f"{double} FluxTransformerBlock, {single} FluxSingleTransformerBlock"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from attrs import evolve
 
@@ -11,6 +10,7 @@ import magpolicy
 from magpolicy import Calibration, Preset, PresetError
 from magpolicy.adapter import PRESET_ENDINGS, keep_in, named
 from magpolicy_comfyui._identity import folders
+from magpolicy_comfyui._settings import CAUTIOUS
 
 AUTO = "auto"
 # As ComfyUI-MagCache wrote them into workflows; first, so that a saved place in the list means what it meant.
@@ -31,7 +31,6 @@ ORIGIN = (
 MORE = ("wan2.2_t2v_14B", "wan2.2_i2v_14B", "wan2.2_ti2v_5B", "hunyuan_video1.5_40steps")
 _ELSEWHERE = ("open-sora", "kandinsky-5", "framepack (hunyuanvideo)")  # families that ComfyUI itself does not run
 _MARK = "file: "
-RULE = {"threshold": 0.06, "max_skips": 3, "retention": 0.2}
 
 
 def folder() -> Path:
@@ -72,14 +71,8 @@ def find(model_type: str, *, published: bool = False) -> Preset | None:
         path = files().get(model_type)
         if path is None:
             raise PresetError(f"model_type={model_type!r} is no file in {folder()}; calibrate again, or pick another")
-        return _with_rule(magpolicy.preset(path))
-    return named(model_type).with_settings(RULE if published else ())
-
-
-def _with_rule(preset: Preset) -> Preset:
-    """A calibration recommends no settings; where none are given, cautious ones serve."""
-    rule: dict[str, Any] = {name: value for name, value in RULE.items() if getattr(preset, name) is None}
-    return evolve(preset, **rule)
+        return magpolicy.preset(path)
+    return named(model_type).with_settings(CAUTIOUS if published else ())
 
 
 def stem(model_type: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from attrs import frozen
 
 from magpolicy import ArgumentError, Schedule
-from magpolicy.adapter import place, whole
+from magpolicy.adapter import RunConfig, place, whole
 from magpolicy_comfyui import _dry_run, _model_presets, _noise_levels
 from magpolicy_comfyui._settings import Settings
 
@@ -52,22 +52,35 @@ class Sampler:
         )
 
 
-def schedule(settings: Settings, source: Any, sampler: Sampler, *, flux: bool = False) -> tuple[Schedule, str | None]:
-    """What will run, and a remark where it is not known exactly.
+@frozen
+class Preview:
+    """What will run, as far as it is known before."""
+
+    schedule: Schedule
+    config: RunConfig
+    """What decides."""
+    remark: str | None = None
+    """Where it is not known exactly."""
+
+
+def preview(settings: Settings, source: Any, sampler: Sampler, *, flux: bool = False) -> Preview:
+    """What will run.
 
     Raises:
         ArgumentError: settings that do not fit, or a part of the schedule with nothing in it.
     """
     found = _evaluations(sampler, flux)
     if found is None:
-        return settings.preview(source, sampler.steps), "evenly spaced steps, one evaluation each, are assumed"
+        placed = settings.place(source, sampler.steps)
+        return Preview(placed.simulate(), placed.config, "evenly spaced steps, one evaluation each, are assumed")
     evaluations, levels, model_sampling, known = found
     span = _noise_levels.span_of(evaluations, levels, model_sampling)
     if settings.follow_steps:
         source = _model_presets.longer(source.name, span.steps)
     config = settings.config(source, span, _noise_levels.steps_of(evaluations, levels))
     remark = None if known else "one evaluation a step is assumed: this sampler's are known when it runs"
-    return place(config, span).simulate(), remark
+    placed = place(config, span)
+    return Preview(placed.simulate(), placed.config, remark)
 
 
 def _evaluations(sampler: Sampler, flux: bool) -> tuple[list[float], list[float], Any, bool] | None:

@@ -64,6 +64,13 @@ class Attached(abc.ABC):
     def provenance(self) -> Mapping[str, Any]:
         """What a calibration notes about the model that it was made with, under ``"identity"`` what tells it from others."""
 
+    def conditions(self) -> Mapping[str, Any]:
+        """Scheduler, shift and guidance of the runs made here, as :meth:`provenance` names them, where the host knows them.
+
+        Reports say in what a run differs from its calibration.
+        """
+        return {}
+
     @property
     def identity(self) -> ModelIdentity:
         """Which model it is attached to, as it is now: a LoRA that is loaded makes it another one."""
@@ -82,12 +89,12 @@ class Attached(abc.ABC):
         Raises:
             RunError: there was none yet.
         """
-        return self._latest("report").report
+        return self._reported(self._latest("report"))
 
     @property
     def reports(self) -> tuple[Report, ...]:
         """One report for each run of the last call: pipelines that work in sections or stages make several."""
-        return tuple(run.report for run in self.runs)
+        return tuple(map(self._reported, self.runs))
 
     @property
     def curve(self) -> Curve:
@@ -134,6 +141,11 @@ class Attached(abc.ABC):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.detach()
+
+    def _reported(self, run: AttachedRun) -> Report:
+        compared = getattr(run, "differences", None)
+        remarks = () if compared is None else compared(self.conditions())
+        return evolve(run.report, problems=(*run.report.problems, *remarks)) if remarks else run.report
 
     def _latest(self, what: str) -> AttachedRun:
         runs = self.runs

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from magpolicy import AdapterError, ArgumentError, AttachRequest, RunError
-from magpolicy.adapter import ModelIdentity, repo_and_part
+from magpolicy.adapter import ModelIdentity, check_fits, repo_and_part
 from magpolicy_torch.blocks._stack import BlockStack, taken
 from magpolicy_torch.blocks._unwrap import unwrap
 from magpolicy_torch.evaluation._interceptor import CallInterceptor, HostCall
 from magpolicy_torch.evaluation._model import HostModel
 from magpolicy_torch.host._attached import AttachedToLoop
 from magpolicy_torch.host._host_run import HostRun
-from magpolicy_torch.host._identity import identity_of
+from magpolicy_torch.host._identity import classes_of, identity_of
 from magpolicy_torch.host._learning import Learner
 from magpolicy_torch.host._scoped import Scoped
 from magpolicy_torch.residuals._moments import moments_for, versions
@@ -100,9 +100,10 @@ class Handle(AttachedToLoop):
 
         Raises:
             AdapterError: it is attached already, or its blocks are not clear.
-            ArgumentError: an option is unknown.
+            ArgumentError: an option is unknown, or the calibration is another model's.
         """
         inner = unwrap(module)
+        check_fits(request.config.given, classes_of(module), host="torch")
         stack = stack_for(inner, request)
         handle = cls(module, stack, request)
         front = CallInterceptor(inner, handle._forward)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, Session
+from magpolicy.adapter import calibration_of, differences
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.evaluation._interceptor import HostCall
 from magpolicy_torch.evaluation._model import HostModel
@@ -47,6 +48,8 @@ class HostRun:
         self.step = start
         """No call to come is of a step before this one."""
         self.scope = request.scope
+        self.stack = ""
+        """The blocks that are bypassed, in words; empty until the model is called."""
         self.record = Record()
         self.moments = moments_for(request, session.steps)
         self.lesson = lesson
@@ -105,7 +108,7 @@ class HostRun:
             if self.lesson is not None and self._runs:
                 self.lesson.expert_steps.append(self.step)
             run = self._runs[stack] = Run(self.session, store, self.moments, samples, channel_dim, self.record)
-            self.scope = stack.scope
+            self.scope, self.stack = stack.scope, stack.description
         return run
 
     def forget(self, streams: Sequence[str]) -> None:
@@ -163,7 +166,22 @@ class HostRun:
             RunError: not calibrating, not over, stopped, or a model whose blocks could not be followed.
             ArgumentError: the residuals make none.
         """
-        return calibrated(self._measured("calibration"), self.session, {**provenance, "scope": self.scope})
+        return calibrated(self._measured("calibration"), self.session, self.about(provenance))
+
+    def about(self, provenance: Mapping[str, Any]) -> dict[str, Any]:
+        """``provenance``, with what is bypassed."""
+        return {**provenance, "scope": self.scope, **({"stack": self.stack} if self.stack else {})}
+
+    def differences(self, conditions: Mapping[str, Any]) -> tuple[str, ...]:
+        """In what the run differs from the one that its calibration was measured in, in words.
+
+        Args:
+            conditions: scheduler, shift and guidance, by the names of provenance, as far as the host knows them.
+        """
+        calibration = calibration_of(self._request.config.given)
+        if calibration is None:
+            return ()
+        return differences(calibration, self.about(conditions), (entry.stream for entry in self.session.trace))
 
     def _measured(self, what: str) -> Moments:
         return measured(what, self.moments, self.unsupported)

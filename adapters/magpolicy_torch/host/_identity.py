@@ -46,6 +46,12 @@ def identity_of(module: nn.Module, config: Any = None, repo: str = "", part: str
     return ModelIdentity(type(model).__name__, config_digest(known) or _structure(model), repo, weights, part)
 
 
+def classes_of(*modules: nn.Module) -> tuple[str, ...]:
+    """Names of the classes of modules, each one's own first, then those it is derived from."""
+    kinds = (kind for module in modules for kind in type(unwrap(module, peft=True)).__mro__)
+    return tuple(dict.fromkeys(kind.__name__ for kind in kinds if issubclass(kind, nn.Module) and kind is not nn.Module))
+
+
 def fingerprint(model: nn.Module) -> str:
     """Sixteen hexadecimal digits for the weights; ``""`` if they cannot be told."""
     if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:

@@ -41,7 +41,8 @@ class Report:
     advice: str = ""
     """One thing to do that would bring runs closer to the full run at the same speed; empty if there is none."""
     problems: tuple[str, ...] = ()
-    """Why calls computed that could have skipped, in words; ``reasons`` counts them all."""
+    """Why calls computed that could have skipped, in words (``reasons`` counts them all), and in what the run differs from the
+    one that its calibration was measured in."""
     _laps: tuple[tuple[bool, Timer | float], ...] = field(default=(), repr=False, eq=False)
     _losses: tuple[Tensor, ...] = field(default=(), repr=False, eq=False)
 

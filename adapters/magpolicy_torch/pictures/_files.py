@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from magpolicy import ArgumentError
+from magpolicy import ArgumentError, MissingExtraError
 from magpolicy.adapter import require
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 VIDEOS = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".gif")
+_FPS = 16  # of videos written
 Frame = NDArray[Any]
 """``(height, width, 3)``, whole numbers up to 255."""
 
@@ -69,3 +71,31 @@ def frames_of(path: Path) -> Iterator[Frame]:
         yield from imageio.imiter(path, **options) if is_video(path) else [imageio.imread(path, **options)]
     except Exception as error:  # whatever a decoder may say
         raise ArgumentError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def save(path: Path, frames: NDArray[Any]) -> Path:
+    """Write a picture as PNG, or a video as MP4 where imageio and PyAV are installed, else the frames as PNG in a folder.
+
+    Args:
+        path: the file, without its ending.
+        frames: ``(frames, height, width, channels)`` in bytes, one channel or three.
+
+    Raises:
+        MissingExtraError: Pillow is not installed.
+    """
+    image = require("PIL.Image", "evaluate")
+    rgb = np.repeat(frames, 3, axis=3) if frames.shape[3] == 1 else frames
+    if len(rgb) == 1:
+        image.fromarray(rgb[0]).save(path.with_suffix(".png"))
+        return path.with_suffix(".png")
+    try:
+        require("av", "evaluate")
+        imageio = require("imageio.v3", "evaluate")
+    except MissingExtraError:
+        path.mkdir(exist_ok=True)
+        for place, frame in enumerate(rgb):
+            image.fromarray(frame).save(path / f"{place:04}.png")
+        return path
+    even = rgb[:, : rgb.shape[1] // 2 * 2, : rgb.shape[2] // 2 * 2]  # the codec takes no odd sizes
+    imageio.imwrite(path.with_suffix(".mp4"), even, plugin="pyav", codec="libx264", fps=_FPS)
+    return path.with_suffix(".mp4")

@@ -36,7 +36,7 @@ def remember(identity: ModelIdentity, calibration: Calibration) -> Path | None:
     Returns:
         The file; ``None`` if it cannot be written. The first time in a process that is told by a :class:`LibraryWarning`.
     """
-    name = f"{identity.name(calibration.streams)} (learned)"
+    name = f"{identity.name(calibration.streams)}-learned"
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     noted = {**calibration.provenance, KEY: identity.to_dict(), DATE: date}
     try:

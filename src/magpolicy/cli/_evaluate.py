@@ -12,7 +12,14 @@ from magpolicy._errors import require
 from magpolicy.cli import _output
 from magpolicy.cli._params import Command, examples
 
-_NAMES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "clip_score": "CLIP score", "image_reward": "ImageReward"}
+_NAMES = {
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "clip_score": "CLIP score",
+    "image_reward": "ImageReward",
+    "vbench": "VBench",
+}
 _LOWER = ("lpips",)  # the smaller the nearer
 
 

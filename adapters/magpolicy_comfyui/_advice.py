@@ -1,0 +1,19 @@
+"""What one thing a user of the nodes can do so that runs come closer to the full run at the same speed."""
+
+from __future__ import annotations
+
+from magpolicy.adapter import RunConfig
+from magpolicy_comfyui._settings import Settings
+
+
+def advice(settings: Settings, config: RunConfig) -> str:
+    """In the words of the nodes; those of the library, where ``settings`` come from no node. Empty if there is nothing."""
+    if settings.given is not None or not config.advice:
+        return config.advice
+    if not config.schedules:
+        return "the node Speed up (magpolicy), or a speedup in this one, plans the run and forecasts what it skips"
+    if settings.learn is None:
+        return "the node Speed up (magpolicy) learns from your runs; or measure this model once with MagCache Calibration"
+    if settings.learn is False:
+        return "learn: as it goes"
+    return "run again: the next run is planned from what this one measures"
