@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from magpolicy import Calibration
 from magpolicy.adapter import RunConfig
 from magpolicy_comfyui._settings import Settings
 
@@ -16,4 +17,11 @@ def advice(settings: Settings, config: RunConfig) -> str:
         return "the node Speed up (magpolicy) learns from your runs; or measure this model once with MagCache Calibration"
     if settings.learn is False:
         return "learn: as it goes"
-    return "run again: the next run is planned from what this one measures"
+    if _is_calibrated(config):  # learned from runs that skipped
+        return "learn: first run in full, for one run"
+    return "run again: the next run is planned from what this one teaches"
+
+
+def _is_calibrated(config: RunConfig) -> bool:
+    given = config.given
+    return isinstance(given, Calibration) or getattr(given, "calibration", None) is not None

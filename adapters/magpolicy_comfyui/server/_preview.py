@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from magpolicy import ArgumentError, Schedule
-from magpolicy.adapter import RunConfig, place, whole
+from magpolicy.adapter import ModelIdentity, RunConfig, place, whole
 from magpolicy_comfyui import _dry_run, _model_presets, _noise_levels
+from magpolicy_comfyui._learning import next_config
 from magpolicy_comfyui._settings import Settings
 
 MAX_STEPS = 2_000  # more than anybody samples with; a panel asks again and again
@@ -63,8 +64,10 @@ class Preview:
     """Where it is not known exactly."""
 
 
-def preview(settings: Settings, source: Any, sampler: Sampler, *, flux: bool = False) -> Preview:
-    """What will run.
+def preview(
+    settings: Settings, source: Any, sampler: Sampler, *, flux: bool = False, identity: ModelIdentity | None = None
+) -> Preview:
+    """What will run. ``identity`` says which model, where that is known: what was learned of it may decide.
 
     Raises:
         ArgumentError: settings that do not fit, or a part of the schedule with nothing in it.
@@ -72,6 +75,7 @@ def preview(settings: Settings, source: Any, sampler: Sampler, *, flux: bool = F
     found = _evaluations(sampler, flux)
     if found is None:
         placed = settings.place(source, sampler.steps)
+        placed = evolve(placed, config=next_config(settings, placed.config, identity))
         return Preview(placed.simulate(), placed.config, "evenly spaced steps, one evaluation each, are assumed")
     evaluations, levels, model_sampling, known = found
     span = _noise_levels.span_of(evaluations, levels, model_sampling)
@@ -79,7 +83,7 @@ def preview(settings: Settings, source: Any, sampler: Sampler, *, flux: bool = F
         source = _model_presets.longer(source.name, span.steps)
     config = settings.config(source, span, _noise_levels.steps_of(evaluations, levels))
     remark = None if known else "one evaluation a step is assumed: this sampler's are known when it runs"
-    placed = place(config, span)
+    placed = place(next_config(settings, config, identity), span)
     return Preview(placed.simulate(), placed.config, remark)
 
 
