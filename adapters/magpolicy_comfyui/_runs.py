@@ -26,7 +26,7 @@ from magpolicy_comfyui._noise_levels import span_of, steps_of
 from magpolicy_comfyui._run_report import RunReport
 from magpolicy_comfyui._settings import Settings
 from magpolicy_comfyui._sources import SampledModel
-from magpolicy_comfyui._streams import StreamNames
+from magpolicy_comfyui._streams import StreamNames, guidance_of
 from magpolicy_torch import adapter
 
 KEY = "magpolicy"
@@ -184,7 +184,8 @@ class RunDriver:
         check_fits(request.config.given, [kind], host="ComfyUI", roles=adapter.StreamNamer.roles)
         lesson = self._lesson(request, guider, span)
         request = request if lesson is None else lesson.request
-        placed = place(request.config.with_streams(self._streams.bases), span)
+        config = request.config.with_streams(self._streams.bases).with_guidance(guidance_of(guider))
+        placed = place(config, span)
         self.run = HostRun(evolve(request, config=placed.config), placed, span, lesson)
         self.source = "calibration" if settings.calibrate else _name(placed.config, source)
 

@@ -18,7 +18,7 @@ MAX_STEPS = 2_000  # more than anybody samples with; a panel asks again and agai
 # Samplers that draw from the common generator even when they are given a seed; and one that steps as another does.
 _DRAWING = ("heunpp2",)
 _AS = {"ddim": "euler"}
-_ENDS = ("start_at_step", "end_at_step", "denoise", "shift")
+_ENDS = ("start_at_step", "end_at_step", "denoise", "cfg", "shift")
 
 
 @frozen(kw_only=True)
@@ -31,6 +31,8 @@ class Sampler:
     denoise: float = 1.0
     start_at_step: int = 0
     end_at_step: int | None = None
+    cfg: float | None = None
+    """The scale of guidance, for plans."""
     shift: float | None = None
     """Of a node that sets one; ``None``: the model's own, which does not matter for most schedulers."""
     custom: bool = False
@@ -75,7 +77,7 @@ def preview(
     found = _evaluations(sampler, flux)
     if found is None:
         placed = settings.place(source, sampler.steps)
-        placed = evolve(placed, config=next_config(settings, placed.config, identity))
+        placed = evolve(placed, config=next_config(settings, placed.config, identity).with_guidance(sampler.cfg))
         return Preview(placed.simulate(), placed.config, "evenly spaced steps, one evaluation each, are assumed")
     evaluations, levels, model_sampling, known = found
     span = _noise_levels.span_of(evaluations, levels, model_sampling)
@@ -83,7 +85,7 @@ def preview(
         source = _model_presets.longer(source.name, span.steps)
     config = settings.config(source, span, _noise_levels.steps_of(evaluations, levels))
     remark = None if known else "one evaluation a step is assumed: this sampler's are known when it runs"
-    placed = place(next_config(settings, config, identity), span)
+    placed = place(next_config(settings, config, identity).with_guidance(sampler.cfg), span)
     return Preview(placed.simulate(), placed.config, remark)
 
 
