@@ -16,9 +16,9 @@ def advice(settings: Settings, config: RunConfig) -> str:
     if settings.learn is None:
         return "the node Speed up (magpolicy) learns from your runs; or measure this model once with MagCache Calibration"
     if settings.learn is False:
-        return "learn: as it goes"
+        return "set learn to 'as it goes'"
     if _is_calibrated(config):  # learned from runs that skipped
-        return "learn: first run in full, for one run"
+        return "set learn to 'first run in full' for one run"
     return "run again: the next run is planned from what this one teaches"
 
 

@@ -209,7 +209,7 @@ def test_the_report_says_what_one_action_betters_it() -> None:
     from magpolicy_comfyui import NODE_CLASS_MAPPINGS
 
     patcher = models.make("Flux")
-    for learn, said in (("off", "learn: as it goes"), ("as it goes", "run again")):
+    for learn, said in (("off", "set learn to 'as it goes'"), ("as it goes", "run again")):
         node = sped_up(patcher, learn=learn)
         running.sample(node, "Flux", steps=12)
         run_report = reported(node)

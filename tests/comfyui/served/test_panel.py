@@ -237,7 +237,7 @@ def test_speed_up_shows_its_plan_and_what_decides_it(speed_up: Any) -> None:
     assert "what is known of the model is seen when it is sampled" in said
     assert "closer to the full run: run again" in said
     change(speed_up, "cache", "learn", "off")
-    speed_up.wait_for_function("() => cache.magpolicy.plan.textContent.includes('learn: as it goes')", timeout=15_000)
+    speed_up.wait_for_function("() => cache.magpolicy.plan.textContent.includes('set learn to')", timeout=15_000)
 
 
 # A tiny workflow that can be run, laid out for a picture of it.
