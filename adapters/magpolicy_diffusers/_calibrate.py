@@ -110,7 +110,7 @@ def calibrate(
     """Run ``pipe`` in full once for each of ``arguments``, and merge what was measured.
 
     Args:
-        name: of the calibration; a repo id becomes an alias of it.
+        name: of the calibration; by default one that tells the model. A repo id becomes an alias of it.
         on_call: told the number of each call before it is made.
         options: further arguments of :func:`magpolicy.attach`.
 
@@ -127,7 +127,7 @@ def calibrate(
             found.append(handle.calibration)
     merged = Calibration.merge(found) if len(found) > 1 else found[0]
     repo = str(merged.provenance.get("repo", ""))
-    return evolve(merged, name=name, aliases=(repo,) if "/" in repo else ())
+    return evolve(merged, name=name or merged.name, aliases=(repo,) if "/" in repo else ())
 
 
 @contextmanager

@@ -145,6 +145,8 @@ def test_learned_ones_are_not_listed_among_the_presets():
     before = set(magpolicy.presets())
     remember(MODEL, example())
     assert set(magpolicy.presets()) == before
+    name = f"{MODEL.name(['cond'])}-learned"
+    assert magpolicy.preset(name).calibration == example()  # but have a name
 
 
 def test_the_nearest_is_found_first_and_of_equally_near_ones_what_the_user_kept():
@@ -156,10 +158,10 @@ def test_the_nearest_is_found_first_and_of_equally_near_ones_what_the_user_kept(
     magpolicy.keep(example(attrs.evolve(MODEL, model="Wan"), name="another class"))
     magpolicy.keep(example(name="nobody's"))
     remember(other, example())
-    assert [p.name for p in kept_for(MODEL)] == ["a repo", f"{other.name(['cond'])} (learned)", "a config"]
+    assert [p.name for p in kept_for(MODEL)] == ["a repo", f"{other.name(['cond'])}-learned", "a config"]
     remember(MODEL, example())
     magpolicy.keep(example(MODEL, name="mine"))
-    assert [p.name for p in kept_for(MODEL)][:3] == ["mine", f"{MODEL.name(['cond'])} (learned)", "a repo"]
+    assert [p.name for p in kept_for(MODEL)][:3] == ["mine", f"{MODEL.name(['cond'])}-learned", "a repo"]
 
 
 def test_an_old_calibration_is_found_by_what_its_provenance_says():

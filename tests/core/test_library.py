@@ -149,7 +149,7 @@ def test_what_is_there_is_listed_and_forgotten(home):
     known = {"identity": identity.to_dict()}
     kept = magpolicy.keep(made("mine", provenance=known))
     left = remember(identity, made(""))
-    learned = f"{identity.name(['cond'])} (learned)"
+    learned = f"{identity.name(['cond'])}-learned"
     (home / "broken.json").write_text("{")
     found = {entry.name: entry for entry in entries()}
     assert {name: (e.learned, bool(e.problem), e.identity.repo) for name, e in found.items()} == {

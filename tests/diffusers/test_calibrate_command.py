@@ -77,6 +77,33 @@ def test_what_was_measured_drives_the_pipeline(run, saved, tmp_path):
         assert handle.report.estimated_speedup >= 1.5
 
 
+def test_what_is_kept_is_found_by_the_model_in_a_new_session(run, saved, tmp_path, monkeypatch):
+    monkeypatch.setenv("MAGPOLICY_HOME", str(tmp_path / "home"))
+    code, out, err = run("--steps", STEPS, "--prompt", "a cat", "--keep")
+    assert (code, err) == (0, "")
+    (kept,) = (tmp_path / "home").iterdir()
+    assert out.startswith(f"{kept}: {STEPS} steps")
+    assert kept.name.startswith("tiny-wan-")
+    pipe = diffusers.DiffusionPipeline.from_pretrained(saved)
+    with magpolicy.attach(pipe, speedup=1.5) as handle:
+        pipe(prompt="a dog", num_inference_steps=9, height=32, width=32, num_frames=5, max_sequence_length=16)
+        assert handle.report.source == f"a plan from calibration {load_calibration(kept).name!r}"
+    assert run("--steps", STEPS, "--prompt", "a cat", "--keep", "--name", "mine", "-o", tmp_path / "wan.json")[0] == 0
+    assert load_calibration(tmp_path / "wan.json") == magpolicy.preset("mine").calibration
+
+
+def test_a_library_that_cannot_be_written_is_told_before_the_run(run, tmp_path, monkeypatch):
+    (tmp_path / "home").write_text("in the way")
+    monkeypatch.setenv("MAGPOLICY_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *_, **__: pytest.fail("it was loaded"))
+    code, _, err = run("--steps", STEPS, "--keep")
+    assert code == 2
+    assert "cannot be made" in err
+    code, _, err = run("--steps", STEPS)
+    assert code == 2
+    assert "give --keep, or --output FILE" in err
+
+
 @pytest.mark.parametrize(("fault", "code"), [(KeyboardInterrupt, 130), (RuntimeError, 1)])
 def test_when_stopped_or_failing_nothing_is_written_and_it_says_how_far_it_got(run, tmp_path, monkeypatch, fault, code):
     calls, forward = [], diffusers.WanTransformer3DModel.forward

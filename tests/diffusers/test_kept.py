@@ -140,7 +140,7 @@ def test_what_runs_left_serves_until_the_user_keeps_one():
     remember(identity, found)
     assert planned(pipe).schedule == magpolicy.plan(found, speedup=2.0)
     magpolicy.keep(found)
-    assert names(pipe) == [found.name, f"{found.name} (learned)"]
+    assert names(pipe) == [found.name, f"{found.name}-learned"]
 
 
 def test_a_lora_that_is_loaded_makes_another_model_of_the_same_repo():

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from magpolicy.adapter import require
 
-BRIGHTER = 4  # differences as they are one would hardly see
+BRIGHTER = 4
+"""How many times as bright differences are drawn: as they are, one would hardly see them."""
 _GAP, _LABEL, _TEXT, _LARGEST, _SMALLEST = 4, 190, 14, 384, 112
 _BACKGROUND, _INK = (38, 38, 44), (225, 225, 230)
 
@@ -21,13 +22,15 @@ _BACKGROUND, _INK = (38, 38, 44), (225, 225, 230)
 class GridRow:
     """One run in the picture."""
 
+    __module__ = "magpolicy_torch"
+
     lines: tuple[str, ...]
     """What stands beside it, a few words a line."""
     frames: Sequence[NDArray[Any]]
     """``(height, width, channels)`` each, in [0, 1] or bytes; one channel or three."""
 
 
-def draw(path: Path, rows: Sequence[GridRow], extra: str = "evaluate") -> None:
+def draw_grid(path: Path, rows: Sequence[GridRow], extra: str = "evaluate") -> None:
     """Write the picture: the first row is the full run, and each other one has its difference from it below, brightened.
 
     Args:

@@ -30,6 +30,8 @@ _SSIM_WINDOW = 11
 class Similarity:
     """Two pictures or videos, compared."""
 
+    __module__ = "magpolicy_torch"
+
     psnr: float
     """In dB, at most 100; higher is nearer."""
     ssim: float | None
@@ -54,16 +56,22 @@ class Similarity:
 class SimilarityMeter:
     """Compares pictures and videos frame by frame.
 
+    Args:
+        device: a torch device; by default the accelerator where there is one.
+        perceptual: whether LPIPS is computed, where torchvision is installed and its weights can be had.
+
     Raises:
         MissingExtraError: torchmetrics is not installed.
     """
 
-    def __init__(self, device: str | None = None) -> None:
+    __module__ = "magpolicy_torch"
+
+    def __init__(self, device: str | None = None, *, perceptual: bool = True) -> None:
         self._image = require("torchmetrics.functional.image", "evaluate")
         self._device = device or default()
         self.missing: dict[str, str] = {}
         """Why a metric has no figure, in words, by its name."""
-        self._lpips = self._load_lpips()
+        self._lpips = self._load_lpips() if perceptual else None
 
     def compare(self, full: Iterable[NDArray[Any]], made: Iterable[NDArray[Any]], name: str = "made") -> Similarity:
         """``full`` and ``made``, frames ``(height, width, channels)``: bytes, or numbers in [0, 1]; one channel or three.

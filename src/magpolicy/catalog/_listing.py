@@ -48,7 +48,7 @@ class Listing(Mapping[str, Preset]):
 
 
 def _named(wanted: str, presets: Iterable[Preset]) -> list[Preset]:
-    """Those of that name or alias, whatever the case; first the one that is written so."""
+    """Those of that name or alias, whatever the case; first those written so, and of these calibrations."""
     lower = wanted.lower()
     found = (p for p in presets if lower in (p.name.lower(), *(alias.lower() for alias in p.aliases)))
-    return sorted(found, key=lambda preset: preset.name != wanted)
+    return sorted(found, key=lambda preset: (preset.name != wanted, preset.calibration is None))

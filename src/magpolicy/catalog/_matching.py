@@ -10,6 +10,7 @@ from magpolicy import _checks
 from magpolicy._errors import PresetError
 from magpolicy._files import names_a_file
 from magpolicy.catalog._file import load_preset
+from magpolicy.catalog._learned import learned_of
 from magpolicy.catalog._listing import Listing
 from magpolicy.catalog._presets import Preset
 
@@ -55,9 +56,10 @@ def preset(name: str | Path) -> Preset:
 
 def named(name: str | Path) -> PresetMatches:
     """Every preset of that name or alias; :func:`preset` returns the first of them."""
-    found = PresetMatches() if isinstance(name, Path) else PresetMatches(Listing().every(name))
-    if isinstance(name, Path) or (names_a_file(name) and (not found or os.path.exists(name))):
+    found = PresetMatches() if isinstance(name, Path) else PresetMatches(Listing().every(str(name)))
+    if isinstance(name, Path) or (names_a_file(str(name)) and (not found or os.path.exists(name))):
         return PresetMatches([load_preset(name)])
+    found = found or PresetMatches(one for one in learned_of() if one.name == name)
     if not found:
         import difflib
 

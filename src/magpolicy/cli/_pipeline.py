@@ -53,10 +53,12 @@ _OPTIONS = (
 )
 
 
-def output(what: str, *endings: str) -> Callable[[Any], Any]:
+def output(what: str, *endings: str, required: bool = True) -> Callable[[Any], Any]:
     """The option ``--output``, checked before anything is loaded."""
 
-    def checked(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
+    def checked(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
+        if path is None:
+            return None
         if path.suffix.lower() not in endings:
             raise click.BadParameter(f"{path} must end in {' or '.join(endings)}")
         if not path.resolve().parent.is_dir():
@@ -64,7 +66,7 @@ def output(what: str, *endings: str) -> Callable[[Any], Any]:
         return path
 
     kind = click.Path(dir_okay=False, path_type=Path)
-    return click.option("--output", "-o", type=kind, required=True, metavar="FILE", callback=checked, help=what)
+    return click.option("--output", "-o", type=kind, required=required, metavar="FILE", callback=checked, help=what)
 
 
 def pipeline(command: Callable[..., None]) -> Callable[..., None]:

@@ -153,7 +153,7 @@ def _write(folder: Path, outcomes: Sequence[Any], rows: Sequence[Mapping[str, An
     grid = require("magpolicy_torch.pictures._grid", "diffusers")
     files = require("magpolicy_torch.pictures._files", "diffusers")
     beside = [grid.GridRow(_beside(row), _some(outcome.media)) for outcome, row in zip(outcomes, rows, strict=True)]
-    grid.draw(folder / "grid.png", beside)
+    grid.draw_grid(folder / "grid.png", beside)
     for outcome in outcomes:
         own = folder / outcome.name
         own.mkdir(exist_ok=True)
