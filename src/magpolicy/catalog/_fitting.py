@@ -73,8 +73,10 @@ def differences(calibration: Calibration, run: Mapping[str, Any], streams: Itera
         run: the block stack, scope, scheduler, shift and guidance of the run, by the names of provenance, those that are known.
         streams: what was evaluated.
     """
-    before, learned = calibration.provenance, bool(date_of(calibration))
-    had, has_no = ("earlier runs had", "earlier runs had no") if learned else ("the calibration is of", "the calibration has no")
+    before = calibration.provenance
+    had, lacks = "the calibration is of", "the calibration has no"
+    if date_of(calibration):  # the user calibrated nothing
+        had, lacks = "earlier runs had", "earlier runs had no"
     found = [
         f"{had} {words} {_shown(before[key])}, this run has {_shown(run[key])}"
         for key, words in _WORDS.items()
@@ -84,7 +86,7 @@ def differences(calibration: Calibration, run: Mapping[str, Any], streams: Itera
     if known != {SINGLE}:
         first = next(iter(calibration.streams))
         new = dict.fromkeys(name for name in streams if not known & {name, _role(name), SINGLE})
-        found += [f"{has_no} stream {name!r}, which goes by that of {first!r}" for name in new]
+        found += [f"{lacks} stream {name!r}, which goes by that of {first!r}" for name in new]
     return tuple(found)
 
 
