@@ -13,6 +13,8 @@ from magpolicy_diffusers._pipeline import DENOISERS, denoisers_of
 from magpolicy_torch.adapter import identity_of, versions
 from torch import nn
 
+_OF_A_CALL = frozenset({"num_frame_per_block"})
+"""What pipelines write into a model's config at each call (SkyReels-V2)."""
 _SHIFTS = ("shift", "flow_shift", "use_dynamic_shifting")
 
 
@@ -45,7 +47,8 @@ def identity(pipe: Any, modules: Sequence[nn.Module]) -> ModelIdentity:
         modules: its denoisers, or the model.
     """
     repo, part = repo_of(next(repos(pipe, *modules), ""))
-    each = [identity_of(module, config_of(module) or None, repo, part) for module in modules]
+    configs = ({key: value for key, value in config_of(module).items() if key not in _OF_A_CALL} for module in modules)
+    each = [identity_of(module, config or None, repo, part) for module, config in zip(modules, configs, strict=True)]
     first = each[0]
     if len(each) == 1:
         return first if pipe is None else evolve(first, part="")

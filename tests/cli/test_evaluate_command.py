@@ -201,6 +201,60 @@ def test_a_clip_model_that_cannot_be_had_is_a_line_not_a_failure(run, folders, t
     assert "cannot be loaded" in json.loads(out)["missing"]["clip_score"]
 
 
+class Reward:
+    """Stands in for ImageReward, whose weights are on the network: its interface, and a figure that a test can tell."""
+
+    def load(self, name, device):
+        assert name == "ImageReward-v1.0"
+        print("load checkpoint")  # as the real one does
+        return self
+
+    def score(self, prompt, image):
+        return len(prompt) + np.asarray(image).mean() / 1000
+
+
+class Bench:
+    """Stands in for VBench, for the same reason."""
+
+    def VBench(self, device, full_info_dir, output_path):
+        self.folder = Path(output_path)
+        return self
+
+    def evaluate(self, videos_path, name, prompt_list=(), dimension_list=None, mode="vbench_standard"):
+        assert mode == "custom_input"
+        figures = {dimension: [len(dimension) + ("fast" in videos_path), []] for dimension in dimension_list}
+        (self.folder / f"{name}_eval_results.json").write_text(json.dumps(figures))
+
+
+def test_image_reward_and_vbench_judge_where_they_are_installed(run, folders, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ImageReward", Reward())
+    monkeypatch.setitem(sys.modules, "vbench", Bench())
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(json.dumps({"cat": "a cat", "dog": "a dog", "waves": "waves"}))
+    found = json.loads(run(*folders, "--prompts", prompts, "--clip", tmp_path / "nowhere", "--json")[1])
+    reward = found["judged"]["image_reward"]
+    means = [np.mean([imageio.imread(folder / f"{name}.png").mean() for name in ("cat", "dog")]) for folder in folders]
+    assert 5 < reward["full"] < reward["cached"] < 5 + max(means) / 1000 + 0.01
+    assert "vbench_motion_smoothness" not in found["judged"]  # not all are videos
+    for folder in folders:
+        for picture in folder.glob("*.png"):
+            picture.unlink()
+    found = json.loads(run(*folders, "--json")[1])
+    assert found["judged"]["vbench_motion_smoothness"] == {"full": 17.0, "cached": 18.0}
+    assert "judged by" in run(*folders)[1]
+
+
+def test_a_judge_that_fails_leaves_the_other_figures(run, folders, tmp_path, monkeypatch):
+    broken = Reward()
+    broken.score = lambda prompt, image: 1 / 0
+    monkeypatch.setitem(sys.modules, "ImageReward", broken)
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(json.dumps({"cat": "a cat", "dog": "a dog", "waves": "waves"}))
+    found = json.loads(run(*folders, "--prompts", prompts, "--clip", tmp_path / "nowhere", "--json")[1])
+    assert found["missing"]["image_reward"] == "it failed: ZeroDivisionError: division by zero"
+    assert found["mean"]["psnr"] > 20
+
+
 def broken(full, fast):
     (fast / "cat.png").write_bytes(b"no picture")
 

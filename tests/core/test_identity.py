@@ -194,6 +194,8 @@ def test_the_oldest_of_what_was_learned_goes(monkeypatch):
 
 def test_a_broken_file_among_the_learned_is_left_out_with_a_warning(home):
     remember(MODEL, example())
+    (home / "learned" / "Wan-broken.json").write_text("{")  # of another class: it is not even read
     (home / "learned" / f"{MODEL.model}-broken.json").write_text("{")
-    with pytest.warns(magpolicy.PresetWarning, match="broken"):
+    with pytest.warns(magpolicy.PresetWarning, match="broken") as told:
         assert learned(MODEL) == example()
+    assert [MODEL.model in str(warning.message) for warning in told] == [True]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import magpolicy
 from magpolicy import ArgumentError, Calibration
 from magpolicy.adapter import MeasuredPart, can_teach, joined, lesson_of, resolve
-from magpolicy.calibration._completed import completed
+from magpolicy.calibration._completed import completed, read_at
 from magpolicy.calibration._lessons import Taught
 from magpolicy.calibration._mixed import mixed_with_prior
 from magpolicy.calibration._prior import prior_calibration
@@ -145,6 +145,43 @@ def test_of_runs_at_other_levels_the_one_stays_that_computed_more():
     more = lesson((0, 1, 3, 5, 8, 11, 14, 19), levels=longer)
     assert joined(short, more) is more
     assert joined(more, short) is None
+
+
+def test_a_short_run_teaches_nothing():
+    assert not can_teach(None, whole=True, full=True, levels=None, steps=3)
+    assert can_teach(None, whole=True, full=True, levels=None, steps=4)
+
+
+@given(
+    st.sets(st.integers(0, STEPS - 1), min_size=3),
+    st.lists(st.floats(0.01, 1.0), min_size=4, max_size=30, unique=True).map(lambda v: sorted(v, reverse=True)),
+)
+def test_what_is_known_is_read_at_any_levels_as_the_gram_matrix_of_some_path(steps, levels):
+    known = lesson(steps)
+    found = read_at(known, levels)
+    assert found.sigmas == tuple(levels)
+    whole = [dense(found, name) for name in ("cond", "uncond")]
+    i, j = np.indices((len(levels), len(levels)))
+    across = found.cross["cond", "uncond"][i, len(levels) - 1 + j - i]
+    values = np.linalg.eigvalsh(np.block([[whole[0], across], [across.T, whole[1]]]))
+    assert values.min() > -1e-6 * values.max()
+    for place, level in enumerate(levels):
+        if level in LEVELS:
+            expected = known.streams["cond"].gram[LEVELS.index(level), 0]
+            assert found.streams["cond"].gram[place, 0] == pytest.approx(expected, rel=1e-3)
+
+
+def test_what_is_known_is_read_at_its_own_levels_as_it_is():
+    known = lesson((0, 1, 4, 7, 11))
+    assert read_at(known, LEVELS) is known
+
+
+def test_runs_whose_levels_no_run_had_are_planned_too():
+    config = resolve(None, computed=8).taught_by(lesson((0, 1, 4, 7, 11)))
+    for sigmas in [tuple(1 - i / 28 for i in range(28)), tuple(0.3 - i / 100 for i in range(28))]:
+        schedule = config.prepare(28, sigmas).schedule
+        assert schedule.computed == 8
+    assert config.prepare(20, None).schedule.computed == 8
 
 
 def test_what_nobody_taught_is_no_lesson():

@@ -236,3 +236,12 @@ def pipe_stack(pipe):
     model = pipe.transformer
     double, single = len(model.transformer_blocks), len(model.single_transformer_blocks)
     return f"{double} FluxTransformerBlock, {single} FluxSingleTransformerBlock"
+
+
+def test_what_a_call_writes_into_a_config_is_not_the_model():
+    case = PIPES["SkyReelsV2DiffusionForcingPipeline"]
+    pipe = case.make()
+    with magpolicy.attach(pipe, calibrate=True) as handle:
+        before = handle.identity
+        pipe.transformer._set_ar_attention(pipe.transformer.config.num_frame_per_block + 1)
+        assert handle.identity == before

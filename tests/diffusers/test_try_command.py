@@ -1,6 +1,7 @@
 """``magpolicy try`` on whole pipelines in folders: FLUX for pictures, Wan for videos, and the demo's own."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -115,6 +116,15 @@ def test_the_demos_model_is_a_pipeline_in_a_folder(run, tmp_path):
     assert found["runs"][1]["computed"] == 5
     assert found["runs"][1]["psnr"] > 25
     assert len(list((tmp_path / "magpolicy-try" / "balanced").iterdir())) == 3
+
+
+def test_without_torchmetrics_the_figures_are_missing_and_nothing_else(run, folders, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
+    code, out, err = run(folders["flux"], *FLUX, "--steps", 6, "--prompt", "a cat", "--speedup", "balanced")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0].split() == ["run", "computed", "seconds", "speedup"]
+    assert "PSNR (dB): torchmetrics.functional.image is needed here; pip install 'magpolicy[evaluate]'" in out
+    assert (tmp_path / "magpolicy-try" / "grid.png").exists()
 
 
 def test_code_that_comes_with_weights_is_not_run_unasked(run):

@@ -53,7 +53,7 @@ class Lesson:
         self._stop = session.steps if stop is None else stop
         self._whole = (start, self._stop) == (0, session.steps)
         full = session.config.given is None and not session.config.schedules
-        if can_teach(self._known, whole=self._whole, full=full, levels=session.sigmas):
+        if can_teach(self._known, whole=self._whole, full=full, levels=session.sigmas, steps=self._stop - start):
             self.samples = ResidualSamples(session.steps)
 
     def drop(self) -> None:

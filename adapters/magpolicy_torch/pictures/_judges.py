@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from magpolicy.adapter import require
-from magpolicy_torch.pictures._files import frames_of, is_video
+from magpolicy_torch.pictures._files import frames_of
 
 Files = Mapping[str, Path]
 """Pictures or videos, by file name."""
@@ -30,6 +30,7 @@ _VBENCH = (
     "imaging_quality",
 )  # fmt: skip
 """The dimensions that VBench computes for videos of any prompts."""
+_READ_BY_VBENCH = (".mp4", ".gif")
 
 
 class Unavailable(Exception):
@@ -107,19 +108,16 @@ class VBench:
     """The dimensions of VBench that it computes for videos of any prompts."""
 
     def __init__(self, device: str) -> None:
-        package = _imported("vbench", "pip install vbench")
-        self._folder = tempfile.TemporaryDirectory(prefix="magpolicy-vbench-")
-        self._bench = package.VBench(torch.device(device), "", self._folder.name)
+        self._package = _imported("vbench", "pip install vbench")
+        self._device = torch.device(device)
 
     def __call__(self, files: Files) -> dict[str, float]:
         """Each dimension's figure for the videos together."""
-        self._bench.evaluate(
-            videos_path=str(next(iter(files.values())).parent),
-            name="videos",
-            dimension_list=list(_VBENCH),
-            mode="custom_input",
-        )
-        told = json.loads((Path(self._folder.name) / "videos_eval_results.json").read_text(encoding="utf-8"))
+        videos = str(next(iter(files.values())).parent)
+        with tempfile.TemporaryDirectory(prefix="magpolicy-vbench-") as folder:
+            bench = self._package.VBench(self._device, "", folder)
+            bench.evaluate(videos_path=videos, name="videos", dimension_list=list(_VBENCH), mode="custom_input")
+            told = json.loads((Path(folder) / "videos_eval_results.json").read_text(encoding="utf-8"))
         return {f"vbench_{name}": float(found[0]) for name, found in told.items()}
 
 
@@ -129,7 +127,7 @@ def judges(prompts: Prompts, files: Files, *, device: str, clip: str) -> tuple[d
         "clip_score": lambda: ClipScore(prompts, device, clip),
         "image_reward": lambda: ImageReward(prompts, device),
     }
-    if all(map(is_video, files.values())):
+    if all(path.suffix.lower() in _READ_BY_VBENCH for path in files.values()):
         kinds["vbench"] = lambda: VBench(device)
     found, missing = {}, {}
     for name, make in kinds.items():

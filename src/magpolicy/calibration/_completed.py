@@ -17,12 +17,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
-from magpolicy.calibration._gram import Floats
+from magpolicy.calibration._gram import Floats, cross_inner, inner
 from magpolicy.calibration._moments import StreamMoments
 from magpolicy.calibration._prior import DIRECTIONS, LIKENESS, Directions, _banded, _crossed, _flow_levels
 
@@ -87,22 +87,61 @@ def completed(
         ArgumentError: no levels, or a residual of a step that the run does not have.
     """
     sigmas = _checks.levels("levels", levels)
-    count, names = len(sigmas), measured.streams
+    if any(not 0 <= step < len(sigmas) for _, step in measured.places):
+        raise ArgumentError(f"levels has {len(sigmas)} values, a residual is of step {max(s for _, s in measured.places)}")
+    whole = _completed(measured, sigmas, expert_steps, directions)
+    return _calibration(measured.streams, sigmas, whole, provenance or {})
+
+
+def read_at(calibration: Calibration, levels: Sequence[float], *, directions: Directions = DIRECTIONS) -> Calibration:
+    """A calibration of the whole run of one schedule, read at the noise levels (N,) of another.
+
+    Unlike :meth:`magpolicy.Calibration.resample` it knows something at every level: far from those that were measured, what the
+    prior expects.
+    """
+    if tuple(levels) == calibration.sigmas:
+        return calibration
+    names, known = list(calibration.streams), calibration.steps
+    measured = MeasuredPart([(name, step) for name in names for step in range(known)], _whole_gram(calibration))
+    sigmas = _checks.levels("levels", levels)
+    whole = _completed(measured, (*calibration.sigmas, *sigmas), (), directions)[:, known:, :, known:]
+    return evolve(_calibration(names, sigmas, whole, calibration.provenance), name=calibration.name)
+
+
+def _completed(
+    measured: MeasuredPart, sigmas: tuple[float, ...], expert_steps: Sequence[int], directions: Directions
+) -> Floats:
+    """(S, N, S, N) inner products of all residuals, of every stream and evaluation with every other."""
+    names, count = measured.streams, len(sigmas)
     rows = np.array([names.index(name) * count + step for name, step in measured.places])
-    if any(not 0 <= step < count for _, step in measured.places):
-        raise ArgumentError(f"levels has {count} values, a residual is of step {max(s for _, s in measured.places)}")
     norms = np.concatenate([_norms(measured, name, np.asarray(sigmas)) for name in names])
     expected = _expected(directions.cosines(_flow_levels(np.asarray(sigmas))), len(names), expert_steps)
     whole = norms[:, None] * _unit_gram(measured, expected, rows) * norms[None, :]
     whole[np.ix_(rows, rows)] = measured.gram
-    ones, blocks = np.ones(count), whole.reshape(len(names), count, len(names), count)
-    pairs = itertools.combinations(range(len(names)), 2)
+    return np.asarray(whole.reshape(len(names), count, len(names), count), dtype=np.float64)
+
+
+def _calibration(names: Sequence[str], sigmas: tuple[float, ...], whole: Floats, provenance: Mapping[str, Any]) -> Calibration:
+    """The calibration of inner products (S, N, S, N)."""
+    ones, pairs = np.ones(len(sigmas)), itertools.combinations(range(len(names)), 2)
     return Calibration(
         sigmas=sigmas,
-        streams={name: _moments(blocks[a, :, a, :]) for a, name in enumerate(names)},
-        cross={(names[a], names[b]): _crossed(ones, ones, blocks[a, :, b, :]) for a, b in pairs},
-        provenance=dict(provenance or {}),
+        streams={name: _moments(whole[a, :, a, :]) for a, name in enumerate(names)},
+        cross={(names[a], names[b]): _crossed(ones, ones, whole[a, :, b, :]) for a, b in pairs},
+        provenance=dict(provenance),
     )
+
+
+def _whole_gram(calibration: Calibration) -> Floats:
+    """(S N, S N) inner products of all residuals of a calibration, stream by stream."""
+    i, j = np.indices((calibration.steps, calibration.steps))
+    blocks = {}
+    for name, moments in calibration.streams.items():
+        blocks[name, name] = inner(moments.gram, i, j)
+    for (a, b), table in calibration.cross.items():
+        blocks[a, b] = cross_inner(table, i, j)
+        blocks[b, a] = blocks[a, b].T
+    return np.block([[blocks[a, b] for b in calibration.streams] for a in calibration.streams])
 
 
 def _expected(cosines: Floats, streams: int, expert_steps: Sequence[int]) -> Floats:

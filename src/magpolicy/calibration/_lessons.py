@@ -13,13 +13,15 @@ from attrs import evolve, frozen
 
 from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
-from magpolicy.calibration._completed import MeasuredPart, completed
+from magpolicy.calibration._completed import MeasuredPart, completed, read_at
 from magpolicy.calibration._mixed import mixed_with_prior
 
 KEY = "taught"
 """Where the provenance of a learned calibration has what taught it."""
 MOST = 4
 """Runs that are averaged."""
+SHORTEST = 4
+"""Evaluations of the shortest run that teaches."""
 PRIOR_SHARE = 0.03
 """What one run shows is one sample. This share of the general prior makes plans from it hold for others: in the lab it is worth
 up to 9 dB, and loses none (benchmarks/quality/learning.py)."""
@@ -86,8 +88,12 @@ def lesson_of(
     return completed(measured, levels, expert_steps=expert_steps, provenance={**(provenance or {}), KEY: taught.to_dict()})
 
 
-def can_teach(known: Calibration | None, *, whole: bool, full: bool, levels: tuple[float, ...] | None) -> bool:
-    """Whether a run that is to come, at these noise levels if they are known, may teach something new."""
+def can_teach(
+    known: Calibration | None, *, whole: bool, full: bool, levels: tuple[float, ...] | None, steps: int = SHORTEST
+) -> bool:
+    """Whether a run that is to come, of so many steps, at these noise levels if they are known, may teach something new."""
+    if steps < SHORTEST:
+        return False
     have = Taught.of(known)
     if known is None or have is None:
         return True
@@ -118,3 +124,8 @@ def joined(known: Calibration | None, lesson: Calibration) -> Calibration | None
 def to_plan_from(known: Calibration) -> Calibration:
     """What runs are planned from, where so much is known."""
     return mixed_with_prior(known, PRIOR_SHARE)
+
+
+def at_levels_of(known: Calibration, steps: int, sigmas: tuple[float, ...] | None) -> Calibration:
+    """What is known, for a run at these noise levels, or of so many steps on the known schedule."""
+    return read_at(known, known.curve.levels_for(steps) if sigmas is None else sigmas)

@@ -101,14 +101,14 @@ def every_own() -> list[Preset]:
         return []
 
 
-def presets_in(folder: Path) -> list[Preset]:
-    """Presets and calibrations in a folder; a file that cannot be read is left out with a warning."""
-    return [preset for _, preset in _in(folder)]
+def presets_in(folder: Path, begins: str = "") -> list[Preset]:
+    """Presets and calibrations in a folder's files whose names begin so; one that cannot be read is left out with a warning."""
+    return [preset for _, preset in _in(folder, begins)]
 
 
-def _in(folder: Path) -> list[tuple[Path, Preset]]:
+def _in(folder: Path, begins: str = "") -> list[tuple[Path, Preset]]:
     found = []
-    for file in files_in(folder):
+    for file in (file for file in files_in(folder) if file.name.startswith(begins)):
         content = read(file)
         if isinstance(content, Preset):
             found.append((file, content))

@@ -67,7 +67,7 @@ def learned(identity: ModelIdentity, streams: Iterable[str] | None = None) -> Ca
 def learned_of(model: str = "") -> list[Preset]:
     """What was learned about the models of one class, or of all; a file that cannot be read is left out with a warning."""
     try:
-        every = presets_in(library() / FOLDER)
+        every = presets_in(library() / FOLDER, f"{file_name(model)}-" if model else "")  # reading them all would be felt
     except PresetError:
         return []
     found = [preset for preset in every if preset.calibration is not None]

@@ -109,7 +109,10 @@ def _say(found: Any, each: bool) -> None:
         _output.say_table(("file", *(_NAMES[name] for name in names)), files, right=[_NAMES[name] for name in names])
     if found.judged:
         _output.say()
-        judged = [(_NAMES.get(n, n), f"{full:.3f}", f"{cached:.3f}") for n, (full, cached) in found.judged.items()]
+        judged = [
+            (_NAMES.get(n, n.replace("vbench_", "VBench ").replace("_", " ")), f"{full:.3f}", f"{cached:.3f}")
+            for n, (full, cached) in found.judged.items()
+        ]
         _output.say_table(("judged by", "full", "cached"), judged, right=("full", "cached"))
     _output.say_list("without a figure", (f"{_NAMES.get(name, name)}: {why}" for name, why in found.missing.items()))
 

@@ -138,7 +138,7 @@ def _figures(outcomes: Sequence[Any]) -> tuple[list[dict[str, Any]], dict[str, s
             near = {name: getattr(mean, name) for name in _HEADERS}
         rows.append({"run": outcome.name, **_steps_of(outcomes, report), "seconds": outcome.seconds} | near)
         rows[-1]["speedup"] = full.seconds / outcome.seconds
-        rows[-1]["by"] = "" if report is None else report.source
+        rows[-1] |= {"by": "", "advice": ""} if report is None else {"by": report.source, "advice": report.advice}
     return rows, missing | (meter.missing if meter is not None else {})
 
 
@@ -189,6 +189,8 @@ def _say(result: Mapping[str, Any], outcomes: Sequence[Any]) -> None:
             _output.say_strip(f"{outcome.name}: {outcome.report.schedule}")
     for source in dict.fromkeys(row["by"] for row in rows if row["by"]):
         _output.say(f"by {source}")
+    for advice in dict.fromkeys(row["advice"] for row in rows if row["advice"]):
+        _output.say(f"closer to the full run: {advice}")
     _output.say_list("without a figure", (f"{_HEADERS[name]}: {why}" for name, why in result["missing"].items()))
     _output.say()
     _output.say(f"picture: {result['picture']}")

@@ -9,7 +9,7 @@ from attrs import frozen
 
 from magpolicy import _checks
 from magpolicy.calibration._calibration import Calibration
-from magpolicy.calibration._prior import prior_calibration
+from magpolicy.calibration._prior import PROVENANCE, prior_calibration
 from magpolicy.catalog._presets import Preset
 from magpolicy.catalog._source import SourceContent
 from magpolicy.policy._curve import Curve
@@ -43,7 +43,8 @@ def at_levels(source: Any, steps: int | None, sigmas: Sequence[float] | None) ->
     """
     content = SourceContent.of(source)
     if content.calibration is not None:
-        return SourceAtLevels(content.calibration.resample(steps=steps, sigmas=sigmas), content.preset, True, True)
+        measured = content.calibration.provenance.get("from") != PROVENANCE
+        return SourceAtLevels(content.calibration.resample(steps=steps, sigmas=sigmas), content.preset, measured, True)
     known = sigmas is not None or content.levels_known
     return SourceAtLevels(_expected(content.curve, steps, sigmas), content.preset, False, known)
 

@@ -16,7 +16,7 @@ from magpolicy import _checks
 from magpolicy._errors import ArgumentError, PlanWarning
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._forecast import Forecast, Hold, Linear, Measured, Planned
-from magpolicy.calibration._lessons import Taught, to_plan_from
+from magpolicy.calibration._lessons import Taught, at_levels_of, to_plan_from
 from magpolicy.catalog._learned import in_words
 from magpolicy.catalog._presets import Preset
 from magpolicy.planning._problem import PlanRequest
@@ -343,8 +343,12 @@ class Plan(FromSource):
         from magpolicy.planning._nearest import solve_nearest  # late: a run of the rule needs none of it
         from magpolicy.planning._planner import solve
 
+        source = self.given
+        if self.calibration is not None and Taught.of(self.calibration) is not None:
+            source = at_levels_of(self.calibration, steps, sigmas)
+            sigmas = source.sigmas
         request = PlanRequest(
-            source=self.given,
+            source=source,
             target=self.target,
             steps=steps if sigmas is None else None,
             sigmas=sigmas,
