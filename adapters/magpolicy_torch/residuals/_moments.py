@@ -17,6 +17,7 @@ from attrs import Factory, define
 import magpolicy
 import torch
 from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, RunError, Session, StreamMoments
+from magpolicy.adapter import PRIOR_SHARE
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ WINDOW, WIDEST = 12, 100
 most. Errors add up over the whole run, so a plan gains from all of its inner products."""
 TOKENS = 2048
 """Tokens that are looked at, unless it is said otherwise."""
-PRIOR_SHARE = 0.4
-"""What plans mix of the general prior into what a run measured; docs/explanation/quality.md says how it was chosen."""
 _CHUNK = 2**22  # elements that are widened at a time
 _EXTRA = ("ratio", "ratio squared", "distance", "ratios", "distances")  # sums beside the inner products
 

@@ -54,7 +54,7 @@ class Calibration:
         name: the name that it is listed under, and that :func:`magpolicy.preset` takes.
         aliases: more names, such as the repo id of the model, which host adapters look for.
         prior_share: share of the general prior that plans mix into the inner products, 0 to 1. Residuals of a few samples fit
-            themselves better than the next picture; adapters give what they measure a share of 0.4, and products that are
+            themselves better than the next picture; adapters give what they measure a share of 0.03, and products that are
             known exactly need none.
 
     Raises:
