@@ -10,10 +10,11 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from attrs import define, evolve, field
 
 import torch
-from magpolicy import AttachRequest, Calibration, Session
+from magpolicy import ArgumentError, AttachRequest, Calibration, Session
 from magpolicy.adapter import (
     MeasuredPart,
     ModelIdentity,
@@ -45,13 +46,15 @@ class Lesson:
     _learner: Learner
     _identity: ModelIdentity
     _known: Calibration | None
+    _all: bool = True
+    """Whether the host took it for a run of the whole schedule: one that ends early does not show it by its own steps."""
     _stop: int = field(default=0, init=False)
     _whole: bool = field(default=True, init=False)
 
     def begin(self, session: Session, start: int = 0, stop: int | None = None) -> None:
         """The run begins, at position ``start`` of its schedule; ``stop`` is the position after its last evaluation."""
         self._stop = session.steps if stop is None else stop
-        self._whole = (start, self._stop) == (0, session.steps)
+        self._whole = self._all and (start, self._stop) == (0, session.steps)
         full = session.config.given is None and not session.config.schedules
         if can_teach(self._known, whole=self._whole, full=full, levels=session.sigmas, steps=self._stop - start):
             self.samples = ResidualSamples(session.steps)
@@ -68,8 +71,13 @@ class Lesson:
         went_to_its_end = bool(trace) and trace[-1].step >= self._stop - 1
         measured = samples.measured() if samples is not None and went_to_its_end else None
         self.drop()
-        if measured is not None:
-            self._learner.learn(self._identity, self._taught(measured, session))
+        if measured is None:
+            return
+        try:
+            taught = self._taught(measured, session)
+        except (ArgumentError, np.linalg.LinAlgError):  # levels that no schedule has: the run is through all the same
+            return
+        self._learner.learn(self._identity, taught)
 
     def _taught(self, measured: MeasuredPart, session: Session) -> Calibration:
         levels = session.sigmas or _levels_told(session)
@@ -129,7 +137,7 @@ class Learner:
             model = self._models.get(identity)
             if model is None:
                 model = self._models[identity] = _Model(learned(identity))
-            return Lesson(evolve(request, config=model.config_for(request, whole)), self, identity, model.known)
+            return Lesson(evolve(request, config=model.config_for(request, whole)), self, identity, model.known, whole)
 
     def learn(self, identity: ModelIdentity, lesson: Calibration) -> None:
         """Keep what a run taught, if it is worth more than what is known."""
@@ -162,10 +170,9 @@ class _Model:
         """What the next run goes by; the same object while nothing new is known, which spares planning again."""
         if request.learn == "first" and can_teach(self.known, whole=whole, full=True, levels=None):
             return always_compute(IN_FULL)
-        if self.known is None:
-            return request.config
         if self._config is None or self._config[0] is not request.config:
-            self._config = request.config, request.config.taught_by(self.known)
+            asked = request.config
+            self._config = asked, asked.while_learning() if self.known is None else asked.taught_by(self.known)
         return self._config[1]
 
 
