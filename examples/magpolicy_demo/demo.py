@@ -109,11 +109,11 @@ class Comparison:
 
 
 def compare(pipe: Any, calibration: magpolicy.Calibration, rule: dict[str, Any], speedup: float, **how: Any) -> dict[str, Row]:
-    """The four rows."""
+    """The four rows. What the last one learns is kept in the user's folder: see :func:`nothing_kept`."""
     made = Comparison(pipe, **how)
     made.add("rule", calibration=calibration, **rule)
-    made.add("prior", speedup=speedup)
-    made.add("learned", calibration=calibration, speedup=speedup)
+    made.add("prior", speedup=speedup, learn=False)
+    made.add("learned", first=1, speedup=speedup, learn="first")
     return made.rows
 
 

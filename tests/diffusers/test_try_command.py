@@ -118,6 +118,18 @@ def test_the_demos_model_is_a_pipeline_in_a_folder(run, tmp_path):
     assert len(list((tmp_path / "magpolicy-try" / "balanced").iterdir())) == 3
 
 
+def test_what_the_runs_teach_is_kept_unless_told_otherwise(run, folders, tmp_path):
+    asked = (folders["flux"], *FLUX, "--steps", 8, "--prompt", "a cat", "--json")
+    first = json.loads(run(*asked, "--no-learn")[1])["runs"]
+    assert all("prior" in row["by"] for row in first[1:])
+    assert not (tmp_path / "home").exists()
+    quality, balanced, _ = json.loads(run(*asked)[1])["runs"][1:]
+    assert "prior" in quality["by"]
+    assert "taught" in balanced["by"]
+    assert (tmp_path / "home").exists()
+    assert all("taught" in row["by"] for row in json.loads(run(*asked)[1])["runs"][1:])
+
+
 def test_without_torchmetrics_the_figures_are_missing_and_nothing_else(run, folders, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
     code, out, err = run(folders["flux"], *FLUX, "--steps", 6, "--prompt", "a cat", "--speedup", "balanced")
