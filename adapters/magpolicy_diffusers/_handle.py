@@ -14,7 +14,7 @@ from magpolicy_diffusers._denoiser import Denoiser
 from magpolicy_diffusers._pipeline import denoisers_of, unwatch, watch
 from magpolicy_diffusers._provenance import conditions, identity, provenance
 from magpolicy_diffusers._runs import GivenRun, HostRun, OwnLoop, PipelineCall, RunDriver
-from magpolicy_torch.adapter import AttachedToLoop, BlockStack, Scoped, StreamNamer, classes_of, unwrap
+from magpolicy_torch.adapter import AttachedToLoop, BlockStack, Learner, Scoped, StreamNamer, classes_of, unwrap
 
 if TYPE_CHECKING:
     from magpolicy.adapter import ModelIdentity
@@ -42,6 +42,7 @@ class Handle(AttachedToLoop):
         self._pipe = None if isinstance(unwrap(target), diffusers.ModelMixin) else target
         self._names = tuple(modules)
         self._request = request
+        self._learner = Learner.of(request, lambda: self.identity, self.provenance)
         self._driver: Scoped[RunDriver] = Scoped("magpolicy_driver")
         self._last: RunDriver | None = None
         self.denoisers = tuple(
@@ -123,7 +124,7 @@ class Handle(AttachedToLoop):
     def open_run(self, steps: int | None, sigmas: Sequence[float] | None, start: int) -> Iterator[None]:
         if isinstance(self._driver.get(), (GivenRun, PipelineCall)):
             raise RunError("run(): a run is under way here; leave its with block first")
-        with self.under_way(), self._driven_by(GivenRun(self._request, self.warn, steps, sigmas, start)):
+        with self.under_way(), self._driven_by(GivenRun(self._request, self.warn, steps, sigmas, start, self._learner)):
             yield
 
     def try_go_to(self, step: int) -> bool:
@@ -158,7 +159,10 @@ class Handle(AttachedToLoop):
         strange = [name for name in self._names if modules.get(name) not in [d.module for d in self.denoisers]]
         if strange:
             self.warn(f"{', '.join(strange)} of {type(self._pipe).__name__} is not what was attached to; attach again")
-        with self.under_way(), self._driven_by(PipelineCall(self._request, self.warn, self._pipe, self._boundary())):
+        with (
+            self.under_way(),
+            self._driven_by(PipelineCall(self._request, self.warn, self._pipe, self._boundary(), self._learner)),
+        ):
             return call()
 
     def _own_loop(self, denoiser: Denoiser) -> OwnLoop | None:
@@ -171,7 +175,7 @@ class Handle(AttachedToLoop):
                 once=True,
             )
             return None
-        driver = OwnLoop(self._request, self.warn, began=self._began)
+        driver = OwnLoop(self._request, self.warn, began=self._began, learner=self._learner)
         self._driver.keep(driver)
         return driver
 

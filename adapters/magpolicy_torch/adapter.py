@@ -23,6 +23,7 @@ from magpolicy_torch.host._handle import stack_for
 from magpolicy_torch.host._host_run import HostRun
 from magpolicy_torch.host._identity import classes_of, identity_of
 from magpolicy_torch.host._known_models import KnownModel, near_misses, rows_of
+from magpolicy_torch.host._learning import Learner, Lesson
 from magpolicy_torch.host._report import Report
 from magpolicy_torch.host._scoped import Scoped
 from magpolicy_torch.host._streams import StreamNamer
@@ -44,6 +45,8 @@ __all__ = [
     "HostRun",
     "KnownModel",
     "Layout",
+    "Learner",
+    "Lesson",
     "Moments",
     "Patch",
     "Record",

@@ -9,6 +9,8 @@ from __future__ import annotations
 from magpolicy._checks import whole
 from magpolicy._errors import require
 from magpolicy._files import PRESET_ENDINGS, file_name, names_a_file
+from magpolicy.calibration._completed import MeasuredPart
+from magpolicy.calibration._lessons import can_teach, joined, lesson_of
 from magpolicy.catalog._entries import LibraryEntry, entries, entry, forget
 from magpolicy.catalog._fitting import calibration_of, check_fits, differences, fits
 from magpolicy.catalog._folder import keep_in, presets_in
@@ -29,6 +31,7 @@ __all__ = [
     "SPEEDS",
     "CallDecision",
     "LibraryEntry",
+    "MeasuredPart",
     "ModelIdentity",
     "Placement",
     "PresetMatches",
@@ -37,6 +40,7 @@ __all__ = [
     "StreamDecision",
     "always_compute",
     "calibration_of",
+    "can_teach",
     "check_fits",
     "config_digest",
     "differences",
@@ -46,9 +50,11 @@ __all__ = [
     "file_name",
     "fits",
     "forget",
+    "joined",
     "keep_in",
     "kept_for",
     "learned",
+    "lesson_of",
     "named",
     "names_a_file",
     "place",

@@ -3,7 +3,7 @@
 import warnings
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import magpolicy
@@ -29,6 +29,7 @@ def run_of(config, steps):
     return session.schedule, [str(w.message) for w in caught if w.category is PlanWarning]
 
 
+@settings(deadline=None)
 @given(TARGETS, LIMITS, st.integers(1, 40), st.sampled_from([None, "flux.1-dev", "wan2.2-t2v-a14b"]))
 def test_a_run_of_any_length_is_planned(target, limits, steps, source):
     """If the target can be had, it is planned as ever, without a word; else the nearest that can, and a warning says so."""

@@ -15,6 +15,7 @@ from magpolicy_torch.evaluation._model import HostModel
 from magpolicy_torch.host._attached import AttachedToLoop
 from magpolicy_torch.host._host_run import HostRun
 from magpolicy_torch.host._identity import classes_of, identity_of
+from magpolicy_torch.host._learning import Learner
 from magpolicy_torch.host._scoped import Scoped
 from magpolicy_torch.residuals._moments import moments_for, versions
 from magpolicy_torch.residuals._store import ResidualStore
@@ -89,6 +90,7 @@ class Handle(AttachedToLoop):
         self.stack = stack
         self._model = HostModel(unwrap(module), stack)
         self._request = request
+        self._learner = Learner.of(request, lambda: self.identity, self.provenance)
         self._run: Scoped[HostRun] = Scoped("magpolicy_run")
         self._last: HostRun | None = None
 
@@ -113,7 +115,9 @@ class Handle(AttachedToLoop):
         if self._run.get() is not None:
             raise RunError("run(): a run is under way here; leave its with block first")
         with self.under_way():
-            run = HostRun(self._request, self._request.session(steps, sigmas), start)
+            lesson = None if self._learner is None else self._learner.lesson(whole=start == 0)
+            request = self._request if lesson is None else lesson.request
+            run = HostRun(request, request.session(steps, sigmas), start, lesson=lesson)
             with self._run.set(run):
                 try:
                     yield

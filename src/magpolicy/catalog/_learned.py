@@ -15,6 +15,7 @@ from attrs import evolve
 from magpolicy._errors import LibraryWarning, MagPolicyError, PresetError
 from magpolicy._files import JSON, file_name
 from magpolicy.calibration._calibration import Calibration
+from magpolicy.calibration._lessons import Taught
 from magpolicy.catalog._folder import HOME, library, made, presets_in
 from magpolicy.catalog._identity import KEY, ModelIdentity
 from magpolicy.catalog._presets import Preset
@@ -76,6 +77,15 @@ def learned_of(model: str = "") -> list[Preset]:
 def date_of(calibration: Calibration) -> str:
     """When it was learned, as text that sorts; ``""`` if it was not."""
     return str(calibration.provenance.get(DATE, ""))
+
+
+def in_words(calibration: Calibration) -> str:
+    """Who taught a learned calibration, and when: ``what a run in full taught on 2026-11-28``."""
+    taught = Taught.of(calibration)
+    who = "earlier runs" if taught is None else taught.in_words
+    date = date_of(calibration)[:10]
+    when = "" if not date else f" on {date}" if taught is not None and taught.runs == 1 else f" until {date}"
+    return f"what {who} taught{when}"
 
 
 def _file_of(identity: ModelIdentity, streams: Iterable[str]) -> str:

@@ -62,6 +62,9 @@ class AttachRequest:
     """Calibrating: adds up a tensor of sums over ranks that share the tokens."""
     safeguard: float | bool | Safeguard | None = None
     """Whether a planned run is compared with its plan: see :class:`magpolicy.Safeguard`."""
+    learn: bool | str = False
+    """Whether runs are measured, and later ones planned from what they taught; ``"first"``: the first one computes every
+    step."""
 
     def session(self, steps: int | None = None, sigmas: Sequence[float] | None = None) -> Session:
         """A session for one run.
@@ -122,6 +125,7 @@ def attach(
     scope: str = "stack",
     offload: str | None = None,
     storage_dtype: Any = None,
+    learn: bool | str | None = None,
     calibrate: bool = False,
     window: int | None = None,
     tokens: int | None = 2048,
@@ -162,6 +166,9 @@ def attach(
         scope: ``"stack"`` skips the block stack, ``"model"`` the whole model (U-Nets, black boxes).
         offload: ``"cpu"`` keeps residuals in CPU memory between uses.
         storage_dtype: dtype to store residuals in.
+        learn: measure runs as they are made, keep what they teach in the user's folder, and plan later runs from it, also those
+            of another process. ``"first"``: a first run computes every step, which teaches most. By default runs are measured
+            if they are planned and no source is given; ``False`` measures and writes nothing.
         calibrate: compute every step and measure the residuals, for ``handle.calibration`` and ``handle.curve``.
         window: while calibrating, take inner products with residuals up to this many evaluations back, and hold that many per
             stream; by default all of the run, or a hundred.
@@ -187,6 +194,7 @@ def attach(
     given = {name: value for name, value in sources.items() if value is not None}
     _checks.one_of("calibrate", calibrate, (False, True))
     _checks.one_of("rule", rule, (None, "published"))
+    _checks.one_of("learn", learn, (None, True, False, "first"))
     if len(given) + bool(calibrate) > 1:
         names = ", ".join([*given, *(["calibrate"] if calibrate else [])])
         raise ArgumentError(f"{names} given: pass one of preset, ratios, curve, calibration, schedule or calibrate=True")
@@ -222,8 +230,9 @@ def attach(
         config.prepare(*config.length(_checks.steps(steps, example="28"), None))
     elif ratios is not None or schedule is not None:
         steps = config.length(None, None)[0]
+    learns = _learns(learn, config, given)
     request = AttachRequest(
-        config=config.for_any_run(),
+        config=(config.while_learning() if learns else config).for_any_run(),
         steps=steps,
         blocks=blocks,
         scope=scope,
@@ -234,8 +243,19 @@ def attach(
         tokens=tokens,
         reduce=reduce,
         safeguard=safeguard,
+        learn=learns,
     )
     return _dispatch.attach(target, request)
+
+
+def _learns(learn: bool | str | None, config: RunConfig, given: Mapping[str, Any]) -> bool | str:
+    """Whether runs teach: by default where nothing but the model was given."""
+    if learn is None:
+        return config.learns and not given
+    if learn and not config.learns:
+        why = f"{config.source or 'calibrate=True'} decides already; leave learn out, or give a target alone: speedup=2.0"
+        raise ArgumentError(f"learn={learn!r} plans runs from what earlier ones taught, and {why}")
+    return learn
 
 
 def _config(target: Any, source: Any, rule: str | None, settings: Mapping[str, Any]) -> RunConfig:

@@ -16,6 +16,8 @@ from magpolicy import _checks
 from magpolicy._errors import ArgumentError, PlanWarning
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._forecast import Forecast, Hold, Linear, Measured, Planned
+from magpolicy.calibration._lessons import Taught, at_levels_of, to_plan_from
+from magpolicy.catalog._learned import in_words
 from magpolicy.catalog._presets import Preset
 from magpolicy.planning._problem import PlanRequest
 from magpolicy.planning._target import PlanTarget
@@ -141,6 +143,19 @@ class RunConfig(abc.ABC):
         """The same, with more streams: each name is mapped to the stream of the source whose ratios it uses."""
         return self
 
+    @property
+    def learns(self) -> bool:
+        """Whether later runs can be planned from what runs show: it is a plan, and not by a calibration of the user's."""
+        return False
+
+    def while_learning(self) -> RunConfig:
+        """The same, for runs that are measured."""
+        return self
+
+    def taught_by(self, calibration: Calibration) -> RunConfig:
+        """The same, planned from what runs of the model taught (:func:`magpolicy.adapter.lesson_of`), if it learns."""
+        return self
+
     def for_any_run(self) -> RunConfig:
         """The same, for runs whose lengths are not known ahead: one that cannot be planned for the target gets the nearest
         plan and a :class:`magpolicy.PlanWarning`, once."""
@@ -243,6 +258,8 @@ class Plan(FromSource):
     target: PlanTarget
     nearest: bool = False
     """Whether a run that cannot be planned for the target gets the nearest plan."""
+    learning: bool = False
+    """Whether the run is measured for later ones."""
     _warned: set[str] = field(factory=set, eq=False, repr=False)
 
     schedules = True
@@ -250,8 +267,13 @@ class Plan(FromSource):
 
     @property
     def advice(self) -> str:
+        taught = Taught.of(self.calibration)
+        if taught is not None and not (taught.full and taught.whole):
+            return "one run with learn='first' computes every step, and teaches more"
         if self.calibration is not None:
             return ""
+        if self.learning:
+            return "the next run is planned from what this one teaches; with learn='first' it teaches most"
         return "one run with calibrate=True, then magpolicy.keep(handle.calibration), measures this model"
 
     @property
@@ -275,6 +297,8 @@ class Plan(FromSource):
         return _boundary(self.preset)
 
     def length(self, steps: int | None, sigmas: Sequence[float] | None) -> tuple[int, Levels]:
+        if steps is None and sigmas is None and Taught.of(self.calibration) is not None:  # earlier runs say nothing of this one
+            raise ArgumentError("steps=None: how long is the run? try handle.run(steps=28)")
         return _length(steps, sigmas, None if self.curve is None else self.curve.steps)
 
     def prepare(self, steps: int, sigmas: Levels, first: int = 0) -> PreparedRun:
@@ -291,6 +315,19 @@ class Plan(FromSource):
     def for_any_run(self) -> RunConfig:
         return evolve(self, nearest=True)
 
+    @property
+    def learns(self) -> bool:
+        return self.calibration is None or Taught.of(self.calibration) is not None
+
+    def taught_by(self, calibration: Calibration) -> RunConfig:
+        if not self.learns:
+            return self
+        known, source = to_plan_from(calibration), f"a plan from {in_words(calibration)}"
+        return evolve(self, curve=known.curve, calibration=known, preset=None, source=source, last={})
+
+    def while_learning(self) -> RunConfig:
+        return evolve(self, learning=True, last={})
+
     def with_expert_step(self, step: int | None) -> RunConfig:
         if step is None or self.target.expert_step is not None:
             return self
@@ -306,8 +343,12 @@ class Plan(FromSource):
         from magpolicy.planning._nearest import solve_nearest  # late: a run of the rule needs none of it
         from magpolicy.planning._planner import solve
 
+        source = self.given
+        if self.calibration is not None and Taught.of(self.calibration) is not None:
+            source = at_levels_of(self.calibration, steps, sigmas)
+            sigmas = source.sigmas
         request = PlanRequest(
-            source=self.given,
+            source=source,
             target=self.target,
             steps=steps if sigmas is None else None,
             sigmas=sigmas,
@@ -359,6 +400,9 @@ class Fixed(RunConfig):
 @frozen
 class Calibrate(RunConfig):
     """Every step computes."""
+
+    source: str = ""
+    reads: Reading = "shares"
 
     @property
     def given(self) -> Any:

@@ -10,6 +10,8 @@ from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._forecast import check_forecast
+from magpolicy.calibration._lessons import Taught
+from magpolicy.catalog._learned import in_words
 from magpolicy.catalog._matching import PresetMatches, named
 from magpolicy.catalog._presets import Preset
 from magpolicy.catalog._source import PlanSource, SourceContent
@@ -94,9 +96,13 @@ def has_settings(source: Any) -> bool:
     return any(all(getattr(preset, name) is not None for name in _EXAMPLES) for preset in matches)
 
 
-def always_compute() -> RunConfig:
-    """The settings of a run in which every step computes, for calibrating."""
-    return Calibrate()
+def always_compute(source: str = "") -> RunConfig:
+    """The settings of a run in which every step computes, for calibrating.
+
+    Args:
+        source: what decided that, in words, where it is not the user. The run's noise levels are then read.
+    """
+    return Calibrate(source, "noise") if source else Calibrate()
 
 
 def _refuse(settings: Mapping[str, Any], why: str) -> None:
@@ -105,18 +111,20 @@ def _refuse(settings: Mapping[str, Any], why: str) -> None:
             raise ArgumentError(f"{name}={_checks._short(value)} {why}; leave {name} out")
 
 
-def _plan(chosen: Any, target: PlanTarget) -> Plan:
+def _plan(chosen: Any, target: PlanTarget) -> RunConfig:
     target.check_target()
     content, what = SourceContent.of(chosen), _in_words(chosen)
     if content.calibration is None:
         what = f"the general prior, {'norms taken for constant' if chosen is None else f'norms of {what}'}"
-    return Plan(
+    plan = Plan(
         curve=content.curve,
         target=target,
         source=f"a plan from {what}",
         preset=content.preset,
         calibration=content.calibration,
     )
+    known = plan.calibration
+    return plan if known is None or Taught.of(known) is None else plan.taught_by(known)
 
 
 def _rule(
@@ -192,6 +200,9 @@ def _chosen(source: Any, wanted: Iterable[str]) -> Any:
 
 
 def _in_words(source: Any) -> str:
+    calibration = source.calibration if isinstance(source, Preset) else source
+    if isinstance(calibration, Calibration) and Taught.of(calibration) is not None:
+        return in_words(calibration)
     if isinstance(source, Preset):
         return f"{'preset' if source.calibration is None else 'calibration'} {source.name!r}"
     if isinstance(source, Calibration):
