@@ -123,11 +123,13 @@ def test_what_the_runs_teach_is_kept_unless_told_otherwise(run, folders, tmp_pat
     first = json.loads(run(*asked, "--no-learn")[1])["runs"]
     assert all("prior" in row["by"] for row in first[1:])
     assert not (tmp_path / "home").exists()
-    quality, balanced, _ = json.loads(run(*asked)[1])["runs"][1:]
-    assert "prior" in quality["by"]
-    assert "taught" in balanced["by"]
+    second = json.loads(run(*asked)[1])["runs"]
+    assert all("a run in full taught" in row["by"] for row in second[1:])
     assert (tmp_path / "home").exists()
-    assert all("taught" in row["by"] for row in json.loads(run(*asked)[1])["runs"][1:])
+    third = json.loads(run(*asked)[1])["runs"]
+    assert [row["psnr"] for row in third] == [row["psnr"] for row in second]
+    again = json.loads(run(*asked, "--prompt", "a dog")[1])["runs"]
+    assert again[0]["computed"] == 8
 
 
 def test_without_torchmetrics_the_figures_are_missing_and_nothing_else(run, folders, tmp_path, monkeypatch):
@@ -207,7 +209,7 @@ def test_the_pipeline_is_left_as_it_was(folders):
     assert [one.name for one in found] == ["full", "fast"]
     with magpolicy.attach(pipe, speedup=2.0):  # nothing is attached any more
         pass
-    again = _side_by_side.side_by_side(pipe, [(say, 0)], {})
+    again = _side_by_side.side_by_side(pipe, [(say, 0)], {}, teach=True)
     assert np.array_equal(again[0].media[0], found[0].media[0])
 
 

@@ -64,7 +64,7 @@ def try_(load: Any, speeds: tuple[float | str, ...], output: Path, no_learn: boo
     ways = {_named(speed): {"speedup": speed, "learn": False if no_learn else None} for speed in speeds}
     try:
         with _progress(quiet=as_json) as on_run:
-            outcomes = run.side_by_side(pipe, given, ways, on_run=on_run)
+            outcomes = run.side_by_side(pipe, given, ways, teach=not no_learn, on_run=on_run)
             rows, missing = _figures(outcomes)
     except KeyboardInterrupt:
         raise _pipeline.stopped(KeyboardInterrupt()) from None
