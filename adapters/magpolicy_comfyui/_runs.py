@@ -14,17 +14,19 @@ import comfy.patcher_extension
 from attrs import define, evolve, field
 from comfy.patcher_extension import WrappersMP
 
-from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, MagPolicyError, RunError, Session
-from magpolicy.adapter import ScheduleSpan, check_fits, place
+from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, MagPolicyError, RunError
+from magpolicy.adapter import Placement, RunConfig, ScheduleSpan, check_fits, place
 from magpolicy_comfyui import _dry_run, _model_presets
-from magpolicy_comfyui._advice import advice
+from magpolicy_comfyui._advice import advice, too_short
 from magpolicy_comfyui._compile import by_blocks
 from magpolicy_comfyui._denoiser import Denoiser
+from magpolicy_comfyui._identity import identity_of
+from magpolicy_comfyui._learning import Lessons, about, teaches
 from magpolicy_comfyui._noise_levels import span_of, steps_of
 from magpolicy_comfyui._run_report import RunReport
 from magpolicy_comfyui._settings import Settings
 from magpolicy_comfyui._sources import SampledModel
-from magpolicy_comfyui._streams import StreamNames
+from magpolicy_comfyui._streams import StreamNames, guidance_of
 from magpolicy_torch import adapter
 
 KEY = "magpolicy"
@@ -42,6 +44,7 @@ class Attachment:
     """Of the sampling under way."""
     run_report: RunReport | None = None
     """Of the last sampling."""
+    lessons: Lessons = field(factory=Lessons)
 
     @property
     def latest(self) -> RunReport | None:
@@ -50,7 +53,7 @@ class Attachment:
 
     def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         guider = executor.class_obj
-        before, driver = self.driver, RunDriver(self.settings)
+        before, driver = self.driver, RunDriver(self.settings, self.lessons)
         for kind, wrapper in driver.wrappers():
             comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, guider.model_options, is_model_options=True)
         self.driver = driver
@@ -93,14 +96,16 @@ class HostRun(adapter.HostRun):
 
     Args:
         request: what was asked, for this run.
-        session: decides. It begins here.
+        placed: the run as its settings see it. Its session begins here.
         span: where the run lies on the noise schedule.
-        first: position in the session of the run's first evaluation.
+        lesson: learns from it.
     """
 
-    def __init__(self, request: AttachRequest, session: Session, span: ScheduleSpan, first: int) -> None:
+    def __init__(self, request: AttachRequest, placed: Placement, span: ScheduleSpan, lesson: adapter.Lesson | None) -> None:
+        first = placed.first
         before = span.first - first  # evaluations of the whole schedule that the session does not count
-        super().__init__(request, session, first, span.whole(span.flow)[before:])
+        levels = span.whole(span.flow)[before:]
+        super().__init__(request, placed.session(request.safeguard), first, levels, lesson, first + placed.count)
         self.span, self.first = span, first
 
     def calibration(self, provenance: Mapping[str, Any]) -> Calibration:
@@ -124,6 +129,8 @@ class RunDriver:
     """Says where in a run a sampler stands, and which calls of the model belong to it."""
 
     settings: Settings
+    lessons: Lessons = field(factory=Lessons)
+    """Of what it is attached by."""
     run: HostRun | None = None
     """Once the sampler has begun; none where nothing is evaluated under a policy."""
     notes: list[str] = field(factory=list)
@@ -172,14 +179,23 @@ class RunDriver:
         span = span_of(self._levels, steps, guider.inner_model.model_sampling)
         source = self._chosen(guider, span, noise.shape)
         self._streams = StreamNames(guider.conds)
-        config = settings.config(source, span, steps_of(self._levels, steps)).with_streams(self._streams.bases)
+        request = settings.request(settings.config(source, span, steps_of(self._levels, steps)))
         kind = type(guider.inner_model).__name__
-        check_fits(config.given, [kind], host="ComfyUI", roles=adapter.StreamNamer.roles)
+        check_fits(request.config.given, [kind], host="ComfyUI", roles=adapter.StreamNamer.roles)
+        lesson = self._lesson(request, guider, span)
+        request = request if lesson is None else lesson.request
+        config = request.config.with_streams(self._streams.bases).with_guidance(guidance_of(guider))
         placed = place(config, span)
-        self.run = HostRun(settings.request(placed.config), placed.session(settings.safeguard), span, placed.first)
-        served = config.preset or source  # of several presets by a name, the one that serves
-        name = getattr(served, "name", "") or (served if isinstance(served, str) else _called(served))
-        self.source = "calibration" if settings.calibrate else name
+        self.run = HostRun(evolve(request, config=placed.config), placed, span, lesson)
+        self.source = "calibration" if settings.calibrate else _name(placed.config, source)
+        if short := too_short(settings, self.run.session.schedule):
+            self.notes.append(short)
+
+    def _lesson(self, request: AttachRequest, guider: Any, span: ScheduleSpan) -> adapter.Lesson | None:
+        if not teaches(request):
+            return None
+        known = None if self.model is None else self.model.identity
+        return self.lessons.next(request, known or identity_of(guider.model_patcher), whole=not span.partial)
 
     def _chosen(self, guider: Any, span: ScheduleSpan, shape: Sequence[int]) -> Any:
         """What decides is made from this: what was set, or what fits the model and this run; ``None``: nothing is known.
@@ -281,22 +297,19 @@ class RunDriver:
         made = RunReport(report, run.span, self.source, list(self.notes), residuals_held=run.residuals_held, model=self.model)
         if self.settings.calibrate:
             try:
-                made.measured = run.calibration(self._provenance())
+                made.measured = run.calibration(about(None if self.model is None else self.model.identity))
             except (ArgumentError, RunError) as error:
                 made.problem = str(error)
         return made
-
-    def _provenance(self) -> dict[str, Any]:
-        """What a calibration says about the run and its model."""
-        identity = None if self.model is None else self.model.identity
-        about = {} if identity is None else {"model": identity.model, "identity": identity.to_dict()}
-        return {"versions": adapter.versions(), "host": "ComfyUI", **about}
 
     def _say(self, what: str) -> None:
         log.warning("magpolicy: %s", what)
         self.notes.append(what)
 
 
-def _called(source: Any) -> str:
-    """What decides, in the place of a preset's name."""
-    return "the general prior" if source is None else type(source).__name__
+def _name(config: RunConfig, source: Any) -> str:
+    """The name of what decides."""
+    if config.given is None:
+        return "the general prior" if config.schedules else "in full"
+    served = config.preset or config.given  # of several presets by a name, the one that serves
+    return getattr(served, "name", "") or (source if isinstance(source, str) else type(served).__name__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from attrs import frozen
 
@@ -41,8 +41,8 @@ class Settings:
     """Of a calibration: evaluations back and tokens that are compared; see :class:`magpolicy_torch.Moments`."""
     name: str = ""
     """Of the calibration."""
-    learn: bool | Literal["first"] | None = None
-    """Whether runs teach later ones; ``"first"``: the first run computes every step."""
+    learn: bool | str | None = None
+    """Whether runs teach later ones; ``"first"``: the first run computes every step. ``None``: a node that does not ask."""
     safeguard: Any = None
     """Whether a planned run is compared with its plan."""
     follow_steps: bool = False
@@ -80,6 +80,7 @@ class Settings:
             window=request.window,
             tokens=request.tokens,
             safeguard=request.safeguard,
+            learn=request.learn,
         )
 
     def request(self, config: RunConfig) -> AttachRequest:
@@ -92,6 +93,7 @@ class Settings:
             window=self.window,
             tokens=self.tokens,
             safeguard=self.safeguard,
+            learn=self.learn or False,
         )
 
     def place(self, source: Any, steps: int) -> Placement:

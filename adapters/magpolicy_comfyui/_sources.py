@@ -10,7 +10,7 @@ from attrs import frozen
 from magpolicy import ArgumentError, Preset
 from magpolicy.adapter import ModelIdentity, PresetMatches, names_a_file
 from magpolicy_comfyui._identity import identity_of, kept_of
-from magpolicy_comfyui._streams import ROLES
+from magpolicy_comfyui._streams import evaluated_by
 
 if TYPE_CHECKING:
     from magpolicy.adapter import ScheduleSpan
@@ -38,7 +38,7 @@ class SampledModel:
         return cls(
             preset=preset,
             identity=identity_of(guider.model_patcher),
-            streams=_streams(guider),
+            streams=evaluated_by(guider),
             flux="ModelSamplingFlux" in {base.__name__ for base in type(sampling).__mro__},
             shift=None if shift is None else float(shift),
         )
@@ -91,10 +91,3 @@ class SampledModel:
 
     def _has_streams(self, preset: Preset) -> bool:
         return preset.calibration is not None and set(self.streams) <= set(preset.calibration.streams)
-
-
-def _streams(guider: Any) -> tuple[str, ...]:
-    """The conditions that a guider evaluates; at a guidance scale of 1 it leaves the negative one out."""
-    names = [ROLES.get(role, role) for role, conds in guider.conds.items() if conds]
-    alone = getattr(guider, "cfg", None) == 1.0 and not guider.model_options.get("disable_cfg1_optimization", False)
-    return tuple(name for name in names if not (alone and name == "uncond"))

@@ -10,6 +10,20 @@ from magpolicy_torch.adapter import StreamNamer
 ROLES = {"positive": "cond", "negative": "uncond"}
 
 
+def guidance_of(guider: Any) -> float | None:
+    """The scale of classifier-free guidance; ``None`` for guiders that combine conditions in another way."""
+    scale = getattr(guider, "cfg", None)
+    conds = {role for role, given in guider.conds.items() if given}
+    return float(scale) if conds == set(ROLES) and isinstance(scale, int | float) else None
+
+
+def evaluated_by(guider: Any) -> tuple[str, ...]:
+    """The conditions that a guider evaluates, as streams; at a guidance scale of 1 it leaves the negative one out."""
+    names = tuple(ROLES.get(role, role) for role, given in guider.conds.items() if given)
+    alone = guidance_of(guider) == 1.0 and not guider.model_options.get("disable_cfg1_optimization", False)
+    return tuple(name for name in names if not (alone and name == "uncond"))
+
+
 class StreamNames(StreamNamer):
     """Names the streams of one sampling. ComfyUI copies a condition with an area to the other side, id and all; so an id may
     have several roles.

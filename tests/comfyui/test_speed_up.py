@@ -178,6 +178,7 @@ def test_runs_too_short_for_the_speedup_get_the_nearest_plan(steps: int) -> None
         result = running.sample(node, "Flux", steps=steps)
     run_report = reported(node)
     assert not any("every step computes" in note for note in run_report.notes)
+    assert f"{steps} steps are too few for a speedup of 3" in run_report.text
     assert run_report.report.computed >= 1
     if run_report.report.skipped == 0:
         assert torch.equal(result, plain)
@@ -209,7 +210,7 @@ def test_the_report_says_what_one_action_betters_it() -> None:
     from magpolicy_comfyui import NODE_CLASS_MAPPINGS
 
     patcher = models.make("Flux")
-    for learn, said in (("off", "learn: as it goes"), ("as it goes", "run again")):
+    for learn, said in (("off", "set learn to 'as it goes'"), ("as it goes", "run again")):
         node = sped_up(patcher, learn=learn)
         running.sample(node, "Flux", steps=12)
         run_report = reported(node)

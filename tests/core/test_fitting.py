@@ -104,6 +104,11 @@ def test_differences_are_named_and_what_is_not_known_is_none():
     assert "the calibration is of scheduler UniPC, this run has Euler" in said
     assert said[-1] == "the calibration has no stream 'third', which goes by that of 'cond'"
     assert len(said) == 6
+    left = made(guidance=5.0, learned="2026-01-01T00:00:00+00:00")  # nobody calibrated anything
+    assert differences(left, other, ["third"]) == (
+        "earlier runs had guidance 5, this run has 7.5",
+        "earlier runs had no stream 'third', which goes by that of 'cond'",
+    )
     both = made(guidance=[5.0, 7.5])  # merged
     assert differences(both, other) == ()
     assert differences(made(streams=("single",)), {}, ["cond", "uncond"]) == ()

@@ -8,7 +8,7 @@ from typing import Any
 import magpolicy
 from magpolicy.adapter import named, names_a_file
 from magpolicy_comfyui import _model_presets
-from magpolicy_comfyui._advice import advice
+from magpolicy_comfyui._advice import advice, too_short
 from magpolicy_comfyui._settings import CAUTIOUS
 from magpolicy_comfyui._sources import SampledModel
 from magpolicy_comfyui.nodes import _inputs, _preset_menu
@@ -101,12 +101,14 @@ def _shown(settings: Any, source: Any, values: Mapping[str, Any], notes: list[st
         values = {"shift": seen.shift, **values}
     sampler = _preview.Sampler.of(values, usual)
     flux = getattr(preset, "family", None) == "flux" if seen is None else seen.flux
-    found = _preview.preview(settings, source, sampler, flux=flux)
+    identity = None if seen is None else seen.identity
+    found = _preview.preview(settings, source, sampler, flux=flux, identity=identity)
     schedule, remark = found.schedule, found.remark
     if found.config.reads == "noise" and sampler.shift is None:
         remark = remark or "the model's own shift is known when it runs; a step may differ"
     if values.get("steps") is None:
         notes = [*notes, f"{sampler.steps} steps" + (f", as the preset {preset.name}" if preset is not None else "")]
+    short = too_short(settings, schedule)
     return {
         "headline": f"{schedule.computed} of {schedule.steps} computed · {schedule.speedup:.2f}x",
         "strip": schedule.strip,
@@ -115,5 +117,5 @@ def _shown(settings: Any, source: Any, values: Mapping[str, Any], notes: list[st
         "preset": None if preset is None else preset.name,
         "decides": found.config.source,
         "advice": advice(settings, found.config),
-        "notes": notes + ([remark] if remark else []),
+        "notes": [*notes, *filter(None, (remark, short))],
     }

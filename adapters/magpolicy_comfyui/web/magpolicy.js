@@ -8,7 +8,7 @@ const WAIT = 120; // ms without a change before the server is asked
 const LOOK = 400; // ms between looks at what does not call back
 const LEAST = 52; // px
 const ROW = 60; // most cells in a row of the strip
-const SAMPLING = ["steps", "sampler_name", "scheduler", "denoise", "start_at_step", "end_at_step"];
+const SAMPLING = ["steps", "sampler_name", "scheduler", "denoise", "cfg", "start_at_step", "end_at_step"];
 const STEPS_PROPERTY = "magpolicy_steps";
 const SPEED_UP = "MagPolicySpeedUp";
 
@@ -217,6 +217,7 @@ class Panel {
     };
     for (const at of downstream(this.node)) {
       const slots = ["sampler", "sigmas"].map((name) => at.inputs?.findIndex((input) => input.name === name) ?? -1);
+      if (widget(at, "cfg")) found.cfg = widget(at, "cfg").value; // of a guider; a sampler has its own
       if (widget(at, "shift")) found.shift = widget(at, "shift").value;
       if (widget(at, "steps")) take(at);
       if (slots.some((slot) => slot >= 0)) {

@@ -10,10 +10,11 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from attrs import define, evolve, field
 
 import torch
-from magpolicy import AttachRequest, Calibration, Session
+from magpolicy import ArgumentError, AttachRequest, Calibration, Session
 from magpolicy.adapter import (
     MeasuredPart,
     ModelIdentity,
@@ -68,8 +69,13 @@ class Lesson:
         went_to_its_end = bool(trace) and trace[-1].step >= self._stop - 1
         measured = samples.measured() if samples is not None and went_to_its_end else None
         self.drop()
-        if measured is not None:
-            self._learner.learn(self._identity, self._taught(measured, session))
+        if measured is None:
+            return
+        try:
+            taught = self._taught(measured, session)
+        except (ArgumentError, np.linalg.LinAlgError):  # levels that no schedule has: the run is through all the same
+            return
+        self._learner.learn(self._identity, taught)
 
     def _taught(self, measured: MeasuredPart, session: Session) -> Calibration:
         levels = session.sigmas or _levels_told(session)
@@ -162,10 +168,9 @@ class _Model:
         """What the next run goes by; the same object while nothing new is known, which spares planning again."""
         if request.learn == "first" and can_teach(self.known, whole=whole, full=True, levels=None):
             return always_compute(IN_FULL)
-        if self.known is None:
-            return request.config
         if self._config is None or self._config[0] is not request.config:
-            self._config = request.config, request.config.taught_by(self.known)
+            asked = request.config
+            self._config = asked, asked.while_learning() if self.known is None else asked.taught_by(self.known)
         return self._config[1]
 
 

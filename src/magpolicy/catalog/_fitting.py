@@ -9,6 +9,7 @@ from typing import Any
 from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.catalog._identity import ModelIdentity
+from magpolicy.catalog._learned import date_of
 from magpolicy.catalog._presets import Preset
 
 SINGLE = "single"
@@ -73,8 +74,11 @@ def differences(calibration: Calibration, run: Mapping[str, Any], streams: Itera
         streams: what was evaluated.
     """
     before = calibration.provenance
+    had, lacks = "the calibration is of", "the calibration has no"
+    if date_of(calibration):  # the user calibrated nothing
+        had, lacks = "earlier runs had", "earlier runs had no"
     found = [
-        f"the calibration is of {words} {_shown(before[key])}, this run has {_shown(run[key])}"
+        f"{had} {words} {_shown(before[key])}, this run has {_shown(run[key])}"
         for key, words in _WORDS.items()
         if before.get(key) is not None and run.get(key) is not None and not _equal(before[key], run[key])
     ]
@@ -82,7 +86,7 @@ def differences(calibration: Calibration, run: Mapping[str, Any], streams: Itera
     if known != {SINGLE}:
         first = next(iter(calibration.streams))
         new = dict.fromkeys(name for name in streams if not known & {name, _role(name), SINGLE})
-        found += [f"the calibration has no stream {name!r}, which goes by that of {first!r}" for name in new]
+        found += [f"{lacks} stream {name!r}, which goes by that of {first!r}" for name in new]
     return tuple(found)
 
 

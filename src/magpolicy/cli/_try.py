@@ -48,15 +48,15 @@ _FRAMES = 5  # of each video
     metavar="FOLDER",
     help="Folder for the pictures and figures.",
 )
-@click.option("--no-learn", is_flag=True, help="Keep nothing of what the runs teach.")
+@click.option("--no-learn", is_flag=True, help="Measure nothing in the runs, and keep nothing.")
 @click.option("--json", "as_json", is_flag=True, help="JSON output.")
 def try_(load: Any, speeds: tuple[float | str, ...], output: Path, no_learn: bool, as_json: bool, **_: Any) -> None:
     """Run a pipeline in full and at several speeds, and compare.
 
     Loads the pipeline of a repo id or folder and generates each prompt in full and at every speed, from the same noise.
-    Prints a table, writes the pictures and one picture of all of them into a folder, and ends with the line that gives you
-    the speed. Nothing needs to be calibrated before; what the runs teach is kept for later ones, as attach does. Needs the `diffusers` extra, and what the pipeline needs; PSNR, SSIM and
-    LPIPS are there with the `evaluate` extra.
+    The full run teaches the others, and later ones too. Prints a table, writes the pictures and one picture of all of them
+    into a folder, and ends with the line that gives you the speed. Needs the `diffusers` extra, and what the pipeline needs;
+    PSNR, SSIM and LPIPS are there with the `evaluate` extra.
     """
     run = require("magpolicy_diffusers._side_by_side", "diffusers")
     pipe, calls = load("np")

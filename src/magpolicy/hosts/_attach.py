@@ -230,9 +230,8 @@ def attach(
         config.prepare(*config.length(_checks.steps(steps, example="28"), None))
     elif ratios is not None or schedule is not None:
         steps = config.length(None, None)[0]
-    learns = _learns(learn, config, given)
     request = AttachRequest(
-        config=(config.while_learning() if learns else config).for_any_run(),
+        config=config.for_any_run(),
         steps=steps,
         blocks=blocks,
         scope=scope,
@@ -243,7 +242,7 @@ def attach(
         tokens=tokens,
         reduce=reduce,
         safeguard=safeguard,
-        learn=learns,
+        learn=_learns(learn, config, given),
     )
     return _dispatch.attach(target, request)
 

@@ -237,7 +237,7 @@ def test_speed_up_shows_its_plan_and_what_decides_it(speed_up: Any) -> None:
     assert "what is known of the model is seen when it is sampled" in said
     assert "closer to the full run: run again" in said
     change(speed_up, "cache", "learn", "off")
-    speed_up.wait_for_function("() => cache.magpolicy.plan.textContent.includes('learn: as it goes')", timeout=15_000)
+    speed_up.wait_for_function("() => cache.magpolicy.plan.textContent.includes('set learn to')", timeout=15_000)
 
 
 # A tiny workflow that can be run, laid out for a picture of it.
@@ -288,21 +288,24 @@ def test_a_run_started_in_the_editor_is_reported_in_the_node(page: Any, version:
     assert page.errors == []
 
 
-def test_a_run_of_speed_up_is_reported_and_then_its_model_is_known(page: Any, version: str) -> None:
+def test_a_run_of_speed_up_is_reported_and_then_the_next_one_is_planned_from_it(page: Any, version: str) -> None:
     page.errors.clear()
-    speed_up = RUNNABLE.replace(
-        'add("MagCache", "MagCache", [400, 110], { model_type: "flux", magcache_thresh: 0.18 })', ADD_SPEED_UP
-    )
-    assert ADD_SPEED_UP in speed_up
-    page.evaluate(speed_up)
+    old = 'add("MagCache", "MagCache", [400, 110], { model_type: "flux", magcache_thresh: 0.18 })'
+    assert old in RUNNABLE
+    page.evaluate(RUNNABLE.replace(old, ADD_SPEED_UP))
     computed(page, 28, 14)
     page.evaluate("() => app.queuePrompt(0, 1)")
     page.wait_for_function(f"() => ({STRIP})('run').length === 28", timeout=60_000)
     said = page.evaluate("() => cache.magpolicy.run.textContent")
     assert "14 computed" in said
     assert "measured" in said
-    page.wait_for_function("() => !cache.magpolicy.plan.textContent.includes('when it is sampled')", timeout=15_000)
-    assert page.evaluate(STRIP, "plan") == page.evaluate(STRIP, "run")
+    learned = "a plan from what a run that skipped steps taught"
+    page.wait_for_function("(learned) => cache.magpolicy.plan.textContent.includes(learned)", arg=learned, timeout=15_000)
+    assert "when it is sampled" not in page.evaluate("() => cache.magpolicy.plan.textContent")
+    shown = page.evaluate(STRIP, "plan")
+    page.evaluate("() => { sampler.widgets.find((w) => w.name === 'seed').value = 2; return app.queuePrompt(0, 1); }")
+    page.wait_for_function("(learned) => cache.magpolicy.run.textContent.includes(learned)", arg=learned, timeout=60_000)
+    assert page.evaluate(STRIP, "run") == shown
     assert page.errors == []
     if os.environ.get("MAGPOLICY_SCREENSHOTS") and version == "0.3.75":
         page.evaluate("() => { app.canvas.deselectAll(); app.canvas.setDirty(true, true); }")
