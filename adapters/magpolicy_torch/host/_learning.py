@@ -46,13 +46,15 @@ class Lesson:
     _learner: Learner
     _identity: ModelIdentity
     _known: Calibration | None
+    _all: bool = True
+    """Whether the host took it for a run of the whole schedule: one that ends early does not show it by its own steps."""
     _stop: int = field(default=0, init=False)
     _whole: bool = field(default=True, init=False)
 
     def begin(self, session: Session, start: int = 0, stop: int | None = None) -> None:
         """The run begins, at position ``start`` of its schedule; ``stop`` is the position after its last evaluation."""
         self._stop = session.steps if stop is None else stop
-        self._whole = (start, self._stop) == (0, session.steps)
+        self._whole = self._all and (start, self._stop) == (0, session.steps)
         full = session.config.given is None and not session.config.schedules
         if can_teach(self._known, whole=self._whole, full=full, levels=session.sigmas, steps=self._stop - start):
             self.samples = ResidualSamples(session.steps)
@@ -135,7 +137,7 @@ class Learner:
             model = self._models.get(identity)
             if model is None:
                 model = self._models[identity] = _Model(learned(identity))
-            return Lesson(evolve(request, config=model.config_for(request, whole)), self, identity, model.known)
+            return Lesson(evolve(request, config=model.config_for(request, whole)), self, identity, model.known, whole)
 
     def learn(self, identity: ModelIdentity, lesson: Calibration) -> None:
         """Keep what a run taught, if it is worth more than what is known."""
