@@ -139,6 +139,8 @@ class RunDriver:
     """The preset that decides, by name."""
     model: SampledModel | None = None
     """What was found out of the model, where no preset was set."""
+    _conditions: Mapping[str, Any] = field(factory=dict)
+    """How the run is made, by the names that a calibration notes; a value of ``None`` is not known."""
     _computes: bool = False
     """Whether every call computes from now on."""
     _streams: StreamNames = field(factory=StreamNames)
@@ -179,6 +181,7 @@ class RunDriver:
         span = span_of(self._levels, steps, guider.inner_model.model_sampling)
         source = self._chosen(guider, span, noise.shape)
         self._streams = StreamNames(guider.conds)
+        self._conditions = {"guidance": guidance_of(guider)}
         request = settings.request(settings.config(source, span, steps_of(self._levels, steps)))
         kind = type(guider.inner_model).__name__
         check_fits(request.config.given, [kind], host="ComfyUI", roles=adapter.StreamNamer.roles)
@@ -293,11 +296,13 @@ class RunDriver:
         run = self.run
         if run is None or not run.session.trace:
             return None
-        report = evolve(run.report, advice=advice(self.settings, run.session.config))
+        report, differs = run.report, run.differences(self._conditions)
+        report = evolve(report, advice=advice(self.settings, run.session.config), problems=(*report.problems, *differs))
         made = RunReport(report, run.span, self.source, list(self.notes), residuals_held=run.residuals_held, model=self.model)
         if self.settings.calibrate:
             try:
-                made.measured = run.calibration(about(None if self.model is None else self.model.identity))
+                known = {name: value for name, value in self._conditions.items() if value is not None}
+                made.measured = run.calibration(about(None if self.model is None else self.model.identity) | known)
             except (ArgumentError, RunError) as error:
                 made.problem = str(error)
         return made
