@@ -9,7 +9,7 @@ from attrs import frozen
 
 from magpolicy import _checks
 from magpolicy.calibration._calibration import Calibration
-from magpolicy.calibration._prior import PROVENANCE, prior_calibration
+from magpolicy.calibration._prior import PROVENANCE, prior_calibration, with_prior
 from magpolicy.catalog._presets import Preset
 from magpolicy.catalog._source import SourceContent
 from magpolicy.policy._curve import Curve
@@ -44,7 +44,8 @@ def at_levels(source: Any, steps: int | None, sigmas: Sequence[float] | None) ->
     content = SourceContent.of(source)
     if content.calibration is not None:
         measured = content.calibration.provenance.get("from") != PROVENANCE
-        return SourceAtLevels(content.calibration.resample(steps=steps, sigmas=sigmas), content.preset, measured, True)
+        run = content.calibration.resample(steps=steps, sigmas=sigmas)
+        return SourceAtLevels(with_prior(run), content.preset, measured, True)
     known = sigmas is not None or content.levels_known
     return SourceAtLevels(_expected(content.curve, steps, sigmas), content.preset, False, known)
 
