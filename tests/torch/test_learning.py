@@ -409,6 +409,17 @@ def test_channels_may_stand_elsewhere():
     assert first.measured().gram == pytest.approx(last.measured().gram)
 
 
+def test_a_residual_that_cannot_be_looked_at_does_not_stop_the_run(plain, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(ResidualSamples, "_few", fail)
+    with attach(plain.module) as handle:
+        run(handle)
+        assert handle.report.computed == 6
+    assert files() == []
+
+
 def test_nothing_is_measured_where_nothing_is_asked_for(plain):
     with attach(plain.module, learn=False) as handle:
         run(handle)
