@@ -26,7 +26,7 @@ from magpolicy_comfyui._noise_levels import span_of, steps_of
 from magpolicy_comfyui._run_report import RunReport
 from magpolicy_comfyui._settings import Settings
 from magpolicy_comfyui._sources import SampledModel
-from magpolicy_comfyui._streams import StreamNames, guidance_of
+from magpolicy_comfyui._streams import StreamNames, evaluated_by, guidance_of
 from magpolicy_torch import adapter
 
 KEY = "magpolicy"
@@ -198,7 +198,8 @@ class RunDriver:
         if not teaches(request):
             return None
         known = None if self.model is None else self.model.identity
-        return self.lessons.next(request, known or identity_of(guider.model_patcher), whole=not span.partial)
+        identity = known or identity_of(guider.model_patcher)
+        return self.lessons.next(request, identity, evaluated_by(guider), whole=not span.partial)
 
     def _chosen(self, guider: Any, span: ScheduleSpan, shape: Sequence[int]) -> Any:
         """What decides is made from this: what was set, or what fits the model and this run; ``None``: nothing is known.
