@@ -168,6 +168,9 @@ class RunDriver:
             self._begin(executor.class_obj, guider, sigmas, extra_args.get("seed"), noise)
         except MagPolicyError as error:  # the picture is worth more than the speed
             self._say(f"every step computes: {error}")
+        except Exception as error:  # a fault of ours is no reason to lose it either
+            log.exception("magpolicy: a fault of its own, please report it")
+            self._say(f"every step computes: {type(error).__name__}: {error}")
         return executor(guider, sigmas, extra_args, *args, **kwargs)
 
     def _begin(self, sampler: Any, guider: Any, sigmas: Any, seed: Any, noise: Any) -> None:
@@ -288,7 +291,11 @@ class RunDriver:
     def close(self) -> None:
         """End the run, and free its residuals."""
         if self.run is not None:
-            self.run.end()
+            try:
+                self.run.end()
+            except Exception as error:  # the picture is made
+                log.exception("magpolicy: a fault of its own, please report it")
+                self.notes.append(f"nothing was learned: {type(error).__name__}: {error}")
         if self._unexpected:
             self.notes.append(f"{self._unexpected} evaluations at other noise levels than the sampler's list; they computed")
 

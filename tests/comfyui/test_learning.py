@@ -226,3 +226,24 @@ def test_a_handle_learns_too(home: Path) -> None:
         running.sample(patcher, KIND, steps=12, cfg=3.0)
         assert "a plan from what" in handle.report.source, "what is known is used"
     assert len(files(home)) == 1
+
+
+def test_a_fault_of_ours_costs_speed_and_no_picture(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from magpolicy_comfyui import _runs
+    from magpolicy_torch.adapter import Learner
+
+    def fault(*_: Any, **__: Any) -> None:
+        raise ValueError("shapes (6,12) (6,6)")
+
+    patcher = models.make(KIND)
+    plain = running.sample(patcher, KIND, steps=12, cfg=3.0)
+    node = sped_up(patcher)
+    with monkeypatch.context() as broken:
+        broken.setattr(Learner, "learn", fault)
+        assert "nothing was learned: ValueError" in sampled(node).text
+        broken.setattr(_runs, "place", fault)
+        assert torch.equal(running.sample(node, KIND, steps=12, cfg=3.0), plain)
+    assert "every step computes: ValueError: shapes (6,12) (6,6)" in caplog.text
+    assert sampled(node).report.skipped == 6
