@@ -26,7 +26,7 @@ from magpolicy_comfyui._noise_levels import span_of, steps_of
 from magpolicy_comfyui._run_report import RunReport
 from magpolicy_comfyui._settings import Settings
 from magpolicy_comfyui._sources import SampledModel
-from magpolicy_comfyui._streams import StreamNames, guidance_of
+from magpolicy_comfyui._streams import StreamNames, evaluated_by, guidance_of
 from magpolicy_torch import adapter
 
 KEY = "magpolicy"
@@ -168,6 +168,9 @@ class RunDriver:
             self._begin(executor.class_obj, guider, sigmas, extra_args.get("seed"), noise)
         except MagPolicyError as error:  # the picture is worth more than the speed
             self._say(f"every step computes: {error}")
+        except Exception as error:  # a fault of ours is no reason to lose it either
+            log.exception("magpolicy: a fault of its own, please report it")
+            self._say(f"every step computes: {type(error).__name__}: {error}")
         return executor(guider, sigmas, extra_args, *args, **kwargs)
 
     def _begin(self, sampler: Any, guider: Any, sigmas: Any, seed: Any, noise: Any) -> None:
@@ -198,7 +201,8 @@ class RunDriver:
         if not teaches(request):
             return None
         known = None if self.model is None else self.model.identity
-        return self.lessons.next(request, known or identity_of(guider.model_patcher), whole=not span.partial)
+        identity = known or identity_of(guider.model_patcher)
+        return self.lessons.next(request, identity, evaluated_by(guider), whole=not span.partial)
 
     def _chosen(self, guider: Any, span: ScheduleSpan, shape: Sequence[int]) -> Any:
         """What decides is made from this: what was set, or what fits the model and this run; ``None``: nothing is known.
@@ -287,7 +291,11 @@ class RunDriver:
     def close(self) -> None:
         """End the run, and free its residuals."""
         if self.run is not None:
-            self.run.end()
+            try:
+                self.run.end()
+            except Exception as error:  # the picture is made
+                log.exception("magpolicy: a fault of its own, please report it")
+                self.notes.append(f"nothing was learned: {type(error).__name__}: {error}")
         if self._unexpected:
             self.notes.append(f"{self._unexpected} evaluations at other noise levels than the sampler's list; they computed")
 

@@ -55,6 +55,26 @@ def test_norms_stay_as_they_were_measured(seed, share, window):
     assert mixed.prior_share == 0
 
 
+@given(st.integers(0, 20), shares, st.sampled_from([None, 3]), st.integers(1, 9))
+def test_a_window_that_reaches_beyond_the_run_changes_nothing(seed, share, window, more):
+    # As of a run that covered a part of its schedule: the window was made for all of it.
+    given_ = measured(seed, share, window)
+
+    def padded(table, left):
+        return np.pad(table, [*[(0, 0)] * (table.ndim - 1), (left, more)], constant_values=np.nan)
+
+    wide = evolve(
+        given_,
+        streams={
+            name: evolve(moments, gram=padded(moments.gram, 0), samples=padded(moments.each, 0))
+            for name, moments in given_.streams.items()
+        },
+        cross={names: padded(table, more) for names, table in given_.cross.items()},
+    )
+    assert whole(with_prior(wide)) == pytest.approx(whole(with_prior(given_)), nan_ok=True)
+    assert with_prior(wide).window == wide.window
+
+
 def test_all_of_the_prior_leaves_its_directions_alone():
     gram = whole(with_prior(measured(share=1.0, streams=("single",))))
     norms = np.sqrt(np.diag(gram))

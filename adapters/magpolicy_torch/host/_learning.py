@@ -7,7 +7,7 @@ residuals that it computes, and teaches the learner at its end.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,7 @@ class Learner:
         request: what was asked of the handle.
         identify: says which model it is now: a LoRA that is loaded makes it another one.
         describe: what a calibration notes about how the runs were made (:attr:`magpolicy.Calibration.provenance`).
+        streams: those of its runs, where the host knows them; what runs of other streams taught serves until these have.
     """
 
     __module__ = "magpolicy_torch"
@@ -115,8 +116,10 @@ class Learner:
         request: AttachRequest,
         identify: Callable[[], ModelIdentity],
         describe: Callable[[], Mapping[str, Any]] = dict,
+        streams: Iterable[str] | None = None,
     ) -> None:
         self._request, self._identify, self._describe = request, identify, describe
+        self._streams = None if streams is None else tuple(streams)
         self._lock = threading.Lock()
         self._models: dict[ModelIdentity, _Model] = {}
 
@@ -126,12 +129,13 @@ class Learner:
         request: AttachRequest,
         identify: Callable[[], ModelIdentity],
         describe: Callable[[], Mapping[str, Any]] = dict,
+        streams: Iterable[str] | None = None,
     ) -> Learner | None:
         """The learner of a handle; ``None`` where nothing is to be learned, or several processes share the work.
 
         Each process would know other runs, and they have to decide alike.
         """
-        return cls(request, identify, describe) if request.learn and not _shared() else None
+        return cls(request, identify, describe, streams) if request.learn and not _shared() else None
 
     def lesson(self, request: AttachRequest | None = None, *, whole: bool = True) -> Lesson:
         """For the next run.
@@ -144,7 +148,8 @@ class Learner:
         with self._lock:
             model = self._models.get(identity)
             if model is None:
-                model = self._models[identity] = _Model(learned(identity))
+                known = learned(identity, self._streams)
+                model = self._models[identity] = _Model(known, learned(identity) if known is None else None)
             return Lesson(evolve(request, config=model.config_for(request, whole)), self, identity, model.known, whole)
 
     def made_in_full(self, identity: ModelIdentity, whole: bool) -> None:
@@ -173,6 +178,8 @@ class _Model:
     """What is known of one model."""
 
     known: Calibration | None
+    other: Calibration | None = None
+    """What serves as long as nothing is known: runs of other streams taught it."""
     made_in_full: set[bool] = field(factory=set, init=False)
     """Of which kinds runs in full were made here: of the whole schedule, of a part."""
     _config: tuple[RunConfig, RunConfig] | None = None
@@ -187,8 +194,8 @@ class _Model:
         if wanted and can_teach(self.known, whole=whole, full=True, levels=None):
             return always_compute(IN_FULL)
         if self._config is None or self._config[0] is not request.config:
-            asked = request.config
-            self._config = asked, asked.while_learning() if self.known is None else asked.taught_by(self.known)
+            asked, known = request.config, self.known or self.other
+            self._config = asked, asked.while_learning() if known is None else asked.taught_by(known)
         return self._config[1]
 
 

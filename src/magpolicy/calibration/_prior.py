@@ -148,14 +148,13 @@ def with_prior(measured: Calibration, *, directions: Directions = DIRECTIONS) ->
 
     streams = {}
     for name, moments in measured.streams.items():
-        expected = _banded(norms[name], cosines)[:, : moments.window + 1]
+        expected = _as_wide(_banded(norms[name], cosines), 0, moments.gram.shape[1])
         samples = None if moments.samples is None else np.stack([mixed(one, expected) for one in moments.samples])
         streams[name] = evolve(moments, gram=mixed(moments.gram, expected), samples=samples)
     cross = {}
     for (a, b), table in measured.cross.items():
         margin = len(table) - 1 - table.shape[1] // 2
-        expected = _crossed(norms[a], norms[b], LIKENESS * cosines)
-        cross[a, b] = mixed(table, expected[:, margin : margin + table.shape[1]])
+        cross[a, b] = mixed(table, _as_wide(_crossed(norms[a], norms[b], LIKENESS * cosines), margin, table.shape[1]))
     return evolve(measured, streams=streams, cross=cross, prior_share=0.0)
 
 
@@ -176,6 +175,14 @@ def _banded(norms: Floats, cosines: Floats) -> Floats:
     whole = norms[:, None] * norms[None, :] * cosines
     i, k = np.arange(count)[:, None], np.arange(count)[None, :]
     found: Floats = np.where(i >= k, whole[i, np.maximum(i - k, 0)], np.nan)
+    return found
+
+
+def _as_wide(table: Floats, first: int, width: int) -> Floats:
+    """``width`` columns of a table from column ``first`` on; nan where it has none, as of a run shorter than the window."""
+    places = first + np.arange(width)
+    known = (places >= 0) & (places < table.shape[1])
+    found: Floats = np.where(known, table[:, np.where(known, places, 0)], np.nan)
     return found
 
 
