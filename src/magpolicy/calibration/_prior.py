@@ -27,6 +27,8 @@ from magpolicy.calibration._moments import StreamMoments
 from magpolicy.policy._curve import SINGLE, Curve
 
 PROVENANCE = "the general prior"
+CONSTANT = "constant"
+"""What the provenance of a calibration that the prior made says of norms which nothing is known of."""
 PRIOR_SHARE = 0.03
 """The :attr:`magpolicy.Calibration.prior_share` of what runs measure. In the lab it is worth up to 9 dB, and loses none."""
 LIKENESS = 0.95
@@ -116,7 +118,7 @@ def prior_calibration(
     inside = np.ones(len(sigmas), dtype=bool) if curve is None else np.asarray(curve.covers(places))
     norms = {name: np.where(inside, np.cumprod(ratios[name]), np.nan) for name in names}
     turned = np.maximum(0.0, 1 - np.append(1.0, np.diagonal(cosines, -1)))
-    provenance: dict[str, Any] = {"from": PROVENANCE, "norms": "constant" if curve is None else "published ratios"}
+    provenance: dict[str, Any] = {"from": PROVENANCE, "norms": CONSTANT if curve is None else "published ratios"}
     return Calibration(
         sigmas=sigmas,
         streams={
