@@ -23,7 +23,7 @@ from .catalog._presets import Preset, Setting
 from .hookspecs import hookimpl
 from .hosts._attach import AttachRequest, attach
 from .hosts._compile import CompileRequest, compile
-from .planning._expected import expected_errors
+from .planning._expected import expected_distance, expected_errors
 from .planning._plan import plan, trade_off
 from .planning._refine import Refined, refine
 from .planning._safeguard import Replan, Safeguard
@@ -70,6 +70,7 @@ __all__ = [
     "__version__",
     "attach",
     "compile",
+    "expected_distance",
     "expected_errors",
     "hookimpl",
     "keep",

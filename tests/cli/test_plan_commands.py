@@ -47,6 +47,7 @@ def test_a_plan_is_printed(model, run):
     assert first == str(chosen)
     assert f"expected relative error {chosen.rms_error:.3g} rms, {chosen.worst:.3g} at most" in second
     assert second.endswith("residuals forecast")
+    assert second.startswith(f"  expected distance {magpolicy.expected_distance(model, chosen, guidance=4):.3g}; ")
     assert run("plan", model, "--speedup", "3", "--forecast", "hold")[1].rstrip().endswith("residuals held")
 
 
@@ -131,6 +132,7 @@ def test_schedules_in_files_are_compared_by_what_a_calibration_says(model, run, 
     for row, schedule in zip(json.loads(out), (magpolicy.plan(found, computed=7), mask), strict=True):
         errors = magpolicy.expected_errors(found, schedule)
         assert row["computed"] == 7
+        assert row["distance"] == pytest.approx(magpolicy.expected_distance(found, schedule))
         assert row["errors"] == pytest.approx([max(pair) for pair in zip(*errors.values(), strict=True)], abs=1e-9)
     assert "they compute the same steps" in run("compare", model, "a.json", "computed=7")[1]
 

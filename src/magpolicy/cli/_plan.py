@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,9 @@ GUIDANCE = click.option("--guidance", type=float, metavar="S", help="Guidance sc
 def plan(source: Any, form: str | None, as_json: bool, output: Path | None, plot: Path | None, **settings: Any) -> None:
     """Plan the best schedule for a speed.
 
+    The expected distance says how far the schedule takes the latent off its way; of two schedules of one run, the one with
+    the smaller distance is expected to come out better. 1 would be as far as the run itself goes.
+
     SOURCE is a calibration or what `magpolicy simulate` takes. A skipped step's residual is forecast from the last computed
     ones. With a calibration the errors are those measured; with ratios alone, those that the general prior expects.
     """
@@ -80,7 +84,8 @@ def plan(source: Any, form: str | None, as_json: bool, output: Path | None, plot
             width = max(map(len, schedule.streams))
             for name, mask in zip(schedule.streams, schedule.masks, strict=True):
                 _output.say_strip(f"  {name:<{width}}  {strip_of(mask)}  {sum(mask)} computed")
-        _output.say(f"  {summary(schedule)}", "dim")
+        distance = magpolicy.expected_distance(source, schedule, guidance=settings["guidance"])
+        _output.say(f"  expected distance {distance:.3g}; {summary(schedule)}", "dim")
     if plot is not None:
         click.echo(f"picture: {plot.resolve()}", err=as_json or form is not None)
 
@@ -176,19 +181,23 @@ def compare(source: Any, first: Any, second: Any, guidance: float | None, as_jso
 
     FIRST and SECOND are schedules in JSON (`magpolicy plan --output`), or settings: speedup=3 or computed=10 for a plan,
     threshold=0.1,max_skips=3,retention=0.2 for the rule, each with forecast=hold or another. SOURCE, best a calibration,
-    says what their errors are.
+    says what their errors are. The one with the smaller expected distance is expected to come out better.
     """
     both = [_schedule(source, spec, run, guidance) for spec in (first, second)]
     errors = [magpolicy.expected_errors(source, schedule, **run) for schedule in both]
     curves = [tuple(map(max, zip(*of_streams.values(), strict=True))) for of_streams in errors]
+    distances = [magpolicy.expected_distance(source, schedule, guidance=guidance, **run) for schedule in both]
     if as_json:
         keys = ("mask", "computed", "speedup")
-        rows = [{k: s.to_dict()[k] for k in keys} | {"errors": _finite(c)} for s, c in zip(both, curves, strict=True)]
+        rows = [
+            {k: schedule.to_dict()[k] for k in keys} | {"distance": _finite([distance])[0], "errors": _finite(curve)}
+            for schedule, distance, curve in zip(both, distances, curves, strict=True)
+        ]
         _output.say_json(rows)
     else:
-        for name, schedule, curve in zip(("first", "second"), both, curves, strict=True):
+        for name, schedule, distance, curve in zip(("first", "second"), both, distances, curves, strict=True):
             _output.say_strip(f"{name:<7} {schedule}")
-            _output.say(f"        {_errors(curve)}", "dim")
+            _output.say(f"        expected distance {distance:.3g}; {_errors(curve)}", "dim")
         differ = [i for i, (a, b) in enumerate(zip(both[0].mask, both[1].mask, strict=False)) if a != b]
         _output.say(f"they differ at {len(differ)} of {both[0].steps} steps" if differ else "they compute the same steps")
     if plot is not None:
@@ -209,7 +218,7 @@ def _schedule(source: Any, spec: Any, run: dict[str, Any], guidance: float | Non
     return magpolicy.simulate(source, **spec, **run)
 
 
-def _finite(curve: tuple[float, ...]) -> list[float | None]:
+def _finite(curve: Sequence[float]) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in curve]
 
 
