@@ -175,8 +175,9 @@ def test_an_old_calibration_is_found_by_what_its_provenance_says():
 @pytest.mark.skipif(os.name == "nt", reason="root aside, folders there have no such modes")
 def test_a_folder_that_cannot_be_written_is_told_once(home):
     home.write_text("in the way")
-    with pytest.warns(magpolicy.LibraryWarning, match=r"not kept: .*home.*; set MAGPOLICY_HOME"):
+    with pytest.warns(magpolicy.LibraryWarning, match=r"not kept: .*home.*; set MAGPOLICY_HOME") as told:
         assert remember(MODEL, example()) is None
+    assert str(told[0].message).count("MAGPOLICY_HOME") == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert remember(MODEL, example()) is None

@@ -120,6 +120,15 @@ def test_a_run_in_full_is_worth_more_than_any_that_skipped():
     assert can_teach(skipped, whole=True, full=True, levels=LEVELS)
 
 
+def test_a_longer_run_in_full_takes_the_place_of_a_shorter_one():
+    short, more = lesson(levels=(1.0, 0.75, 0.5, 0.25), steps=range(4)), lesson()
+    assert can_teach(short, whole=True, full=True, levels=LEVELS, steps=STEPS)
+    assert not can_teach(more, whole=True, full=True, levels=short.sigmas, steps=4)
+    assert not can_teach(more, whole=True, full=True, levels=LEVELS, steps=STEPS)
+    assert joined(short, more) is more
+    assert joined(more, short) is None
+
+
 def test_a_run_of_the_whole_schedule_is_worth_more_than_one_of_a_part():
     part_of_it, whole = lesson(range(6, 12), whole=False), lesson((0, 3, 6, 9))
     assert Taught.of(part_of_it).full is False  # evaluations before it began are none that were computed

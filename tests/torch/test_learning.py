@@ -84,6 +84,15 @@ def test_a_first_run_in_full_teaches_all_and_later_ones_are_not_measured(plain):
     assert known.provenance["taught"] == {"whole": True, "full": True, "computed": STEPS, "runs": 1}
 
 
+def test_a_longer_run_in_full_takes_the_place_of_a_first_try_of_few_steps(plain):
+    for steps, expected in ((4, 4), (STEPS, STEPS), (6, STEPS)):
+        with attach(plain.module, speedup=1.0) as handle:
+            run(handle, steps=steps)
+            assert handle.report.computed == steps
+            assert learned(handle.identity).provenance["taught"]["full"] is True
+            assert len(learned(handle.identity).sigmas) == expected
+
+
 def test_one_run_in_full_is_enough_also_if_it_taught_nothing(plain):
     def stopped(handle):
         with handle.run(steps=STEPS):

@@ -56,9 +56,8 @@ class Lesson:
         """The run begins, at position ``start`` of its schedule; ``stop`` is the position after its last evaluation."""
         self._stop = session.steps if stop is None else stop
         self._whole = self._all and (start, self._stop) == (0, session.steps)
-        if can_teach(
-            self._known, whole=self._whole, full=_in_full(session.config), levels=session.sigmas, steps=self._stop - start
-        ):
+        full = _in_full(session.config) or _plans_none(session)
+        if can_teach(self._known, whole=self._whole, full=full, levels=session.sigmas, steps=self._stop - start):
             self.samples = ResidualSamples(session.steps)
 
     def drop(self) -> None:
@@ -202,6 +201,12 @@ class _Model:
 def _in_full(config: RunConfig) -> bool:
     """Whether every step computes."""
     return config.given is None and not config.schedules
+
+
+def _plans_none(session: Session) -> bool:
+    """Whether the run's plan skips nothing, as that of ``speedup=1``."""
+    plan = session.schedule
+    return plan is not None and all(decision.computes for step in plan.decisions for decision in step)
 
 
 def _levels_told(session: Session) -> tuple[float, ...] | None:

@@ -98,7 +98,9 @@ def can_teach(
     rank = whole, full
     if rank != (have.whole, have.full):
         return rank > (have.whole, have.full)
-    return not full and (levels != known.sigmas or have.runs < MOST)
+    if full:
+        return steps > known.steps
+    return levels != known.sigmas or have.runs < MOST
 
 
 def joined(known: Calibration | None, lesson: Calibration) -> Calibration | None:

@@ -107,6 +107,5 @@ def _told() -> list[Any]:
 def _warn_once(problem: str) -> None:
     if not _told():
         _told().append(problem)
-        warnings.warn(
-            f"what runs teach is not kept: {problem}; set {HOME} to a folder you can write to", LibraryWarning, stacklevel=4
-        )
+        mend = "" if HOME in problem else f"; set {HOME} to a folder you can write to"
+        warnings.warn(f"what runs teach is not kept: {problem}{mend}", LibraryWarning, stacklevel=4)
