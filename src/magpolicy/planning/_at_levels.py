@@ -9,7 +9,7 @@ from attrs import frozen
 
 from magpolicy import _checks
 from magpolicy.calibration._calibration import Calibration
-from magpolicy.calibration._prior import PROVENANCE, prior_calibration
+from magpolicy.calibration._prior import is_measured, prior_calibration
 from magpolicy.catalog._presets import Preset
 from magpolicy.catalog._source import SourceContent
 from magpolicy.policy._curve import Curve
@@ -43,8 +43,7 @@ def at_levels(source: Any, steps: int | None, sigmas: Sequence[float] | None) ->
     """
     content = SourceContent.of(source)
     if content.calibration is not None:
-        measured = content.calibration.provenance.get("from") != PROVENANCE
-        return SourceAtLevels(content.calibration.resample(steps=steps, sigmas=sigmas), content.preset, measured, True)
+        return SourceAtLevels(content.calibration.resample(steps=steps, sigmas=sigmas), content.preset, is_measured(content.calibration), True)
     known = sigmas is not None or content.levels_known
     return SourceAtLevels(_expected(content.curve, steps, sigmas), content.preset, False, known)
 
