@@ -22,24 +22,29 @@ IN_FULL = "learn: this run computes every step, and later runs are planned from 
 class Lessons:
     """Those of one attachment: what it was taught lasts as long as it, also where the user's folder cannot be written."""
 
-    _learner: adapter.Learner | None = field(default=None, init=False)
+    _learners: dict[tuple[str, ...], adapter.Learner | None] = field(factory=dict, init=False)
+    """By the streams of the run: at a guidance scale of 1 there is one, else there are two."""
     _identity: ModelIdentity | None = field(default=None, init=False)
 
-    def next(self, request: AttachRequest, identity: ModelIdentity, *, whole: bool) -> adapter.Lesson | None:
+    def next(
+        self, request: AttachRequest, identity: ModelIdentity, streams: tuple[str, ...], *, whole: bool
+    ) -> adapter.Lesson | None:
         """The lesson of a sampling that would go by ``request``; ``None`` if it teaches nothing.
 
         Args:
             identity: the model.
+            streams: those of the sampling.
             whole: whether it is all of a schedule.
         """
         if not teaches(request):
             return None
         self._identity = identity
-        if self._learner is None:
-            self._learner = adapter.Learner.of(request, self._identify, self._describe)
-        if self._learner is None:
+        if streams not in self._learners:
+            self._learners[streams] = adapter.Learner.of(request, self._identify, self._describe, streams)
+        learner = self._learners[streams]
+        if learner is None:
             return None
-        lesson = self._learner.lesson(request, whole=whole)
+        lesson = learner.lesson(request, whole=whole)
         if not lesson.request.config.schedules:
             lesson.request = evolve(lesson.request, config=always_compute(IN_FULL))
         return lesson
@@ -63,9 +68,11 @@ def about(identity: ModelIdentity | None) -> dict[str, Any]:
     return {**model, "versions": adapter.versions(), "host": "ComfyUI"}
 
 
-def next_config(settings: Settings, config: RunConfig, identity: ModelIdentity | None) -> RunConfig:
+def next_config(
+    settings: Settings, config: RunConfig, identity: ModelIdentity | None, streams: tuple[str, ...] = ()
+) -> RunConfig:
     """What the next run of a whole schedule goes by, where ``config`` is what it would if nothing were to be learned."""
     if settings.learn != "first" or not config.learns:
         return config
-    known = None if identity is None else learned(identity)
+    known = None if identity is None else learned(identity, streams or None)
     return always_compute(IN_FULL) if can_teach(known, whole=True, full=True, levels=None) else config

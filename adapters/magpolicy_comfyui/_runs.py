@@ -26,7 +26,7 @@ from magpolicy_comfyui._noise_levels import span_of, steps_of
 from magpolicy_comfyui._run_report import RunReport
 from magpolicy_comfyui._settings import Settings
 from magpolicy_comfyui._sources import SampledModel
-from magpolicy_comfyui._streams import StreamNames, guidance_of
+from magpolicy_comfyui._streams import StreamNames, evaluated_by, guidance_of
 from magpolicy_torch import adapter
 
 KEY = "magpolicy"
@@ -139,6 +139,8 @@ class RunDriver:
     """The preset that decides, by name."""
     model: SampledModel | None = None
     """What was found out of the model, where no preset was set."""
+    _conditions: Mapping[str, Any] = field(factory=dict)
+    """How the run is made, by the names that a calibration notes; a value of ``None`` is not known."""
     _computes: bool = False
     """Whether every call computes from now on."""
     _streams: StreamNames = field(factory=StreamNames)
@@ -166,6 +168,9 @@ class RunDriver:
             self._begin(executor.class_obj, guider, sigmas, extra_args.get("seed"), noise)
         except MagPolicyError as error:  # the picture is worth more than the speed
             self._say(f"every step computes: {error}")
+        except Exception as error:  # a fault of ours is no reason to lose it either
+            log.exception("magpolicy: a fault of its own, please report it")
+            self._say(f"every step computes: {type(error).__name__}: {error}")
         return executor(guider, sigmas, extra_args, *args, **kwargs)
 
     def _begin(self, sampler: Any, guider: Any, sigmas: Any, seed: Any, noise: Any) -> None:
@@ -179,6 +184,7 @@ class RunDriver:
         span = span_of(self._levels, steps, guider.inner_model.model_sampling)
         source = self._chosen(guider, span, noise.shape)
         self._streams = StreamNames(guider.conds)
+        self._conditions = {"guidance": guidance_of(guider)}
         request = settings.request(settings.config(source, span, steps_of(self._levels, steps)))
         kind = type(guider.inner_model).__name__
         check_fits(request.config.given, [kind], host="ComfyUI", roles=adapter.StreamNamer.roles)
@@ -195,7 +201,8 @@ class RunDriver:
         if not teaches(request):
             return None
         known = None if self.model is None else self.model.identity
-        return self.lessons.next(request, known or identity_of(guider.model_patcher), whole=not span.partial)
+        identity = known or identity_of(guider.model_patcher)
+        return self.lessons.next(request, identity, evaluated_by(guider), whole=not span.partial)
 
     def _chosen(self, guider: Any, span: ScheduleSpan, shape: Sequence[int]) -> Any:
         """What decides is made from this: what was set, or what fits the model and this run; ``None``: nothing is known.
@@ -284,7 +291,11 @@ class RunDriver:
     def close(self) -> None:
         """End the run, and free its residuals."""
         if self.run is not None:
-            self.run.end()
+            try:
+                self.run.end()
+            except Exception as error:  # the picture is made
+                log.exception("magpolicy: a fault of its own, please report it")
+                self.notes.append(f"nothing was learned: {type(error).__name__}: {error}")
         if self._unexpected:
             self.notes.append(f"{self._unexpected} evaluations at other noise levels than the sampler's list; they computed")
 
@@ -293,11 +304,13 @@ class RunDriver:
         run = self.run
         if run is None or not run.session.trace:
             return None
-        report = evolve(run.report, advice=advice(self.settings, run.session.config))
+        report, differs = run.report, run.differences(self._conditions)
+        report = evolve(report, advice=advice(self.settings, run.session.config), problems=(*report.problems, *differs))
         made = RunReport(report, run.span, self.source, list(self.notes), residuals_held=run.residuals_held, model=self.model)
         if self.settings.calibrate:
             try:
-                made.measured = run.calibration(about(None if self.model is None else self.model.identity))
+                known = {name: value for name, value in self._conditions.items() if value is not None}
+                made.measured = run.calibration(about(None if self.model is None else self.model.identity) | known)
             except (ArgumentError, RunError) as error:
                 made.problem = str(error)
         return made

@@ -74,13 +74,14 @@ class SampledModel:
     def for_plan(self, span: ScheduleSpan | None = None) -> PresetMatches | None:
         """What a run over ``span`` is planned from, best first; ``None``: nothing is known of the model.
 
-        First the user's calibrations that have all of its streams, then the others, then the published preset.
+        First the user's calibrations that have all of its streams, then the others, then the published preset. What runs with
+        more streams taught comes after what runs with just these did.
 
         Raises:
             PresetError: the preset is not known.
         """
         kept = [] if self.identity is None else kept_of(self.identity, span)
-        kept = sorted(kept, key=lambda preset: not self._has_streams(preset))
+        kept = sorted(kept, key=self._fits)
         published = [] if self.preset is None else [self.preset]
         return PresetMatches.of([*kept, *published]) or None
 
@@ -89,5 +90,7 @@ class SampledModel:
         kept = () if self.preset is not None or self.identity is None else kept_of(self.identity)
         return self.preset or next(iter(kept), None)
 
-    def _has_streams(self, preset: Preset) -> bool:
-        return preset.calibration is not None and set(self.streams) <= set(preset.calibration.streams)
+    def _fits(self, preset: Preset) -> tuple[bool, bool]:
+        calibration = preset.calibration
+        had, wanted = set(calibration.streams if calibration else ()), set(self.streams)
+        return not wanted <= had, had != wanted and calibration is not None and "learned" in calibration.provenance

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 import torch
 from magpolicy import AdapterError, MagPolicyError, RunError, attach
+from magpolicy.adapter import can_teach, learned
 from magpolicy_torch.adapter import seeded
 
 FULL = "full"
@@ -43,6 +44,7 @@ def side_by_side(
     calls: Sequence[tuple[Mapping[str, Any], int]],
     ways: Mapping[str, Mapping[str, Any]],
     *,
+    teach: bool = False,
     on_run: Callable[[str], AbstractContextManager[Step]] = lambda name: nullcontext(lambda step, steps: None),
 ) -> list[Outcome]:
     """Run the calls in full and then in every way.
@@ -53,6 +55,7 @@ def side_by_side(
         pipe: the pipeline; it is left as it was.
         calls: arguments of each call, without a generator, and the seed of its noise.
         ways: arguments of :func:`magpolicy.attach`, by name.
+        teach: have the first full call measured as it computes, and keep what it teaches, as ``learn="first"`` does.
         on_run: entered for each run with its name, while it runs; gives what is told each step.
 
     Raises:
@@ -65,13 +68,29 @@ def side_by_side(
         with on_run("warming up") as step:
             _run(pipe, [(dict(calls[0][0]) | {"num_inference_steps": _WARMING}, calls[0][1])], "warming up", step)
     with on_run(FULL) as step:
-        media, seconds = _run(pipe, calls, FULL, step)
+        media, seconds = _in_full(pipe, calls, step, teach)
     found = [Outcome(FULL, seconds, media)]
     for name, settings in ways.items():
         with attach(pipe, **settings) as handle, on_run(name) as step:
             media, seconds = _run(pipe, calls, name, step)
             found.append(Outcome(name, seconds, media, handle.report))
     return found
+
+
+def _in_full(
+    pipe: Any, calls: Sequence[tuple[Mapping[str, Any], int]], step: Step, teach: bool
+) -> tuple[list[NDArray[Any]], float]:
+    """The full run; where it can teach something new, its first call is attached to, which changes nothing in it."""
+    if not teach:
+        return _run(pipe, calls, FULL, step)
+    with attach(pipe, learn="first") as handle:
+        if can_teach(learned(handle.identity), whole=True, full=True, levels=None):
+            first, seconds = _run(pipe, calls[:1], FULL, step)
+            if all(entry.decision.computes for report in handle.reports for entry in report.trace):
+                handle.detach()
+                rest, more = _run(pipe, calls[1:], FULL, step)
+                return first + rest, seconds + more
+    return _run(pipe, calls, FULL, step)
 
 
 def _run(pipe: Any, calls: Sequence[tuple[Mapping[str, Any], int]], name: str, step: Step) -> tuple[list[NDArray[Any]], float]:

@@ -14,6 +14,7 @@ from benchmarks.quality.models import MODELS, LabModel
 from benchmarks.quality.run import hushed
 
 import magpolicy
+from magpolicy.adapter import PRIOR_SHARE
 
 STEPS = 60
 FOLDER = data.CACHE / "prior"
@@ -29,7 +30,7 @@ def full_run(name: str, seed: int = 101) -> magpolicy.Calibration:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         _measured(MODELS[name], seed).save(path)
-    return magpolicy.load_calibration(path)
+    return evolve(magpolicy.load_calibration(path), prior_share=PRIOR_SHARE)  # also where it was measured before there was one
 
 
 def _measured(model: LabModel, seed: int) -> magpolicy.Calibration:

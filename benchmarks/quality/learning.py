@@ -25,7 +25,7 @@ from benchmarks.quality.sampling import Job, generate
 
 import magpolicy
 import torch
-from magpolicy.calibration import _completed, _mixed, _prior
+from magpolicy.calibration import _completed, _prior
 
 STEPS, BUDGETS = 28, (14, 9)
 SEEDS, SAMPLES = (11, 23, 37, 51), {"digits": 4, "video": 2, "clothes": 4}
@@ -45,7 +45,7 @@ OWN = "a calibration of the model"
 def at_home(name: str) -> Iterator[None]:
     """A user's folder without anything in it, and the prior of the models other than ``name``."""
     others = [full_runs.full_run(other) for other in full_runs.trained() if other != name]
-    functions: list[Any] = [_prior.prior_calibration, _completed.completed, _mixed.mixed_with_prior]
+    functions: list[Any] = [_prior.prior_calibration, _completed.completed, _prior.with_prior]
     for function in functions:
         function.__kwdefaults__["directions"] = fitted(others)
     with tempfile.TemporaryDirectory() as folder:

@@ -33,8 +33,9 @@ def measure(name: str) -> None:
     full = [generate(job, network) for job in jobs]
     levels = tuple(jobs[0].sigmas)
     sizes = step_sizes(levels)
-    sources = {  # and by which power of the sizes a plan weighs by itself
+    sources = {  # and the weights that a plan has by itself
         "the prior, constant norms": (prior_calibration(None, levels=levels, streams=("cond", "uncond")), hedged(sizes)),
+        "the prior, norms from ratios": (prior_calibration(own.curve, levels=levels), sizes),
         "a calibration of the model": (own.resample(sigmas=levels), sizes),
     }
     for label, (source, built_in) in sources.items():

@@ -92,15 +92,16 @@ class Comparison:
     def __init__(self, pipe: Any, *, steps: int, seed: int, repeats: int = 3) -> None:
         self._pipe, self._repeats = pipe, repeats
         self._generate = lambda: generate(pipe, steps, seed)
+        self._another = lambda: generate(pipe, steps, seed + 1)
         self._meter = SimilarityMeter("cpu", perceptual=False)
         images, seconds = best_of(repeats, self._generate)
         self.rows = {"full": Row("full", images, seconds)}
 
-    def add(self, name: str, *, first: int = 0, **settings: Any) -> Row:
-        """A row of runs with these settings of ``attach``, after ``first`` runs that are not shown."""
+    def add(self, name: str, **settings: Any) -> Row:
+        """A row of runs with these settings of ``attach``. Where a first one is to teach, it is from other noise, not shown."""
         with magpolicy.attach(self._pipe, **settings) as handle:
-            for _ in range(first):
-                self._generate()
+            if settings.get("learn") == "first":
+                self._another()
             images, seconds = best_of(self._repeats, self._generate)
             report = handle.report
         near = self._meter.compare(self.rows["full"].images, images, name)
@@ -109,11 +110,11 @@ class Comparison:
 
 
 def compare(pipe: Any, calibration: magpolicy.Calibration, rule: dict[str, Any], speedup: float, **how: Any) -> dict[str, Row]:
-    """The four rows."""
+    """The four rows. What the last one learns is kept in the user's folder: see :func:`nothing_kept`."""
     made = Comparison(pipe, **how)
     made.add("rule", calibration=calibration, **rule)
-    made.add("prior", speedup=speedup)
-    made.add("learned", calibration=calibration, speedup=speedup)
+    made.add("prior", speedup=speedup, learn=False)
+    made.add("learned", speedup=speedup, learn="first")
     return made.rows
 
 

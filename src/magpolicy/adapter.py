@@ -11,6 +11,7 @@ from magpolicy._errors import require
 from magpolicy._files import PRESET_ENDINGS, file_name, names_a_file
 from magpolicy.calibration._completed import MeasuredPart
 from magpolicy.calibration._lessons import can_teach, joined, lesson_of
+from magpolicy.calibration._prior import PRIOR_SHARE
 from magpolicy.catalog._entries import LibraryEntry, entries, entry, forget
 from magpolicy.catalog._fitting import calibration_of, check_fits, differences, fits
 from magpolicy.catalog._folder import keep_in, presets_in
@@ -28,6 +29,7 @@ from magpolicy.run._simulate import simulate_config
 
 __all__ = [
     "PRESET_ENDINGS",
+    "PRIOR_SHARE",
     "SPEEDS",
     "CallDecision",
     "LibraryEntry",

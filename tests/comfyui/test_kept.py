@@ -140,3 +140,21 @@ def test_a_calibration_of_another_model_is_refused(nodes: dict[str, Any], folder
     plain = running.sample(flux, "Flux", steps=4)
     (node,) = nodes["MagCache"]().apply(model=flux, **AUTO | {"model_type": f"file: {file.name}"}, speedup=2.0)
     assert torch.equal(running.sample(node, "Flux", steps=4), plain)
+
+
+def test_the_report_says_that_a_run_has_another_guidance_than_its_calibration(nodes: dict[str, Any], folder: Path) -> None:
+    from magpolicy_comfyui._runs import attached
+
+    calibrated(nodes, wan())
+    (file,) = folder.iterdir()
+    assert magpolicy.load_calibration(file).provenance["guidance"] == 3.0
+    said = {}
+    for cfg in (3.0, 5.0):
+        (node,) = nodes["MagCache"]().apply(model=wan(), **AUTO, speedup=2.0)
+        running.sample(node, "WAN21_T2V", steps=12, cfg=cfg)
+        attachment = attached(node)
+        assert attachment is not None
+        assert attachment.run_report is not None
+        said[cfg] = attachment.run_report.text
+    assert "guidance" not in said[3.0]
+    assert "the calibration is of guidance 3, this run has 5" in said[5.0].splitlines()

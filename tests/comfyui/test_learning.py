@@ -161,6 +161,35 @@ def test_two_experts_learn_each_its_own_part(home: Path) -> None:
     assert len(files(home)) == 2
 
 
+def shown(learn: str, seen: Any, cfg: float) -> Any:
+    """What the panel shows."""
+    from magpolicy_comfyui.server._routes import preview
+
+    sampler = {"steps": 12, "sampler_name": "euler", "scheduler": "simple", "cfg": cfg}
+    question = {"node": "MagPolicySpeedUp", "inputs": {"learn": learn}, "sampler": sampler, "seen": seen}
+    status, answer = preview(json.dumps(question).encode())
+    assert status == 200, answer
+    return answer
+
+
+@pytest.mark.parametrize(("learn", "kind"), [("as it goes", "that skipped steps"), ("first run in full", "in full")])
+def test_runs_with_and_without_guidance_learn_each_its_own(home: Path, learn: str, kind: str) -> None:
+    node = sped_up(models.make(KIND), learn=learn)
+    for _ in range(6):  # as many as are averaged, and more
+        sampled(node, cfg=1.0)
+    assert len(files(home)) == 1
+    first = sampled(node, cfg=3.0)
+    assert first.report.skipped == (6 if learn == "as it goes" else 0), "the lone stream serves until there is better"
+    assert len(files(home)) == 2
+    for cfg in (3.0, 1.0, 3.0):
+        after = shown(learn, first.to_dict()["model"] | {"streams": ["cond"] if cfg == 1.0 else ["cond", "uncond"]}, cfg)
+        told = sampled(node, cfg=cfg)
+        assert told.report.computed == 6
+        assert kind in told.report.source
+        assert after["schedule"]["mask"] == list(told.schedule.mask)
+        assert after["decides"] == told.report.source
+
+
 def test_a_lora_does_not_start_it_all_over(home: Path) -> None:
     patcher = models.make(KIND)
     sampled(sped_up(patcher))
@@ -175,22 +204,13 @@ def test_a_lora_does_not_start_it_all_over(home: Path) -> None:
 
 
 def test_the_panel_shows_the_plan_of_the_next_run(home: Path) -> None:
-    from magpolicy_comfyui.server._routes import preview
-
-    def shown(learn: str, seen: Any) -> Any:
-        sampler = {"steps": 12, "sampler_name": "euler", "scheduler": "simple", "cfg": 3.0}
-        question = {"node": "MagPolicySpeedUp", "inputs": {"learn": learn}, "sampler": sampler, "seen": seen}
-        status, answer = preview(json.dumps(question).encode())
-        assert status == 200, answer
-        return answer
-
     node = sped_up(models.make(KIND), learn="first run in full")
-    before = shown("first run in full", None)
+    before = shown("first run in full", None, 3.0)
     assert before["headline"].startswith("12 of 12 computed")
     assert "this run computes every step" in before["decides"]
     seen = sampled(node).to_dict()["model"]
     for learn in ("first run in full", "as it goes"):
-        after = shown(learn, seen)
+        after = shown(learn, seen, 3.0)
         told = sampled(node)
         assert after["schedule"]["mask"] == list(told.schedule.mask)
         assert after["decides"] == told.report.source
@@ -206,3 +226,24 @@ def test_a_handle_learns_too(home: Path) -> None:
         running.sample(patcher, KIND, steps=12, cfg=3.0)
         assert "a plan from what" in handle.report.source, "what is known is used"
     assert len(files(home)) == 1
+
+
+def test_a_fault_of_ours_costs_speed_and_no_picture(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from magpolicy_comfyui import _runs
+    from magpolicy_torch.adapter import Learner
+
+    def fault(*_: Any, **__: Any) -> None:
+        raise ValueError("shapes (6,12) (6,6)")
+
+    patcher = models.make(KIND)
+    plain = running.sample(patcher, KIND, steps=12, cfg=3.0)
+    node = sped_up(patcher)
+    with monkeypatch.context() as broken:
+        broken.setattr(Learner, "learn", fault)
+        assert "nothing was learned: ValueError" in sampled(node).text
+        broken.setattr(_runs, "place", fault)
+        assert torch.equal(running.sample(node, KIND, steps=12, cfg=3.0), plain)
+    assert "every step computes: ValueError: shapes (6,12) (6,6)" in caplog.text
+    assert sampled(node).report.skipped == 6

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,8 +11,7 @@ from magpolicy import ArgumentError, Calibration
 from magpolicy.adapter import MeasuredPart, can_teach, joined, lesson_of, resolve
 from magpolicy.calibration._completed import completed, read_at
 from magpolicy.calibration._lessons import Taught
-from magpolicy.calibration._mixed import mixed_with_prior
-from magpolicy.calibration._prior import prior_calibration
+from magpolicy.calibration._prior import prior_calibration, with_prior
 
 STEPS = 12
 LEVELS = tuple(1 - i / STEPS for i in range(STEPS))
@@ -193,7 +193,7 @@ def test_what_nobody_taught_is_no_lesson():
 @given(st.floats(0.0, 1.0))
 def test_a_share_of_the_prior_keeps_the_norms(share):
     known = lesson((0, 1, 4, 7, 11))
-    mixed = mixed_with_prior(known, share)
+    mixed = with_prior(evolve(known, prior_share=share))
     for name, moments in mixed.streams.items():
         np.testing.assert_allclose(moments.gram[:, 0], known.streams[name].gram[:, 0])
     assert np.isfinite(mixed.cross["cond", "uncond"]).sum() == np.isfinite(known.cross["cond", "uncond"]).sum()
@@ -203,7 +203,7 @@ def test_a_share_of_the_prior_fits_narrow_windows_and_several_samples():
     merged = Calibration.merge([lesson(seed=0), lesson(seed=1)])
     narrow = Calibration.from_residuals({n: [residuals()[n, i][None] for i in range(STEPS)] for n in ("cond",)}, window=3)
     for calibration in (merged, narrow):
-        mixed = mixed_with_prior(calibration, 0.03)
+        mixed = with_prior(evolve(calibration, prior_share=0.03))
         assert mixed.window == calibration.window
         assert mixed.merged == calibration.merged
 

@@ -135,5 +135,5 @@ def test_a_calibration_alone_plans_for_half_of_the_steps(keeping, settings):
     report = run(pipe, **settings)
     assert report.schedule == magpolicy.plan(found, speedup="balanced", **settings)
     assert report.source == "a plan from calibration 'mine'"
-    with pytest.raises(magpolicy.ArgumentError, match=r"calibration 'mine' carries no settings of the rule.*speedup=2\.0"):
+    with pytest.raises(magpolicy.ArgumentError, match=r"no settings of the rule were published for this model.*speedup=2\.0"):
         magpolicy.attach(pipe, rule="published")

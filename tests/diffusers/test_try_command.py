@@ -118,6 +118,20 @@ def test_the_demos_model_is_a_pipeline_in_a_folder(run, tmp_path):
     assert len(list((tmp_path / "magpolicy-try" / "balanced").iterdir())) == 3
 
 
+def test_what_the_runs_teach_is_kept_unless_told_otherwise(run, folders, tmp_path):
+    asked = (folders["flux"], *FLUX, "--steps", 8, "--prompt", "a cat", "--json")
+    first = json.loads(run(*asked, "--no-learn")[1])["runs"]
+    assert all("prior" in row["by"] for row in first[1:])
+    assert not (tmp_path / "home").exists()
+    second = json.loads(run(*asked)[1])["runs"]
+    assert all("a run in full taught" in row["by"] for row in second[1:])
+    assert (tmp_path / "home").exists()
+    third = json.loads(run(*asked)[1])["runs"]
+    assert [row["psnr"] for row in third] == [row["psnr"] for row in second]
+    again = json.loads(run(*asked, "--prompt", "a dog")[1])["runs"]
+    assert again[0]["computed"] == 8
+
+
 def test_without_torchmetrics_the_figures_are_missing_and_nothing_else(run, folders, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
     code, out, err = run(folders["flux"], *FLUX, "--steps", 6, "--prompt", "a cat", "--speedup", "balanced")
@@ -195,7 +209,7 @@ def test_the_pipeline_is_left_as_it_was(folders):
     assert [one.name for one in found] == ["full", "fast"]
     with magpolicy.attach(pipe, speedup=2.0):  # nothing is attached any more
         pass
-    again = _side_by_side.side_by_side(pipe, [(say, 0)], {})
+    again = _side_by_side.side_by_side(pipe, [(say, 0)], {}, teach=True)
     assert np.array_equal(again[0].media[0], found[0].media[0])
 
 

@@ -84,6 +84,23 @@ def test_a_first_run_in_full_teaches_all_and_later_ones_are_not_measured(plain):
     assert known.provenance["taught"] == {"whole": True, "full": True, "computed": STEPS, "runs": 1}
 
 
+def test_one_run_in_full_is_enough_also_if_it_taught_nothing(plain):
+    def stopped(handle):
+        with handle.run(steps=STEPS):
+            raise RuntimeError("stop")
+
+    with attach(plain.module, learn="first") as handle:
+        with pytest.raises(RuntimeError, match="stop"):
+            stopped(handle)  # none was made
+        run(handle, steps=3)  # too short to teach
+        assert handle.report.computed == 3
+        assert files() == []
+        run(handle)
+        assert handle.report.computed == 6
+        run(handle, start=4)  # of a part of the schedule it could still teach, if nothing better were known
+        assert handle.report.computed < 8
+
+
 def test_what_a_run_in_full_taught_is_what_a_calibration_measures(plain):
     with attach(plain.module, learn="first") as handle:
         run(handle, streams=("cond", "uncond"))
@@ -390,6 +407,17 @@ def test_channels_may_stand_elsewhere():
     first.add("single", residual, 1, step=0)
     last.add("single", residual.movedim(1, -1), step=0)
     assert first.measured().gram == pytest.approx(last.measured().gram)
+
+
+def test_a_residual_that_cannot_be_looked_at_does_not_stop_the_run(plain, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(ResidualSamples, "_few", fail)
+    with attach(plain.module) as handle:
+        run(handle)
+        assert handle.report.computed == 6
+    assert files() == []
 
 
 def test_nothing_is_measured_where_nothing_is_asked_for(plain):

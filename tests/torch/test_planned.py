@@ -224,9 +224,9 @@ def test_what_is_measured_is_the_error_of_the_forecast(drifting, kit, monkeypatc
     told = []
     commit = CallDecision.commit
 
-    def noted(call, revised=None, errors=None):
+    def noted(call, revised=None, errors=None, cosines=None):
         told.extend((call.step, error) for error in (errors or {}).values())
-        commit(call, revised, errors)
+        commit(call, revised, errors, cosines)
 
     monkeypatch.setattr(CallDecision, "commit", noted)
     residuals = []

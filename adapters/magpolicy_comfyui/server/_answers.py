@@ -101,8 +101,7 @@ def _shown(settings: Any, source: Any, values: Mapping[str, Any], notes: list[st
         values = {"shift": seen.shift, **values}
     sampler = _preview.Sampler.of(values, usual)
     flux = getattr(preset, "family", None) == "flux" if seen is None else seen.flux
-    identity = None if seen is None else seen.identity
-    found = _preview.preview(settings, source, sampler, flux=flux, identity=identity)
+    found = _preview.preview(settings, source, sampler, flux=flux, seen=seen)
     schedule, remark = found.schedule, found.remark
     if found.config.reads == "noise" and sampler.shift is None:
         remark = remark or "the model's own shift is known when it runs; a step may differ"

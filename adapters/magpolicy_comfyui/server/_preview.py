@@ -9,10 +9,11 @@ from typing import Any
 from attrs import evolve, frozen
 
 from magpolicy import ArgumentError, Schedule
-from magpolicy.adapter import ModelIdentity, RunConfig, place, whole
+from magpolicy.adapter import RunConfig, place, whole
 from magpolicy_comfyui import _dry_run, _model_presets, _noise_levels
 from magpolicy_comfyui._learning import next_config
 from magpolicy_comfyui._settings import Settings
+from magpolicy_comfyui._sources import SampledModel
 
 MAX_STEPS = 2_000  # more than anybody samples with; a panel asks again and again
 # Samplers that draw from the common generator even when they are given a seed; and one that steps as another does.
@@ -67,25 +68,26 @@ class Preview:
 
 
 def preview(
-    settings: Settings, source: Any, sampler: Sampler, *, flux: bool = False, identity: ModelIdentity | None = None
+    settings: Settings, source: Any, sampler: Sampler, *, flux: bool = False, seen: SampledModel | None = None
 ) -> Preview:
-    """What will run. ``identity`` says which model, where that is known: what was learned of it may decide.
+    """What will run. ``seen`` is the model, where it was sampled before: what was learned of it may decide.
 
     Raises:
         ArgumentError: settings that do not fit, or a part of the schedule with nothing in it.
     """
+    known = (None, ()) if seen is None else (seen.identity, seen.streams)
     found = _evaluations(sampler, flux)
     if found is None:
         placed = settings.place(source, sampler.steps)
-        placed = evolve(placed, config=next_config(settings, placed.config, identity).with_guidance(sampler.cfg))
+        placed = evolve(placed, config=next_config(settings, placed.config, *known).with_guidance(sampler.cfg))
         return Preview(placed.simulate(), placed.config, "evenly spaced steps, one evaluation each, are assumed")
-    evaluations, levels, model_sampling, known = found
+    evaluations, levels, model_sampling, certain = found
     span = _noise_levels.span_of(evaluations, levels, model_sampling)
     if settings.follow_steps:
         source = _model_presets.longer(source.name, span.steps)
     config = settings.config(source, span, _noise_levels.steps_of(evaluations, levels))
-    remark = None if known else "one evaluation a step is assumed: this sampler's are known when it runs"
-    placed = place(next_config(settings, config, identity).with_guidance(sampler.cfg), span)
+    remark = None if certain else "one evaluation a step is assumed: this sampler's are known when it runs"
+    placed = place(next_config(settings, config, *known).with_guidance(sampler.cfg), span)
     return Preview(placed.simulate(), placed.config, remark)
 
 

@@ -12,6 +12,9 @@ const SAMPLING = ["steps", "sampler_name", "scheduler", "denoise", "cfg", "start
 const STEPS_PROPERTY = "magpolicy_steps";
 const SPEED_UP = "MagPolicySpeedUp";
 
+const SEEN = "magpolicy.seen"; // what reports said of models, by the file each was loaded from; kept by the browser
+const MOST_SEEN = 50;
+
 const STYLE = `
 .magpolicy-panel { box-sizing: border-box; overflow: hidden; padding: 6px 8px; border-radius: 6px; cursor: default;
   background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd); font: 11px/15px Inter, Arial, sans-serif; }
@@ -97,6 +100,23 @@ function kind(node) {
   if (!widget(node, "model_type")) return null;
   if (widget(node, "magcache_thresh") && widget(node, "semantics")) return "preview";
   return widget(node, "name") ? "report" : null;
+}
+
+function seenFiles() {
+  try {
+    return JSON.parse(localStorage.getItem(SEEN)) ?? {};
+  } catch {
+    return {}; // no storage here, or somebody else's
+  }
+}
+
+function keepSeen(file, model) {
+  const others = Object.entries(seenFiles()).filter(([name]) => name !== file);
+  try {
+    localStorage.setItem(SEEN, JSON.stringify(Object.fromEntries([...others, [file, model]].slice(-MOST_SEEN))));
+  } catch {
+    // then it is known as long as this page is open
+  }
 }
 
 class Panel {
@@ -199,8 +219,8 @@ class Panel {
     this.steps.placeholder = sampler.steps ?? "";
     const typed = this.steps.value.trim();
     if (typed !== "") sampler.steps = Number.isNaN(Number(typed)) ? typed : Number(typed);
-    this.file = JSON.stringify(files[0] ?? null);
-    const seen = this.seen?.file === this.file ? this.seen.model : null;
+    this.file = files[0] ? `${files[0].kind}: ${files[0].file}` : "";
+    const seen = this.seen?.file === this.file ? this.seen.model : this.file ? (seenFiles()[this.file] ?? null) : null;
     return { node: node.comfyClass, inputs, sampler, model: files[0] ?? null, seen };
   }
 
@@ -284,7 +304,10 @@ class Panel {
   }
 
   report({ strip, text, schedule, model }) {
-    if (model) this.seen = { file: this.file, model };
+    if (model) {
+      this.seen = { file: this.file, model };
+      if (this.file) keepSeen(this.file, model);
+    }
     this.run.replaceChildren();
     const box = make("div", "magpolicy-run", this.run);
     make("div", "magpolicy-note", box, "last run");

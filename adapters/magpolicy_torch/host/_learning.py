@@ -7,7 +7,7 @@ residuals that it computes, and teaches the learner at its end.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -50,17 +50,23 @@ class Lesson:
     """Whether the host took it for a run of the whole schedule: one that ends early does not show it by its own steps."""
     _stop: int = field(default=0, init=False)
     _whole: bool = field(default=True, init=False)
+    _stopped: bool = field(default=False, init=False)
 
     def begin(self, session: Session, start: int = 0, stop: int | None = None) -> None:
         """The run begins, at position ``start`` of its schedule; ``stop`` is the position after its last evaluation."""
         self._stop = session.steps if stop is None else stop
         self._whole = self._all and (start, self._stop) == (0, session.steps)
-        full = session.config.given is None and not session.config.schedules
-        if can_teach(self._known, whole=self._whole, full=full, levels=session.sigmas, steps=self._stop - start):
+        if can_teach(
+            self._known, whole=self._whole, full=_in_full(session.config), levels=session.sigmas, steps=self._stop - start
+        ):
             self.samples = ResidualSamples(session.steps)
 
     def drop(self) -> None:
         """Learn nothing from it: the run was stopped."""
+        self._stopped = True
+        self._free()
+
+    def _free(self) -> None:
         samples, self.samples = self.samples, None
         if samples is not None:
             samples.clear()
@@ -68,9 +74,11 @@ class Lesson:
     def end(self, session: Session) -> None:
         """The run is over. It teaches if it went to its end; this waits for the device."""
         samples, trace = self.samples, session.trace
-        went_to_its_end = bool(trace) and trace[-1].step >= self._stop - 1
+        went_to_its_end = bool(trace) and trace[-1].step >= self._stop - 1 and not self._stopped
         measured = samples.measured() if samples is not None and went_to_its_end else None
-        self.drop()
+        self._free()
+        if went_to_its_end and _in_full(session.config):
+            self._learner.made_in_full(self._identity, self._all)
         if measured is None:
             return
         try:
@@ -98,6 +106,7 @@ class Learner:
         request: what was asked of the handle.
         identify: says which model it is now: a LoRA that is loaded makes it another one.
         describe: what a calibration notes about how the runs were made (:attr:`magpolicy.Calibration.provenance`).
+        streams: those of its runs, where the host knows them; what runs of other streams taught serves until these have.
     """
 
     __module__ = "magpolicy_torch"
@@ -107,8 +116,10 @@ class Learner:
         request: AttachRequest,
         identify: Callable[[], ModelIdentity],
         describe: Callable[[], Mapping[str, Any]] = dict,
+        streams: Iterable[str] | None = None,
     ) -> None:
         self._request, self._identify, self._describe = request, identify, describe
+        self._streams = None if streams is None else tuple(streams)
         self._lock = threading.Lock()
         self._models: dict[ModelIdentity, _Model] = {}
 
@@ -118,12 +129,13 @@ class Learner:
         request: AttachRequest,
         identify: Callable[[], ModelIdentity],
         describe: Callable[[], Mapping[str, Any]] = dict,
+        streams: Iterable[str] | None = None,
     ) -> Learner | None:
         """The learner of a handle; ``None`` where nothing is to be learned, or several processes share the work.
 
         Each process would know other runs, and they have to decide alike.
         """
-        return cls(request, identify, describe) if request.learn and not _shared() else None
+        return cls(request, identify, describe, streams) if request.learn and not _shared() else None
 
     def lesson(self, request: AttachRequest | None = None, *, whole: bool = True) -> Lesson:
         """For the next run.
@@ -136,8 +148,14 @@ class Learner:
         with self._lock:
             model = self._models.get(identity)
             if model is None:
-                model = self._models[identity] = _Model(learned(identity))
+                known = learned(identity, self._streams)
+                model = self._models[identity] = _Model(known, learned(identity) if known is None else None)
             return Lesson(evolve(request, config=model.config_for(request, whole)), self, identity, model.known, whole)
+
+    def made_in_full(self, identity: ModelIdentity, whole: bool) -> None:
+        """A run in full was made for ``learn="first"``. Another one would not teach more, also if this one taught nothing."""
+        with self._lock:
+            self._models[identity].made_in_full.add(whole)
 
     def learn(self, identity: ModelIdentity, lesson: Calibration) -> None:
         """Keep what a run taught, if it is worth more than what is known."""
@@ -160,6 +178,10 @@ class _Model:
     """What is known of one model."""
 
     known: Calibration | None
+    other: Calibration | None = None
+    """What serves as long as nothing is known: runs of other streams taught it."""
+    made_in_full: set[bool] = field(factory=set, init=False)
+    """Of which kinds runs in full were made here: of the whole schedule, of a part."""
     _config: tuple[RunConfig, RunConfig] | None = None
     """What was asked for, and the same as it is planned from what is known."""
 
@@ -168,12 +190,18 @@ class _Model:
 
     def config_for(self, request: AttachRequest, whole: bool) -> RunConfig:
         """What the next run goes by; the same object while nothing new is known, which spares planning again."""
-        if request.learn == "first" and can_teach(self.known, whole=whole, full=True, levels=None):
+        wanted = request.learn == "first" and whole not in self.made_in_full
+        if wanted and can_teach(self.known, whole=whole, full=True, levels=None):
             return always_compute(IN_FULL)
         if self._config is None or self._config[0] is not request.config:
-            asked = request.config
-            self._config = asked, asked.while_learning() if self.known is None else asked.taught_by(self.known)
+            asked, known = request.config, self.known or self.other
+            self._config = asked, asked.while_learning() if known is None else asked.taught_by(known)
         return self._config[1]
+
+
+def _in_full(config: RunConfig) -> bool:
+    """Whether every step computes."""
+    return config.given is None and not config.schedules
 
 
 def _levels_told(session: Session) -> tuple[float, ...] | None:

@@ -17,6 +17,7 @@ from attrs import Factory, define
 import magpolicy
 import torch
 from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, RunError, Session, StreamMoments
+from magpolicy.adapter import PRIOR_SHARE
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -230,7 +231,11 @@ class Moments:
         if missed:
             seen["streams_left_out"] = missed
         return Calibration(
-            sigmas=tuple(map(float, sigmas)), streams=streams, cross=cross, provenance={**(provenance or {}), **seen}
+            sigmas=tuple(map(float, sigmas)),
+            streams=streams,
+            cross=cross,
+            provenance={**(provenance or {}), **seen},
+            prior_share=PRIOR_SHARE,
         )
 
     def _check(self) -> None:

@@ -39,10 +39,12 @@ class ResidualSamples:
         """Look at the residual of ``stream`` at ``step``; ``channel_dim`` is its dimension of channels."""
         if not self.usable:
             return
-        with torch.no_grad():
-            flat = residual.detach()
-            flat = flat.movedim(channel_dim, -1).flatten(0, -2) if flat.ndim > 1 else flat.reshape(1, -1)
-            new = self._few(flat)
+        try:
+            new = self._few(residual.detach(), channel_dim)
+        except RuntimeError:  # no room, or a kind of tensor that has no gather: the run goes on all the same
+            self.usable = False
+            self.clear()
+            return
         like = next(iter(self._taken.values()), new)
         self.usable = new.shape == like.shape and new.device == like.device and (stream, step) not in self._taken
         self._taken[stream, step] = new
@@ -65,11 +67,13 @@ class ResidualSamples:
             return None
         try:
             return MeasuredPart(list(self._taken), _gram(list(self._taken.values())).cpu().double().numpy())
-        except (ArgumentError, torch.cuda.OutOfMemoryError):  # NaN, or zero everywhere; no room for it
+        except (ArgumentError, RuntimeError):  # NaN, or zero everywhere; no room for it
             return None
 
-    def _few(self, flat: Tensor) -> Tensor:
-        """(rows, channels) of ``flat`` (tokens, channels): in each channel the same tokens at every step."""
+    @torch.no_grad()
+    def _few(self, residual: Tensor, channel_dim: int) -> Tensor:
+        """(rows, channels) of a residual: in each channel the same tokens at every step."""
+        flat = residual.movedim(channel_dim, -1).flatten(0, -2) if residual.ndim > 1 else residual.reshape(1, -1)
         total, channels = flat.shape
         rows = max(1, min(ROWS, HELD // (channels * flat.element_size() * self.steps)))
         if total <= rows:

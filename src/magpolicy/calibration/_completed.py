@@ -105,7 +105,8 @@ def read_at(calibration: Calibration, levels: Sequence[float], *, directions: Di
     measured = MeasuredPart([(name, step) for name in names for step in range(known)], _whole_gram(calibration))
     sigmas = _checks.levels("levels", levels)
     whole = _completed(measured, (*calibration.sigmas, *sigmas), (), directions)[:, known:, :, known:]
-    return evolve(_calibration(names, sigmas, whole, calibration.provenance), name=calibration.name)
+    read = _calibration(names, sigmas, whole, calibration.provenance)
+    return evolve(read, name=calibration.name, prior_share=calibration.prior_share)
 
 
 def _completed(

@@ -19,7 +19,7 @@ from magpolicy.calibration._gram import Floats
 from magpolicy.calibration._moments import StreamMoments
 
 _KEYS = {"kind": str, "version": int, "name": str, "aliases": list, "sigmas": list, "streams": dict, "cross": list,
-         "provenance": dict}  # fmt: skip
+         "provenance": dict, "prior_share": float}  # fmt: skip
 _STREAM_KEYS = {"gram", "ratios", "spread", "cosine", "samples"}
 
 
@@ -50,7 +50,7 @@ def _put_together(header: Any, tables: Mapping[str, Floats]) -> Calibration:
         raise PresetError(
             f"version={_checks._short(header.get('version'))} is not {VERSION}; update magpolicy, or calibrate again"
         )
-    _check_keys("", header, _KEYS, set(_KEYS) - {"aliases", "name", "cross", "provenance"})
+    _check_keys("", header, _KEYS, set(_KEYS) - {"aliases", "name", "cross", "provenance", "prior_share"})
     for name, kind in _KEYS.items():
         if name in header and not isinstance(header[name], kind):
             raise PresetError(f"{name}={_checks._short(header[name])} must be a {kind.__name__}")
@@ -73,6 +73,7 @@ def _put_together(header: Any, tables: Mapping[str, Floats]) -> Calibration:
         provenance=header.get("provenance", {}),
         name=header.get("name", ""),
         aliases=header.get("aliases", ()),
+        prior_share=header.get("prior_share", 0.0),
     )
 
 

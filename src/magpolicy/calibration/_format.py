@@ -102,6 +102,7 @@ def _taken_apart(calibration: Calibration) -> tuple[dict[str, Any], dict[str, Fl
         "aliases": list(calibration.aliases),
         "sigmas": list(calibration.sigmas),
         "provenance": dict(calibration.provenance),
+        "prior_share": float(calibration.prior_share),
         "streams": streams,
         "cross": cross,
     }

@@ -14,7 +14,7 @@ from attrs import evolve, frozen
 from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._completed import MeasuredPart, completed, read_at
-from magpolicy.calibration._mixed import mixed_with_prior
+from magpolicy.calibration._prior import PRIOR_SHARE
 
 KEY = "taught"
 """Where the provenance of a learned calibration has what taught it."""
@@ -22,9 +22,6 @@ MOST = 4
 """Runs that are averaged."""
 SHORTEST = 4
 """Evaluations of the shortest run that teaches."""
-PRIOR_SHARE = 0.03
-"""What one run shows is one sample. This share of the general prior makes plans from it hold for others: in the lab it is worth
-up to 9 dB, and loses none (benchmarks/quality/learning.py)."""
 
 
 @frozen(order=True)
@@ -85,7 +82,8 @@ def lesson_of(
     """
     computed = len(measured.places)
     taught = Taught(whole=whole, full=computed == evaluations, computed=computed)
-    return completed(measured, levels, expert_steps=expert_steps, provenance={**(provenance or {}), KEY: taught.to_dict()})
+    made = completed(measured, levels, expert_steps=expert_steps, provenance={**(provenance or {}), KEY: taught.to_dict()})
+    return evolve(made, prior_share=PRIOR_SHARE)
 
 
 def can_teach(
@@ -119,11 +117,6 @@ def joined(known: Calibration | None, lesson: Calibration) -> Calibration | None
         return evolve(Calibration.merge([known, lesson]), provenance={**lesson.provenance, KEY: taught.to_dict()})
     except ArgumentError:
         return lesson
-
-
-def to_plan_from(known: Calibration) -> Calibration:
-    """What runs are planned from, where so much is known."""
-    return mixed_with_prior(known, PRIOR_SHARE)
 
 
 def at_levels_of(known: Calibration, steps: int, sigmas: tuple[float, ...] | None) -> Calibration:

@@ -34,6 +34,7 @@ def merge(alike: Sequence[Calibration]) -> Calibration:
         provenance=_provenance(alike) | {"samples": sum(counts)},
         name=first.name if all(c.name == first.name for c in alike) else "",
         aliases=sorted(set().union(*(c.aliases for c in alike))),
+        prior_share=max(c.prior_share for c in alike),
     )
 
 

@@ -48,22 +48,23 @@ _FRAMES = 5  # of each video
     metavar="FOLDER",
     help="Folder for the pictures and figures.",
 )
+@click.option("--no-learn", is_flag=True, help="Measure nothing in the runs, and keep nothing.")
 @click.option("--json", "as_json", is_flag=True, help="JSON output.")
-def try_(load: Any, speeds: tuple[float | str, ...], output: Path, as_json: bool, **_: Any) -> None:
+def try_(load: Any, speeds: tuple[float | str, ...], output: Path, no_learn: bool, as_json: bool, **_: Any) -> None:
     """Run a pipeline in full and at several speeds, and compare.
 
     Loads the pipeline of a repo id or folder and generates each prompt in full and at every speed, from the same noise.
-    Prints a table, writes the pictures and one picture of all of them into a folder, and ends with the line that gives you
-    the speed. Nothing needs to be calibrated before. Needs the `diffusers` extra, and what the pipeline needs; PSNR, SSIM and
-    LPIPS are there with the `evaluate` extra.
+    The full run teaches the others, and later ones too. Prints a table, writes the pictures and one picture of all of them
+    into a folder, and ends with the line that gives you the speed. Needs the `diffusers` extra, and what the pipeline needs;
+    PSNR, SSIM and LPIPS are there with the `evaluate` extra.
     """
     run = require("magpolicy_diffusers._side_by_side", "diffusers")
     pipe, calls = load("np")
     given = [({k: v for k, v in call.items() if k != "generator"}, _seed(call)) for call in calls]
-    ways = {_named(speed): {"speedup": speed} for speed in speeds}
+    ways = {_named(speed): {"speedup": speed, "learn": False if no_learn else None} for speed in speeds}
     try:
         with _progress(quiet=as_json) as on_run:
-            outcomes = run.side_by_side(pipe, given, ways, on_run=on_run)
+            outcomes = run.side_by_side(pipe, given, ways, teach=not no_learn, on_run=on_run)
             rows, missing = _figures(outcomes)
     except KeyboardInterrupt:
         raise _pipeline.stopped(KeyboardInterrupt()) from None

@@ -20,7 +20,7 @@ from magpolicy.policy._curve import Curve
 from magpolicy.policy._semantics import Semantics
 from magpolicy.run._config import RunConfig
 from magpolicy.run._placing import ScheduleSpan, place
-from magpolicy.run._resolve import always_compute, asks_for_the_rule, has_settings, resolve
+from magpolicy.run._resolve import RULE, always_compute, asks_for_the_rule, has_settings, resolve
 from magpolicy.run._session import Session
 from magpolicy.schedule._schedule import Schedule
 
@@ -223,7 +223,8 @@ def attach(
         "guidance": guidance,
         **targets,
     }
-    config = always_compute() if calibrate else _config(target, next(iter(given.values()), None), rule, settings)
+    source = next(iter(given.values()), None)
+    config = always_compute() if calibrate else _config(target, source, rule, settings)
     if safeguard and not config.schedules:
         raise ArgumentError(f"safeguard={_checks._short(safeguard)} compares a run with its plan; try speedup=2.0 with it")
     if steps is not None:
@@ -268,6 +269,11 @@ def _config(target: Any, source: Any, rule: str | None, settings: Mapping[str, A
         by_default = not by_rule
     else:
         by_default = not by_rule and not isinstance(source, Schedule) and not has_settings(source)
+    if rule is not None and not has_settings(source) and any(settings[name] is None for name in RULE):
+        raise ArgumentError(
+            f"rule={rule!r}: no settings of the rule were published for this model; pass threshold, max_skips and retention, "
+            "or plan: speedup=2.0"
+        )
     if by_default and not planned:
         settings = {**settings, "speedup": DEFAULT_SPEED}
     return resolve(source, **settings)

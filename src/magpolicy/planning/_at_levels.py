@@ -9,7 +9,7 @@ from attrs import frozen
 
 from magpolicy import _checks
 from magpolicy.calibration._calibration import Calibration
-from magpolicy.calibration._prior import is_measured, prior_calibration
+from magpolicy.calibration._prior import CONSTANT, PROVENANCE, prior_calibration, with_prior
 from magpolicy.catalog._presets import Preset
 from magpolicy.catalog._source import SourceContent
 from magpolicy.policy._curve import Curve
@@ -33,6 +33,12 @@ class SourceAtLevels:
         """The preset whose longest run of skips and leading steps bind a plan: those published with ratios are the rule's."""
         return self.preset if self.measured else None
 
+    @property
+    def is_a_guess(self) -> bool:
+        """Whether nothing at all is known of the model: neither how its residuals turn nor how long they are."""
+        about = self.calibration.provenance
+        return about.get("from") == PROVENANCE and about.get("norms") == CONSTANT
+
 
 def at_levels(source: Any, steps: int | None, sigmas: Sequence[float] | None) -> SourceAtLevels:
     """The source at the noise levels of a run of ``steps`` steps, or at ``sigmas``; as calibrated by default.
@@ -43,7 +49,8 @@ def at_levels(source: Any, steps: int | None, sigmas: Sequence[float] | None) ->
     """
     content = SourceContent.of(source)
     if content.calibration is not None:
-        return SourceAtLevels(content.calibration.resample(steps=steps, sigmas=sigmas), content.preset, is_measured(content.calibration), True)
+        run = content.calibration.resample(steps=steps, sigmas=sigmas)
+        return SourceAtLevels(with_prior(run), content.preset, True, True)
     known = sigmas is not None or content.levels_known
     return SourceAtLevels(_expected(content.curve, steps, sigmas), content.preset, False, known)
 

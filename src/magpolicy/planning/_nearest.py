@@ -38,4 +38,6 @@ def _with_more(problem: PlanProblem, target: PlanTarget, computed: int) -> tuple
         schedule = solve(problem, evolve(target, speedup=None, error=None, computed=computed))
     except TargetError as error:  # more than FEWEST must
         schedule = solve(problem, evolve(target, speedup=None, error=None, computed=error.least))
-    return schedule, f"{name}={value:g} cannot be had in a run of {problem.count} steps: {schedule.computed} of them compute"
+    run = f"{problem.count} steps" if problem.count > 1 else "one step"
+    which = f"{schedule.computed} of them compute" if schedule.computed < problem.count else "every step computes"
+    return schedule, f"{name}={value:g} cannot be had in a run of {run}: {which}"

@@ -70,8 +70,9 @@ def step_sizes(levels: tuple[float, ...]) -> Floats:
 def hedged(sizes: Floats) -> Floats:
     """(N,) step sizes (N,) half way to those of an even run, as geometric means.
 
-    For plans by the general prior: where steps are uneven, a plan that trusts the sizes wholly leaves out the steps at the
-    beginning, and one that takes none of them into account those at the end. benchmarks/quality/steps.py measures it.
+    For plans of models of which nothing is known: where steps are uneven, a plan that trusts the sizes wholly leaves out the
+    steps at the beginning, and one that takes none of them into account those at the end. benchmarks/quality/steps.py measures
+    it. With norms known, or a calibration, it does not pay.
     """
     found: Floats = np.sqrt(sizes * sizes.mean())
     return found

@@ -50,7 +50,7 @@ class PlanProblem:
     must_compute: frozenset[int]
     """Evaluations that compute whatever the plan."""
     step_sizes: Floats
-    """(N,) share of the run that each evaluation speaks for (by the prior hedged), times the caller's weights."""
+    """(N,) share of the run that each evaluation speaks for, hedged where the source is a guess, times the caller's weights."""
     limits: str
     """What holds the number of computed evaluations up, for error messages."""
     sigmas: tuple[float, ...] | None = None
@@ -88,7 +88,7 @@ def _problem(request: PlanRequest, source: SourceAtLevels) -> PlanProblem:
     together = _fits_together(target, whole.steps)
     must, reasons = _must_compute(target, source, request.sigmas)
     gap = _longest_gap(target, source, run)
-    sizes = step_sizes(whole.sigmas) if source.measured else hedged(step_sizes(whole.sigmas))
+    sizes = hedged(step_sizes(whole.sigmas)) if source.is_a_guess else step_sizes(whole.sigmas)
     weights = np.ones(whole.steps) if target.weights is None else _weights(tuple(target.weights), whole.steps)
     return PlanProblem(
         errors=ErrorTables.of(

@@ -16,7 +16,7 @@ from magpolicy import _checks
 from magpolicy._errors import ArgumentError, PlanWarning
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._forecast import Forecast, Hold, Linear, Measured, Planned
-from magpolicy.calibration._lessons import Taught, at_levels_of, to_plan_from
+from magpolicy.calibration._lessons import Taught, at_levels_of
 from magpolicy.calibration._prior import flow_levels, is_measured
 from magpolicy.catalog._learned import in_words
 from magpolicy.catalog._presets import Preset
@@ -325,8 +325,8 @@ class Plan(FromSource):
     def taught_by(self, calibration: Calibration) -> RunConfig:
         if not self.learns:
             return self
-        known, source = to_plan_from(calibration), f"a plan from {in_words(calibration)}"
-        return evolve(self, curve=known.curve, calibration=known, preset=None, source=source, last={})
+        source = f"a plan from {in_words(calibration)}"
+        return evolve(self, curve=calibration.curve, calibration=calibration, preset=None, source=source, last={})
 
     def while_learning(self) -> RunConfig:
         return evolve(self, learning=True, last={})

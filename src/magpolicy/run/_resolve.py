@@ -93,7 +93,7 @@ def has_settings(source: Any) -> bool:
     """Whether ``source`` is a preset, or the name of one, that was published with all settings of the rule."""
     several = named(source) if isinstance(source, str | Path) else (source,) if isinstance(source, Preset) else source
     matches = several if isinstance(several, tuple) else ()
-    return any(all(getattr(preset, name) is not None for name in _EXAMPLES) for preset in matches)
+    return any(all(getattr(preset, name) is not None for name in RULE) for preset in matches)
 
 
 def always_compute(source: str = "") -> RunConfig:
@@ -166,8 +166,9 @@ def _rule(
     )
 
 
-_EXAMPLES = {"threshold": "0.06", "max_skips": "3", "retention": "0.2"}
-_OF_THE_RULE = (*_EXAMPLES, "end_step", "semantics")
+RULE = {"threshold": "0.06", "max_skips": "3", "retention": "0.2"}
+"""The settings of the rule that presets are published with, and an example of each."""
+_OF_THE_RULE = (*RULE, "end_step", "semantics")
 
 
 def _setting(preset: Preset | None, calibration: Calibration | None, name: str, value: Any) -> Any:
@@ -176,7 +177,7 @@ def _setting(preset: Preset | None, calibration: Calibration | None, name: str, 
         value = getattr(preset, name, None)
     if value is not None:
         return value
-    example = _EXAMPLES[name]
+    example = RULE[name]
     if calibration is not None:
         what = f"calibration {preset.name!r}" if preset else "a calibration"
         raise ArgumentError(f"{name}=None: {what} carries no settings of the rule; try {name}={example}, or plan: speedup=2.0")

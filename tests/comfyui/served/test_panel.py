@@ -240,6 +240,35 @@ def test_speed_up_shows_its_plan_and_what_decides_it(speed_up: Any) -> None:
     speed_up.wait_for_function("() => cache.magpolicy.plan.textContent.includes('set learn to')", timeout=15_000)
 
 
+ADD_LOADER = """() => {
+  const loader = LiteGraph.createNode("UNETLoader");
+  app.graph.add(loader);
+  loader.widgets.find((widget) => widget.name === "unet_name").value = "some-flux.safetensors";
+  loader.connect(0, cache, "model");
+}"""
+REPORT = """(model) => {
+  const detail = { node: String(cache.id), strip: "█·", text: "", model };
+  if (app.api.dispatchCustomEvent) app.api.dispatchCustomEvent("magpolicy.report", detail);
+  else app.api.dispatchEvent(new CustomEvent("magpolicy.report", { detail }));
+}"""
+KNOWN = "(known) => cache.magpolicy.plan.textContent.includes(\"norms of preset 'flux.1-dev'\") === known"
+
+
+def test_a_model_that_was_sampled_is_known_by_its_file_in_another_workflow_too(speed_up: Any) -> None:
+    speed_up.evaluate(ADD_LOADER)
+    computed(speed_up, 28, 14)
+    assert speed_up.evaluate(KNOWN, False)
+    speed_up.evaluate(REPORT, {"preset": "flux.1-dev", "flux": True, "shift": 1.15})
+    speed_up.wait_for_function(KNOWN, arg=True, timeout=15_000)
+    speed_up.evaluate(ADD_NODES.replace('"MagCache"', '"MagPolicySpeedUp"'))
+    computed(speed_up, 20, 10)
+    assert speed_up.evaluate(KNOWN, False), "another model"
+    speed_up.evaluate(ADD_LOADER)
+    speed_up.wait_for_function(KNOWN, arg=True, timeout=15_000)
+    speed_up.evaluate("() => localStorage.setItem('magpolicy.seen', 'no JSON')")
+    speed_up.wait_for_function(KNOWN, arg=False, timeout=15_000)
+
+
 # A tiny workflow that can be run, laid out for a picture of it.
 RUNNABLE = """() => {
   app.graph.clear();
