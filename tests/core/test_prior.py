@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from attrs import evolve
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magpolicy import ArgumentError, Calibration, Curve, RunError, Schedule, Session, expected_errors, plan, preset, presets
@@ -257,6 +257,7 @@ def test_on_residuals_the_prior_is_wrong_of_a_run_is_no_worse_than_holding(proce
     assert sum(entry.decision.computes for entry in session.trace) == computed, "not one step more than asked for"
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([14, 9]), st.sampled_from([white, period_two]))
 def test_noise_is_held_from_the_first_comparison_on(seed, computed, process):
     """Each single run: the cosine is that of noise, and no step later speaks for forecasts."""
@@ -265,6 +266,7 @@ def test_noise_is_held_from_the_first_comparison_on(seed, computed, process):
     assert late_errors <= 1.05**2 * late_holds
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([14, 9]))
 def test_smooth_residuals_are_forecast(seed, computed):
     session = unknown_model(computed)
@@ -300,8 +302,8 @@ def test_as_often_as_the_host_waits_is_counted():
 
 def test_a_plan_from_measurements_compares_no_turns():
     measured = Calibration.from_residuals(list(smooth(np.random.default_rng(0))), sigmas=LEVELS)
-    for source, settings in ((measured, {}), (None, {"forecast": "hold"})):
-        with Session(source, sigmas=LEVELS, speedup=2.0, **settings) as session:
+    for source, more in ((measured, {}), (None, {"forecast": "hold"})):
+        with Session(source, sigmas=LEVELS, speedup=2.0, **more) as session:
             for _ in range(STEPS):
                 call = session.call(["single"])
                 assert not call.streams[0].compares_turn

@@ -128,8 +128,8 @@ class Run:
     def cosines(self, call: CallDecision, residuals: Residuals) -> dict[str, float]:
         """By stream, whether the residual kept its direction: the cosine between its last two changes.
 
-        Empty unless a plan's forecasts are what the general prior expects. Then the host waits for the device here, at the first
-        few computed steps; a few hundred tokens are compared.
+        Empty unless a plan's forecasts are what the general prior expects. Then the host waits for the device here, at
+        the first few computed steps; a few hundred tokens are compared.
         """
         found: dict[str, Tensor] = {}
         for stream in call.streams:

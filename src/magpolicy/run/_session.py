@@ -260,6 +260,12 @@ class Session:
             return ()
         return self._forecast.coefficients(name, self._computed.get(name, ()), step)
 
+    def _doubts(self, name: str, step: int) -> bool:
+        """Whether a skip holds that was planned to forecast."""
+        if self._doubtful is None or self._forecast.holds or not self._trusts(name).holds:
+            return False
+        return bool(self._forecast.coefficients(name, self._computed.get(name, ()), step))
+
     def _trusts(self, name: str) -> ForecastTrust:
         return self._trust.get(name, _TRUSTED)
 
@@ -310,9 +316,8 @@ class Session:
             self._noted.append((step, name, call.sigma, decision, ratio, error, policy.skips, stream.coefficients))
             if decision.computes:
                 self._computed[name] = computed_after(self._computed.get(name, ()), step)
-            elif self._doubtful is not None and self._trusts(name).holds and not self._forecast.holds:
-                if self._forecast.coefficients(name, self._computed.get(name, ()), step):
-                    self._doubted[step, name] = None
+            elif self._doubts(name, step):
+                self._doubted[step, name] = None
             if self._observers.any:
                 self._observers.tell("on_decision", session=self, entry=self.trace[-1])
 
