@@ -260,7 +260,7 @@ def test_on_residuals_the_prior_is_wrong_of_a_run_is_no_worse_than_holding(proce
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([14, 9]))
 def test_noise_is_held_from_the_first_comparison_on(seed, computed):
-    """Each single run, since its cosine is -1/2. One of 0, as of cycles and walks, is above the threshold by chance in a few runs."""
+    """Each single run, since its cosine is -1/2. One of 0, as of walks, is above the threshold by chance in a few runs."""
     session = unknown_model(computed)
     *_, late_errors, late_holds = run(session, white(np.random.default_rng(seed)))
     assert late_errors <= 1.05**2 * late_holds
