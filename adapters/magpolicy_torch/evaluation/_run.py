@@ -19,6 +19,7 @@ from magpolicy_torch.residuals import _arithmetic
 from magpolicy_torch.residuals._moments import Moments
 from magpolicy_torch.residuals._samples import ResidualSamples
 from magpolicy_torch.residuals._store import ResidualStore
+from magpolicy_torch.residuals._turns import Turns
 from torch import Tensor
 
 _TRANSFORMED = "called inside of a torch.func transform (vmap, grad, ...), where nothing can be kept: such calls compute"
@@ -45,6 +46,8 @@ class Run:
     """What the report is made of."""
     second: ResidualStore = field(init=False)
     """Residuals of the second stream of tokens of each stream, where the model has one (the audio of a video)."""
+    turns: Turns = field(init=False, factory=Turns)
+    """Whether residuals keep their direction, in a run that has to find out."""
     specs: dict[str, Any] = field(init=False, factory=dict)
     """Per stream, how the call was made whose residual is stored."""
     unsupported: set[str] = field(init=False, factory=set)
@@ -64,6 +67,7 @@ class Run:
         """Free every tensor."""
         self.store.clear()
         self.second.clear()
+        self.turns.clear()
 
     def forecast(self, call: CallDecision, batch: int) -> tuple[Tensor, Tensor | None] | Decision:
         """The residuals that a skip uses, of the hidden states and of the second stream; or the reason why there are none.
@@ -120,6 +124,22 @@ class Run:
                 if error is not None:
                     errors[stream.name] = float(error)
         return errors
+
+    def cosines(self, call: CallDecision, residuals: Residuals) -> dict[str, float]:
+        """By stream, whether the residual kept its direction: the cosine between its last two changes.
+
+        Empty unless a plan's forecasts are what the general prior expects. Then the host waits for the device here, at
+        the first few computed steps; a few hundred tokens are compared.
+        """
+        found: dict[str, Tensor] = {}
+        for stream in call.streams:
+            if stream.compares_turn and stream.name in residuals:
+                cosine = self.turns.add(stream.name, residuals[stream.name][0], self.channel_dim)
+                if cosine is not None:
+                    found[stream.name] = cosine
+            else:
+                self.turns.drop(stream.name)
+        return {name: float(cosine) for name, cosine in found.items()}
 
     def keep(self, call: CallDecision, residuals: Residuals) -> None:
         """After ``call`` was committed: store its residuals, keep as many as later skips use, and free the rest."""
@@ -191,7 +211,7 @@ def evaluate(
             if pairs is None:
                 run.unsupported.update(streams)
             residuals = run.residuals(call, pairs or (), target.batch)
-            errors = run.errors(call, residuals)
+            errors, cosines = run.errors(call, residuals), run.cosines(call, residuals)
     except BaseException:
         call.cancel()
         run.send_away()
@@ -200,7 +220,7 @@ def evaluate(
     if skip:
         call.commit()
     else:
-        call.commit(reason, errors)
+        call.commit(reason, errors, cosines)
         run.keep(call, residuals)
     run.look_ahead(call)
     return result

@@ -33,7 +33,8 @@ class Report:
     forecasts: int = 0
     """Skipped evaluations whose residual was forecast from the last two or three computed ones."""
     held: Mapping[str, int] = Factory(dict)
-    """Skipped evaluations whose residual was to be forecast but was held, by reason."""
+    """Skipped evaluations whose residual was to be forecast but was held, by reason: ``"doubtful"`` where the run showed that
+    residuals do not keep their direction as the general prior expects."""
     replans: tuple[Replan, ...] = ()
     """Where the run left its plan, with ``attach(..., safeguard=True)``."""
     source: str = ""
@@ -59,6 +60,8 @@ class Report:
         skips = [(e.step, e.stream) for e in trace if e.decision.skip]
         forecasts = [record.forecasts[key] for key in skips if key in record.forecasts]
         held = Counter(why.reason for why in forecasts if why is not None)
+        if doubted := len(set(session.doubted).intersection(skips)):
+            held["doubtful"] = doubted
         return cls(
             tuple(trace),
             schedule,
@@ -130,6 +133,8 @@ class Report:
         if self.forecasts or self.held:
             why = f", held {sum(self.held.values())} ({_listed(self.held)})" if self.held else ""
             lines.append(f"forecast {self.forecasts} of {self.reasons.get('reused', 0)} reused{why}")
+        if "doubtful" in self.held:
+            lines.append("the residual does not keep its direction as the general prior expects: such skips hold it")
         for replan in self.replans:
             off = f"{replan.measured:.3f} measured, {replan.expected:.3f} expected"
             lines.append(f"left its plan at step {replan.step} ({replan.stream}: {off}), the rest {_REST[replan.outcome]}")

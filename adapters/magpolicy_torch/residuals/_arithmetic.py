@@ -42,3 +42,10 @@ def forecast(residuals: Sequence[Tensor], coefficients: Sequence[float]) -> Tens
     last, before, *oldest = residuals
     found = torch.lerp(before, last, 1.0 + coefficients[0])
     return found.add_(torch.sub(before, oldest[0]), alpha=coefficients[1]) if oldest else found
+
+
+def some_tokens(residual: Tensor, channel_dim: int, wanted: int) -> tuple[slice, ...]:
+    """What picks about ``wanted`` evenly spaced places of each sample, along the last dimension but that of channels."""
+    tokens = residual.ndim - 2 if channel_dim % max(residual.ndim, 1) == residual.ndim - 1 else residual.ndim - 1
+    stride = max(1, residual.shape[tokens] // wanted) if tokens >= 0 else 1
+    return (*(slice(None),) * max(tokens, 0), slice(None, None, stride)) if residual.ndim else ()

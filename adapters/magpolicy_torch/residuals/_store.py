@@ -155,9 +155,7 @@ class ResidualStore:
         entries = [e for e in self._entries.get(stream, ())[:wanted] if isinstance(e, _Entry) and e.origin == origin]
         if len(entries) < wanted or not residual.ndim:
             return None
-        tokens = residual.ndim - 2 if channel_dim % residual.ndim == residual.ndim - 1 else residual.ndim - 1
-        stride = max(1, residual.shape[tokens] // _LOOKED_AT) if tokens >= 0 else 1
-        some = (*(slice(None),) * max(tokens, 0), slice(None, None, stride))
+        some = _arithmetic.some_tokens(residual, channel_dim, _LOOKED_AT)
         true = residual.detach()[some].float()
         parts = [_back(e, true.device, torch.float32, some) for e in entries]
         found = _arithmetic.forecast(parts, coefficients) if coefficients else parts[0]

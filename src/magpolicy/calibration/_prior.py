@@ -166,6 +166,16 @@ def _shares(levels: Sequence[float]) -> tuple[float, ...]:
     return tuple([1 - place[level] / len(place) for level in levels])
 
 
+def is_measured(calibration: Calibration | None) -> bool:
+    """Whether somebody's measurements are behind a plan from it; else the general prior alone is."""
+    return calibration is not None and calibration.provenance.get("from") != PROVENANCE
+
+
+def flow_levels(steps: int, sigmas: Sequence[float] | None) -> tuple[float, ...]:
+    """(N,) the noise levels of a run between 0 and 1; even ones where only their number is known."""
+    return tuple([1 - i / steps for i in range(steps)]) if sigmas is None else tuple(_flow_levels(np.asarray(sigmas)).tolist())
+
+
 def _flow_levels(levels: Floats) -> Floats:
     """Noise levels between 0 and 1."""
     return levels / (1 + levels) if levels.max() > 1 + 1e-6 else np.minimum(levels, 1.0)

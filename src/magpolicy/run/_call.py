@@ -30,6 +30,9 @@ class StreamDecision:
     check: Check | None
     """The forecast to compare with the residual that this call computes, and its expected relative error. ``None``: there is
     nothing to compare."""
+    compares_turn: bool = False
+    """Whether, if this call computes, the session wants to know if the residual kept its direction: the cosine between its
+    change since the residual computed before and the change before that."""
 
 
 @define(eq=False, repr=False)
@@ -43,8 +46,8 @@ class CallDecision:
         if call is None:  # the run has had all its evaluations: compute, and keep nothing
             ...
         # A skip takes the residuals that stream.coefficients ask for; a computed call makes them, and finds the relative
-        # error |r - forecast| / |r| of each stream's check.
-        call.commit(errors={...})
+        # error |r - forecast| / |r| of each stream's check, and the cosine of each stream that compares its turn.
+        call.commit(errors={...}, cosines={...})
         # What was computed is stored: stream.keep of them, counted from the newest.
     """
 
@@ -66,7 +69,12 @@ class CallDecision:
     _proposed: Sequence[Decision]
     _tested: Sequence[float]
 
-    def commit(self, revised: Decision | None = None, errors: Mapping[str, float] | None = None) -> None:
+    def commit(
+        self,
+        revised: Decision | None = None,
+        errors: Mapping[str, float] | None = None,
+        cosines: Mapping[str, float] | None = None,
+    ) -> None:
         """Make the decision final.
 
         Args:
@@ -74,12 +82,15 @@ class CallDecision:
                 afresh, as after any computed step.
             errors: by stream, the relative error |r - forecast| / |r| of the forecast in its ``check``. If one is much larger
                 than expected, the rest of the run is planned again, and ``keep`` is that of the new plan.
+            cosines: by stream that ``compares_turn``, the cosine between r - r_j and r_j - r_p of the residual computed here
+                and the two computed before it. Where it says that the residual does not keep its direction, skips hold until
+                a later one says that it does. Streams for which there are no two are left out.
 
         Raises:
             RunError: the call is ended already, a computed call is to be revised to a skip, or errors are given for a run
                 without a safeguard. Nothing is changed.
         """
-        self._session._commit(self, revised, errors or {})
+        self._session._commit(self, revised, errors or {}, cosines or {})
 
     def cancel(self) -> None:
         """Drop a call that was not carried out (the model raised). The next call decides its step again."""

@@ -17,6 +17,7 @@ from magpolicy._errors import ArgumentError, PlanWarning
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._forecast import Forecast, Hold, Linear, Measured, Planned
 from magpolicy.calibration._lessons import Taught, at_levels_of
+from magpolicy.calibration._prior import flow_levels, is_measured
 from magpolicy.catalog._learned import in_words
 from magpolicy.catalog._presets import Preset
 from magpolicy.planning._problem import PlanRequest
@@ -44,6 +45,8 @@ class PreparedRun:
     """The run's schedule, where it is known ahead."""
     request: PlanRequest | None = None
     """What that was planned from and for, where it was planned here."""
+    doubtful: tuple[float, ...] | None = None
+    """(N,) flow noise levels of the whole run, where forecasts are what the general prior expects and nobody measured."""
 
 
 class RunConfig(abc.ABC):
@@ -354,13 +357,14 @@ class Plan(FromSource):
             sigmas=sigmas,
             part=(first, steps) if first else None,
         )
+        doubtful = None if is_measured(self.calibration) else flow_levels(steps, sigmas)
         if not self.nearest:
-            return evolve(self.following(solve(request.problem(), self.target)), request=request)
+            return evolve(self.following(solve(request.problem(), self.target)), request=request, doubtful=doubtful)
         schedule, differs = solve_nearest(request.problem(), self.target)
         if differs and differs not in self._warned:
             self._warned.add(differs)
             warnings.warn(differs, PlanWarning, stacklevel=2)
-        return evolve(self.following(schedule), request=request)
+        return evolve(self.following(schedule), request=request, doubtful=doubtful)
 
 
 @frozen(kw_only=True)

@@ -14,6 +14,7 @@ from magpolicy._errors import ArgumentError, RunError
 from magpolicy.calibration._forecast import History, computed_after
 from magpolicy.catalog._source import PlanSource
 from magpolicy.planning._safeguard import Replan, Safeguard, safeguard_of
+from magpolicy.planning._trust import ForecastTrust
 from magpolicy.plugin_system._observers import Observers
 from magpolicy.policy._curve import SINGLE
 from magpolicy.policy._decision import Decision
@@ -116,6 +117,8 @@ class Session:
         self._joint = config.joint
         self._guarded = safeguard
         self._replans: list[Replan] = []
+        self._trust: dict[str, ForecastTrust] = {}  # per stream
+        self._doubted: dict[tuple[int, str], None] = {}  # steps and streams
         self._start_by(config.prepare(self.steps, self.sigmas), 0)
         self._computed: dict[str, History] = {}  # per stream
         self._calls: dict[tuple[str, ...], None] = {}  # streams evaluated together, the latest last
@@ -134,6 +137,7 @@ class Session:
         self._replans.clear()
         self._guard = None if self.schedule is None else safeguard_of(self._guarded, self.schedule, prepared.request)
         self._prepared_for = first
+        self._doubtful = prepared.doubtful
 
     def _go_by(self, prepared: PreparedRun) -> None:
         self._make, self._forecast, self.schedule = prepared.policy, prepared.forecast, prepared.schedule
@@ -156,6 +160,8 @@ class Session:
         self._calls.clear()
         self._trace.clear()
         self._noted.clear()
+        self._trust.clear()
+        self._doubted.clear()
         self._pending, self._first, self.active = None, step, True
         self._observers = Observers()
         self._observers.tell("on_run_start", session=self)
@@ -242,12 +248,26 @@ class Session:
 
     def _consequences(self, name: str, decision: Decision, step: int) -> StreamDecision:
         keep = self._keep(name, step)
+        turns = self._doubtful is not None and keep > 0 and not self._forecast.holds and not self._trusts(name).settled
         if decision.skip:
-            forecast = self._forecast
-            coefficients = () if forecast.holds else forecast.coefficients(name, self._computed.get(name, ()), step)
-            return StreamDecision(name, decision, coefficients, keep, None)
+            return StreamDecision(name, decision, self._coefficients(name, step), keep, None, turns)
         check = None if self._guard is None else self._guard.check(name, step, self._computed.get(name, ()))
-        return StreamDecision(name, decision, (), keep, check)
+        return StreamDecision(name, decision, (), keep, check, turns)
+
+    def _coefficients(self, name: str, step: int) -> Coefficients:
+        """How a skip forecasts its residual, if the run believes in forecasts."""
+        if self._forecast.holds or (self._doubtful is not None and self._trusts(name).holds):
+            return ()
+        return self._forecast.coefficients(name, self._computed.get(name, ()), step)
+
+    def _doubts(self, name: str, step: int) -> bool:
+        """Whether a skip holds that was planned to forecast."""
+        if self._doubtful is None or self._forecast.holds or not self._trusts(name).holds:
+            return False
+        return bool(self._forecast.coefficients(name, self._computed.get(name, ()), step))
+
+    def _trusts(self, name: str) -> ForecastTrust:
+        return self._trust.get(name, _TRUSTED)
 
     def _keep(self, name: str, step: int) -> int:
         if step >= self.steps - 1:
@@ -268,15 +288,19 @@ class Session:
         """
         if self._pending is None:
             raise RunError("commit(): nothing is decided; call decide() first")
-        self._commit(self._pending, revised, {})
+        self._commit(self._pending, revised, {}, {})
 
-    def _commit(self, call: CallDecision, revised: Decision | None, errors: Mapping[str, float]) -> None:
+    def _commit(
+        self, call: CallDecision, revised: Decision | None, errors: Mapping[str, float], cosines: Mapping[str, float]
+    ) -> None:
         if self._pending is not call:
             raise RunError(f"commit(): the call at step {call.step} is ended already; call() makes the next one")
         if revised is not None and not revised.computes:
             raise RunError(f"commit({revised}): a decision can only be revised to compute; pass a reason that computes")
         if errors:
             self._compare(call, errors)
+        if cosines:
+            self._learn_turns(call, cosines)
         step, streams = call.step, call.streams
         if revised is not None and call.skip:
             call.decision, call.skip = revised, False
@@ -292,6 +316,8 @@ class Session:
             self._noted.append((step, name, call.sigma, decision, ratio, error, policy.skips, stream.coefficients))
             if decision.computes:
                 self._computed[name] = computed_after(self._computed.get(name, ()), step)
+            elif self._doubts(name, step):
+                self._doubted[step, name] = None
             if self._observers.any:
                 self._observers.tell("on_decision", session=self, entry=self.trace[-1])
 
@@ -307,6 +333,15 @@ class Session:
                 self._replans.append(found)
                 self._guard = self._guard.after(found)
                 self.follow(found.schedule)
+
+    def _learn_turns(self, call: CallDecision, cosines: Mapping[str, float]) -> None:
+        """Believe in forecasts, or not, by what a computed step showed."""
+        if unknown := set(cosines).difference(call._names):
+            raise RunError(f"cosines has {', '.join(map(repr, sorted(unknown)))}: nothing is decided for it")
+        for name, cosine in cosines.items():
+            history = self._computed.get(name, ())
+            if self._doubtful is not None and len(history) > 1:
+                self._trust[name] = self._trusts(name).after(float(cosine), since=self._doubtful[history[1]])
 
     def cancel(self) -> None:
         """Forget a decision that was not carried out (the model raised); the step is decided again next time."""
@@ -385,6 +420,12 @@ class Session:
         """Each time that this run left its plan, in order."""
         return tuple(self._replans)
 
+    @property
+    def doubted(self) -> tuple[tuple[int, str], ...]:
+        """The steps and streams that held a residual, and did not forecast it, since the run showed that residuals do not keep
+        their direction as the general prior expects."""
+        return tuple(self._doubted)
+
     def _upcoming_skips(self) -> dict[str, Coefficients]:
         """As :meth:`CallDecision.upcoming_skips`."""
         found: dict[str, Coefficients] = {}
@@ -399,7 +440,7 @@ class Session:
             if not decide_together(policies, self._joint, step)[1][0].skip:
                 break
             for name in streams:
-                found[name] = self._forecast.coefficients(name, self._computed.get(name, ()), step)
+                found[name] = self._coefficients(name, step)
         return found
 
     def step(self, stream: Hashable = SINGLE) -> int:
@@ -434,6 +475,9 @@ class Session:
     def __repr__(self) -> str:
         state = "under way" if self.active else "not under way"
         return f"<Session of {self.steps} steps, {state}, {len(self.trace)} decisions>"
+
+
+_TRUSTED = ForecastTrust()
 
 
 def _first_reason(decided: Sequence[Decision]) -> Decision:
