@@ -168,7 +168,8 @@ def test_an_unknown_model_needs_nothing_at_all(case, way):
         report = handle.report
     assert report.computed == 10
     assert report.forecasts == sum(bool(c) for row in report.schedule.coefficients for c in row)
-    assert report.forecasts >= report.reasons["reused"] - len(report.schedule.streams)  # a first skip may have one residual
+    # A first skip may have one residual. Random weights make residuals that do not keep their direction, which runs notice.
+    assert report.forecasts + report.held.get("doubtful", 0) >= report.reasons["reused"] - len(report.schedule.streams)
     assert report.source == "a plan from the general prior, norms taken for constant"
     assert set(report.schedule.masks) == set(plan(None, sigmas=report.schedule.sigmas, speedup=2.0).masks)
 
@@ -194,7 +195,8 @@ def test_a_known_model_needs_nothing_but_a_speed():
         case.run(pipe, "distilled", 20)
         report = handle.report
     assert report.computed == 8
-    assert report.forecasts == sum(map(bool, report.schedule.coefficients[0])) > 10
+    assert report.forecasts == sum(map(bool, report.schedule.coefficients[0]))
+    assert report.forecasts + report.held.get("doubtful", 0) > 10
     assert report.source == "a plan from the general prior, norms of preset 'flux.1-dev'"
     assert report.schedule == plan("flux.1-dev", sigmas=report.schedule.sigmas, speedup=2.5)
     assert report.schedule.sigmas == pytest.approx(pipe.scheduler.sigmas[:-1].tolist())
