@@ -18,7 +18,7 @@ import numpy as np
 
 import magpolicy
 import torch
-from magpolicy_demo import demo, model
+from magpolicy_demo import loop, model
 
 RATIOS = magpolicy.preset("wan2.1-t2v-1.3b").curve.ratios["cond"]
 SETTINGS = {"threshold": 0.12, "max_skips": 4, "retention": 0.2}
@@ -82,7 +82,7 @@ def main() -> None:
 
     network = model.load()
     with torch.inference_mode():
-        tokens, labels = demo.noise_for(0, 10), torch.arange(10)
+        tokens, labels = loop.noise_for(0, 10), torch.arange(10)
         step = per_call(lambda: model.velocity(network, tokens, torch.full((10,), 0.5), labels), 3)
     print(f"decide() is {100 * ours / step:.4f}% of one evaluation of the demo model ({step * 1e3:.1f} ms)")
 

@@ -28,13 +28,21 @@ def row(option: click.Option, context: click.Context) -> str:
     return f"| {', '.join(f'`{name}{value}`' for name in names)} | {words} |\n"
 
 
+def rows(command: click.Command, name: str, prefix: str = "") -> str:
+    """The lines for all options of a command; for those of a group's commands, too, with the command's name first."""
+    if isinstance(command, click.Group):
+        return "".join(rows(inner, inner_name, f"{inner_name} ") for inner_name, inner in command.commands.items())
+    context = click.Context(command, info_name=name)
+    options = [p for p in command.params if isinstance(p, click.Option) and p.name != "help"]
+    return "".join(row(option, context).replace("| `", f"| `{prefix}", 1) for option in options)
+
+
 def page(text: str) -> str:
     """``text`` of the page with its tables written anew."""
     for name, command in program.commands.items():
-        context = click.Context(command, info_name=name)
-        options = [p for p in command.params if isinstance(p, click.Option) and p.name != "help"]
-        if options:
-            table = HEAD + "".join(row(option, context) for option in options)
+        found = rows(command, name)
+        if found and name != "comfyui":  # its commands stand in a table of their own
+            table = HEAD + found
             pattern = rf"(^## {name}\n(?:(?!^## ).*\n)*?){re.escape(HEAD)}(?:\|.*\n)*"
             text, count = re.subn(pattern, lambda match, table=table: match[1] + table, text, flags=re.MULTILINE)
             assert count == 1, f"{PAGE}: the section {name} needs one table of options"

@@ -35,7 +35,7 @@ def main() -> None:
     call = {"num_inference_steps": given.steps, "strength": given.strength}
     if given.repo:  # the switch to the real model
         pipe = diffusers.FluxImg2ImgPipeline.from_pretrained(given.repo, torch_dtype=torch.bfloat16).to(given.device)
-        with magpolicy.attach(pipe) as handle:
+        with magpolicy.attach(pipe, speedup=2.0) as handle:
             pipe(given.prompt, image=Image.open(given.image), **call).images[0].save(given.output)
         print(handle.report)
         return

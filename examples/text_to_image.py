@@ -64,7 +64,7 @@ def main() -> None:
 
     if given.repo:  # the switch to the real model
         pipe = diffusers.DiffusionPipeline.from_pretrained(given.repo, torch_dtype=torch.bfloat16).to(given.device)
-        with magpolicy.attach(pipe) as handle:
+        with magpolicy.attach(pipe, speedup=2.0) as handle:
             pipe(given.prompt, num_inference_steps=given.steps, generator=generator()).images[0].save(given.output)
         print(handle.report)
         return

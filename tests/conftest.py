@@ -2,13 +2,21 @@
 
 This file stands here and not there, where it would be imported as part of that package, whose name is that of the folder the
 repository was cloned into, such as ``magpolicy``.
+
+And keeps tests from the user's folder: each has one of its own, so that none plans from what another one's runs taught.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
+
+HOME = "MAGPOLICY_HOME"
+_folders = itertools.count()
 
 
 class _PlainRoot:
@@ -18,3 +26,11 @@ class _PlainRoot:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_PlainRoot(), "magpolicy-plain-root")  # a folder's own conftest is not asked about it
+    folder = tempfile.TemporaryDirectory(prefix="magpolicy-tests-")
+    config.add_cleanup(folder.cleanup)
+    os.environ[HOME] = folder.name  # not put back: processes that tests leave behind must not write elsewhere
+
+
+@pytest.fixture(autouse=True)
+def _a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(HOME, str(Path(os.environ[HOME]) / str(next(_folders))))

@@ -7,12 +7,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from magpolicy import AdapterError, ArgumentError, AttachRequest, RunError
+from magpolicy.adapter import check_fits
 from magpolicy_comfyui import _runs
 from magpolicy_comfyui._block_stacks import stack_of
+from magpolicy_comfyui._identity import identity_of
 from magpolicy_comfyui._settings import Settings
-from magpolicy_torch.adapter import Attached
+from magpolicy_torch.adapter import Attached, StreamNamer
 
 if TYPE_CHECKING:
+    from magpolicy.adapter import ModelIdentity
     from magpolicy_comfyui._run_report import RunReport
     from torch import nn
 
@@ -31,7 +34,7 @@ class Handle(Attached):
 
         Raises:
             AdapterError: attached already.
-            ArgumentError: an option that is not known here.
+            ArgumentError: an option that is not known here, or the calibration is another model's.
         """
         super().__init__()
         if _runs.attached(patcher) is not None:
@@ -41,6 +44,7 @@ class Handle(Attached):
                 raise ArgumentError(f"{name}={getattr(request, name)!r}: ComfyUI tells that by itself; leave it out")
         if request.scope != "stack":
             raise ArgumentError(f"scope={request.scope!r}: it is chosen by the class of the model here; leave it out")
+        check_fits(request.config.given, [type(patcher.model).__name__], host="ComfyUI", roles=StreamNamer.roles)
         self.patcher = patcher
         self._attachment = _runs.Attachment(Settings.of_request(request))
         self.install((partial(_runs.attach, patcher, self._attachment), self._take_off))
@@ -78,7 +82,11 @@ class Handle(Attached):
 
     def provenance(self) -> Mapping[str, Any]:
         """What a calibration says about the model it was made with, beside what the run knows."""
-        return {"model": type(self.patcher.model).__name__}
+        return {"model": type(self.patcher.model).__name__, "identity": self.identity.to_dict()}
+
+    @property
+    def identity(self) -> ModelIdentity:
+        return identity_of(self.patcher)
 
     def _take_off(self) -> None:
         if _runs.attached(self.patcher) is self._attachment:  # a node may have put its own in the place of it

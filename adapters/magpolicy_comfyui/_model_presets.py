@@ -65,31 +65,28 @@ _720P = 1280 // 8 * (720 // 8)
 _REFERENCES = frozenset({"ref_latents", "denoise_mask"})
 
 
-def candidates(model: Any) -> list[KnownModel]:
-    """The rows that fit a ``BaseModel``.
+def rows_for(model: Any) -> list[KnownModel]:
+    """The rows that fit a ``BaseModel``; empty for a model that no preset was calibrated on."""
+    return adapter.rows_of(TABLE, type(model).__name__, model.model_config.unet_config)
 
-    Raises:
-        PresetError: none does; the message says what to pick.
-    """
+
+def unknown(model: Any) -> PresetError:
+    """What to say where the rule is to decide and no preset was calibrated on a ``BaseModel``: it needs a table."""
     kind = type(model).__name__
-    found = adapter.rows_of(TABLE, kind, model.model_config.unet_config)
-    if not found:
-        raise PresetError(
-            f"model_type=auto: no preset was calibrated on this model ({kind}); {adapter.near_misses(TABLE, kind)}pick one, or "
-            "calibrate with the MagCache Calibration node"
-        )
-    return found
+    return PresetError(
+        f"model_type=auto: no preset was calibrated on this model ({kind}), and a threshold needs one; "
+        f"{adapter.near_misses(TABLE, kind)}use the node Speed up (magpolicy) or set speedup=2.0 here, which need none; or "
+        "pick one, or calibrate with the MagCache Calibration node"
+    )
 
 
 def for_run(
     model: Any, conditions: Mapping[str, Iterable[Mapping[str, Any]] | None], span: ScheduleSpan, shape: Sequence[int]
-) -> str:
-    """The preset of one run of a ``BaseModel``.
-
-    Raises:
-        PresetError: as :func:`candidates`.
-    """
-    found = candidates(model)
+) -> str | None:
+    """The preset of one run of a ``BaseModel``; ``None`` for a model that no preset was calibrated on."""
+    found = rows_for(model)
+    if not found:
+        return None
     parts = {name for conds in conditions.values() for cond in conds or () for name in cond.get("model_conds", {})}
     shown = {
         "reference": bool(_REFERENCES & parts),

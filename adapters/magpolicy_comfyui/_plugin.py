@@ -22,13 +22,15 @@ def attach(target: Any, request: magpolicy.AttachRequest) -> Handle | None:
 
 
 @magpolicy.hookimpl
-def preset_for(target: Any) -> str | None:
-    """The preset of a ``ModelPatcher``, by the class and config of its model."""
+def preset_for(target: Any) -> list[magpolicy.Preset | str] | None:
+    """The user's calibrations of the model in a ``ModelPatcher``, and the preset that was published for it, if any."""
     if not _ours(target):
         return None
-    from magpolicy_comfyui._model_presets import candidates
+    from magpolicy_comfyui._identity import identity_of, kept_of
+    from magpolicy_comfyui._model_presets import rows_for
 
-    return candidates(target.model)[-1].preset
+    published = [row.preset for row in rows_for(target.model)[-1:]]
+    return [*kept_of(identity_of(target)), *published] or None
 
 
 @magpolicy.hookimpl

@@ -9,6 +9,7 @@ from attrs import Factory, define, evolve
 
 from magpolicy import Calibration, Curve, RunError, Schedule
 from magpolicy.adapter import ScheduleSpan
+from magpolicy_comfyui._sources import SampledModel
 from magpolicy_torch.adapter import Report
 
 
@@ -27,6 +28,8 @@ class RunReport:
     """Why nothing was."""
     residuals_held: int = 0
     """Residuals that were held when this was said: none after a sampling."""
+    model: SampledModel | None = None
+    """What was found out of the model, where no preset was set."""
 
     @property
     def curve(self) -> Curve:
@@ -70,6 +73,9 @@ class RunReport:
         report = self.report
         return {
             "source": self.source,
+            "model": None if self.model is None else self.model.to_dict(),
+            "decided": report.source,
+            "advice": report.advice,
             "strip": report.strip,
             "computed": report.computed,
             "skipped": report.skipped,

@@ -11,18 +11,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import comfy.patcher_extension
-from attrs import define, field
+from attrs import define, evolve, field
 from comfy.patcher_extension import WrappersMP
 
-from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, MagPolicyError, RunError, Session
-from magpolicy.adapter import ScheduleSpan, place
+from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, MagPolicyError, RunError
+from magpolicy.adapter import Placement, RunConfig, ScheduleSpan, check_fits, place
 from magpolicy_comfyui import _dry_run, _model_presets
+from magpolicy_comfyui._advice import advice, too_short
 from magpolicy_comfyui._compile import by_blocks
 from magpolicy_comfyui._denoiser import Denoiser
+from magpolicy_comfyui._identity import identity_of
+from magpolicy_comfyui._learning import Lessons, about, teaches
 from magpolicy_comfyui._noise_levels import span_of, steps_of
 from magpolicy_comfyui._run_report import RunReport
 from magpolicy_comfyui._settings import Settings
-from magpolicy_comfyui._streams import StreamNames
+from magpolicy_comfyui._sources import SampledModel
+from magpolicy_comfyui._streams import StreamNames, guidance_of
 from magpolicy_torch import adapter
 
 KEY = "magpolicy"
@@ -40,6 +44,7 @@ class Attachment:
     """Of the sampling under way."""
     run_report: RunReport | None = None
     """Of the last sampling."""
+    lessons: Lessons = field(factory=Lessons)
 
     @property
     def latest(self) -> RunReport | None:
@@ -48,7 +53,7 @@ class Attachment:
 
     def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         guider = executor.class_obj
-        before, driver = self.driver, RunDriver(self.settings)
+        before, driver = self.driver, RunDriver(self.settings, self.lessons)
         for kind, wrapper in driver.wrappers():
             comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, guider.model_options, is_model_options=True)
         self.driver = driver
@@ -91,14 +96,16 @@ class HostRun(adapter.HostRun):
 
     Args:
         request: what was asked, for this run.
-        session: decides. It begins here.
+        placed: the run as its settings see it. Its session begins here.
         span: where the run lies on the noise schedule.
-        first: position in the session of the run's first evaluation.
+        lesson: learns from it.
     """
 
-    def __init__(self, request: AttachRequest, session: Session, span: ScheduleSpan, first: int) -> None:
+    def __init__(self, request: AttachRequest, placed: Placement, span: ScheduleSpan, lesson: adapter.Lesson | None) -> None:
+        first = placed.first
         before = span.first - first  # evaluations of the whole schedule that the session does not count
-        super().__init__(request, session, first, span.whole(span.flow)[before:])
+        levels = span.whole(span.flow)[before:]
+        super().__init__(request, placed.session(request.safeguard), first, levels, lesson, first + placed.count)
         self.span, self.first = span, first
 
     def calibration(self, provenance: Mapping[str, Any]) -> Calibration:
@@ -114,7 +121,7 @@ class HostRun(adapter.HostRun):
         if self.unsupported:
             raise RunError("the model's blocks could not be followed")
         levels = [self.span.flow[step - self.first] for step in moments.steps]
-        return moments.calibration(levels, {**provenance, "scope": self.scope})
+        return moments.calibration(levels, self.about(provenance))
 
 
 @define(eq=False)
@@ -122,12 +129,16 @@ class RunDriver:
     """Says where in a run a sampler stands, and which calls of the model belong to it."""
 
     settings: Settings
+    lessons: Lessons = field(factory=Lessons)
+    """Of what it is attached by."""
     run: HostRun | None = None
     """Once the sampler has begun; none where nothing is evaluated under a policy."""
     notes: list[str] = field(factory=list)
     """What a reader of the report should know."""
     source: str = ""
     """The preset that decides, by name."""
+    model: SampledModel | None = None
+    """What was found out of the model, where no preset was set."""
     _computes: bool = False
     """Whether every call computes from now on."""
     _streams: StreamNames = field(factory=StreamNames)
@@ -168,19 +179,40 @@ class RunDriver:
         span = span_of(self._levels, steps, guider.inner_model.model_sampling)
         source = self._chosen(guider, span, noise.shape)
         self._streams = StreamNames(guider.conds)
-        config = settings.config(source, span, steps_of(self._levels, steps)).with_streams(self._streams.bases)
+        request = settings.request(settings.config(source, span, steps_of(self._levels, steps)))
+        kind = type(guider.inner_model).__name__
+        check_fits(request.config.given, [kind], host="ComfyUI", roles=adapter.StreamNamer.roles)
+        lesson = self._lesson(request, guider, span)
+        request = request if lesson is None else lesson.request
+        config = request.config.with_streams(self._streams.bases).with_guidance(guidance_of(guider))
         placed = place(config, span)
-        self.run = HostRun(settings.request(placed.config), placed.session(settings.safeguard), span, placed.first)
-        served = config.preset or source  # of several presets by a name, the one that serves
-        name = getattr(served, "name", "") or (served if isinstance(served, str) else type(served).__name__)
-        self.source = "calibration" if settings.calibrate else name
+        self.run = HostRun(evolve(request, config=placed.config), placed, span, lesson)
+        self.source = "calibration" if settings.calibrate else _name(placed.config, source)
+        if short := too_short(settings, self.run.session.schedule):
+            self.notes.append(short)
+
+    def _lesson(self, request: AttachRequest, guider: Any, span: ScheduleSpan) -> adapter.Lesson | None:
+        if not teaches(request):
+            return None
+        known = None if self.model is None else self.model.identity
+        return self.lessons.next(request, known or identity_of(guider.model_patcher), whole=not span.partial)
 
     def _chosen(self, guider: Any, span: ScheduleSpan, shape: Sequence[int]) -> Any:
-        """The source of the ratios: what was set, or what fits the model and this run."""
-        source = self.settings.source
-        if source is None and not self.settings.calibrate:
-            source = _model_presets.for_run(guider.inner_model, guider.conds, span, shape)
-        if self.settings.follow_steps and getattr(source, "name", None):
+        """What decides is made from this: what was set, or what fits the model and this run; ``None``: nothing is known.
+
+        Raises:
+            PresetError: nothing is known, but the rule is to decide.
+        """
+        settings, source = self.settings, self.settings.source
+        if settings.calibrate or (source is None and settings.given is None):
+            preset = _model_presets.for_run(guider.inner_model, guider.conds, span, shape)
+            self.model = SampledModel.sampled_by(guider, preset)
+        if self.model is not None and not settings.calibrate:
+            source = self.model.for_rule() if settings.needs_table else self.model.for_plan(span)
+            if source is None and settings.needs_table:
+                raise _model_presets.unknown(guider.inner_model)
+            return source
+        if settings.follow_steps and getattr(source, "name", None):
             source = _model_presets.longer(source.name, span.steps)
         return source
 
@@ -261,10 +293,11 @@ class RunDriver:
         run = self.run
         if run is None or not run.session.trace:
             return None
-        made = RunReport(run.report, run.span, self.source, list(self.notes), residuals_held=run.residuals_held)
+        report = evolve(run.report, advice=advice(self.settings, run.session.config))
+        made = RunReport(report, run.span, self.source, list(self.notes), residuals_held=run.residuals_held, model=self.model)
         if self.settings.calibrate:
             try:
-                made.measured = run.calibration({"versions": adapter.versions(), "host": "ComfyUI"})
+                made.measured = run.calibration(about(None if self.model is None else self.model.identity))
             except (ArgumentError, RunError) as error:
                 made.problem = str(error)
         return made
@@ -272,3 +305,11 @@ class RunDriver:
     def _say(self, what: str) -> None:
         log.warning("magpolicy: %s", what)
         self.notes.append(what)
+
+
+def _name(config: RunConfig, source: Any) -> str:
+    """The name of what decides."""
+    if config.given is None:
+        return "the general prior" if config.schedules else "in full"
+    served = config.preset or config.given  # of several presets by a name, the one that serves
+    return getattr(served, "name", "") or (source if isinstance(source, str) else type(served).__name__)

@@ -6,10 +6,13 @@ from typing import Any
 
 from attrs import frozen
 
-from magpolicy import AttachRequest, Schedule
-from magpolicy.adapter import RunConfig, ScheduleSpan, always_compute, place, resolve
+from magpolicy import AttachRequest, Preset, Schedule
+from magpolicy.adapter import Placement, RunConfig, ScheduleSpan, always_compute, named, place, resolve
 from magpolicy.adapter import semantics as known_semantics
 from magpolicy_torch.adapter import ResidualStore
+
+CAUTIOUS: dict[str, Any] = {"threshold": 0.06, "max_skips": 3, "retention": 0.2}
+"""What the rule goes by where neither the user nor the preset says it: a calibration recommends no settings."""
 
 
 @frozen(kw_only=True)
@@ -21,13 +24,14 @@ class Settings:
     threshold: float | None = None
     max_skips: int | None = None
     retention: float | None = None
+    """The rule's; ``None``: those of the preset."""
     start_step: int = 0
     """First step of the sampler that may be skipped."""
     end_step: int | None = None
     """Last one; negative ones count from the end."""
     semantics: str | None = None
-    speedup: float | None = None
-    """Plan for it; the threshold has no say then."""
+    speedup: float | str | None = None
+    """Plan for it; threshold, K and retention have no say then."""
     forecast: str | None = None
     offload: str | None = None
     storage_dtype: Any = None
@@ -37,6 +41,8 @@ class Settings:
     """Of a calibration: evaluations back and tokens that are compared; see :class:`magpolicy_torch.Moments`."""
     name: str = ""
     """Of the calibration."""
+    learn: bool | str | None = None
+    """Whether runs teach later ones; ``"first"``: the first run computes every step. ``None``: a node that does not ask."""
     safeguard: Any = None
     """Whether a planned run is compared with its plan."""
     follow_steps: bool = False
@@ -46,6 +52,11 @@ class Settings:
     node: str | None = None
     """The node's id in its workflow, for messages to the browser."""
 
+    @property
+    def needs_table(self) -> bool:
+        """Whether a preset has to be found for the model: the rule needs one, a plan and a calibration do without."""
+        return self.source is None and self.given is None and self.speedup is None and not self.calibrate
+
     def check(self) -> None:
         """Complain about settings that no run could have.
 
@@ -54,7 +65,7 @@ class Settings:
         """
         ResidualStore(self.offload, self.storage_dtype)
         known_semantics(self.semantics)
-        if self.source is not None and not self.calibrate:
+        if not self.calibrate and not self.needs_table:
             self._resolved(self.source)
 
     @classmethod
@@ -69,6 +80,7 @@ class Settings:
             window=request.window,
             tokens=request.tokens,
             safeguard=request.safeguard,
+            learn=request.learn,
         )
 
     def request(self, config: RunConfig) -> AttachRequest:
@@ -81,16 +93,17 @@ class Settings:
             window=self.window,
             tokens=self.tokens,
             safeguard=self.safeguard,
+            learn=self.learn or False,
         )
 
-    def preview(self, source: Any, steps: int) -> Schedule:
-        """The schedule of a whole run of ``steps`` steps.
+    def place(self, source: Any, steps: int) -> Placement:
+        """A whole run of ``steps`` steps, as these settings see it.
 
         Raises:
             ArgumentError: a setting is missing.
         """
         span = ScheduleSpan(tuple(1 - i / steps for i in range(steps)), ())
-        return place(self.config(source, span, list(range(steps))), span).simulate()
+        return place(self.config(source, span, list(range(steps))), span)
 
     def config(self, source: Any, span: ScheduleSpan, sampler_steps: list[int]) -> RunConfig:
         """The checked settings of a run that covers ``span``; ``sampler_steps`` says which step each evaluation belongs to.
@@ -100,23 +113,39 @@ class Settings:
         """
         if self.calibrate:
             return always_compute()
-        return self.given or self._resolved(source, *self._may_skip(span, sampler_steps))
+        return self.given or self._resolved(source, *self._may_skip(span, sampler_steps), span.steps)
 
-    def _resolved(self, source: Any, start: int = 0, end: int | None = None) -> RunConfig:
+    def _resolved(self, source: Any, start: int = 0, end: int | None = None, steps: int = 0) -> RunConfig:
+        """The settings on ``source``; ``start`` and ``end`` are the first and the last of ``steps`` that may be skipped."""
         if isinstance(source, Schedule):
             return resolve(source)
-        planned = self.speedup is not None
+        if self.speedup is not None:
+            last = steps - 1 if end is None else end
+            forced = [i for i in range(steps) if not start <= i <= last]
+            planned = resolve(
+                source, speedup=self.speedup, forced=forced or None, semantics=self.semantics, forecast=self.forecast
+            )
+            return planned.for_any_run()
+        if isinstance(source, str):  # of several presets by that name, the one that has what is not set here
+            source = named(source).with_settings([name for name, value in self._rule.items() if value is None])
         return resolve(
             source,
-            threshold=None if planned else self.threshold,
-            max_skips=self.max_skips,
-            retention=self.retention,
+            **self.rule_on(source),
             start_step=start,
             end_step=end,
             semantics=self.semantics,
-            speedup=self.speedup,
             forecast=self.forecast,
         )
+
+    @property
+    def _rule(self) -> dict[str, Any]:
+        return {"threshold": self.threshold, "max_skips": self.max_skips, "retention": self.retention}
+
+    def rule_on(self, source: Any) -> dict[str, Any]:
+        """The settings of the rule on a preset or curve: those set here, or the preset's, or cautious ones."""
+        published = source if isinstance(source, Preset) else None
+        known = {name: getattr(published, name, None) if value is None else value for name, value in self._rule.items()}
+        return {name: CAUTIOUS[name] if value is None else value for name, value in known.items()}
 
     def _may_skip(self, span: ScheduleSpan, sampler_steps: list[int]) -> tuple[int, int | None]:
         """First and last position that may be skipped, of ``start_step`` and ``end_step``, which count the sampler's steps."""

@@ -7,7 +7,21 @@ from typing import Any
 
 from magpolicy_torch.adapter import StreamNamer
 
-_ROLES = {"positive": "cond", "negative": "uncond"}
+ROLES = {"positive": "cond", "negative": "uncond"}
+
+
+def guidance_of(guider: Any) -> float | None:
+    """The scale of classifier-free guidance; ``None`` for guiders that combine conditions in another way."""
+    scale = getattr(guider, "cfg", None)
+    conds = {role for role, given in guider.conds.items() if given}
+    return float(scale) if conds == set(ROLES) and isinstance(scale, int | float) else None
+
+
+def evaluated_by(guider: Any) -> tuple[str, ...]:
+    """The conditions that a guider evaluates, as streams; at a guidance scale of 1 it leaves the negative one out."""
+    names = tuple(ROLES.get(role, role) for role, given in guider.conds.items() if given)
+    alone = guidance_of(guider) == 1.0 and not guider.model_options.get("disable_cfg1_optimization", False)
+    return tuple(name for name in names if not (alone and name == "uncond"))
 
 
 class StreamNames(StreamNamer):
@@ -22,7 +36,7 @@ class StreamNames(StreamNamer):
         super().__init__()
         for role, conds in (conditions or {}).items():
             for cond in conds or ():
-                self.condition(cond.get("uuid"), _ROLES.get(role, role))
+                self.condition(cond.get("uuid"), ROLES.get(role, role))
 
     def of(self, options: Mapping[str, Any], batch: int) -> tuple[str, ...] | None:
         """The streams of one call of the model, in batch order; ``None`` if they cannot be told.

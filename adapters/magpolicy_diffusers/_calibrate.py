@@ -20,7 +20,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load(
-    source: str, *, dtype: str | None = None, device: str | None = None, offload: bool = False, progress: bool = True
+    source: str,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    offload: bool = False,
+    trust_remote_code: bool = False,
+    progress: bool = True,
 ) -> Any:
     """The pipeline of a repo id or path, in inference mode, where it is to run.
 
@@ -28,6 +34,7 @@ def load(
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default float32 on the CPU, else bfloat16.
         device: a torch device; by default the accelerator where there is one, else the CPU.
         offload: keep the parts that are not running in main memory.
+        trust_remote_code: run the code of a pipeline or model that comes with its weights.
         progress: show bars while it loads and runs.
 
     Raises:
@@ -39,7 +46,9 @@ def load(
         diffusers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
     try:
-        pipe: Any = diffusers.DiffusionPipeline.from_pretrained(source, torch_dtype=wanted)  # type: ignore[no-untyped-call]
+        pipe: Any = diffusers.DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
+            source, torch_dtype=wanted, **({"trust_remote_code": True} if trust_remote_code else {})
+        )
     except Exception as error:  # whatever a hub, a file or a class may say
         raise AdapterError(f"source={source} cannot be loaded by diffusers: {type(error).__name__}: {error}") from error
     pipe.set_progress_bar_config(disable=not progress)
@@ -51,25 +60,34 @@ def load(
 
 
 def calls(
-    pipe: Any, prompts: Sequence[str], steps: int, *, seed: int = 0, options: Mapping[str, Any] | None = None
+    pipe: Any,
+    prompts: Sequence[str],
+    steps: int | None,
+    *,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+    output_type: str = "latent",
 ) -> list[dict[str, Any]]:
     """The arguments of one call of ``pipe`` for each prompt (one call without, if there is none), each with its own noise.
 
     Args:
+        steps: of a run; ``None`` is the pipeline's own number.
         options: further arguments; those that are ``None`` are left out.
+        output_type: what is returned, unless ``options`` say it; by default latents, which nobody looks at.
 
     Raises:
         ArgumentError: the pipeline does not take one of them.
     """
     takes = inspect.signature(type(pipe).__call__).parameters
-    given = {name: value for name, value in (options or {}).items() if value is not None} | {"num_inference_steps": steps}
+    options = dict(options or {}) | {"num_inference_steps": steps}
+    given = {name: value for name, value in options.items() if value is not None}
     if prompts:
         given["prompt"] = None
     for name in given:
         if name not in takes:
             raise ArgumentError(f"{name} is no argument of {type(pipe).__name__}; it takes {', '.join(list(takes)[1:])}")
     if "output_type" in takes:
-        given.setdefault("output_type", "latent")  # pictures are not looked at
+        given.setdefault("output_type", output_type)
     found = []
     for place in range(max(len(prompts), 1)):
         call = dict(given)
@@ -92,7 +110,7 @@ def calibrate(
     """Run ``pipe`` in full once for each of ``arguments``, and merge what was measured.
 
     Args:
-        name: of the calibration; a repo id becomes an alias of it.
+        name: of the calibration; by default one that tells the model. A repo id becomes an alias of it.
         on_call: told the number of each call before it is made.
         options: further arguments of :func:`magpolicy.attach`.
 
@@ -109,7 +127,7 @@ def calibrate(
             found.append(handle.calibration)
     merged = Calibration.merge(found) if len(found) > 1 else found[0]
     repo = str(merged.provenance.get("repo", ""))
-    return evolve(merged, name=name, aliases=(repo,) if "/" in repo else ())
+    return evolve(merged, name=name or merged.name, aliases=(repo,) if "/" in repo else ())
 
 
 @contextmanager

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 from magpolicy import AdapterError, AttachRequest, RunError
+from magpolicy.adapter import check_fits
 from magpolicy_diffusers._denoiser import Denoiser
 from magpolicy_diffusers._pipeline import denoisers_of, unwatch, watch
-from magpolicy_diffusers._provenance import provenance
+from magpolicy_diffusers._provenance import conditions, identity, provenance
 from magpolicy_diffusers._runs import GivenRun, HostRun, OwnLoop, PipelineCall, RunDriver
-from magpolicy_torch.adapter import AttachedToLoop, BlockStack, Scoped, unwrap
+from magpolicy_torch.adapter import AttachedToLoop, BlockStack, Learner, Scoped, StreamNamer, classes_of, unwrap
 
 if TYPE_CHECKING:
+    from magpolicy.adapter import ModelIdentity
     from torch import nn
 
 
@@ -40,6 +42,7 @@ class Handle(AttachedToLoop):
         self._pipe = None if isinstance(unwrap(target), diffusers.ModelMixin) else target
         self._names = tuple(modules)
         self._request = request
+        self._learner = Learner.of(request, lambda: self.identity, self.provenance)
         self._driver: Scoped[RunDriver] = Scoped("magpolicy_driver")
         self._last: RunDriver | None = None
         self.denoisers = tuple(
@@ -52,7 +55,7 @@ class Handle(AttachedToLoop):
 
         Raises:
             AdapterError: it has no denoiser, is attached already, has another cache, or its blocks cannot be told.
-            ArgumentError: an option that is not known here.
+            ArgumentError: an option that is not known here, or the calibration is another model's.
         """
         if isinstance(unwrap(target), diffusers.ModelMixin):
             handle = cls(target, {"model": target}, request)
@@ -62,6 +65,9 @@ class Handle(AttachedToLoop):
                 raise AdapterError(f"target={type(target).__name__} has no denoiser that is known; attach to its model instead")
             handle = cls(target, {name: getattr(target, name) for name in modules}, request)
         watched = [] if handle._pipe is None else [(partial(watch, target, handle._call), partial(unwatch, target))]
+        roles = StreamNamer.roles if handle._pipe is not None else ()
+        classes = classes_of(*(denoiser.module for denoiser in handle.denoisers))
+        check_fits(request.config.given, classes, host="diffusers", roles=roles)
         handle.install(*((d.install, d.remove) for d in handle.denoisers), *watched)
         return handle
 
@@ -105,13 +111,20 @@ class Handle(AttachedToLoop):
         return () if driver is None else driver.runs
 
     def provenance(self) -> Mapping[str, Any]:
-        return provenance(self._pipe, self.module)
+        return provenance(self._pipe, [denoiser.module for denoiser in self.denoisers])
+
+    def conditions(self) -> Mapping[str, Any]:
+        return conditions(self._pipe)
+
+    @property
+    def identity(self) -> ModelIdentity:
+        return identity(self._pipe, [denoiser.module for denoiser in self.denoisers])
 
     @contextmanager
     def open_run(self, steps: int | None, sigmas: Sequence[float] | None, start: int) -> Iterator[None]:
         if isinstance(self._driver.get(), (GivenRun, PipelineCall)):
             raise RunError("run(): a run is under way here; leave its with block first")
-        with self.under_way(), self._driven_by(GivenRun(self._request, self.warn, steps, sigmas, start)):
+        with self.under_way(), self._driven_by(GivenRun(self._request, self.warn, steps, sigmas, start, self._learner)):
             yield
 
     def try_go_to(self, step: int) -> bool:
@@ -146,7 +159,10 @@ class Handle(AttachedToLoop):
         strange = [name for name in self._names if modules.get(name) not in [d.module for d in self.denoisers]]
         if strange:
             self.warn(f"{', '.join(strange)} of {type(self._pipe).__name__} is not what was attached to; attach again")
-        with self.under_way(), self._driven_by(PipelineCall(self._request, self.warn, self._pipe, self._boundary())):
+        with (
+            self.under_way(),
+            self._driven_by(PipelineCall(self._request, self.warn, self._pipe, self._boundary(), self._learner)),
+        ):
             return call()
 
     def _own_loop(self, denoiser: Denoiser) -> OwnLoop | None:
@@ -159,7 +175,7 @@ class Handle(AttachedToLoop):
                 once=True,
             )
             return None
-        driver = OwnLoop(self._request, self.warn, began=self._began)
+        driver = OwnLoop(self._request, self.warn, began=self._began, learner=self._learner)
         self._driver.keep(driver)
         return driver
 

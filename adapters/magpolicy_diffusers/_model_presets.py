@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import PurePath
 from typing import Any
 
 from attrs import frozen
 
 import magpolicy
-from magpolicy import PresetError
+from magpolicy import Preset, PresetError
+from magpolicy.adapter import PresetMatches, fits, kept_for
 from magpolicy_diffusers._pipeline import models_of
-from magpolicy_diffusers._provenance import config_of, repos
+from magpolicy_diffusers._provenance import config_of, identity, repo_of, repos
 from magpolicy_torch import adapter
+from magpolicy_torch.adapter import unwrap
+from torch import nn
 
 
 @frozen
@@ -73,20 +75,30 @@ FAMILIES = {
 }
 
 
-def presets_of(target: Any) -> list[str]:
-    """The names of the presets of a pipeline or model: the user's calibrations of it, then the published one.
+def presets_of(target: Any) -> list[Preset | str]:
+    """The presets of a pipeline or model: the user's calibrations of it, the nearest first, then the published one.
 
     Raises:
         PresetError: none fits, or several published ones do; the message says what to pass.
     """
-    modules = models_of(target)
-    kept = [name for repo in repos(target, *modules) for name, calibrated in _by_repo(repo) if calibrated]
+    kept = kept_of(target)
     try:
-        return list(dict.fromkeys([*kept, preset_of(target)]))
+        return [*kept, preset_of(target)]
     except PresetError:
         if not kept:
             raise
-        return kept
+        return list(kept)
+
+
+def kept_of(target: Any) -> PresetMatches:
+    """The user's calibrations of a pipeline or model: by its identity, and by an alias that is its repo id."""
+    modules = models_of(target)
+    aliased = [name for repo in repos(target, *modules) for name, calibrated in _by_repo(repo) if calibrated]
+    if not isinstance(modules[0], nn.Module):  # a pipeline without a denoiser that is known
+        return PresetMatches.of(aliased)
+    pipe, classes = None if modules[0] is unwrap(target) else target, adapter.classes_of(*modules)
+    found = PresetMatches.of([*kept_for(identity(pipe, modules)), *aliased])
+    return PresetMatches(preset for preset in found if fits(preset, classes, host="diffusers"))
 
 
 def preset_of(target: Any) -> str:
@@ -109,9 +121,8 @@ def preset_of(target: Any) -> str:
         names = " or ".join(f"preset={name!r}" for name in row.presets)
         raise PresetError(f"{what} fits several presets, and nothing tells which; pass {names}")
     raise PresetError(
-        f"{what} has no known preset; {adapter.near_misses(TABLE, kind, _family(kind))}pass preset=... or ratios=..., or "
-        "calibrate: attach(..., calibrate=True), one run, then attach(..., curve=handle.curve, threshold=..., max_skips=..., "
-        "retention=...)"
+        f"{what} has no known preset; {adapter.near_misses(TABLE, kind, _family(kind))}plan: attach(..., speedup=2.0); or pass "
+        "preset=... or ratios=..."
     )
 
 
@@ -122,8 +133,8 @@ def _family(kind: str) -> list[str]:
 
 def _by_repo(repo: str) -> Iterator[tuple[str, bool]]:
     """By the whole id, or by the last part of a local path; and whether it is a calibration."""
-    last = PurePath(repo.replace("\\", "/")).name.lower()
+    shown = repo_of(repo)[0].lower()
     for name, known in magpolicy.presets().items():
-        aliases = [alias for alias in known.aliases if "/" in alias]
-        if repo.lower() in map(str.lower, aliases) or last in (alias.lower().rsplit("/", 1)[1] for alias in aliases):
+        aliases = [alias.lower() for alias in known.aliases if "/" in alias]
+        if repo.lower() in aliases or shown in aliases or shown in (alias.rsplit("/", 1)[1] for alias in aliases):
             yield name, known.calibration is not None

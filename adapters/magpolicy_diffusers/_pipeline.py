@@ -12,7 +12,7 @@ import diffusers
 from magpolicy_torch.adapter import unwrap
 from torch import nn
 
-_NAMES = ("transformer", "transformer_2", "transformer_3", "unconditional_transformer", "prior", "dit", "unet", "model")
+DENOISERS = ("transformer", "transformer_2", "transformer_3", "unconditional_transformer", "prior", "dit", "unet", "model")
 Around = Callable[[Callable[[], Any]], Any]
 """Is given a call of the pipeline, makes it, and returns its result."""
 
@@ -36,7 +36,7 @@ def is_ours(target: Any) -> bool:
 
 def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
     """The pipeline's models that denoise, by component name: those of the names diffusers gives them."""
-    found = {name: unwrap(getattr(pipe, name, None)) for name in _NAMES}
+    found = {name: unwrap(getattr(pipe, name, None)) for name in DENOISERS}
     return {name: cast("nn.Module", module) for name, module in found.items() if isinstance(module, diffusers.ModelMixin)}
 
 

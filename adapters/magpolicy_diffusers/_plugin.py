@@ -22,8 +22,8 @@ def attach(target: Any, request: magpolicy.AttachRequest) -> Handle | None:
 
 
 @magpolicy.hookimpl
-def preset_for(target: Any) -> list[str] | None:
-    """The presets of a pipeline or model, by repo id, class and config; a calibration of the user's first."""
+def preset_for(target: Any) -> list[magpolicy.Preset | str] | None:
+    """The presets of a pipeline or model, by repo id, class and config; the user's calibrations of it first."""
     if not _ours(target):
         return None
     from magpolicy_diffusers._model_presets import presets_of

@@ -2,28 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from magpolicy_torch.adapter import versions
+from attrs import evolve
 
+from magpolicy.adapter import ModelIdentity, digest, repo_and_part
+from magpolicy_diffusers._pipeline import DENOISERS, denoisers_of
+from magpolicy_torch.adapter import identity_of, versions
+from torch import nn
+
+_OF_A_CALL = frozenset({"num_frame_per_block"})
+"""What pipelines write into a model's config at each call (SkyReels-V2)."""
 _SHIFTS = ("shift", "flow_shift", "use_dynamic_shifting")
 
 
-def provenance(pipe: Any, model: Any) -> dict[str, Any]:
-    """Class, repo id, scheduler and guidance, in plain JSON values; what is not known is left out."""
-    scheduler = getattr(pipe, "scheduler", None)
+def provenance(pipe: Any, modules: Sequence[nn.Module]) -> dict[str, Any]:
+    """Identity, class, repo id, scheduler and guidance, in plain JSON values; what is not known is left out."""
+    which = identity(pipe, modules)
     found = {
-        "model": type(model).__name__,
+        "model": which.model,
+        "identity": which.to_dict(),
         "pipeline": None if pipe is None else type(pipe).__name__,
-        "repo": next(map(_shown, repos(pipe, model)), None),
-        "scheduler": None if scheduler is None else type(scheduler).__name__,
-        "shift": shift(scheduler),
-        "guidance": guidance(pipe),
+        "repo": which.repo or None,
+        **conditions(pipe),
         "versions": versions("diffusers"),
     }
     return {key: value for key, value in found.items() if value is not None}
+
+
+def conditions(pipe: Any) -> dict[str, Any]:
+    """Scheduler, shift and guidance of a pipeline's call under way, or of its last one; ``None`` for what is not known."""
+    scheduler = getattr(pipe, "scheduler", None)
+    kind = None if scheduler is None else type(scheduler).__name__
+    return {"scheduler": kind, "shift": shift(scheduler), "guidance": guidance(pipe)}
+
+
+def identity(pipe: Any, modules: Sequence[nn.Module]) -> ModelIdentity:
+    """Which model a pipeline has, or a model is; two experts are one, of both their weights and configs.
+
+    Args:
+        pipe: the pipeline; ``None``: a model by itself.
+        modules: its denoisers, or the model.
+    """
+    repo, part = repo_of(next(repos(pipe, *modules), ""))
+    configs = ({key: value for key, value in config_of(module).items() if key not in _OF_A_CALL} for module in modules)
+    each = [identity_of(module, config or None, repo, part) for module, config in zip(modules, configs, strict=True)]
+    first = each[0]
+    if len(each) == 1:
+        return first if pipe is None else evolve(first, part="")
+    weights = [one.weights for one in each]
+    return evolve(
+        first,
+        config=digest([one.config for one in each]),
+        weights=digest(weights) if all(weights) else "",
+        part="+".join(denoisers_of(pipe)),
+    )
 
 
 def repos(*objects: Any) -> Iterator[str]:
@@ -34,10 +69,9 @@ def repos(*objects: Any) -> Iterator[str]:
             yield str(name)
 
 
-def _shown(repo: str) -> str:
-    """A repo id as it is, of a local path its last part: the rest is nobody else's business."""
-    path = Path(repo)
-    return path.name if path.is_absolute() or path.exists() or repo.count("/") != 1 else repo
+def repo_of(source: str) -> tuple[str, str]:
+    """The repo id, or of a local path its last part, and the component that was loaded from a folder in it."""
+    return repo_and_part(os.path.abspath(source) if source and os.path.exists(source) else source, DENOISERS)
 
 
 def config_of(thing: Any) -> Mapping[str, Any]:

@@ -28,6 +28,7 @@ class HostRun(adapter.HostRun):
         start: position in the run of the first evaluation.
         noise: the noise level of each evaluation, where the host knows it and the session does not.
         pipe: the pipeline that makes the run; ``None`` in the user's own loop.
+        lesson: learns from the run; ``request`` is its own.
     """
 
     def __init__(
@@ -37,8 +38,9 @@ class HostRun(adapter.HostRun):
         start: int = 0,
         noise: Sequence[float] | None = None,
         pipe: Any = None,
+        lesson: adapter.Lesson | None = None,
     ) -> None:
-        super().__init__(request, session, start, noise)
+        super().__init__(request, session, start, noise, lesson)
         self.streams = StreamNames(pipe)
         self._pipe = pipe
 
@@ -62,8 +64,9 @@ class HostRun(adapter.HostRun):
 class RunDriver(abc.ABC):
     """Says which run a call belongs to. One for each pipeline call, with block, or user's own loop."""
 
-    def __init__(self, request: AttachRequest, warn: Callable[..., None]) -> None:
-        self.request, self.warn = request, warn
+    def __init__(self, request: AttachRequest, warn: Callable[..., None], learner: adapter.Learner | None = None) -> None:
+        self.request, self.warn, self.learner = request, warn, learner
+        self._lesson: adapter.Lesson | None = None
         self.runs: list[HostRun] = []
         self.run: HostRun | None = None
         self.problem = ""
@@ -116,9 +119,16 @@ class RunDriver(abc.ABC):
         if run is not None:
             run.end()
 
-    def _begin(self, session: Session, start: int = 0, noise: Sequence[float] | None = None, pipe: Any = None) -> HostRun:
+    def _next_request(self, start: int = 0) -> AttachRequest:
+        """What the next run goes by, with what was learned until now; it begins at position ``start`` of its schedule."""
         self.close()
-        self.run = HostRun(self.request, session, start, noise, pipe)
+        self._lesson = None if self.learner is None else self.learner.lesson(whole=start == 0)
+        return self.request if self._lesson is None else self._lesson.request
+
+    def _begin(self, session: Session, start: int = 0, noise: Sequence[float] | None = None, pipe: Any = None) -> HostRun:
+        """Begin the run of a session that was made from :meth:`_next_request`."""
+        request = self.request if self._lesson is None else self._lesson.request
+        self.run = HostRun(request, session, start, noise, pipe, self._lesson)
         self.runs.append(self.run)
         return self.run
 
@@ -132,8 +142,9 @@ class OwnLoop(RunDriver):
         warn: Callable[..., None],
         pipe: Any = None,
         began: Callable[[RunDriver], None] = lambda driver: None,
+        learner: adapter.Learner | None = None,
     ) -> None:
-        super().__init__(request, warn)
+        super().__init__(request, warn, learner)
         self._pipe, self._began = pipe, began
         self._clock = TimestepClock()
         self.problem = "nothing says how long the run is: give attach(..., steps=28), or use 'with handle.run(steps=28):'"
@@ -150,7 +161,7 @@ class OwnLoop(RunDriver):
             self._clock.rising = None
             del self.runs[:-1]
             self._began(self)
-            return self._begin(self.request.session(), pipe=self._pipe)
+            return self._begin(self._next_request().session(), pipe=self._pipe)
         if moved == "next":
             self.run.go_to(self._clock.count)
         return self.run
@@ -181,11 +192,12 @@ class GivenRun(RunDriver):
         steps: int | None,
         sigmas: Sequence[float] | None,
         start: int,
+        learner: adapter.Learner | None = None,
     ) -> None:
-        super().__init__(request, warn)
+        super().__init__(request, warn, learner)
         self._clock = TimestepClock(start)
         self._told = False
-        session = request.session(steps, sigmas)
+        session = self._next_request(start).session(steps, sigmas)
         self._begin(session, start, session.sigmas)
 
     def go_to(self, step: int) -> None:
@@ -207,13 +219,20 @@ class GivenRun(RunDriver):
 class PipelineCall(RunDriver):
     """One call of a pipeline: its scheduler tells the step. A call may hold several runs (sections, stages)."""
 
-    def __init__(self, request: AttachRequest, warn: Callable[..., None], pipe: Any, boundary: float | None) -> None:
-        super().__init__(request, warn)
+    def __init__(
+        self,
+        request: AttachRequest,
+        warn: Callable[..., None],
+        pipe: Any,
+        boundary: float | None,
+        learner: adapter.Learner | None = None,
+    ) -> None:
+        super().__init__(request, warn, learner)
         self._pipe = pipe
         self._clock = SchedulerClock(pipe)
         self._boundary = boundary
         self._finished = False
-        self._own = OwnLoop(request, warn, pipe)
+        self._own = OwnLoop(request, warn, pipe, learner=learner)
 
     def enter(self, timestep: Timestep) -> HostRun | None:
         new = self._clock.tell(timestep)
@@ -225,7 +244,7 @@ class PipelineCall(RunDriver):
         if new or (self.run is None and not self._finished):
             assert self._clock.levels is not None
             self._finished = False
-            session = _session(self.request, self._clock.levels, self._boundary, guidance(self._pipe))
+            session = _session(self._next_request(self._clock.index), self._clock.levels, self._boundary, guidance(self._pipe))
             self._begin(session, self._clock.index, self._clock.levels.noise(), self._pipe)
         elif self.run is not None:
             self.run.step = self._clock.index

@@ -22,6 +22,18 @@ def attach(target: Any, request: magpolicy.AttachRequest) -> Handle | None:
     return Handle.attach(target, request)
 
 
+@magpolicy.hookimpl(trylast=True)  # a host that has the model knows published presets too
+def preset_for(target: Any) -> list[magpolicy.Preset] | None:
+    """The user's calibrations of a module; ``None`` if there are none, or it is no module."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(target, torch.nn.Module):
+        return None
+    from magpolicy.adapter import kept_for
+    from magpolicy_torch.host._handle import identity_of_module
+
+    return list(kept_for(identity_of_module(target))) or None
+
+
 @magpolicy.hookimpl
 def compile(target: Any, request: magpolicy.CompileRequest) -> Any:
     """Compile a ``torch.nn.Module``, or the blocks of its stack."""

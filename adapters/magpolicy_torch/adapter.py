@@ -21,25 +21,32 @@ from magpolicy_torch.host._attached import Attached, AttachedToLoop
 from magpolicy_torch.host._compile import check_options, compile_module
 from magpolicy_torch.host._handle import stack_for
 from magpolicy_torch.host._host_run import HostRun
-from magpolicy_torch.host._identity import identity_of
+from magpolicy_torch.host._identity import classes_of, identity_of
 from magpolicy_torch.host._known_models import KnownModel, near_misses, rows_of
+from magpolicy_torch.host._learning import Learner, Lesson
 from magpolicy_torch.host._report import Report
 from magpolicy_torch.host._scoped import Scoped
 from magpolicy_torch.host._streams import StreamNamer
 from magpolicy_torch.host._trial import Trial, checked_seeds, seeded
+from magpolicy_torch.pictures._grid import BRIGHTER, GridRow, draw_grid
+from magpolicy_torch.pictures._similarity import Similarity, SimilarityMeter
 from magpolicy_torch.residuals._moments import Moments, versions
 from magpolicy_torch.residuals._store import ResidualStore
 
 __all__ = [
+    "BRIGHTER",
     "Attached",
     "AttachedToLoop",
     "BlockStack",
     "CallInterceptor",
+    "GridRow",
     "HostCall",
     "HostModel",
     "HostRun",
     "KnownModel",
     "Layout",
+    "Learner",
+    "Lesson",
     "Moments",
     "Patch",
     "Record",
@@ -47,14 +54,18 @@ __all__ = [
     "ResidualStore",
     "Run",
     "Scoped",
+    "Similarity",
+    "SimilarityMeter",
     "StackSpec",
     "StackTable",
     "StreamNamer",
     "Trial",
     "check_options",
     "checked_seeds",
+    "classes_of",
     "compile_module",
     "default_device",
+    "draw_grid",
     "forked",
     "identity_of",
     "near_misses",

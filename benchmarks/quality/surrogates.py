@@ -48,6 +48,7 @@ def held(schedule: magpolicy.Schedule) -> magpolicy.Schedule:
 
 def row(curve: magpolicy.Curve, computed: int, directions: Directions = DIRECTIONS) -> dict[str, float]:
     """The errors of each way to plan a run of the model that a table is of; ``directions``: how it really turns."""
+    curve = magpolicy.Curve(curve.ratios, sigmas=curve.levels, first_step=curve.first_step)  # read by level, not by share
     levels = levels_of(curve)
     truth = prior_calibration(curve, levels=levels, directions=directions)
     streams = curve.streams

@@ -58,6 +58,10 @@ class Flow:
             magcache_K=preset.max_skips, start_step=0, end_step=-1,
         )  # fmt: skip
 
+    def speed_up(self, model: Any) -> Node:
+        settings = dict(speedup="balanced", custom_speedup=2.0, learn="as it goes")
+        return self.add("MagPolicySpeedUp", model=model, **settings)
+
     def unet(self, file: str, title: str | None = None) -> Node:
         return self.add("UNETLoader", title, unet_name=file, weight_dtype="default")
 
@@ -87,15 +91,24 @@ class Flow:
         self.add("SaveVideo", video=video, filename_prefix="video/magpolicy", format="auto", codec="auto")
 
 
-def flux(flow: Flow) -> None:
-    """FLUX.1-dev, text to image."""
-    model = flow.magcache(flow.unet("flux1-dev.safetensors"), "flux")
+def _flux(flow: Flow, patch: Callable[[Node], Node]) -> None:
+    model = patch(flow.unet("flux1-dev.safetensors"))
     clip = flow.clip("clip_l.safetensors", "t5xxl_fp16.safetensors", kind="flux")
     text = flow.prompt(clip, PROMPT)
     guided = flow.add("FluxGuidance", conditioning=text, guidance=3.5)
     nothing = flow.add("ConditioningZeroOut", conditioning=text)
     latent = flow.add("EmptySD3LatentImage", width=1024, height=1024, batch_size=1)
     flow.save(flow.sample(model, guided, nothing, latent, steps=28), flow.vae("ae.safetensors"))
+
+
+def flux(flow: Flow) -> None:
+    """FLUX.1-dev, text to image."""
+    _flux(flow, lambda model: flow.magcache(model, "flux"))
+
+
+def flux_speed_up(flow: Flow) -> None:
+    """FLUX.1-dev with the node Speed up: half of the steps compute, and runs teach later ones."""
+    _flux(flow, flow.speed_up)
 
 
 def _kontext(flow: Flow, patch: Callable[[Node], Node]) -> None:
@@ -193,14 +206,23 @@ def _wan(flow: Flow) -> tuple[Node, Node, Node]:
     return flow.prompt(clip, MOTION), flow.prompt(clip, AVOID, "Negative prompt"), flow.vae("wan_2.1_vae.safetensors")
 
 
-def wan2_1_t2v(flow: Flow) -> None:
-    """Wan2.1 1.3B, text to video."""
-    model = flow.magcache(flow.unet("wan2.1_t2v_1.3B_fp16.safetensors"), "wan2.1_t2v_1.3B")
+def _wan2_1_t2v(flow: Flow, patch: Callable[[Node], Node]) -> None:
+    model = patch(flow.unet("wan2.1_t2v_1.3B_fp16.safetensors"))
     shifted = flow.add("ModelSamplingSD3", model=model, shift=8.0)
     positive, negative, vae = _wan(flow)
     latent = flow.add("EmptyHunyuanLatentVideo", width=832, height=480, length=33, batch_size=1)
     done = flow.sample(shifted, positive, negative, latent, steps=30, cfg=6.0, sampler_name="uni_pc")
     flow.film(done, vae, 16.0)
+
+
+def wan2_1_t2v(flow: Flow) -> None:
+    """Wan2.1 1.3B, text to video."""
+    _wan2_1_t2v(flow, lambda model: flow.magcache(model, "wan2.1_t2v_1.3B"))
+
+
+def wan2_1_t2v_speed_up(flow: Flow) -> None:
+    """Wan2.1 1.3B, text to video, with the node Speed up: half of the steps compute, and runs teach later ones."""
+    _wan2_1_t2v(flow, flow.speed_up)
 
 
 def wan2_1_i2v(flow: Flow) -> None:
@@ -279,12 +301,14 @@ def wan2_2_ti2v(flow: Flow) -> None:
 
 WORKFLOWS: tuple[Callable[[Flow], None], ...] = (
     flux,
+    flux_speed_up,
     flux_kontext,
     chroma,
     qwen_image,
     hunyuanvideo,
     hunyuanvideo_1_5,
     wan2_1_t2v,
+    wan2_1_t2v_speed_up,
     wan2_1_i2v,
     wan2_1_vace,
     wan2_2_t2v,

@@ -147,7 +147,7 @@ def _height(node: Node, info: Info) -> int:
     about = info[node.kind]
     specs = [spec for _, spec in _inputs(about)]
     texts = sum(len(spec) > 1 and bool(spec[1].get("multiline")) for spec in specs)
-    panel = 110 if node.kind == "MagCache" else 0
+    panel = {"MagCache": 110, "MagPolicySpeedUp": 140}.get(node.kind, 0)
     return SLOT * max(len(specs), len(about["output"])) + 100 * texts + panel
 
 

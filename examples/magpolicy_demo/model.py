@@ -15,7 +15,9 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-WEIGHTS = Path(__file__).parent / "weights"
+PIPELINE = Path(__file__).parent / "digits"
+"""The folder of the whole pipeline, for diffusers."""
+WEIGHTS = PIPELINE / "transformer"
 GRID, PATCH, CHANNELS = 7, 4, 16
 NO_CLASS = 10  # the label of the unconditional branch
 

@@ -42,6 +42,12 @@ class MissingExtraError(MagPolicyError, ImportError):
     __module__ = "magpolicy"
 
 
+class PlanWarning(UserWarning):
+    """A run could not be planned for the target, and goes by the nearest plan."""
+
+    __module__ = "magpolicy"
+
+
 class PresetWarning(UserWarning):
     """A file among the user's own presets cannot be read and was left out."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 from pathlib import Path
 
 from magpolicy._errors import PresetError
@@ -13,6 +14,10 @@ JSON, TOML, SAFETENSORS = ".json", ".toml", ".safetensors"
 CALIBRATION_ENDINGS = (JSON, SAFETENSORS)
 PRESET_ENDINGS = (JSON, TOML, SAFETENSORS)
 """A calibration is a preset too, so these are the endings of everything that can be named where a preset is asked for."""
+
+MAX_NAME = 100
+"""Bytes of a name that a file's name keeps; file systems take 255, with what we add to it."""
+_RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9\xb9\xb2\xb3])(\..*)?", re.IGNORECASE)
 
 
 def ending_of(path: str | os.PathLike[str]) -> str:
@@ -26,8 +31,25 @@ def names_a_file(text: str) -> bool:
 
 
 def file_name(name: str) -> str:
-    """``name`` as a file's name without ending: letters, digits and ``._+-`` stay, all else becomes a dash."""
-    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "calibration"
+    """``name`` as a file's name without ending: letters, digits and ``._+-`` stay, all else becomes a dash.
+
+    Every system takes it: it is short, and none of the names that Windows reserves. Several names may give the same.
+    """
+    found = re.sub(r"[^\w.+-]+", "-", name).encode("utf-8", "ignore")[:MAX_NAME].decode("utf-8", "ignore").strip("-.")
+    return f"_{found}" if _RESERVED.fullmatch(found) else found or "calibration"
+
+
+def size_of(file: Path) -> int:
+    """Bytes of a file that can be read to its end.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or device, whose end may never come.
+        ValueError: there can be no such path.
+    """
+    known = file.stat()
+    if not stat.S_ISREG(known.st_mode):
+        raise OSError(f"it is no regular file, but a {'folder' if stat.S_ISDIR(known.st_mode) else 'pipe or device'}")
+    return known.st_size
 
 
 def write_whole(file: Path, content: bytes) -> None:

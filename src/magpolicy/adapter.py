@@ -9,10 +9,16 @@ from __future__ import annotations
 from magpolicy._checks import whole
 from magpolicy._errors import require
 from magpolicy._files import PRESET_ENDINGS, file_name, names_a_file
+from magpolicy.calibration._completed import MeasuredPart
+from magpolicy.calibration._lessons import can_teach, joined, lesson_of
+from magpolicy.catalog._entries import LibraryEntry, entries, entry, forget
+from magpolicy.catalog._fitting import calibration_of, check_fits, differences, fits
+from magpolicy.catalog._folder import keep_in, presets_in
 from magpolicy.catalog._identity import ModelIdentity, config_digest, digest, repo_and_part
 from magpolicy.catalog._kept import kept_for
 from magpolicy.catalog._learned import learned, remember
 from magpolicy.catalog._matching import PresetMatches, named
+from magpolicy.planning._target import SPEEDS
 from magpolicy.policy._semantics import semantics
 from magpolicy.run._call import CallDecision, StreamDecision
 from magpolicy.run._config import RunConfig
@@ -22,7 +28,10 @@ from magpolicy.run._simulate import simulate_config
 
 __all__ = [
     "PRESET_ENDINGS",
+    "SPEEDS",
     "CallDecision",
+    "LibraryEntry",
+    "MeasuredPart",
     "ModelIdentity",
     "Placement",
     "PresetMatches",
@@ -30,14 +39,26 @@ __all__ = [
     "ScheduleSpan",
     "StreamDecision",
     "always_compute",
+    "calibration_of",
+    "can_teach",
+    "check_fits",
     "config_digest",
+    "differences",
     "digest",
+    "entries",
+    "entry",
     "file_name",
+    "fits",
+    "forget",
+    "joined",
+    "keep_in",
     "kept_for",
     "learned",
+    "lesson_of",
     "named",
     "names_a_file",
     "place",
+    "presets_in",
     "remember",
     "repo_and_part",
     "require",

@@ -87,7 +87,8 @@ def test_the_input_model_is_left_alone(nodes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"magcache_thresh": -1.0}, "threshold=-1"),
+        ({"magcache_thresh": -2.0}, "threshold=-2"),
+        ({"magcache_K": -2}, "max_skips=-2"),
         ({"retention_ratio": 2.0}, "retention=2"),
         ({"model_type": "file: gone.json"}, "gone.json"),
         ({"forecast": "calibrated", "model_type": "flux"}, "Calibration"),
@@ -174,6 +175,51 @@ def test_auto_has_its_published_settings_though_a_calibration_of_that_name_is_ke
 def test_auto_says_what_to_do_for_a_model_nobody_calibrated(nodes: dict[str, Any]) -> None:
     with pytest.raises(magpolicy.PresetError, match="calibrate with the MagCache Calibration node"):
         nodes["MagCache"]().apply(model=models.make("SD15"), model_type="auto", **VALUES)
+
+
+def defaults(node: type) -> dict[str, Any]:
+    """What the editor puts into a new node."""
+    inputs = node.INPUT_TYPES()  # type: ignore[attr-defined]
+    every = {**inputs["required"], **inputs.get("optional", {})}
+    return {name: about[1].get("default", about[0][0]) for name, about in every.items() if name != "model"}
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "kind"),
+    [
+        ("WAN21_Vace", {"dim": 1536, "num_layers": 30}, "wan2.1_vace_1.3B"),
+        ("Flux", FLUX, "flux"),
+        ("HunyuanVideo15", {}, "hunyuan_video1.5"),
+    ],
+)
+def test_a_new_node_goes_by_the_settings_of_the_preset(
+    nodes: dict[str, Any], name: str, config: dict[str, Any], kind: str
+) -> None:
+    from magpolicy_comfyui._runs import attached
+
+    patcher = figures(models.make(name), **config)
+    expected = magpolicy.simulate(kind, steps=20)
+    for model_type in ("auto", kind):
+        (node,) = nodes["MagCache"]().apply(model=patcher, **defaults(nodes["MagCache"]) | {"model_type": model_type})
+        running.sample(node, name, steps=20)
+        running.same(attached(node).run_report.schedule, expected)
+    (node,) = nodes["MagCache"]().apply(
+        model=patcher, **defaults(nodes["MagCache"]) | {"model_type": kind, "magcache_thresh": 0.01}
+    )
+    running.sample(node, name, steps=20)
+    running.same(attached(node).run_report.schedule, magpolicy.simulate(kind, steps=20, threshold=0.01))
+
+
+def test_a_calibration_without_settings_goes_by_cautious_ones(nodes: dict[str, Any], folder: Path) -> None:
+    from magpolicy_comfyui._runs import attached
+
+    patcher = models.make("WAN21_T2V")
+    (node,) = nodes["MagCacheCalibration"]().apply(model=patcher, model_type="auto", name="mine")
+    running.sample(node, "WAN21_T2V", steps=12)
+    (node,) = nodes["MagCache"]().apply(model=patcher, **defaults(nodes["MagCache"]) | {"model_type": "file: mine.json"})
+    running.sample(node, "WAN21_T2V", steps=12)
+    expected = magpolicy.simulate(folder / "mine.json", steps=12, threshold=0.06, max_skips=3, retention=0.2)
+    running.same(attached(node).run_report.schedule, expected)
 
 
 def test_settings_of_the_preset(nodes: dict[str, Any]) -> None:

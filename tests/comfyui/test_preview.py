@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ def previewed(sampler: dict[str, Any], **inputs: Any) -> Any:
     chosen = INPUTS | inputs
     preset = magpolicy.preset(chosen["model_type"])
     asked = _preview.Sampler.of(sampler, preset.steps)
-    return _preview.schedule(_inputs.settings_of(**chosen), preset, asked, flux=preset.family == "flux")
+    found = _preview.preview(_inputs.settings_of(**chosen), preset, asked, flux=preset.family == "flux")
+    return found.schedule, found.remark
 
 
 def sampled(kind: str, sampler: dict[str, Any], cfg: float = 1.0, **inputs: Any) -> Any:
@@ -113,3 +115,67 @@ def test_nothing_left_to_sample_is_told(comfyui: Path) -> None:
 
     with pytest.raises(ArgumentError, match="start_at_step=20: nothing"):
         previewed({"steps": 14, "sampler_name": "euler", "scheduler": "simple", "start_at_step": 20})
+
+
+SPEEDS = [{"speedup": "balanced"}, {"speedup": "custom", "custom_speedup": 3.5}]
+
+
+def answered(sampler: dict[str, Any], inputs: dict[str, Any], seen: Any = None) -> Any:
+    """What the panel of the node Speed up shows."""
+    from magpolicy_comfyui.server._routes import preview
+
+    question = {"node": "MagPolicySpeedUp", "inputs": inputs, "sampler": sampler, "seen": seen}
+    status, answer = preview(json.dumps(question).encode())
+    assert status == 200, answer
+    return answer
+
+
+@pytest.mark.parametrize("inputs", SPEEDS, ids=str)
+@pytest.mark.parametrize(
+    ("name", "config"), [("WAN21_T2V", {}), ("Flux", {}), ("Flux", {"depth": 19, "depth_single_blocks": 38})]
+)
+def test_a_plan_is_previewed_as_it_runs_once_the_model_was_sampled(
+    name: str, config: dict[str, Any], inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import nodes
+
+    from magpolicy_comfyui._runs import attached
+    from magpolicy_comfyui.nodes import _nodes
+
+    monkeypatch.setenv("MAGPOLICY_HOME", str(tmp_path))
+    sampler = {"steps": 14, "sampler_name": "euler", "scheduler": "simple"}
+    before = answered(sampler, inputs)
+    assert before["decides"] == "a plan from the general prior, norms taken for constant"
+    assert any("when it is sampled" in note for note in before["notes"])
+    patcher = models.make(name)
+    patcher.model.model_config.unet_config.update(config)
+    positive, negative = models.conditioning(name, 1), models.conditioning(name, 2)
+    (model,) = _nodes.MagPolicySpeedUp().apply(patcher, learn="off", **inputs)
+    nodes.common_ksampler(model, 3, 14, 1.0, "euler", "simple", positive, negative, models.latent(name))
+    told = attached(model).run_report.to_dict()  # type: ignore[union-attr]
+    after = answered(sampler, {"learn": "off"} | inputs, json.loads(json.dumps(told["model"])))
+    assert after["schedule"]["mask"] == told["schedule"]["mask"]
+    assert after["decides"] == told["decided"]
+    assert after["advice"] == told["advice"]
+    assert ("flux.1-dev" in after["decides"]) == bool(config)
+
+
+def test_what_was_seen_of_a_model_may_be_anything(comfyui: Path) -> None:
+    sampler = {"steps": 14, "sampler_name": "euler", "scheduler": "simple"}
+    plain = answered(sampler, {})
+    for seen in ([], {}, 3, {"preset": "/etc/passwd.json", "identity": [], "shift": "x", "streams": None}):
+        assert answered(sampler, {}, seen)["schedule"]["mask"] == plain["schedule"]["mask"]
+
+
+def test_auto_is_previewed_once_the_model_was_sampled(comfyui: Path) -> None:
+    import magpolicy
+    from magpolicy_comfyui.server._routes import preview
+
+    inputs = INPUTS | {"model_type": "auto", "magcache_thresh": -1, "retention_ratio": -1, "magcache_K": -1}
+    question = {"node": "MagCache", "inputs": inputs, "sampler": {"steps": 20}}
+    assert preview(json.dumps(question).encode())[1]["schedule"] is None
+    question["seen"] = {"preset": "wan2.1-vace-1.3b"}
+    status, answer = preview(json.dumps(question).encode())
+    assert (status, answer["schedule"]["mask"]) == (200, list(magpolicy.simulate("wan2.1-vace-1.3b", steps=20).mask))
+    question["seen"] = {"preset": None}
+    assert "use Speed up" in preview(json.dumps(question).encode())[1]["error"]

@@ -160,7 +160,10 @@ def test_noise_levels_far_outside_an_assumed_schedule():
 
 
 ATTACHED = [
-    ({}, "none given"),
+    ({"rule": "published"}, "plan: speedup=2.0"),
+    ({"rule": "own"}, "rule='own' is not known; use one of None, 'published'"),
+    ({"rule": "published", "speedup": 2.0}, "rule='published' contradicts speedup"),
+    ({"threshold": 0.1}, "has no preset, and the rule needs magnitude ratios"),
     ({"ratios": RATIOS, "preset": "flux"}, "preset, ratios given"),
     ({"ratios": RATIOS, "calibrate": True}, "ratios, calibrate given"),
     ({"preset": "no such model"}, "preset='no such model'"),

@@ -120,7 +120,8 @@ def test_an_adapter_may_name_several_presets(home):
     manager = magpolicy.manager()
     manager.register(plugin)
     try:
-        assert magpolicy.attach("model").config.preset == preset("flux.1-dev")
+        assert magpolicy.attach("model", rule="published").config.preset == preset("flux.1-dev")
+        assert magpolicy.attach("model").config.preset == preset("mine")
         assert magpolicy.attach("model", computed=4).config.preset == preset("mine")
     finally:
         manager.unregister(plugin)

@@ -145,6 +145,8 @@ def test_learned_ones_are_not_listed_among_the_presets():
     before = set(magpolicy.presets())
     remember(MODEL, example())
     assert set(magpolicy.presets()) == before
+    name = f"{MODEL.name(['cond'])}-learned"
+    assert magpolicy.preset(name).calibration == example()  # but have a name
 
 
 def test_the_nearest_is_found_first_and_of_equally_near_ones_what_the_user_kept():
@@ -156,10 +158,10 @@ def test_the_nearest_is_found_first_and_of_equally_near_ones_what_the_user_kept(
     magpolicy.keep(example(attrs.evolve(MODEL, model="Wan"), name="another class"))
     magpolicy.keep(example(name="nobody's"))
     remember(other, example())
-    assert [p.name for p in kept_for(MODEL)] == ["a repo", other.name(["cond"]), "a config"]
+    assert [p.name for p in kept_for(MODEL)] == ["a repo", f"{other.name(['cond'])}-learned", "a config"]
     remember(MODEL, example())
     magpolicy.keep(example(MODEL, name="mine"))
-    assert [p.name for p in kept_for(MODEL)][:3] == ["mine", MODEL.name(["cond"]), "a repo"]
+    assert [p.name for p in kept_for(MODEL)][:3] == ["mine", f"{MODEL.name(['cond'])}-learned", "a repo"]
 
 
 def test_an_old_calibration_is_found_by_what_its_provenance_says():
@@ -192,6 +194,8 @@ def test_the_oldest_of_what_was_learned_goes(monkeypatch):
 
 def test_a_broken_file_among_the_learned_is_left_out_with_a_warning(home):
     remember(MODEL, example())
+    (home / "learned" / "Wan-broken.json").write_text("{")  # of another class: it is not even read
     (home / "learned" / f"{MODEL.model}-broken.json").write_text("{")
-    with pytest.warns(magpolicy.PresetWarning, match="broken"):
+    with pytest.warns(magpolicy.PresetWarning, match="broken") as told:
         assert learned(MODEL) == example()
+    assert [MODEL.model in str(warning.message) for warning in told] == [True]

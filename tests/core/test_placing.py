@@ -1,10 +1,11 @@
 """Where hosts' runs lie on the noise schedule, and how the rule, a plan and a schedule are told of it."""
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magpolicy import Curve, Schedule, plan, preset, simulate
+from magpolicy import Calibration, Curve, Schedule, plan, preset, simulate
 from magpolicy.adapter import ScheduleSpan, always_compute, place, resolve
 
 RULE = {"threshold": 0.2, "max_skips": 3, "retention": 0.2}
@@ -66,6 +67,28 @@ def test_a_part_of_a_schedule_keeps_its_positions(first, after):
     levels = place(MEASURED, span).sigmas
     assert list(levels) == sorted(levels, reverse=True)
     assert levels[first : first + 3] == (0.6, 0.4, 0.2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 8), st.integers(4, 12), st.integers(0, 8), st.sampled_from([1.5, 2.0, 3.0]), st.booleans())
+def test_a_target_is_of_the_run_itself_wherever_it_lies_and_whatever_part_was_calibrated(
+    first, count, after, speedup, all_of_it
+):
+    """One of two experts, or a stage, has the speedup asked for, though its calibration may know no other levels."""
+    total = first + count + after
+    levels = [1 - i / total for i in range(total)]
+    shapes = np.stack([np.ones(total), levels, np.sin(5 * np.array(levels))], axis=1)
+    rows = (shapes @ np.random.default_rng(0).normal(size=(3, 24))).reshape(total, 4, 6)
+    known = slice(None) if all_of_it else slice(first, first + count)
+    found = Calibration.from_residuals({"cond": rows[known]}, sigmas=levels[known])
+    part = tuple(levels[first : first + count])
+    placed = place(resolve(found, speedup=speedup), ScheduleSpan(part, part, first, after))
+    schedule = placed.simulate()
+    assert (schedule.first_step, schedule.steps) == (first, count)
+    assert schedule.computed == int(count / speedup)
+    session = placed.session()
+    session.begin(placed.first)
+    assert session.schedule == schedule
 
 
 def switch(config):

@@ -9,12 +9,11 @@ from magpolicy import Calibration, load_calibration, plan
 
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 diffusers = pytest.importorskip("diffusers", reason="the diffusers extra is not installed")
-transformers = pytest.importorskip("transformers", reason="the diffusers extra is not installed")
+pytest.importorskip("transformers", reason="the diffusers extra is not installed")
 pytest.importorskip("click", reason="the cli extra is not installed")
 pytest.importorskip("cattrs", reason="the files extra is not installed")
 
-from pipes import PIPES  # noqa: E402
-from pipes.pipes_video import words  # noqa: E402
+from pipes.saved import wan  # noqa: E402
 
 from magpolicy.cli import main  # noqa: E402
 
@@ -25,18 +24,7 @@ SIZE = ("--height", 32, "--width", 32, "--frames", 5, "--guidance", 3, "--set", 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """The folder of a tiny Wan pipeline that reads its prompts."""
-    folder = tmp_path_factory.mktemp("pipelines") / "tiny-wan"
-    torch.manual_seed(0)
-    pipe = PIPES["WanPipeline"].make()
-    config = transformers.UMT5Config(
-        vocab_size=96, d_model=pipe.transformer.config.text_dim, d_kv=8, d_ff=16, num_layers=1, num_heads=2
-    )
-    vae = diffusers.AutoencoderKLWan(
-        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
-    )
-    pipe.register_modules(text_encoder=transformers.UMT5EncoderModel(config).eval(), tokenizer=words(), vae=vae)
-    pipe.save_pretrained(folder)
-    return folder
+    return wan(tmp_path_factory.mktemp("pipelines") / "tiny-wan")
 
 
 @pytest.fixture
@@ -87,6 +75,33 @@ def test_what_was_measured_drives_the_pipeline(run, saved, tmp_path):
     with magpolicy.attach(pipe, calibration=file, speedup=1.5) as handle:
         pipe(prompt="a dog", num_inference_steps=9, height=32, width=32, num_frames=5, max_sequence_length=16)
         assert handle.report.estimated_speedup >= 1.5
+
+
+def test_what_is_kept_is_found_by_the_model_in_a_new_session(run, saved, tmp_path, monkeypatch):
+    monkeypatch.setenv("MAGPOLICY_HOME", str(tmp_path / "home"))
+    code, out, err = run("--steps", STEPS, "--prompt", "a cat", "--keep")
+    assert (code, err) == (0, "")
+    (kept,) = (tmp_path / "home").iterdir()
+    assert out.startswith(f"{kept}: {STEPS} steps")
+    assert kept.name.startswith("tiny-wan-")
+    pipe = diffusers.DiffusionPipeline.from_pretrained(saved)
+    with magpolicy.attach(pipe, speedup=1.5) as handle:
+        pipe(prompt="a dog", num_inference_steps=9, height=32, width=32, num_frames=5, max_sequence_length=16)
+        assert handle.report.source == f"a plan from calibration {load_calibration(kept).name!r}"
+    assert run("--steps", STEPS, "--prompt", "a cat", "--keep", "--name", "mine", "-o", tmp_path / "wan.json")[0] == 0
+    assert load_calibration(tmp_path / "wan.json") == magpolicy.preset("mine").calibration
+
+
+def test_a_library_that_cannot_be_written_is_told_before_the_run(run, tmp_path, monkeypatch):
+    (tmp_path / "home").write_text("in the way")
+    monkeypatch.setenv("MAGPOLICY_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *_, **__: pytest.fail("it was loaded"))
+    code, _, err = run("--steps", STEPS, "--keep")
+    assert code == 2
+    assert "cannot be made" in err
+    code, _, err = run("--steps", STEPS)
+    assert code == 2
+    assert "give --keep, or --output FILE" in err
 
 
 @pytest.mark.parametrize(("fault", "code"), [(KeyboardInterrupt, 130), (RuntimeError, 1)])
@@ -165,7 +180,7 @@ def test_the_schedule_that_did_best_is_written(refining, saved):
 
 
 def test_several_speeds_share_the_runs_and_are_a_list(refining):
-    code, out, _, best = refining("--speedup", "1.5,2", "--runs", 6, prompts=("a cat",))
+    code, out, _, best = refining("--speedup", "quality,2", "--runs", 6, prompts=("a cat",))
     assert code == 0
     few, many = map(magpolicy.Schedule.from_dict, json.loads(best.read_text()))
     assert few.computed <= 3
@@ -196,6 +211,7 @@ def test_a_refinement_that_is_stopped_or_fails_writes_nothing(refining, monkeypa
         ((), "give one of them"),
         (("--speedup", 2, "--computed", 3), "give one of them"),
         (("--speedup", 5, "-K", 1), "--speedup=5"),
+        (("--speedup", "quick"), "--speedup='quick'"),
         (("--computed", 3, "-o", "x.txt"), "must end in .json"),
         (("--computed", "3,4,5", "--runs", 2), "--runs=2"),
     ],

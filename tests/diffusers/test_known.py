@@ -39,7 +39,7 @@ def test_by_repo_id_or_the_last_part_of_a_path():
     for repo in ("black-forest-labs/FLUX.1-Kontext-dev", "/models/FLUX.1-Kontext-dev"):
         pipe = PIPES["FluxPipeline"].make()
         pipe.transformer.register_to_config(_name_or_path=repo)
-        with magpolicy.attach(pipe) as handle:
+        with magpolicy.attach(pipe, rule="published") as handle:
             PIPES["FluxPipeline"].run(pipe, "distilled", 9)
         assert handle.report.schedule == magpolicy.simulate("flux.1-kontext-dev", steps=9)
 
@@ -54,10 +54,10 @@ def test_every_alias_that_is_a_repo_id_is_found():
 
 
 @pytest.mark.parametrize("cls", ["FluxTransformer2DModel", "WanTransformer3DModel", "DiTTransformer2DModel"])
-def test_an_unknown_model_says_what_is_close_and_how_to_calibrate(cls):
+def test_the_rule_on_an_unknown_model_says_what_is_close_and_to_plan_instead(cls):
     model = CASES[cls].make()
-    with pytest.raises(PresetError, match="calibrate=True") as raised:
-        magpolicy.attach(model)
+    with pytest.raises(PresetError, match=r"speedup=2\.0") as raised:
+        magpolicy.attach(model, rule="published")
     assert ("close" in str(raised.value)) == (not cls.startswith("DiT"))
     assert "forward" not in vars(model)
 
@@ -103,10 +103,11 @@ def test_a_speed_is_all_a_user_types_once_the_model_was_calibrated(keeping, sett
     assert report.source == "a plan from calibration 'mine'"
 
 
-@pytest.mark.parametrize("settings", [{}, {"threshold": 0.1}, {"max_skips": 2, "retention": 0.1}], ids=str)
+@pytest.mark.parametrize("settings", [{"rule": "published"}, {"threshold": 0.1}, {"max_skips": 2, "retention": 0.1}], ids=str)
 def test_a_model_that_was_calibrated_still_has_its_published_table(keeping, settings):
     pipe, _ = keeping(KONTEXT)
     report = run(pipe, 9, **settings)
+    settings.pop("rule", None)
     assert report.schedule == magpolicy.simulate(magpolicy.presets()["flux.1-kontext-dev"], steps=9, **settings)
     assert report.source == "the rule on preset 'flux.1-kontext-dev'"
     assert "by the rule on preset 'flux.1-kontext-dev'" in str(report).splitlines()
@@ -116,8 +117,9 @@ def test_a_calibrated_model_known_by_its_config_alone_keeps_that_table(keeping, 
     pipe, found = keeping("me/my-flux")
     here = KnownModel("FluxTransformer2DModel", ("flux.1-dev",))
     monkeypatch.setattr("magpolicy_diffusers._model_presets.TABLE", (here,))
-    assert presets_of(pipe) == ["mine", "flux.1-dev"]
-    assert run(pipe).schedule == magpolicy.simulate("flux.1-dev", steps=12)
+    first, published = presets_of(pipe)
+    assert (first.name, published) == ("mine", "flux.1-dev")
+    assert run(pipe, rule="published").schedule == magpolicy.simulate("flux.1-dev", steps=12)
     assert run(pipe, speedup=2.0).schedule == magpolicy.plan(found, speedup=2.0)
 
 
@@ -127,10 +129,11 @@ def test_all_settings_of_the_rule_given_apply_to_the_calibration(keeping):
     assert run(pipe, **rule).schedule == magpolicy.simulate(found, **rule)
 
 
-def test_a_calibration_alone_asks_for_a_speed(keeping):
-    pipe, _ = keeping("me/my-flux")
+@pytest.mark.parametrize("settings", [{}, {"forecast": "calibrated"}, {"forced": [-1]}], ids=str)
+def test_a_calibration_alone_plans_for_half_of_the_steps(keeping, settings):
+    pipe, found = keeping("me/my-flux")
+    report = run(pipe, **settings)
+    assert report.schedule == magpolicy.plan(found, speedup="balanced", **settings)
+    assert report.source == "a plan from calibration 'mine'"
     with pytest.raises(magpolicy.ArgumentError, match=r"calibration 'mine' carries no settings of the rule.*speedup=2\.0"):
-        magpolicy.attach(pipe)
-    with pytest.raises(magpolicy.ArgumentError, match="calibration 'mine' carries no settings"):
-        magpolicy.attach(pipe, forecast="calibrated")
-    assert run(pipe, speedup=2.0).computed == 6
+        magpolicy.attach(pipe, rule="published")

@@ -86,6 +86,8 @@ def test_a_module_without_a_config_is_told_by_its_parameters():
             self.linear = nn.Linear(width, width)
 
     assert identity_of(Net(3)).config == identity_of(Net(3)).config != identity_of(Net(4)).config
+    empty = identity_of(nn.Identity(), config={"weights": 10**400})
+    assert empty.config
     empty = identity_of(nn.Identity())
     assert (empty.config, empty.weights) == ("", "")
     assert identity_of(nn.LazyLinear(3)).weights == ""
@@ -105,6 +107,20 @@ def test_tensors_in_any_layout_and_type_are_read():
     assert identity_of(one).weights == identity_of(other).weights != ""
     other.whole.data[0] = 9
     assert identity_of(one).weights != identity_of(other).weights
+
+
+def test_a_config_that_cannot_be_read_is_no_error():
+    endless = {}
+    endless["self"] = endless
+    assert identity_of(nn.Linear(2, 2), config=endless).config == identity_of(nn.Linear(2, 2)).config
+
+    class Failing:
+        def to_dict(self):
+            raise ValueError("not now")
+
+    model = nn.Linear(2, 2)
+    model.config = Failing()
+    assert identity_of(model).config == identity_of(nn.Linear(2, 2)).config
 
 
 def test_a_tensor_that_cannot_be_read_is_no_error():

@@ -126,12 +126,24 @@ def test_where_there_is_nothing_to_plan(plain, other):
         magpolicy.attach(plain.module, speedup=2.0, **other)
 
 
-def test_a_target_that_a_run_cannot_have_leaves_no_run(drifting):
+def test_a_run_that_cannot_have_the_target_goes_by_the_nearest_plan(drifting):
     with magpolicy.attach(drifting.module, calibration=drifting.calibration, speedup=8.0, max_skips=2) as handle:
-        with pytest.raises(ArgumentError, match="speedup=8"), handle.run(sigmas=SIGMAS):
+        with pytest.warns(magpolicy.PlanWarning, match="speedup=8 cannot be had in a run of"):
+            drifting.run(handle, SIGMAS)
+        assert handle.report.schedule == plan(drifting.calibration, sigmas=SIGMAS, computed=handle.report.computed, max_skips=2)
+
+
+def test_a_module_of_which_nothing_is_known(drifting):
+    """By the general prior alone, at the noise levels of the run."""
+    with pytest.raises(ArgumentError, match="has no preset, and the rule needs magnitude ratios"):
+        magpolicy.attach(drifting.module, rule="published")
+    with magpolicy.attach(drifting.module) as handle:
+        drifting.run(handle, SIGMAS)
+        assert handle.report.schedule == plan(None, sigmas=SIGMAS, speedup="balanced")
+        assert handle.report.source == "a plan from the general prior, norms taken for constant"
+        assert "closer to the full run: the next run is planned from what this one teaches" in str(handle.report)
+        with pytest.raises(ArgumentError, match="how long is the run"), handle.run():
             pass
-        with pytest.raises(magpolicy.RunError, match="no run yet"):
-            _ = handle.report
 
 
 def test_levels_outside_what_was_calibrated_compute(drifting):

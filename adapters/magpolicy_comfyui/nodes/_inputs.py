@@ -5,16 +5,58 @@ Nodes named as in ComfyUI-MagCache take its inputs in its order, so that its wor
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import magpolicy
-from magpolicy import Preset
+from magpolicy import ArgumentError, Preset
+from magpolicy.adapter import SPEEDS
 from magpolicy_comfyui._settings import Settings
 from magpolicy_comfyui.nodes import _preset_menu
 
 OWN = "magpolicy"
 MANUAL, PRESET = "as set here", "the preset's"
+PUBLISHED = -1
+"""In the place of a threshold, a retention or a K: the preset's own. Saved workflows have no such value."""
+BALANCED, CUSTOM = "balanced", "custom"
+LEARN: dict[str, bool | Literal["first"]] = {"as it goes": True, "first run in full": "first", "off": False}
 Inputs = dict[str, dict[str, Any]]
+
+
+def speed_inputs() -> dict[str, Any]:
+    """How fast, and whether to learn from runs."""
+    named = ", ".join(f"{name}: {speed:g}x" for name, speed in SPEEDS.items())
+    return {
+        "speedup": (
+            [*SPEEDS, CUSTOM],
+            {"default": BALANCED, "tooltip": f"How much faster the model is to run. {named}, {CUSTOM}: the number below."},
+        ),
+        "custom_speedup": (
+            "FLOAT",
+            {"default": 2.0, "min": 1.0, "max": 20.0, "step": 0.1, "tooltip": f"The speedup, if {CUSTOM} is chosen above."},
+        ),
+        "learn": (
+            list(LEARN),
+            {"default": "as it goes",
+             "tooltip": "Runs are measured, and later runs of the model are planned from what was measured. A run in full "
+                        "teaches most. off: nothing is measured or kept."},
+        ),
+    }  # fmt: skip
+
+
+def speed_settings_of(
+    speedup: str | float, custom_speedup: float = 2.0, learn: str = "as it goes", unique_id: str | None = None
+) -> Settings:
+    """The settings that the inputs of the node Speed up mean.
+
+    Raises:
+        ArgumentError: a setting is unknown or out of range; the message names it.
+    """
+    if learn not in LEARN:
+        raise ArgumentError(f"learn={learn!r} must be one of {', '.join(map(repr, LEARN))}; try 'as it goes'")
+    chosen = custom_speedup if speedup == CUSTOM else speedup
+    made = Settings(source=None, speedup=chosen, learn=LEARN[learn], node=unique_id)
+    made.check()
+    return made
 
 
 def rule_inputs() -> dict[str, Any]:
@@ -26,14 +68,19 @@ def rule_inputs() -> dict[str, Any]:
         ),
         "magcache_thresh": (
             "FLOAT",
-            {"default": 0.24, "min": 0.0, "max": 10.0, "step": 0.001, "round": 0.001,
-             "tooltip": "Bound on the accumulated error. More skips, less like the full run."},
+            {"default": PUBLISHED, "min": PUBLISHED, "max": 10.0, "step": 0.001, "round": 0.001,
+             "tooltip": "Bound on the accumulated error. More skips, less like the full run. -1: the preset's own."},
         ),
         "retention_ratio": (
             "FLOAT",
-            {"default": 0.1, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip": "Leading share of the run that always computes."},
+            {"default": PUBLISHED, "min": PUBLISHED, "max": 1.0, "step": 0.01,
+             "tooltip": "Leading share of the run that always computes. -1: the preset's own."},
         ),
-        "magcache_K": ("INT", {"default": 5, "min": 0, "max": 100, "tooltip": "How many steps in a row may be skipped."}),
+        "magcache_K": (
+            "INT",
+            {"default": PUBLISHED, "min": PUBLISHED, "max": 100,
+             "tooltip": "How many steps in a row may be skipped. -1: the preset's own."},
+        ),
         "start_step": ("INT", {"default": 0, "min": 0, "max": 10000, "tooltip": "First step that may be skipped."}),
         "end_step": (
             "INT",
@@ -57,7 +104,8 @@ def more_inputs() -> dict[str, Any]:
         "speedup": (
             "FLOAT",
             {"default": 0.0, "min": 0.0, "max": 20.0, "step": 0.1,
-             "tooltip": "Plan for a speedup in place of a threshold, e.g. 2 for half the evaluations. 0: by the threshold."},
+             "tooltip": "Plan for a speedup, e.g. 2 for half the evaluations; threshold, retention and K have no say then. "
+                        "0: by the threshold."},
         ),
         "forecast": (
             ["auto", "hold", "linear", "calibrated", "second-order"],
@@ -86,14 +134,16 @@ def settings_of(
         PresetError: ``model_type`` names no preset.
         ArgumentError: a setting is out of range; the message names it.
     """
-    source = _preset_menu.find(model_type, published=settings == PRESET and not speedup)
-    rule: dict[str, Any] = {"threshold": magcache_thresh, "max_skips": magcache_K, "retention": retention_ratio}
+    rule = {"threshold": magcache_thresh, "max_skips": magcache_K, "retention": retention_ratio}
+    set_here: dict[str, Any] = {name: None if _is_published(value) else value for name, value in rule.items()}
+    published = settings == PRESET or None in set_here.values()
+    source = _preset_menu.find(model_type, published=published and not speedup)
     if settings == PRESET:
         known = _recommended(source)
-        rule = dict.fromkeys(rule) if source is None else {k: v if known[k] is None else known[k] for k, v in rule.items()}
+        set_here = {k: None if source is None else v if known[k] is None else known[k] for k, v in set_here.items()}
     made = Settings(
         source=source,
-        **rule,
+        **set_here,
         start_step=start_step,
         end_step=end_step,
         semantics=None if semantics == OWN else semantics,
@@ -105,6 +155,10 @@ def settings_of(
     )
     made.check()
     return made
+
+
+def _is_published(value: Any) -> bool:
+    return isinstance(value, int | float) and PUBLISHED <= value < 0
 
 
 def _recommended(source: Any) -> dict[str, Any]:

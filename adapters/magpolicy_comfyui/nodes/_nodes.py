@@ -6,16 +6,37 @@ from pathlib import Path
 from typing import Any
 
 import magpolicy
+from magpolicy.adapter import ModelIdentity
 from magpolicy_comfyui import _install, _model_presets
 from magpolicy_comfyui._compile import compile_model
+from magpolicy_comfyui._identity import identity_of, kept_of
 from magpolicy_comfyui._run_report import RunReport
 from magpolicy_comfyui._runs import Attachment, attach, attached, log
 from magpolicy_comfyui._settings import Settings
+from magpolicy_comfyui._sources import SampledModel
 from magpolicy_comfyui.nodes import _preset_menu, _report
-from magpolicy_comfyui.nodes._inputs import Inputs, more_inputs, rule_inputs, settings_of
+from magpolicy_comfyui.nodes._inputs import Inputs, more_inputs, rule_inputs, settings_of, speed_inputs, speed_settings_of
 from magpolicy_comfyui.nodes._picture import picture
 
 CATEGORY = "MagCache"
+
+
+class MagPolicySpeedUp:
+    """Makes any model faster: plans which steps compute, gives the others a forecast, and learns from the runs you make."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = __doc__
+    FUNCTION = "apply"
+    RETURN_TYPES = ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Inputs:
+        return {"required": {"model": ("MODEL",), **speed_inputs()}, "hidden": {"unique_id": "UNIQUE_ID"}}
+
+    def apply(self, model: Any, **inputs: Any) -> tuple[Any]:
+        clone = model.clone()
+        attach(clone, Attachment(speed_settings_of(**inputs), _report.finished))
+        return (clone,)
 
 
 class MagCache:
@@ -40,8 +61,8 @@ class MagCache:
 
     def apply(self, model: Any, **inputs: Any) -> tuple[Any]:
         settings = settings_of(**inputs)
-        if settings.source is None:
-            _model_presets.candidates(model.model)  # complains now, not midway through a workflow
+        if settings.needs_table and not (_model_presets.rows_for(model.model) or kept_of(identity_of(model))):
+            raise _model_presets.unknown(model.model)  # now, not midway through a workflow
         clone = model.clone()
         attach(clone, Attachment(settings, _report.finished))
         return (clone,)
@@ -68,7 +89,7 @@ class MagCacheCalibration:
     def apply(self, model: Any, model_type: str, name: str = "", unique_id: str | None = None) -> tuple[Any]:
         clone = model.clone()
         settings = Settings(source=_preset_menu.find(model_type), calibrate=True, name=name, node=unique_id)
-        kind = type(model.model).__name__ if model_type == _preset_menu.AUTO else model_type.removeprefix("file: ")
+        kind = type(model.model).__name__ if model_type == _preset_menu.AUTO else _preset_menu.stem(model_type)
 
         def finished(attachment: Attachment, run_report: RunReport) -> None:
             written = _write(run_report, settings, kind)
@@ -80,11 +101,17 @@ class MagCacheCalibration:
 
 
 def _write(run_report: RunReport, settings: Settings, kind: str) -> Path | None:
-    if run_report.measured is None:
+    measured = run_report.measured
+    if measured is None:
         return None
-    return _preset_menu.save(
-        settings.name.strip() or f"{Path(kind).stem}-{run_report.measured.steps}steps", run_report.measured
-    )
+    return _preset_menu.save(settings.name.strip() or _name(run_report, measured, kind), measured)
+
+
+def _name(run_report: RunReport, measured: magpolicy.Calibration, kind: str) -> str:
+    """The name of a calibration that nobody named: another one for each model, of two experts too, and each of its stages."""
+    span, count = run_report.span, measured.steps
+    steps = f"steps {span.first + 1}-{span.first + count} of {span.steps}" if span.partial else f"{count}steps"
+    return f"{kind}-{ModelIdentity.of(measured).digest(measured.streams)[:6]}-{steps}"
 
 
 class CompileModel:
@@ -136,8 +163,12 @@ class MagPolicyPreview:
         if source is None:
             if model is None:
                 raise magpolicy.ArgumentError("model_type=auto needs the model; connect it, or pick a model_type")
-            source = _model_presets.longer(_model_presets.candidates(model.model)[-1].preset, steps)
-        schedule = settings.preview(source, steps)
+            rows = _model_presets.rows_for(model.model)
+            known = SampledModel(_model_presets.longer(rows[-1].preset, steps) if rows else None, identity_of(model))
+            source = known.for_rule() if settings.needs_table else known.for_plan()
+            if source is None and settings.needs_table:
+                raise _model_presets.unknown(model.model)
+        schedule = settings.place(source, steps).simulate()
         text = f"{schedule}\n" + ", ".join(f"{reason} {n}" for reason, n in schedule.reasons().items())
         return {"ui": {"text": (text,)}, "result": (picture(schedule), text)}
 
@@ -177,6 +208,7 @@ NODE_CLASS_MAPPINGS: dict[str, type] = {
     "MagCacheCalibration": MagCacheCalibration,
     "CompileModel": CompileModel,
     # Ours always, also where another pack has the names above.
+    "MagPolicySpeedUp": MagPolicySpeedUp,
     "MagPolicy": MagCache,
     "MagPolicyCalibration": MagCacheCalibration,
     "MagPolicyCompile": CompileModel,
@@ -187,6 +219,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "MagCache": "MagCache",
     "MagCacheCalibration": "MagCache Calibration",
     "CompileModel": "Compile Model",
+    "MagPolicySpeedUp": "Speed up (magpolicy)",
     "MagPolicy": "MagCache (magpolicy)",
     "MagPolicyCalibration": "MagCache Calibration (magpolicy)",
     "MagPolicyCompile": "Compile Model (magpolicy)",

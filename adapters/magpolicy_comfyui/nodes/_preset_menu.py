@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from attrs import evolve
 
 import magpolicy
 from magpolicy import Calibration, Preset, PresetError
-from magpolicy.adapter import PRESET_ENDINGS, file_name, named
+from magpolicy.adapter import PRESET_ENDINGS, keep_in, named
+from magpolicy_comfyui._identity import folders
+from magpolicy_comfyui._settings import CAUTIOUS
 
 AUTO = "auto"
 # As ComfyUI-MagCache wrote them into workflows; first, so that a saved place in the list means what it meant.
@@ -29,28 +30,19 @@ ORIGIN = (
 )
 MORE = ("wan2.2_t2v_14B", "wan2.2_i2v_14B", "wan2.2_ti2v_5B", "hunyuan_video1.5_40steps")
 _ELSEWHERE = ("open-sora", "kandinsky-5", "framepack (hunyuanvideo)")  # families that ComfyUI itself does not run
-FOLDER = "magpolicy"
 _MARK = "file: "
-RULE = {"threshold": 0.06, "max_skips": 3, "retention": 0.2}
 
 
 def folder() -> Path:
-    """Where calibrations are kept: ``models/magpolicy`` of this ComfyUI, unless extra_model_paths says otherwise."""
-    import folder_paths
-
-    if FOLDER not in folder_paths.folder_names_and_paths:
-        folder_paths.folder_names_and_paths[FOLDER] = ([str(Path(folder_paths.models_dir) / FOLDER)], set(PRESET_ENDINGS))
-    return Path(folder_paths.folder_names_and_paths[FOLDER][0][0])
+    """Where calibrations are kept."""
+    return folders()[0]
 
 
 def files() -> dict[str, Path]:
     """The user's own presets, by the name they have in ``model_type``."""
-    import folder_paths
-
-    folder()
     found: dict[str, Path] = {}
-    for place in folder_paths.folder_names_and_paths[FOLDER][0]:
-        for path in sorted(Path(place).glob("*")):
+    for place in folders():
+        for path in sorted(place.glob("*")):
             if path.suffix in PRESET_ENDINGS and path.is_file():
                 found.setdefault(f"{_MARK}{path.name}", path)
     return found
@@ -79,14 +71,13 @@ def find(model_type: str, *, published: bool = False) -> Preset | None:
         path = files().get(model_type)
         if path is None:
             raise PresetError(f"model_type={model_type!r} is no file in {folder()}; calibrate again, or pick another")
-        return _with_rule(magpolicy.preset(path))
-    return named(model_type).with_settings(RULE if published else ())
+        return magpolicy.preset(path)
+    return named(model_type).with_settings(CAUTIOUS if published else ())
 
 
-def _with_rule(preset: Preset) -> Preset:
-    """A calibration recommends no settings; where none are given, cautious ones serve."""
-    rule: dict[str, Any] = {name: value for name, value in RULE.items() if getattr(preset, name) is None}
-    return evolve(preset, **rule)
+def stem(model_type: str) -> str:
+    """What ``model_type`` names, of a file without its ending."""
+    return Path(model_type.removeprefix(_MARK)).stem if model_type.startswith(_MARK) else model_type
 
 
 def changed(model_type: str | None) -> float:
@@ -96,8 +87,5 @@ def changed(model_type: str | None) -> float:
 
 
 def save(name: str, calibration: Calibration) -> Path:
-    """Write a calibration into the folder, and give its path. One of that name is replaced."""
-    target = folder() / f"{file_name(name)}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    evolve(calibration, name=target.stem).save(target)
-    return target
+    """Write a calibration into the folder, and give its path. One of just that name is replaced, no other file."""
+    return keep_in(folder(), evolve(calibration, name=name))

@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from magpolicy import ArgumentError, Schedule
-from magpolicy.adapter import place, whole
+from magpolicy.adapter import ModelIdentity, RunConfig, place, whole
 from magpolicy_comfyui import _dry_run, _model_presets, _noise_levels
+from magpolicy_comfyui._learning import next_config
 from magpolicy_comfyui._settings import Settings
 
 MAX_STEPS = 2_000  # more than anybody samples with; a panel asks again and again
 # Samplers that draw from the common generator even when they are given a seed; and one that steps as another does.
 _DRAWING = ("heunpp2",)
 _AS = {"ddim": "euler"}
-_ENDS = ("start_at_step", "end_at_step", "denoise", "shift")
+_ENDS = ("start_at_step", "end_at_step", "denoise", "cfg", "shift")
 
 
 @frozen(kw_only=True)
@@ -30,6 +31,8 @@ class Sampler:
     denoise: float = 1.0
     start_at_step: int = 0
     end_at_step: int | None = None
+    cfg: float | None = None
+    """The scale of guidance, for plans."""
     shift: float | None = None
     """Of a node that sets one; ``None``: the model's own, which does not matter for most schedulers."""
     custom: bool = False
@@ -52,22 +55,38 @@ class Sampler:
         )
 
 
-def schedule(settings: Settings, source: Any, sampler: Sampler, *, flux: bool = False) -> tuple[Schedule, str | None]:
-    """What will run, and a remark where it is not known exactly.
+@frozen
+class Preview:
+    """What will run, as far as it is known before."""
+
+    schedule: Schedule
+    config: RunConfig
+    """What decides."""
+    remark: str | None = None
+    """Where it is not known exactly."""
+
+
+def preview(
+    settings: Settings, source: Any, sampler: Sampler, *, flux: bool = False, identity: ModelIdentity | None = None
+) -> Preview:
+    """What will run. ``identity`` says which model, where that is known: what was learned of it may decide.
 
     Raises:
         ArgumentError: settings that do not fit, or a part of the schedule with nothing in it.
     """
     found = _evaluations(sampler, flux)
     if found is None:
-        return settings.preview(source, sampler.steps), "evenly spaced steps, one evaluation each, are assumed"
+        placed = settings.place(source, sampler.steps)
+        placed = evolve(placed, config=next_config(settings, placed.config, identity).with_guidance(sampler.cfg))
+        return Preview(placed.simulate(), placed.config, "evenly spaced steps, one evaluation each, are assumed")
     evaluations, levels, model_sampling, known = found
     span = _noise_levels.span_of(evaluations, levels, model_sampling)
     if settings.follow_steps:
         source = _model_presets.longer(source.name, span.steps)
     config = settings.config(source, span, _noise_levels.steps_of(evaluations, levels))
     remark = None if known else "one evaluation a step is assumed: this sampler's are known when it runs"
-    return place(config, span).simulate(), remark
+    placed = place(next_config(settings, config, identity).with_guidance(sampler.cfg), span)
+    return Preview(placed.simulate(), placed.config, remark)
 
 
 def _evaluations(sampler: Sampler, flux: bool) -> tuple[list[float], list[float], Any, bool] | None:

@@ -8,8 +8,9 @@ const WAIT = 120; // ms without a change before the server is asked
 const LOOK = 400; // ms between looks at what does not call back
 const LEAST = 52; // px
 const ROW = 60; // most cells in a row of the strip
-const SAMPLING = ["steps", "sampler_name", "scheduler", "denoise", "start_at_step", "end_at_step"];
+const SAMPLING = ["steps", "sampler_name", "scheduler", "denoise", "cfg", "start_at_step", "end_at_step"];
 const STEPS_PROPERTY = "magpolicy_steps";
+const SPEED_UP = "MagPolicySpeedUp";
 
 const STYLE = `
 .magpolicy-panel { box-sizing: border-box; overflow: hidden; padding: 6px 8px; border-radius: 6px; cursor: default;
@@ -22,6 +23,7 @@ const STYLE = `
 .magpolicy-strip i { border-radius: 1px; background: #f0a030; }
 .magpolicy-strip i.skipped { background: var(--border-color, #4e4e4e); opacity: .55; }
 .magpolicy-note { color: var(--descrip-text, #999); white-space: pre-wrap; }
+.magpolicy-decides, .magpolicy-advice { white-space: pre-wrap; }
 .magpolicy-error { color: var(--error-text, #ff6b6b); white-space: pre-wrap; }
 .magpolicy-said { white-space: pre-wrap; }
 .magpolicy-run { margin-top: 4px; border-top: 1px solid var(--border-color, #4e4e4e); padding-top: 3px; }
@@ -91,6 +93,7 @@ const widget = (node, name) => node.widgets?.find((found) => found.name === name
 // What of a node's panel makes sense: the preview for nodes with the rule's settings, the report for those that calibrate.
 // Nodes of the same name from another pack have neither of the settings that are looked for.
 function kind(node) {
+  if (node.comfyClass === SPEED_UP) return "preview";
   if (!widget(node, "model_type")) return null;
   if (widget(node, "magcache_thresh") && widget(node, "semantics")) return "preview";
   return widget(node, "name") ? "report" : null;
@@ -101,7 +104,7 @@ class Panel {
     this.node = node;
     this.previews = previews;
     this.asked = 0;
-    this.said = "";
+    this.seen = null; // what the last run's report said of the model, and the file it was of
     this.build();
     const panel = this;
     this.widget = node.addDOMWidget("magpolicy", "magpolicy", this.root, {
@@ -114,6 +117,7 @@ class Panel {
     });
     this.widget.serialize = false; // workflow files hold the node's own settings only
     if (previews) this.watch();
+    this.dim();
   }
 
   build() {
@@ -170,6 +174,12 @@ class Panel {
     });
   }
 
+  // The number is read only if "custom" is chosen.
+  dim() {
+    const number = widget(this.node, "custom_speedup");
+    if (number) number.disabled = widget(this.node, "speedup").value !== "custom";
+  }
+
   // What the server is asked. A setting that comes over a link is not known here, and is left out.
   question() {
     const { node } = this;
@@ -189,7 +199,9 @@ class Panel {
     this.steps.placeholder = sampler.steps ?? "";
     const typed = this.steps.value.trim();
     if (typed !== "") sampler.steps = Number.isNaN(Number(typed)) ? typed : Number(typed);
-    return { inputs, sampler, model: files[0] ?? null };
+    this.file = JSON.stringify(files[0] ?? null);
+    const seen = this.seen?.file === this.file ? this.seen.model : null;
+    return { node: node.comfyClass, inputs, sampler, model: files[0] ?? null, seen };
   }
 
   // The sampler this node leads to: its widgets, and those of the nodes that tell it the noise levels and the method.
@@ -205,6 +217,7 @@ class Panel {
     };
     for (const at of downstream(this.node)) {
       const slots = ["sampler", "sigmas"].map((name) => at.inputs?.findIndex((input) => input.name === name) ?? -1);
+      if (widget(at, "cfg")) found.cfg = widget(at, "cfg").value; // of a guider; a sampler has its own
       if (widget(at, "shift")) found.shift = widget(at, "shift").value;
       if (widget(at, "steps")) take(at);
       if (slots.some((slot) => slot >= 0)) {
@@ -220,6 +233,7 @@ class Panel {
   }
 
   later() {
+    this.dim();
     const wanted = JSON.stringify(this.question());
     if (wanted === this.wanted) return;
     this.wanted = wanted;
@@ -251,7 +265,9 @@ class Panel {
     } else {
       this.text.textContent = answer.headline;
       if (answer.schedule) this.drawSchedule(this.plan, answer.schedule);
+      if (answer.decides) make("div", "magpolicy-decides", this.plan, `by ${answer.decides}`);
       for (const note of answer.notes ?? []) make("div", "magpolicy-note", this.plan, note);
+      if (answer.advice) make("div", "magpolicy-advice", this.plan, `closer to the full run: ${answer.advice}`);
     }
     this.fit();
   }
@@ -267,7 +283,8 @@ class Panel {
     }
   }
 
-  report({ strip, text, schedule }) {
+  report({ strip, text, schedule, model }) {
+    if (model) this.seen = { file: this.file, model };
     this.run.replaceChildren();
     const box = make("div", "magpolicy-run", this.run);
     make("div", "magpolicy-note", box, "last run");
@@ -275,6 +292,9 @@ class Panel {
     else drawStrip(box, [...(strip ?? "")].map((mark, i) => ({ computed: mark !== "·", title: `step ${i}` })));
     make("div", "magpolicy-said", box, (text ?? "").replace(/ [█·]+\s+/g, ", ")); // the strip is drawn above
     this.fit();
+    if (!this.previews) return;
+    this.wanted = null; // what was learned may have changed the plan
+    this.later();
   }
 
   fit() {

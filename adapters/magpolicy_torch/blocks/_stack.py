@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import NoneType
 from typing import Any
@@ -73,6 +74,12 @@ class BlockStack:
         """Whether layouts say where image tokens are among those that enter and leave the stack."""
         self.scope = "stack"
         """What is bypassed: the block ``"stack"``, or the whole ``"model"``."""
+
+    @property
+    def description(self) -> str:
+        """How many blocks of which classes: ``"19 FluxTransformerBlock, 38 FluxSingleTransformerBlock"``."""
+        counted = Counter(kind.__name__ for kind in self.kinds)
+        return ", ".join(f"{count} {name}" for name, count in counted.items())
 
     @classmethod
     def find(cls, module: nn.Module) -> BlockStack:

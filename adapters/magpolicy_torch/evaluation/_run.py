@@ -17,6 +17,7 @@ from magpolicy_torch.evaluation._record import Record
 from magpolicy_torch.evaluation._target import Pairs, Target
 from magpolicy_torch.residuals import _arithmetic
 from magpolicy_torch.residuals._moments import Moments
+from magpolicy_torch.residuals._samples import ResidualSamples
 from magpolicy_torch.residuals._store import ResidualStore
 from torch import Tensor
 
@@ -36,8 +37,10 @@ class Run:
     store: ResidualStore
     moments: Moments | None = None
     """Measures every residual, and none is kept, where this is a calibration run."""
+    samples: ResidualSamples | None = None
+    """Looks at every residual of a run that goes on as it would without."""
     channel_dim: int = -1
-    """Where the channels of a residual are, for the moments."""
+    """Where the channels of a residual are, for these two."""
     record: Record = Factory(Record)
     """What the report is made of."""
     second: ResidualStore = field(init=False)
@@ -51,6 +54,11 @@ class Run:
         self.second = ResidualStore(self.store.offload, self.store.storage_dtype, copier=self.store.copier)
         self.store.losses = self.record.losses
         self.session.on_end(self.free)
+
+    @property
+    def measures(self) -> bool:
+        """Whether something looks at every residual."""
+        return self.moments is not None or self.samples is not None
 
     def free(self) -> None:
         """Free every tensor."""
@@ -119,6 +127,8 @@ class Run:
             made = residuals.get(stream.name, ())
             if made and self.moments is not None:
                 self.moments.add(stream.name, made[0], self.channel_dim, step=call.step)
+            if made and self.samples is not None:
+                self.samples.add(stream.name, made[0], self.channel_dim, step=call.step)
             keep = 0 if self.moments is not None or stream.name in self.unsupported else stream.keep
             for place, store in enumerate((self.store, self.second)):
                 if place < len(made):
@@ -177,7 +187,7 @@ def evaluate(
         if not skip or reason is not None:
             skip = False
             run.make_room(call)
-            result, pairs = target.compute(useful=possible and (run.moments is not None or call.useful))
+            result, pairs = target.compute(useful=possible and (run.measures or call.useful))
             if pairs is None:
                 run.unsupported.update(streams)
             residuals = run.residuals(call, pairs or (), target.batch)

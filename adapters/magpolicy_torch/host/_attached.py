@@ -10,7 +10,10 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from attrs import evolve
+
 from magpolicy import ArgumentError, Calibration, Curve, RunError
+from magpolicy.adapter import ModelIdentity
 from magpolicy_torch.host._report import Report
 from magpolicy_torch.host._scoped import Scoped
 
@@ -59,7 +62,20 @@ class Attached(abc.ABC):
 
     @abc.abstractmethod
     def provenance(self) -> Mapping[str, Any]:
-        """What a calibration notes about the model that it was made with."""
+        """What a calibration notes about the model that it was made with, under ``"identity"`` what tells it from others."""
+
+    def conditions(self) -> Mapping[str, Any]:
+        """Scheduler, shift and guidance of the runs made here, as :meth:`provenance` names them, where the host knows them.
+
+        Reports say in what a run differs from its calibration.
+        """
+        return {}
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Which model it is attached to, as it is now: a LoRA that is loaded makes it another one."""
+        known = self.provenance()
+        return ModelIdentity.from_dict(known.get("identity", {"model": str(known.get("model", ""))}))
 
     @property
     @abc.abstractmethod
@@ -73,12 +89,12 @@ class Attached(abc.ABC):
         Raises:
             RunError: there was none yet.
         """
-        return self._latest("report").report
+        return self._reported(self._latest("report"))
 
     @property
     def reports(self) -> tuple[Report, ...]:
         """One report for each run of the last call: pipelines that work in sections or stages make several."""
-        return tuple(run.report for run in self.runs)
+        return tuple(map(self._reported, self.runs))
 
     @property
     def curve(self) -> Curve:
@@ -94,11 +110,14 @@ class Attached(abc.ABC):
     def calibration(self) -> Calibration:
         """What the last run measured; attach with ``calibrate=True``, and let the run go to its end.
 
+        It has a name for :func:`magpolicy.keep`, which tells the model, and its provenance says which model that is.
+
         Raises:
             RunError: not calibrating, no run yet, a run that was stopped, or a model whose blocks could not be followed.
             ArgumentError: the residuals make no calibration (another resolution midway, NaN).
         """
-        return self._latest("calibration").calibration(self.provenance())
+        found = self._latest("calibration").calibration(self.provenance())
+        return evolve(found, name=found.name or ModelIdentity.of(found).name(found.streams))
 
     @property
     def residuals_held(self) -> int:
@@ -122,6 +141,11 @@ class Attached(abc.ABC):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.detach()
+
+    def _reported(self, run: AttachedRun) -> Report:
+        compared = getattr(run, "differences", None)
+        remarks = () if compared is None else compared(self.conditions())
+        return evolve(run.report, problems=(*run.report.problems, *remarks)) if remarks else run.report
 
     def _latest(self, what: str) -> AttachedRun:
         runs = self.runs

@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from magpolicy import AdapterError, ArgumentError, AttachRequest, RunError
+from magpolicy.adapter import ModelIdentity, check_fits, repo_and_part
 from magpolicy_torch.blocks._stack import BlockStack, taken
 from magpolicy_torch.blocks._unwrap import unwrap
 from magpolicy_torch.evaluation._interceptor import CallInterceptor, HostCall
 from magpolicy_torch.evaluation._model import HostModel
 from magpolicy_torch.host._attached import AttachedToLoop
 from magpolicy_torch.host._host_run import HostRun
+from magpolicy_torch.host._identity import classes_of, identity_of
+from magpolicy_torch.host._learning import Learner
 from magpolicy_torch.host._scoped import Scoped
 from magpolicy_torch.residuals._moments import moments_for, versions
 from magpolicy_torch.residuals._store import ResidualStore
@@ -46,6 +49,11 @@ def stack_for(module: nn.Module, request: AttachRequest, find: Callable[[nn.Modu
     if any(map(taken, stack.blocks)):
         raise AdapterError("blocks are attached already; detach() the handle that holds them first")
     return stack
+
+
+def identity_of_module(module: nn.Module) -> ModelIdentity:
+    """The identity of a module of no host, and where it was loaded from, as models of transformers tell it."""
+    return identity_of(module, repo=repo_and_part(str(getattr(unwrap(module, peft=True), "name_or_path", "") or ""))[0])
 
 
 class Handle(AttachedToLoop):
@@ -82,6 +90,7 @@ class Handle(AttachedToLoop):
         self.stack = stack
         self._model = HostModel(unwrap(module), stack)
         self._request = request
+        self._learner = Learner.of(request, lambda: self.identity, self.provenance)
         self._run: Scoped[HostRun] = Scoped("magpolicy_run")
         self._last: HostRun | None = None
 
@@ -91,9 +100,10 @@ class Handle(AttachedToLoop):
 
         Raises:
             AdapterError: it is attached already, or its blocks are not clear.
-            ArgumentError: an option is unknown.
+            ArgumentError: an option is unknown, or the calibration is another model's.
         """
         inner = unwrap(module)
+        check_fits(request.config.given, classes_of(module), host="torch")
         stack = stack_for(inner, request)
         handle = cls(module, stack, request)
         front = CallInterceptor(inner, handle._forward)
@@ -105,7 +115,9 @@ class Handle(AttachedToLoop):
         if self._run.get() is not None:
             raise RunError("run(): a run is under way here; leave its with block first")
         with self.under_way():
-            run = HostRun(self._request, self._request.session(steps, sigmas), start)
+            lesson = None if self._learner is None else self._learner.lesson(whole=start == 0)
+            request = self._request if lesson is None else lesson.request
+            run = HostRun(request, request.session(steps, sigmas), start, lesson=lesson)
             with self._run.set(run):
                 try:
                     yield
@@ -134,7 +146,11 @@ class Handle(AttachedToLoop):
         return () if run is None else (run,)
 
     def provenance(self) -> Mapping[str, Any]:
-        return {"model": self._name, "versions": versions()}
+        return {"model": self._name, "identity": self.identity.to_dict(), "versions": versions()}
+
+    @property
+    def identity(self) -> ModelIdentity:
+        return identity_of_module(self.module)
 
     @property
     def _name(self) -> str:

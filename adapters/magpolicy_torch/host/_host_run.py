@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, Session
+from magpolicy.adapter import calibration_of, differences
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.evaluation._interceptor import HostCall
 from magpolicy_torch.evaluation._model import HostModel
 from magpolicy_torch.evaluation._record import Record
 from magpolicy_torch.evaluation._run import Run
+from magpolicy_torch.host._learning import Lesson
 from magpolicy_torch.host._report import Report
 from magpolicy_torch.residuals._moments import Moments, calibrated, curve_of, measured, moments_for
 from magpolicy_torch.residuals._store import ResidualStore
@@ -29,18 +31,33 @@ class HostRun:
         session: decides the run; it begins here.
         start: position in the run of the first evaluation.
         noise: the noise level of each evaluation, if the host can tell it and the session cannot.
+        lesson: learns from the run; ``request`` is its own.
+        stop: the position after the run's last evaluation; by default the end of the schedule.
     """
 
-    def __init__(self, request: AttachRequest, session: Session, start: int = 0, noise: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        request: AttachRequest,
+        session: Session,
+        start: int = 0,
+        noise: Sequence[float] | None = None,
+        lesson: Lesson | None = None,
+        stop: int | None = None,
+    ) -> None:
         self.session = session
         self.step = start
         """No call to come is of a step before this one."""
         self.scope = request.scope
+        self.stack = ""
+        """The blocks that are bypassed, in words; empty until the model is called."""
         self.record = Record()
         self.moments = moments_for(request, session.steps)
+        self.lesson = lesson
         self._request, self._noise = request, noise
         self._runs: dict[BlockStack, Run] = {}
         session.begin(start)
+        if lesson is not None:
+            lesson.begin(session, start, stop)
 
     def go_to(self, step: int) -> None:
         """From now on calls are those of ``step``."""
@@ -87,8 +104,11 @@ class HostRun:
                 other.free()
             store = ResidualStore(self._request.offload, self._request.storage_dtype)
             channel_dim = 1 if stack.scope == "model" else -1
-            run = self._runs[stack] = Run(self.session, store, self.moments, channel_dim, self.record)
-            self.scope = stack.scope
+            samples = None if self.lesson is None else self.lesson.samples
+            if self.lesson is not None and self._runs:
+                self.lesson.expert_steps.append(self.step)
+            run = self._runs[stack] = Run(self.session, store, self.moments, samples, channel_dim, self.record)
+            self.scope, self.stack = stack.scope, stack.description
         return run
 
     def forget(self, streams: Sequence[str]) -> None:
@@ -101,6 +121,8 @@ class HostRun:
         """Note that the model raised, or that an exception ended the run: its calibration is incomplete."""
         if self.moments is not None:
             self.moments.stopped = True
+        if self.lesson is not None:
+            self.lesson.drop()
 
     def end(self) -> None:
         """End the run, and free its residuals."""
@@ -109,6 +131,8 @@ class HostRun:
         finally:
             for run in self._runs.values():
                 run.free()
+            if self.lesson is not None:
+                self.lesson.end(self.session)
 
     @property
     def unsupported(self) -> bool:
@@ -142,7 +166,22 @@ class HostRun:
             RunError: not calibrating, not over, stopped, or a model whose blocks could not be followed.
             ArgumentError: the residuals make none.
         """
-        return calibrated(self._measured("calibration"), self.session, {**provenance, "scope": self.scope})
+        return calibrated(self._measured("calibration"), self.session, self.about(provenance))
+
+    def about(self, provenance: Mapping[str, Any]) -> dict[str, Any]:
+        """``provenance``, with what is bypassed."""
+        return {**provenance, "scope": self.scope, **({"stack": self.stack} if self.stack else {})}
+
+    def differences(self, conditions: Mapping[str, Any]) -> tuple[str, ...]:
+        """In what the run differs from the one that its calibration was measured in, in words.
+
+        Args:
+            conditions: scheduler, shift and guidance, by the names of provenance, as far as the host knows them.
+        """
+        calibration = calibration_of(self._request.config.given)
+        if calibration is None:
+            return ()
+        return differences(calibration, self.about(conditions), (entry.stream for entry in self.session.trace))
 
     def _measured(self, what: str) -> Moments:
         return measured(what, self.moments, self.unsupported)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -38,12 +38,23 @@ def identity_of(module: nn.Module, config: Any = None, repo: str = "", part: str
         part: the component that it is, where a pipeline has two experts.
     """
     model = unwrap(module, peft=True)
-    known = _as_mapping(getattr(model, "config", None) if config is None else config)
+    known = getattr(model, "config", None) if config is None else config
+    figures = _or_nothing(lambda: config_digest(_as_mapping(known))) or _or_nothing(lambda: _structure(model))
+    return ModelIdentity(type(model).__name__, figures, repo, _or_nothing(lambda: fingerprint(model)), part)
+
+
+def _or_nothing(tell: Callable[[], str]) -> str:
+    """What ``tell`` says; nothing where it fails: no run is to end because a model cannot be told from others."""
     try:
-        weights = fingerprint(model)
-    except Exception:  # a tensor of a library that cannot be indexed: it is only a fingerprint
-        weights = ""
-    return ModelIdentity(type(model).__name__, config_digest(known) or _structure(model), repo, weights, part)
+        return tell()
+    except Exception:  # a config that holds itself, a tensor of another library that cannot be indexed
+        return ""
+
+
+def classes_of(*modules: nn.Module) -> tuple[str, ...]:
+    """Names of the classes of modules, each one's own first, then those it is derived from."""
+    kinds = (kind for module in modules for kind in type(unwrap(module, peft=True)).__mro__)
+    return tuple(dict.fromkeys(kind.__name__ for kind in kinds if issubclass(kind, nn.Module) and kind is not nn.Module))
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -128,8 +139,5 @@ def _as_mapping(config: Any) -> Mapping[str, Any] | None:
 
 def _structure(model: nn.Module) -> str:
     """What tells a module without a config: the names and shapes of its parameters, LoRAs aside."""
-    try:
-        named = [(_plain_name(name), list(p.shape)) for name, p in model.named_parameters() if _LORA not in f".{name}"]
-    except RuntimeError:  # lazy ones have no shape yet
-        return ""
+    named = [(_plain_name(name), list(p.shape)) for name, p in model.named_parameters() if _LORA not in f".{name}"]
     return digest(sorted(named)) if named else ""

@@ -38,8 +38,11 @@ class Report:
     """Where the run left its plan, with ``attach(..., safeguard=True)``."""
     source: str = ""
     """What decided, in words: the rule on a preset, a plan from a calibration. Empty where every step computes."""
+    advice: str = ""
+    """One thing to do that would bring runs closer to the full run at the same speed; empty if there is none."""
     problems: tuple[str, ...] = ()
-    """Why calls computed that could have skipped, in words; ``reasons`` counts them all."""
+    """Why calls computed that could have skipped, in words (``reasons`` counts them all), and in what the run differs from the
+    one that its calibration was measured in."""
     _laps: tuple[tuple[bool, Timer | float], ...] = field(default=(), repr=False, eq=False)
     _losses: tuple[Tensor, ...] = field(default=(), repr=False, eq=False)
 
@@ -64,6 +67,7 @@ class Report:
             dict(held),
             session.replans,
             session.source,
+            session.advice,
             tuple(record.problems),
             tuple(record.laps),
             tuple(record.losses),
@@ -134,6 +138,8 @@ class Report:
             lines.append(_listed([*times, f"{self.measured_speedup:.2f}x measured in the model"]))
         if self.source:
             lines.append(f"by {self.source}")
+        if self.advice:
+            lines.append(f"closer to the full run: {self.advice}")
         if self.storage_error is not None:
             lines.append(f"residuals kept with an error of {self.storage_error:.2g}")
         if self.scope == "model":

@@ -39,7 +39,7 @@ def load_calibration(path: str | os.PathLike[str]) -> Calibration:
         raise PresetError(f"{file}: {error}") from error
     except ArgumentError as error:
         raise PresetError(f"{file}: {error}") from error
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise PresetError(f"{file} holds no calibration: {type(error).__name__}: {error}; calibrate again") from error
 
 

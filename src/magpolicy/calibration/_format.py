@@ -13,7 +13,7 @@ import numpy as np
 
 from magpolicy import _checks
 from magpolicy._errors import PresetError, require
-from magpolicy._files import CALIBRATION_ENDINGS, JSON, SAFETENSORS, ending_of, write_whole
+from magpolicy._files import CALIBRATION_ENDINGS, JSON, SAFETENSORS, ending_of, size_of, write_whole
 from magpolicy.calibration._gram import Floats
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def read(file: Path) -> tuple[Any, Mapping[str, Floats]]:
         MissingExtraError: ``.safetensors`` needs the ``files`` extra.
     """
     try:
-        size = file.stat().st_size
+        size = size_of(file)
         if size > MAX_BYTES:
             raise PresetError(f"{file} has {size} bytes, a calibration has at most {MAX_BYTES}; is it the right file?")
         content = b"" if ending_of(file) == SAFETENSORS else file.read_bytes()

@@ -89,6 +89,7 @@ def prior_calibration(
 
     Args:
         curve: magnitude ratios of the model, which say how the residual's norm changes; ``None``: it is taken for constant.
+            Ratios without noise levels are read by share of the run.
         levels: (N,) noise levels of the run's evaluations, in the order they are made (a final 0 is dropped). Levels above 1
             are those of a model that is no flow model, sigma; the flow level of the same ratio of noise to picture is
             sigma / (1 + sigma).
@@ -106,10 +107,11 @@ def prior_calibration(
     names = tuple(streams) if streams is not None else curve.streams if curve is not None else (SINGLE,)
     if not names:
         raise ArgumentError("streams=() must name at least one stream; try ('cond', 'uncond')")
-    run = None if curve is None else curve.resample(sigmas=sigmas)
+    places = sigmas if curve is None or not curve.assumed else _shares(sigmas)
+    run = None if curve is None else curve.resample(sigmas=places)
     cosines = directions.cosines(_flow_levels(np.asarray(sigmas)))
     ratios = {name: (1.0,) * len(sigmas) if run is None else run.of(name) for name in names}
-    inside = np.ones(len(sigmas), dtype=bool) if curve is None else np.asarray(curve.covers(sigmas))
+    inside = np.ones(len(sigmas), dtype=bool) if curve is None else np.asarray(curve.covers(places))
     norms = {name: np.where(inside, np.cumprod(ratios[name]), np.nan) for name in names}
     turned = np.maximum(0.0, 1 - np.append(1.0, np.diagonal(cosines, -1)))
     provenance: dict[str, Any] = {"from": PROVENANCE, "norms": "constant" if curve is None else "published ratios"}
@@ -122,6 +124,12 @@ def prior_calibration(
         cross={(a, b): _crossed(norms[a], norms[b], LIKENESS * cosines) for a, b in itertools.combinations(names, 2)},
         provenance=provenance,
     )
+
+
+def _shares(levels: Sequence[float]) -> tuple[float, ...]:
+    """The flow levels of an evenly spaced run in place of each of the levels: how much of the run is still to come."""
+    place = {level: index for index, level in enumerate(sorted(set(levels), reverse=True))}
+    return tuple([1 - place[level] / len(place) for level in levels])
 
 
 def _flow_levels(levels: Floats) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from attrs import field, frozen
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError, PresetError, require
-from magpolicy._files import JSON, SAFETENSORS, TOML, ending_of
+from magpolicy._files import JSON, SAFETENSORS, TOML, ending_of, size_of
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._file import load_calibration
 from magpolicy.calibration._format import KIND, is_calibration
@@ -20,6 +21,8 @@ from magpolicy.catalog._presets import Preset, checked
 from magpolicy.policy._curve import Curve
 
 MAX_BYTES = 4_000_000  # the largest published table takes 12 kB
+_DEEP = re.compile(r"\s*\[*\s*[A-Za-z_\"'][^=]{0,40}?(\.[^.=]*){20}")
+"""A key whose reading takes time that grows with the square of its length."""
 _EXAMPLE = 'e.g. {"name": "my-model", "ratios": [1.0, 1.02, 0.99], "threshold": 0.06, "max_skips": 3, "retention": 0.2}'
 
 
@@ -125,13 +128,15 @@ def save_preset(preset: Preset, path: str | os.PathLike[str]) -> None:
 
 def _parse(file: Path) -> Any:
     try:
-        size = file.stat().st_size
+        size = size_of(file)
         if size > MAX_BYTES and KIND.encode() not in _head(file):
             raise PresetError(f"{file} has {size} bytes, a preset has at most {MAX_BYTES}; is it the right file?")
         text = file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that cannot be one
         raise PresetError(f"{file} cannot be read: {error}; give the path of a {JSON} or {TOML} file") from error
     toml = ending_of(file) == TOML
+    if toml and (deep := next((line for line in text.splitlines() if _DEEP.match(line)), None)):
+        raise PresetError(f"{file}: the key {_checks._short(deep)} is nested too deep for a preset; {_EXAMPLE}")
     try:
         if toml:
             return require("tomllib" if sys.version_info >= (3, 11) else "tomli", "files").loads(text)
@@ -175,6 +180,8 @@ def _number(value: Any, _: Any) -> float:
 def _whole(value: Any, _: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{_checks._short(value)} is not a whole number")
+    if abs(value) > _checks.MAX_STEPS:
+        raise ValueError(f"{_checks._short(value)} is too large a number")
     return value
 
 

@@ -13,6 +13,7 @@ from magpolicy._errors import MagPolicyError, PresetError, PresetWarning
 from magpolicy._files import JSON, PRESET_ENDINGS, ending_of, file_name
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.catalog._file import load_preset
+from magpolicy.catalog._identity import digest
 from magpolicy.catalog._presets import Preset
 
 HOME = "MAGPOLICY_HOME"
@@ -23,65 +24,129 @@ def library() -> Path:
 
     That is ``~/.local/share`` on Linux (or ``$XDG_DATA_HOME``), ``~/Library/Application Support`` on macOS and
     ``%LOCALAPPDATA%`` on Windows. If the folder for Linux exists, it is used on every system.
+
+    Raises:
+        PresetError: nothing says where the user's home is.
     """
     if home := os.environ.get(HOME):
         return Path(home)
-    folder = platformdirs.user_data_path("magpolicy", appauthor=False)
-    before = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "magpolicy"
+    try:
+        folder = platformdirs.user_data_path("magpolicy", appauthor=False)
+        before = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "magpolicy"
+    except (RuntimeError, KeyError) as error:  # no HOME, and no entry in passwd
+        raise PresetError(f"the user's home is not known ({error}); set {HOME} to a folder for calibrations") from error
     return before if before.is_dir() and not folder.is_dir() else folder
 
 
 def keep(calibration: Calibration, *, ending: str = JSON) -> Path:
     """Save a named calibration into the folder :func:`library`, and return the file. :func:`preset` then takes its names.
 
+    ``handle.calibration`` has a name that tells the model; :func:`attrs.evolve` gives another one. Keeping one of the same name
+    again replaces it. No other file is overwritten, whatever the name.
+
     Raises:
         PresetError: it has no name, or the file cannot be written.
     """
+    return keep_in(library(), calibration, ending=ending)
+
+
+def keep_in(folder: Path, calibration: Calibration, *, ending: str = JSON) -> Path:
+    """As :func:`keep`, into another folder."""
     if not calibration.name:
         raise PresetError("name='' must be a text of at least one character; try attrs.evolve(calibration, name='my-model')")
-    folder = library()
+    made(folder)
+    before = [file for file, preset in _in(folder) if preset.name == calibration.name and preset.calibration is not None]
+    same_ending = (file for file in before if ending_of(file) == ending)
+    file = next(same_ending, None) or free_file(folder, calibration.name, ending)
+    calibration.save(file)
+    for other in before:
+        if other != file:
+            other.unlink(missing_ok=True)
+    return file
+
+
+def made(folder: Path) -> Path:
+    """``folder``, which there is from now on.
+
+    Raises:
+        PresetError: it cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PresetError(f"{folder} cannot be made: {error}; set {HOME} to a folder you can write to") from error
-    file = folder / (file_name(calibration.name) + ending)
-    calibration.save(file)
-    return file
+    return folder
+
+
+def free_file(folder: Path, name: str, ending: str) -> Path:
+    """A file that there is not yet, for something of that name.
+
+    The first of several names that become the same file's name has it; the others get a few digits that tell them apart.
+    """
+    plain, told_apart = file_name(name), f"{file_name(name)}-{digest(name)[:8]}"
+    stems = [plain, told_apart, *(f"{told_apart}-{number}" for number in range(2, 1000))]
+    return next(file for stem in stems if not os.path.lexists(file := folder / f"{stem}{ending}"))
 
 
 def own() -> dict[str, Preset]:
     """Presets and calibrations in the folder, by name; a file that cannot be read is left out with a warning."""
-    found = (read(file) for file in own_files())
-    return {preset.name: preset for preset in found if preset is not None}
+    return {preset.name: preset for preset in every_own()}
 
 
-def own_files() -> list[Path]:
-    """The files in the folder that may hold presets, in the order of their names."""
+def every_own() -> list[Preset]:
+    """The same, also where several have one name."""
     try:
-        return sorted(f for f in library().iterdir() if ending_of(f) in PRESET_ENDINGS and not f.name.startswith("."))
-    except (OSError, PresetError):  # most have no such folder
+        return presets_in(library())
+    except PresetError:  # there is no folder to look into
         return []
 
 
-def read(file: Path) -> Preset | None:
-    """The preset in a file; ``None``, with a warning, if it cannot be read. Unchanged files are read once."""
+def presets_in(folder: Path, begins: str = "") -> list[Preset]:
+    """Presets and calibrations in a folder's files whose names begin so; one that cannot be read is left out with a warning."""
+    return [preset for _, preset in _in(folder, begins)]
+
+
+def _in(folder: Path, begins: str = "") -> list[tuple[Path, Preset]]:
+    found = []
+    for file in (file for file in files_in(folder) if file.name.startswith(begins)):
+        content = read(file)
+        if isinstance(content, Preset):
+            found.append((file, content))
+        else:
+            _tell(content)
+    return found
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files in a folder that may hold presets, in the order of their names."""
+    try:
+        return sorted(f for f in folder.iterdir() if ending_of(f) in PRESET_ENDINGS and not f.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):  # most have no such folder
+        return []
+    except OSError as error:
+        _tell(f"{folder} cannot be read: {error}")
+        return []
+
+
+def read(file: Path) -> Preset | str:
+    """The preset in a file, or why it cannot be read. A file that did not change is read once."""
     try:
         known = file.stat()
     except (OSError, ValueError) as error:  # a link that leads nowhere, or a file that was removed just now
-        return _left_out(f"{file} cannot be read: {error}")
+        return f"{file} cannot be read: {error}"
     return _read(file, known.st_mtime_ns, known.st_size)
 
 
-@functools.lru_cache(maxsize=256)
-def _read(file: Path, *_: int) -> Preset | None:
+@functools.lru_cache(maxsize=512)
+def _read(file: Path, *_: int) -> Preset | str:
     try:
         return load_preset(file)
     except MagPolicyError as error:
-        return _left_out(str(error))
+        return str(error)
     except Exception as error:  # whatever a file may hold, the others are to be found
-        return _left_out(f"{file} cannot be read: {type(error).__name__}: {error}")
+        return f"{file} cannot be read: {type(error).__name__}: {error}"
 
 
-@functools.lru_cache(maxsize=256)  # told once
-def _left_out(problem: str) -> None:
+@functools.lru_cache(maxsize=512)  # each once
+def _tell(problem: str) -> None:
     warnings.warn(f"{problem}; left out of the presets", PresetWarning, stacklevel=5)

@@ -136,7 +136,7 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int | float):  # 1.0 in a config file is 1 in another
-        return repr(int(value)) if float(value).is_integer() else repr(float(value))
+        return repr(int(value)) if isinstance(value, int) or value.is_integer() else repr(float(value))
     return type(value).__name__  # its text may name an address
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from magpolicy.catalog._folder import own
+from magpolicy.catalog._folder import every_own
 from magpolicy.catalog._identity import ModelIdentity
 from magpolicy.catalog._learned import date_of, learned_of
 from magpolicy.catalog._matching import PresetMatches
 from magpolicy.catalog._presets import Preset
 
 
-def kept_for(identity: ModelIdentity, streams: Iterable[str] | None = None) -> PresetMatches:
+def kept_for(identity: ModelIdentity, streams: Iterable[str] | None = None, more: Iterable[Preset] = ()) -> PresetMatches:
     """The user's calibrations that were made with this model, or with one near to it; the best is the first.
 
     First those of the same weights and config, then those of the same repo and class, then those of the same class and config;
@@ -20,11 +20,12 @@ def kept_for(identity: ModelIdentity, streams: Iterable[str] | None = None) -> P
     Args:
         identity: the model.
         streams: leave out calibrations that lack one of these streams.
+        more: presets that the user kept elsewhere, as in a host's own folder (:func:`presets_in`).
 
     Returns:
         Presets with a calibration; none, if nothing serves.
     """
-    kept = [(preset, False) for preset in own().values()]
+    kept = [(preset, False) for preset in (*every_own(), *more)]
     every = [*kept, *((preset, True) for preset in sorted(learned_of(identity.model), key=_date, reverse=True))]
     near = [(_nearness(identity, preset), preset, learned) for preset, learned in every]
     serving = [row for row in near if row[0] and _has(row[1], streams)]

@@ -15,7 +15,8 @@ from attrs import evolve
 from magpolicy._errors import LibraryWarning, MagPolicyError, PresetError
 from magpolicy._files import JSON, file_name
 from magpolicy.calibration._calibration import Calibration
-from magpolicy.catalog._folder import HOME, library, read
+from magpolicy.calibration._lessons import Taught
+from magpolicy.catalog._folder import HOME, library, made, presets_in
 from magpolicy.catalog._identity import KEY, ModelIdentity
 from magpolicy.catalog._presets import Preset
 
@@ -35,15 +36,14 @@ def remember(identity: ModelIdentity, calibration: Calibration) -> Path | None:
     Returns:
         The file; ``None`` if it cannot be written. The first time in a process that is told by a :class:`LibraryWarning`.
     """
-    name = identity.name(calibration.streams)
+    name = f"{identity.name(calibration.streams)}-learned"
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     noted = {**calibration.provenance, KEY: identity.to_dict(), DATE: date}
     try:
-        folder = library() / FOLDER
+        folder = made(library() / FOLDER)
         file = folder / _file_of(identity, calibration.streams)
-        folder.mkdir(parents=True, exist_ok=True)
         evolve(calibration, name=name, provenance=noted).save(file)
-    except (OSError, MagPolicyError) as error:
+    except MagPolicyError as error:
         _warn_once(str(error))
         return None
     _leave_the_newest(folder)
@@ -66,16 +66,12 @@ def learned(identity: ModelIdentity, streams: Iterable[str] | None = None) -> Ca
 
 def learned_of(model: str = "") -> list[Preset]:
     """What was learned about the models of one class, or of all; a file that cannot be read is left out with a warning."""
-    found = (read(file) for file in learned_files() if file.name.startswith(_prefix(model)))
-    return [preset for preset in found if preset is not None and preset.calibration is not None]
-
-
-def learned_files() -> list[Path]:
-    """All files of the subfolder."""
     try:
-        return sorted((library() / FOLDER).glob(f"[!.]*{JSON}"))
-    except (OSError, PresetError):
+        every = presets_in(library() / FOLDER, f"{file_name(model)}-" if model else "")  # reading them all would be felt
+    except PresetError:
         return []
+    found = [preset for preset in every if preset.calibration is not None]
+    return [p for p in found if p.calibration and (not model or ModelIdentity.of(p.calibration).model == model)]
 
 
 def date_of(calibration: Calibration) -> str:
@@ -83,12 +79,17 @@ def date_of(calibration: Calibration) -> str:
     return str(calibration.provenance.get(DATE, ""))
 
 
-def _prefix(model: str) -> str:
-    return f"{file_name(model)}-" if model else ""
+def in_words(calibration: Calibration) -> str:
+    """Who taught a learned calibration, and when: ``what a run in full taught on 2026-11-28``."""
+    taught = Taught.of(calibration)
+    who = "earlier runs" if taught is None else taught.in_words
+    date = date_of(calibration)[:10]
+    when = "" if not date else f" on {date}" if taught is not None and taught.runs == 1 else f" until {date}"
+    return f"what {who} taught{when}"
 
 
 def _file_of(identity: ModelIdentity, streams: Iterable[str]) -> str:
-    return f"{_prefix(identity.model or 'model')}{identity.digest(streams)}{JSON}"
+    return f"{file_name(identity.model or 'model')}-{identity.digest(streams)}{JSON}"
 
 
 def _leave_the_newest(folder: Path) -> None:

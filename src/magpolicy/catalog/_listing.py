@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from magpolicy.catalog._folder import own
+from magpolicy.catalog._folder import every_own, own
 from magpolicy.catalog._offered import offered
 from magpolicy.catalog._presets import Preset
 from magpolicy.catalog._shipped import names, rows, shipped
@@ -34,11 +34,11 @@ class Listing(Mapping[str, Preset]):
     def every(self, name: str) -> Iterator[Preset]:
         """Those of that name or alias: the user's own, and the shipped one, or where there is none those of plugins."""
         wanted = name.lower()
-        yield from _named(wanted, own())
+        yield from _named(name, every_own())
         if wanted in names():
             yield shipped(names()[wanted])
         else:
-            yield from _named(wanted, offered())
+            yield from _named(name, offered().values())
 
     def names(self) -> Iterator[str]:
         """Every name and alias, as written."""
@@ -47,7 +47,8 @@ class Listing(Mapping[str, Preset]):
         yield from (*offered(), *own())
 
 
-def _named(wanted: str, presets: Mapping[str, Preset]) -> Iterator[Preset]:
-    for preset in presets.values():
-        if wanted in (preset.name.lower(), *(alias.lower() for alias in preset.aliases)):
-            yield preset
+def _named(wanted: str, presets: Iterable[Preset]) -> list[Preset]:
+    """Those of that name or alias, whatever the case; first those written so, and of these calibrations."""
+    lower = wanted.lower()
+    found = (p for p in presets if lower in (p.name.lower(), *(alias.lower() for alias in p.aliases)))
+    return sorted(found, key=lambda preset: (preset.name != wanted, preset.calibration is None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from magpolicy import _checks
 from magpolicy._errors import PresetError
 from magpolicy._files import names_a_file
 from magpolicy.catalog._file import load_preset
+from magpolicy.catalog._learned import learned_of
 from magpolicy.catalog._listing import Listing
 from magpolicy.catalog._presets import Preset
 
@@ -25,8 +27,11 @@ class PresetMatches(tuple[Preset, ...]):
         Raises:
             PresetError: one of the names is not known.
         """
-        every = [preset for name in names for preset in ([name] if isinstance(name, Preset) else named(name))]
-        return cls({preset.name: preset for preset in every}.values())
+        every: dict[tuple[str, bool], Preset] = {}
+        for name in names:
+            for preset in [name] if isinstance(name, Preset) else named(name):
+                every.setdefault((preset.name, preset.calibration is None), preset)
+        return cls(every.values())
 
     def with_settings(self, wanted: Iterable[str]) -> Preset:
         """The first preset that has the settings of the rule in ``wanted``; if none has them all, the first preset.
@@ -51,9 +56,10 @@ def preset(name: str | Path) -> Preset:
 
 def named(name: str | Path) -> PresetMatches:
     """Every preset of that name or alias; :func:`preset` returns the first of them."""
-    if isinstance(name, Path) or names_a_file(str(name)):
+    found = PresetMatches() if isinstance(name, Path) else PresetMatches(Listing().every(str(name)))
+    if isinstance(name, Path) or (names_a_file(str(name)) and (not found or os.path.exists(name))):
         return PresetMatches([load_preset(name)])
-    found = PresetMatches(Listing().every(str(name)))
+    found = found or PresetMatches(one for one in learned_of() if one.name == name)
     if not found:
         import difflib
 

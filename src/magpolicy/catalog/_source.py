@@ -1,4 +1,4 @@
-"""What ratios and calibrations may be given as: a sequence, a curve, a calibration, a preset, its name or its file."""
+"""What ratios and calibrations may be given as: a sequence, a curve, a calibration, a preset, its name or file, or nothing."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from magpolicy.catalog._presets import Preset
 from magpolicy.policy._curve import Curve
 
 Source = Sequence[float] | Mapping[str, Sequence[float]] | Curve | Calibration | Preset | str | Path
+PlanSource = Source | None
+"""What a plan is made from; ``None``: nothing is known of the model, and the general prior stands in."""
 
 
 @frozen
@@ -23,12 +25,13 @@ class SourceContent:
     preset: Preset | None
     """The preset it is or names; ``None``: it is none."""
     calibration: Calibration | None
-    """Measured inner products of residuals; ``None``: only ratios are known."""
+    """Measured inner products of residuals; ``None``: only ratios are known, or nothing."""
     _ratios: Any
+    """``None``: nothing is known."""
 
     @classmethod
     def of(cls, source: Any) -> SourceContent:
-        """The content of ``source``; of several presets that go by a name, the first counts.
+        """The content of ``source``; of several presets that go by a name, the first counts. ``None`` holds nothing.
 
         Raises:
             PresetError: a name or file that is not known.
@@ -39,17 +42,17 @@ class SourceContent:
         return cls(None, given if isinstance(given, Calibration) else None, given)
 
     @property
-    def curve(self) -> Curve:
-        """The magnitude ratios.
+    def curve(self) -> Curve | None:
+        """The magnitude ratios; ``None`` where nothing is known.
 
         Raises:
             ArgumentError: what was given is no sequence of ratios.
         """
         if self.calibration is not None and self.preset is None:
             return self.calibration.curve
-        return self._ratios if isinstance(self._ratios, Curve) else Curve(self._ratios)
+        return self._ratios if self._ratios is None or isinstance(self._ratios, Curve) else Curve(self._ratios)
 
     @property
     def levels_known(self) -> bool:
         """Whether it was calibrated at known noise levels; else flow levels are assumed."""
-        return self.calibration is not None or not self.curve.assumed
+        return self.calibration is not None or (self.curve is not None and not self.curve.assumed)

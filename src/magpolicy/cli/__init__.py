@@ -2,7 +2,7 @@
 
 ``_app`` has the program and what happens to errors, ``_params`` how arguments are read, ``_output`` how results are
 shown; the commands are in ``_preview`` (simulate, sweep), ``_plan`` (plan, compare), ``_calibrate``, ``_lists`` (presets,
-semantics, plugins), ``_comfyui`` and ``_demo``.
+semantics, plugins), ``_library``, ``_try``, ``_evaluate``, ``_comfyui`` and ``_demo``.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import click
 
 import magpolicy
-from magpolicy.cli import _calibrate, _comfyui, _demo, _lists, _output, _plan, _preview, _refine
+from magpolicy.cli import _calibrate, _comfyui, _demo, _evaluate, _library, _lists, _output, _plan, _preview, _refine, _try
 from magpolicy.cli._params import examples
 
 
@@ -43,6 +43,9 @@ for command in (
     _lists.plugins,
     _calibrate.calibrate,
     _refine.refine,
+    _library.library,
+    _try.try_,
+    _evaluate.evaluate,
     _comfyui.comfyui,
     _demo.demo,
 ):

@@ -1,4 +1,4 @@
-"""``demo``: a small trained model in full, by the rule, and by a plan."""
+"""``demo``: a small trained model in full, by the rule, and by plans."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from magpolicy.cli._params import Command, examples
 )
 @click.option("--steps", type=click.IntRange(1, MAX_STEPS), default=28, show_default=True, metavar="N", help="Steps of a run.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=3, show_default=True, help="Seed of the noise.")
-@click.option("--threshold", type=click.FloatRange(min=0), metavar="X", help="Bound on the accumulated error.")
+@click.option("--threshold", type=click.FloatRange(min=0), metavar="X", help="Bound on the accumulated error of the rule.")
 @click.option(
     "--max-skips", "-K", type=click.IntRange(min=0), metavar="K", help="How many steps in a row may be skipped, at most."
 )
 @click.option("--retention", type=click.FloatRange(0, 1), metavar="R", help="Leading share of the run that always computes.")
 def demo(output: Path, **settings: Any) -> None:
-    """Generate digits in full, by the published rule and by a plan, and compare.
+    """Generate digits in full and in three faster ways, and compare.
 
-    Loads the small trained model that ships with the demo, calibrates it on one sample, and generates the same digits
-    in full, by the rule with the settings below, and by a plan that computes as many steps. Prints the schedules, the
-    times and how close the pictures are, and writes them into one PNG file. Takes about a minute on two processor
-    cores; needs the `demo` extra.
+    Loads the small trained model that ships with the demo, and generates the same digits in full, by the published rule
+    with the settings below, by a plan with nothing prepared, and by a plan after one run in full; the last three compute
+    as many steps. Prints the schedules, the times and how close the pictures are, and writes them into one PNG file.
+    Takes about a minute on two processor cores; needs the `demo` extra.
     """
     if output.suffix.lower() != ".png":
         raise click.BadParameter(f"{output} must end in .png", param_hint="'--output'")

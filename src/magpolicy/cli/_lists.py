@@ -47,7 +47,7 @@ def presets(name: Any, family: str | None, as_json: bool) -> None:
     if as_json:
         _output.say_json(_as_dict(found) | {"ratios": {k: list(v) for k, v in found.curve.ratios.items()}})
     else:
-        _say_preset(found)
+        say_preset(found)
 
 
 def _say_presets(family: str | None, as_json: bool) -> None:
@@ -78,7 +78,8 @@ def _as_dict(preset: magpolicy.Preset) -> dict[str, Any]:
     return kept | {"steps": preset.steps, "first_step": curve.first_step, "streams": list(curve.streams)} | levels
 
 
-def _say_preset(preset: magpolicy.Preset) -> None:
+def say_preset(preset: magpolicy.Preset) -> None:
+    """All that is known of a preset."""
     curve = preset.curve
     first = f", the first {curve.first_step} not measured" if curve.first_step else ""
     _output.say_fields(
@@ -95,7 +96,7 @@ def _say_preset(preset: magpolicy.Preset) -> None:
             ("retention", preset.retention),
             ("made for", preset.semantics),
             ("source", _where(preset.source)),
-            *((f"{key.replace('_', ' ')}", value) for key, value in preset.context.items() if value is not None),
+            *((key.replace("_", " "), _plain(value)) for key, value in preset.context.items() if value is not None),
         ]
     )
     _output.say_list("published settings", (line for setting in preset.settings for line in _published(setting)))
@@ -133,6 +134,8 @@ def _where(source: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 

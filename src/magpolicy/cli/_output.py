@@ -115,4 +115,5 @@ def _cell(value: Any) -> str:
         return f"{value:g}"
     if isinstance(value, tuple | list):
         return ", ".join(map(_cell, value)) or NOTHING
-    return " ".join(str(value).split())
+    plain = str(value).replace("\0", "\\0").encode("utf-8", "backslashreplace").decode("utf-8")  # a name may hold anything
+    return " ".join(plain.split())

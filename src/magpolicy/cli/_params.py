@@ -164,6 +164,20 @@ class Speed(_ParamType):
             return value
 
 
+class SpeedList(_ParamType):
+    """``2,3`` or ``quality,fast``: speedups, each a number or a name that planning knows."""
+
+    name = "list"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        found = tuple(Speed().convert(word.strip(), param, ctx) for word in value.split(",") if word.strip())
+        if not found:
+            self.fail(f"{value!r} names no speed; try 2,3 or quality,balanced,fast", param, ctx)
+        return found
+
+
 class Part(_ParamType):
     """``A:B``, the positions from A up to, not including, B."""
 

@@ -14,7 +14,7 @@ from magpolicy._checks import MAX_STEPS
 from magpolicy._errors import require
 from magpolicy.cli import _output
 
-_LOADING = ("dtype", "device", "offload")
+_LOADING = ("dtype", "device", "offload", "trust_remote_code")
 
 
 def _assignments(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
@@ -30,8 +30,8 @@ def _assignments(ctx: click.Context, param: click.Parameter, values: tuple[str, 
     return found
 
 
+_STEPS = click.IntRange(2, MAX_STEPS)
 _OPTIONS = (
-    click.option("--steps", type=click.IntRange(2, MAX_STEPS), required=True, metavar="N", help="Steps of the run."),
     click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="What to generate; one sample for each."),
     click.option("--negative-prompt", metavar="TEXT", help="What not to generate."),
     click.option("--guidance", "guidance_scale", type=float, metavar="S", help="Guidance scale; the pipeline's by default."),
@@ -49,13 +49,16 @@ _OPTIONS = (
     click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Data type of its weights."),
     click.option("--device", metavar="NAME", help="Device that it runs on; by default the accelerator, if there is one."),
     click.option("--offload", is_flag=True, help="Keep parts of the pipeline in main memory while they are not used."),
+    click.option("--trust-remote-code", is_flag=True, help="Run the code that comes with the weights, if there is any."),
 )
 
 
-def output(what: str, *endings: str) -> Callable[[Any], Any]:
+def output(what: str, *endings: str, required: bool = True) -> Callable[[Any], Any]:
     """The option ``--output``, checked before anything is loaded."""
 
-    def checked(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
+    def checked(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
+        if path is None:
+            return None
         if path.suffix.lower() not in endings:
             raise click.BadParameter(f"{path} must end in {' or '.join(endings)}")
         if not path.resolve().parent.is_dir():
@@ -63,26 +66,36 @@ def output(what: str, *endings: str) -> Callable[[Any], Any]:
         return path
 
     kind = click.Path(dir_okay=False, path_type=Path)
-    return click.option("--output", "-o", type=kind, required=True, metavar="FILE", callback=checked, help=what)
+    return click.option("--output", "-o", type=kind, required=required, metavar="FILE", callback=checked, help=what)
 
 
 def pipeline(command: Callable[..., None]) -> Callable[..., None]:
     """Options for a pipeline and its calls; ``command`` is given a function that loads it, in place of them.
 
-    That function returns the pipeline, and the arguments of a call for each prompt.
+    That function returns the pipeline, and the arguments of a call for each prompt. Its argument is the output type of a call.
     """
+    return click.option("--steps", type=_STEPS, required=True, metavar="N", help="Steps of the run.")(_with_options(command))
 
+
+def pipeline_at_its_own_length(command: Callable[..., None]) -> Callable[..., None]:
+    """The same, but ``--steps`` may be left out."""
+    return click.option("--steps", type=_STEPS, metavar="N", help="Steps of a run; the pipeline's by default.")(
+        _with_options(command)
+    )
+
+
+def _with_options(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
-    def with_pipeline(source: str, steps: int, prompts: tuple[str, ...], more: dict[str, Any], **rest: Any) -> None:
+    def with_pipeline(source: str, steps: int | None, prompts: tuple[str, ...], more: dict[str, Any], **rest: Any) -> None:
         measure = require("magpolicy_diffusers._calibrate", "diffusers")
         loading = {name: rest.pop(name) for name in _LOADING}
         seed = rest["seed"]
         options = {name: rest.pop(name) for name in ("negative_prompt", "height", "width", "num_frames")}
         options["guidance_scale"] = rest["guidance_scale"]
 
-        def load() -> tuple[Any, list[dict[str, Any]]]:
+        def load(output_type: str = "latent") -> tuple[Any, list[dict[str, Any]]]:
             pipe = measure.load(source, **loading, progress=_output.on_terminal())
-            return pipe, measure.calls(pipe, prompts, steps, seed=seed, options=options | more)
+            return pipe, measure.calls(pipe, prompts, steps, seed=seed, options=options | more, output_type=output_type)
 
         command(load=load, steps=steps, **rest)
 

@@ -12,7 +12,7 @@ import click
 import magpolicy
 from magpolicy._errors import MagPolicyError, RunError, require
 from magpolicy.cli import _output, _pipeline
-from magpolicy.cli._params import Command, NumberList, examples
+from magpolicy.cli._params import Command, NumberList, SpeedList, examples
 
 
 @click.command(
@@ -24,7 +24,12 @@ from magpolicy.cli._params import Command, NumberList, examples
 )
 @_pipeline.pipeline
 @click.argument("calibration")
-@click.option("--speedup", type=NumberList(float), metavar="X,X,...", help="Evaluations per computed one, at least.")
+@click.option(
+    "--speedup",
+    type=SpeedList(),
+    metavar="X,X,...",
+    help="Evaluations per computed one, at least; numbers or quality, balanced, fast.",
+)
 @click.option("--computed", type=NumberList(int), metavar="N,N,...", help="Or the number of computed steps.")
 @click.option(
     "--runs", type=click.IntRange(1), default=40, show_default=True, metavar="N", help="Runs allowed for all speeds together."

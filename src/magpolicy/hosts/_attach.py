@@ -10,7 +10,7 @@ from typing import Any
 from attrs import field, frozen
 
 from magpolicy import _checks
-from magpolicy._errors import ArgumentError
+from magpolicy._errors import ArgumentError, PresetError
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.catalog._matching import PresetMatches
 from magpolicy.catalog._presets import Preset
@@ -20,11 +20,12 @@ from magpolicy.policy._curve import Curve
 from magpolicy.policy._semantics import Semantics
 from magpolicy.run._config import RunConfig
 from magpolicy.run._placing import ScheduleSpan, place
-from magpolicy.run._resolve import always_compute, resolve
+from magpolicy.run._resolve import always_compute, asks_for_the_rule, has_settings, resolve
 from magpolicy.run._session import Session
 from magpolicy.schedule._schedule import Schedule
 
 SCOPES = ("stack", "model")
+DEFAULT_SPEED = "balanced"
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "preset": ((Preset, Calibration, str, Path, PresetMatches), "a preset's name, alias or file, or a Preset; see presets()"),
     "curve": ((Curve, Calibration), "a Curve; try Curve(ratios)"),
@@ -61,6 +62,9 @@ class AttachRequest:
     """Calibrating: adds up a tensor of sums over ranks that share the tokens."""
     safeguard: float | bool | Safeguard | None = None
     """Whether a planned run is compared with its plan: see :class:`magpolicy.Safeguard`."""
+    learn: bool | str = False
+    """Whether runs are measured, and later ones planned from what they taught; ``"first"``: the first one computes every
+    step."""
 
     def session(self, steps: int | None = None, sigmas: Sequence[float] | None = None) -> Session:
         """A session for one run.
@@ -74,7 +78,7 @@ class AttachRequest:
         """
         if steps is None and sigmas is None:
             steps = self.steps
-        if steps is None and sigmas is None and (self.calibrate or self.config.preset is not None):
+        if steps is None and sigmas is None and (self.config.given is None or self.config.preset is not None):
             raise ArgumentError("steps=None: how long is the run? try handle.run(steps=28)")
         return Session.from_config(self.config, steps, sigmas, self.safeguard)
 
@@ -99,6 +103,7 @@ def attach(
     curve: Curve | Calibration | None = None,
     calibration: Calibration | str | Path | None = None,
     schedule: Schedule | None = None,
+    rule: str | None = None,
     threshold: float | None = None,
     max_skips: int | None = None,
     retention: float | None = None,
@@ -120,6 +125,7 @@ def attach(
     scope: str = "stack",
     offload: str | None = None,
     storage_dtype: Any = None,
+    learn: bool | str | None = None,
     calibrate: bool = False,
     window: int | None = None,
     tokens: int | None = 2048,
@@ -127,19 +133,23 @@ def attach(
 ) -> Any:
     """Attach a policy to a model, and return a handle.
 
-    The first installed adapter that can drive ``target`` does it. One of ``preset``, ``ratios``, ``curve``, ``calibration``,
-    ``schedule`` or ``calibrate=True`` says how steps are decided; if none is given, the adapter chooses the model's preset. The
-    other settings are those of :func:`magpolicy.simulate`.
+    The first installed adapter that can drive ``target`` does it. ``attach(target)`` alone plans each run for half of its
+    steps (``speedup="balanced"``), whatever the model: by the user's calibration of it, else by its published table, else by
+    what flow models have in common. ``speedup``, ``computed`` and ``error`` plan for something else; ``rule="published"`` and
+    the settings of :func:`magpolicy.simulate` apply the rule instead.
+
+    A run that is too short for its target gets the nearest plan, and a :class:`magpolicy.PlanWarning`.
 
     Args:
         target: a diffusers pipeline or model, a ``torch.nn.Module``, or an object of another installed adapter.
         preset: a preset or its name, alias or file; by default the one that the adapter chooses for ``target``. If the user has
-            a calibration of this model beside a published table, ``speedup``, ``computed`` and ``error`` use the calibration,
-            and the rule uses the table; ``report.source`` says which.
+            a calibration of this model beside a published table, plans use the calibration, and the rule uses the table;
+            ``report.source`` says which. Given without more, a preset decides as published, by the rule; a calibration plans.
         ratios: one ratio a step, or a mapping from stream to such.
         curve: a calibrated curve.
         calibration: a calibration, or the path of one.
-        schedule: a schedule to follow instead of the rule.
+        schedule: a schedule to follow.
+        rule: ``"published"``: the rule decides, with the settings that were published for the model.
         steps: steps of a run, if the host does not say them (a pipeline's scheduler does); ``run(steps=...)`` overrides it.
         forecast: ``"hold"``, ``"linear"``, ``"calibrated"`` (two residuals a stream) or, of a run that is planned,
             ``"second-order"`` (three); by default that of the plan or schedule, else hold.
@@ -156,6 +166,9 @@ def attach(
         scope: ``"stack"`` skips the block stack, ``"model"`` the whole model (U-Nets, black boxes).
         offload: ``"cpu"`` keeps residuals in CPU memory between uses.
         storage_dtype: dtype to store residuals in.
+        learn: measure runs as they are made, keep what they teach in the user's folder, and plan later runs from it, also those
+            of another process. ``"first"``: a first run computes every step, which teaches most. By default runs are measured
+            if they are planned and no source is given; ``False`` measures and writes nothing.
         calibrate: compute every step and measure the residuals, for ``handle.calibration`` and ``handle.curve``.
         window: while calibrating, take inner products with residuals up to this many evaluations back, and hold that many per
             stream; by default all of the run, or a hundred.
@@ -180,10 +193,10 @@ def attach(
     }
     given = {name: value for name, value in sources.items() if value is not None}
     _checks.one_of("calibrate", calibrate, (False, True))
-    if not given and not calibrate and (known := _dispatch.preset_for(target)) is not None:
-        given["preset"] = PresetMatches.of(known) if isinstance(known, list | tuple) else known
-    if len(given) + bool(calibrate) != 1:
-        names = ", ".join([*given, *(["calibrate"] if calibrate else [])]) or "none"
+    _checks.one_of("rule", rule, (None, "published"))
+    _checks.one_of("learn", learn, (None, True, False, "first"))
+    if len(given) + bool(calibrate) > 1:
+        names = ", ".join([*given, *(["calibrate"] if calibrate else [])])
         raise ArgumentError(f"{names} given: pass one of preset, ratios, curve, calibration, schedule or calibrate=True")
     for name, (kinds, meant) in _KINDS.items():
         if not isinstance(given.get(name), (*kinds, NoneType)):
@@ -195,36 +208,31 @@ def attach(
         raise ArgumentError(f"{aims[0]} given: calibrate=True computes every step; leave {aims[0]} out")
     _checks.one_of("scope", scope, SCOPES)
     _checks.one_of("offload", offload, (None, "cpu"))
-    config = (
-        always_compute()
-        if calibrate
-        else resolve(
-            next(iter(given.values())),
-            threshold=threshold,
-            max_skips=max_skips,
-            retention=retention,
-            start_step=start_step,
-            end_step=end_step,
-            forced=forced,
-            semantics=semantics,
-            expert_step=expert_step,
-            forecast=forecast,
-            damping=damping,
-            speedup=speedup,
-            computed=computed,
-            error=error,
-            objective=objective,
-            guidance=guidance,
-        )
-    )
+    settings: dict[str, Any] = {
+        "threshold": threshold,
+        "max_skips": max_skips,
+        "retention": retention,
+        "start_step": start_step,
+        "end_step": end_step,
+        "forced": forced,
+        "semantics": semantics,
+        "expert_step": expert_step,
+        "forecast": forecast,
+        "damping": damping,
+        "objective": objective,
+        "guidance": guidance,
+        **targets,
+    }
+    config = always_compute() if calibrate else _config(target, next(iter(given.values()), None), rule, settings)
     if safeguard and not config.schedules:
         raise ArgumentError(f"safeguard={_checks._short(safeguard)} compares a run with its plan; try speedup=2.0 with it")
     if steps is not None:
         config.prepare(*config.length(_checks.steps(steps, example="28"), None))
     elif ratios is not None or schedule is not None:
         steps = config.length(None, None)[0]
+    learns = _learns(learn, config, given)
     request = AttachRequest(
-        config=config,
+        config=(config.while_learning() if learns else config).for_any_run(),
         steps=steps,
         blocks=blocks,
         scope=scope,
@@ -235,5 +243,48 @@ def attach(
         tokens=tokens,
         reduce=reduce,
         safeguard=safeguard,
+        learn=learns,
     )
     return _dispatch.attach(target, request)
+
+
+def _learns(learn: bool | str | None, config: RunConfig, given: Mapping[str, Any]) -> bool | str:
+    """Whether runs teach: by default where nothing but the model was given."""
+    if learn is None:
+        return config.learns and not given
+    if learn and not config.learns:
+        why = f"{config.source or 'calibrate=True'} decides already; leave learn out, or give a target alone: speedup=2.0"
+        raise ArgumentError(f"learn={learn!r} plans runs from what earlier ones taught, and {why}")
+    return learn
+
+
+def _config(target: Any, source: Any, rule: str | None, settings: Mapping[str, Any]) -> RunConfig:
+    """What decides in the runs of ``target``: what was asked for, else a balanced plan."""
+    planned = [name for name in ("speedup", "computed", "error") if settings[name] is not None]
+    if rule is not None and (planned or isinstance(source, Schedule)):
+        raise ArgumentError(f"rule={rule!r} contradicts {planned[0] if planned else 'schedule'}; leave one of them out")
+    by_rule = rule is not None or asks_for_the_rule(settings)
+    if source is None:
+        source = _known(target, needed=by_rule)
+        by_default = not by_rule
+    else:
+        by_default = not by_rule and not isinstance(source, Schedule) and not has_settings(source)
+    if by_default and not planned:
+        settings = {**settings, "speedup": DEFAULT_SPEED}
+    return resolve(source, **settings)
+
+
+def _known(target: Any, *, needed: bool) -> Any:
+    """The presets that an adapter has for ``target``; ``None`` if none has any, an error where one is ``needed``."""
+    try:
+        known = _dispatch.preset_for(target)
+    except PresetError:
+        if needed:
+            raise
+        known = None
+    if known is None and needed:
+        raise ArgumentError(
+            f"target={type(target).__name__} has no preset, and the rule needs magnitude ratios; pass one of preset, ratios, "
+            "curve and calibration, or plan: speedup=2.0"
+        )
+    return PresetMatches.of(known) if isinstance(known, list | tuple) else known

@@ -9,7 +9,7 @@ from attrs import frozen
 
 from magpolicy import _checks
 from magpolicy.calibration._calibration import Calibration
-from magpolicy.calibration._prior import prior_calibration
+from magpolicy.calibration._prior import PROVENANCE, prior_calibration
 from magpolicy.catalog._presets import Preset
 from magpolicy.catalog._source import SourceContent
 from magpolicy.policy._curve import Curve
@@ -38,18 +38,22 @@ def at_levels(source: Any, steps: int | None, sigmas: Sequence[float] | None) ->
     """The source at the noise levels of a run of ``steps`` steps, or at ``sigmas``; as calibrated by default.
 
     Raises:
-        ArgumentError: ``steps`` contradicts ``sigmas``, or they do not fit the source.
+        ArgumentError: ``steps`` contradicts ``sigmas``, they do not fit the source, or there is no source and neither of them.
         PresetError: a name or file that is not known.
     """
     content = SourceContent.of(source)
     if content.calibration is not None:
-        return SourceAtLevels(content.calibration.resample(steps=steps, sigmas=sigmas), content.preset, True, True)
+        measured = content.calibration.provenance.get("from") != PROVENANCE
+        return SourceAtLevels(content.calibration.resample(steps=steps, sigmas=sigmas), content.preset, measured, True)
     known = sigmas is not None or content.levels_known
     return SourceAtLevels(_expected(content.curve, steps, sigmas), content.preset, False, known)
 
 
-def _expected(curve: Curve, steps: int | None, sigmas: Sequence[float] | None) -> Calibration:
+def _expected(curve: Curve | None, steps: int | None, sigmas: Sequence[float] | None) -> Calibration:
     levels = _checks.run_levels(steps, sigmas)
     if levels is None:
-        levels = curve.levels_for(curve.steps if steps is None else _checks.steps(steps, example="28"))
+        if steps is None:
+            steps = None if curve is None else curve.steps
+        steps = _checks.steps(steps, example="28")
+        levels = tuple([1 - i / steps for i in range(steps)]) if curve is None else curve.levels_for(steps)
     return prior_calibration(curve, levels=levels)

@@ -8,13 +8,13 @@ from magpolicy._errors import ArgumentError
 from magpolicy.calibration import _gram
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._forecast import History, computed_after
-from magpolicy.catalog._source import Source, SourceContent
+from magpolicy.catalog._source import PlanSource, SourceContent
 from magpolicy.planning._at_levels import at_levels
 from magpolicy.schedule._schedule import Schedule
 
 
 def expected_errors(
-    source: Source,
+    source: PlanSource,
     schedule: Schedule,
     *,
     steps: int | None = None,
@@ -25,7 +25,7 @@ def expected_errors(
     This compares any two schedules by one measure, such as one of the published rule and a plan.
 
     Args:
-        source: a calibration; with magnitude ratios alone the errors are those that the general prior expects.
+        source: a calibration; with magnitude ratios alone, or ``None``, the errors are those that the general prior expects.
         schedule: what is computed, and how skipped residuals are forecast.
         steps: steps of the run; by default it has the schedule's steps, at the schedule's noise levels where these are known.
         sigmas: or its noise levels.
@@ -51,7 +51,9 @@ def expected_errors(
     return expected
 
 
-def _run_of(source: Source, schedule: Schedule, steps: int | None, sigmas: Sequence[float] | None) -> tuple[Calibration, int]:
+def _run_of(
+    source: PlanSource, schedule: Schedule, steps: int | None, sigmas: Sequence[float] | None
+) -> tuple[Calibration, int]:
     """The calibration of the schedule's run, and the position there of the schedule's first step."""
     total = schedule.first_step + schedule.steps
     if steps is None and sigmas is None:

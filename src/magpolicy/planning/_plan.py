@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from magpolicy.catalog._source import Source
+from magpolicy.catalog._source import PlanSource
 from magpolicy.planning._objective import Objective
 from magpolicy.planning._planner import solve, solve_all
 from magpolicy.planning._problem import PlanRequest
@@ -13,7 +13,7 @@ from magpolicy.schedule._schedule import Schedule
 
 
 def plan(
-    source: Source,
+    source: PlanSource,
     *,
     steps: int | None = None,
     sigmas: Sequence[float] | None = None,
@@ -45,7 +45,8 @@ def plan(
 
     Args:
         source: a :class:`magpolicy.Calibration`, or a preset that has one: errors and forecasts are those measured. Or what
-            :func:`magpolicy.simulate` takes: ratios say how long residuals are, and the general prior how they turn.
+            :func:`magpolicy.simulate` takes: ratios say how long residuals are, and the general prior how they turn. Or
+            ``None``, where nothing is known of the model: the prior takes the length for constant.
         steps: steps of the run; the calibrated number by default.
         sigmas: or the noise levels of its evaluations, in the order they are made (second-order samplers repeat some).
         speedup: evaluations over computed evaluations, at least; >= 1. Or a name: ``"quality"`` is 1.5, ``"balanced"`` 2 and
@@ -89,7 +90,7 @@ def plan(
 
 
 def trade_off(
-    source: Source,
+    source: PlanSource,
     *,
     steps: int | None = None,
     sigmas: Sequence[float] | None = None,

@@ -20,11 +20,22 @@ from magpolicy.planning._target import PlanTarget
 from magpolicy.schedule._schedule import Schedule
 
 
+class TargetError(ArgumentError):
+    """No schedule reaches the target."""
+
+    __module__ = "magpolicy"
+
+    def __init__(self, message: str, least: int) -> None:
+        super().__init__(message)
+        self.least = least
+        """The smallest number of computed steps that can be had."""
+
+
 def solve(problem: PlanProblem, target: PlanTarget) -> Schedule:
     """The best schedule of a run for the target.
 
     Raises:
-        ArgumentError: the target cannot be had.
+        TargetError: the target cannot be had.
     """
     if target.batched is False and len(problem.streams) > 1:
         return _solve_streams(problem, target)
@@ -98,11 +109,11 @@ def _trajectory_paths(problem: PlanProblem, forbidden: Any, most: int, every: bo
     return paths
 
 
-def _infeasible(problem: PlanProblem, target: PlanTarget, wanted: int | None) -> ArgumentError:
+def _infeasible(problem: PlanProblem, target: PlanTarget, wanted: int | None) -> TargetError:
     """The error that says what can be had in place of the target."""
     (name, value), *_ = target.targets.items()
     if name == "error":
-        return ArgumentError(f"error={value:g} cannot be kept ({problem.limits}); try a larger error")
+        return TargetError(f"error={value:g} cannot be kept ({problem.limits}); try a larger error", problem.count)
     plans = len(problem.streams) if target.batched is False else 1
     simplest = evolve(target, objective=OBJECTIVES["latent"], power=None)
     least = min(_paths(problem, simplest, problem.count)) * plans
@@ -110,7 +121,8 @@ def _infeasible(problem: PlanProblem, target: PlanTarget, wanted: int | None) ->
     example = (
         f"speedup={int(100 * total / least) / 100:g} or less" if name == "speedup" else f"computed={-(-least // plans)} or more"
     )
-    return ArgumentError(
+    return TargetError(
         f"{name}={value:g} leaves {wanted} of {total} evaluations to compute, at least {least} must ({problem.limits}); "
-        f"try {example}"
+        f"try {example}",
+        -(-least // plans),
     )

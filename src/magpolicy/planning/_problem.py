@@ -12,11 +12,11 @@ from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._gram import Floats
-from magpolicy.catalog._source import Source
+from magpolicy.catalog._source import PlanSource
 from magpolicy.planning._at_levels import SourceAtLevels, at_levels
 from magpolicy.planning._error_tables import ErrorTables
 from magpolicy.planning._guidance import stream_factors
-from magpolicy.planning._objective import LONGEST, step_sizes
+from magpolicy.planning._objective import LONGEST, hedged, step_sizes
 from magpolicy.planning._target import PlanTarget
 
 
@@ -24,7 +24,7 @@ from magpolicy.planning._target import PlanTarget
 class PlanRequest:
     """What a plan is made from and for. It is small and makes the problem, which is large, when that is needed."""
 
-    source: Source
+    source: PlanSource
     target: PlanTarget
     steps: int | None = None
     sigmas: Sequence[float] | None = None
@@ -50,7 +50,7 @@ class PlanProblem:
     must_compute: frozenset[int]
     """Evaluations that compute whatever the plan."""
     step_sizes: Floats
-    """(N,) share of the run that each evaluation speaks for, times the caller's weights."""
+    """(N,) share of the run that each evaluation speaks for (by the prior hedged), times the caller's weights."""
     limits: str
     """What holds the number of computed evaluations up, for error messages."""
     sigmas: tuple[float, ...] | None = None
@@ -88,6 +88,7 @@ def _problem(request: PlanRequest, source: SourceAtLevels) -> PlanProblem:
     together = _fits_together(target, whole.steps)
     must, reasons = _must_compute(target, source, request.sigmas)
     gap = _longest_gap(target, source, run)
+    sizes = step_sizes(whole.sigmas) if source.measured else hedged(step_sizes(whole.sigmas))
     weights = np.ones(whole.steps) if target.weights is None else _weights(tuple(target.weights), whole.steps)
     return PlanProblem(
         errors=ErrorTables.of(
@@ -98,7 +99,7 @@ def _problem(request: PlanRequest, source: SourceAtLevels) -> PlanProblem:
             factors=stream_factors(target.guidance, run),
         ),
         must_compute=frozenset(i - first for i in must if first <= i < stop),
-        step_sizes=(step_sizes(whole.sigmas) * weights)[first:stop],
+        step_sizes=(sizes * weights)[first:stop],
         limits=", ".join([f"at most {gap - 1} skips in a row", *reasons]),
         sigmas=run.sigmas if source.levels_known else None,
         first_step=first,

@@ -6,15 +6,18 @@ Each is a value of checked settings. It makes what a run goes by once the run's 
 from __future__ import annotations
 
 import abc
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from attrs import evolve, field, frozen
 
 from magpolicy import _checks
-from magpolicy._errors import ArgumentError
+from magpolicy._errors import ArgumentError, PlanWarning
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._forecast import Forecast, Hold, Linear, Measured, Planned
+from magpolicy.calibration._lessons import Taught, at_levels_of, to_plan_from
+from magpolicy.catalog._learned import in_words
 from magpolicy.catalog._presets import Preset
 from magpolicy.planning._problem import PlanRequest
 from magpolicy.planning._target import PlanTarget
@@ -51,6 +54,11 @@ class RunConfig(abc.ABC):
     @property
     def source(self) -> str:
         """What decides, in words; empty if every step computes."""
+        return ""
+
+    @property
+    def advice(self) -> str:
+        """One thing to do that would bring runs closer to the full run at the same speed, in words; empty if there is none."""
         return ""
 
     @property
@@ -96,7 +104,7 @@ class RunConfig(abc.ABC):
     @property
     @abc.abstractmethod
     def given(self) -> Any:
-        """The preset, calibration, curve or schedule that it was made from; ``None`` if every step computes."""
+        """The preset, calibration, curve or schedule that it was made from; ``None`` if there is none."""
 
     @property
     @abc.abstractmethod
@@ -108,7 +116,7 @@ class RunConfig(abc.ABC):
         """Steps and noise levels of a run, checked against each other; without either, the source's own number of steps.
 
         Raises:
-            ArgumentError: they contradict each other or the source.
+            ArgumentError: they contradict each other or the source, or nothing says how long the run is.
         """
 
     @abc.abstractmethod
@@ -135,16 +143,48 @@ class RunConfig(abc.ABC):
         """The same, with more streams: each name is mapped to the stream of the source whose ratios it uses."""
         return self
 
+    @property
+    def learns(self) -> bool:
+        """Whether later runs can be planned from what runs show: it is a plan, and not by a calibration of the user's."""
+        return False
+
+    def while_learning(self) -> RunConfig:
+        """The same, for runs that are measured."""
+        return self
+
+    def taught_by(self, calibration: Calibration) -> RunConfig:
+        """The same, planned from what runs of the model taught (:func:`magpolicy.adapter.lesson_of`), if it learns."""
+        return self
+
+    def for_any_run(self) -> RunConfig:
+        """The same, for runs whose lengths are not known ahead: one that cannot be planned for the target gets the nearest
+        plan and a :class:`magpolicy.PlanWarning`, once."""
+        return self
+
 
 @frozen(kw_only=True)
-class FromCurve(RunConfig):
-    """What is made from magnitude ratios, or from a calibration, which has them too."""
+class FromSource(RunConfig):
+    """What is made from a source."""
 
-    curve: Curve
     source: str
     preset: Preset | None = None
     calibration: Calibration | None = None
     _last: dict[Any, Any] = field(factory=dict, eq=False, repr=False)
+
+
+@frozen(kw_only=True)
+class Rule(FromSource):
+    """The magnitude-aware rule, on a curve."""
+
+    curve: Curve
+    threshold: float
+    max_skips: int
+    limits: Limits
+    semantics: Semantics
+    forecast: str | None = None
+    damping: float = 1.0
+
+    advice = "speedup='balanced' plans the run, and forecasts what it skips"
 
     @property
     def given(self) -> Any:
@@ -157,22 +197,6 @@ class FromCurve(RunConfig):
     @property
     def levels(self) -> tuple[float, ...]:
         return self.curve.levels
-
-    def with_streams(self, bases: Mapping[str, str]) -> RunConfig:
-        curve = _with_streams(self.curve, bases)
-        return self if curve is self.curve else evolve(self, curve=curve, last={})
-
-
-@frozen(kw_only=True)
-class Rule(FromCurve):
-    """The magnitude-aware rule, on a curve."""
-
-    threshold: float
-    max_skips: int
-    limits: Limits
-    semantics: Semantics
-    forecast: str | None = None
-    damping: float = 1.0
 
     @property
     def joint(self) -> Joint:
@@ -201,6 +225,10 @@ class Rule(FromCurve):
         fallback, rule, semantics = next(iter(tables.values())), (self.threshold, self.max_skips), self.semantics
         return PreparedRun(lambda stream: MagPolicy._from_table(tables.get(stream, fallback), rule, semantics), forecast)
 
+    def with_streams(self, bases: Mapping[str, str]) -> RunConfig:
+        curve = _with_streams(self.curve, bases)
+        return self if curve is self.curve else evolve(self, curve=curve, last={})
+
     def with_expert_step(self, step: int | None) -> RunConfig:
         if step is None or self.limits.expert_step is not None:
             return self
@@ -222,35 +250,83 @@ class Rule(FromCurve):
 
 
 @frozen(kw_only=True)
-class Plan(FromCurve):
+class Plan(FromSource):
     """A target: each run is planned for it once its length is known."""
 
+    curve: Curve | None
+    """``None``: nothing is known of the model."""
     target: PlanTarget
+    nearest: bool = False
+    """Whether a run that cannot be planned for the target gets the nearest plan."""
+    learning: bool = False
+    """Whether the run is measured for later ones."""
+    _warned: set[str] = field(factory=set, eq=False, repr=False)
 
     schedules = True
+    reads = "noise"
+
+    @property
+    def advice(self) -> str:
+        taught = Taught.of(self.calibration)
+        if taught is not None and not (taught.full and taught.whole):
+            return "one run with learn='first' computes every step, and teaches more"
+        if self.calibration is not None:
+            return ""
+        if self.learning:
+            return "the next run is planned from what this one teaches; with learn='first' it teaches most"
+        return "one run with calibrate=True, then magpolicy.keep(handle.calibration), measures this model"
+
+    @property
+    def given(self) -> Any:
+        return self.preset or self.calibration or self.curve
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return (SINGLE,) if self.curve is None else self.curve.streams
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        return () if self.curve is None or self.curve.assumed else self.curve.levels
 
     @property
     def forecast(self) -> str | None:
         return self.target.forecast
 
     @property
-    def reads(self) -> Reading:
-        return _reading(self.curve)
-
-    @property
     def expert_boundary(self) -> float | None:
         return _boundary(self.preset)
 
     def length(self, steps: int | None, sigmas: Sequence[float] | None) -> tuple[int, Levels]:
-        count, levels = _length(steps, sigmas, self.curve.steps)
-        if levels is not None:
-            self.curve._check_reach(levels)
-        return count, levels
+        if steps is None and sigmas is None and Taught.of(self.calibration) is not None:  # earlier runs say nothing of this one
+            raise ArgumentError("steps=None: how long is the run? try handle.run(steps=28)")
+        return _length(steps, sigmas, None if self.curve is None else self.curve.steps)
 
     def prepare(self, steps: int, sigmas: Levels, first: int = 0) -> PreparedRun:
         key = (steps, sigmas, first, self.target.expert_step, repr(self.target.guidance))
         prepared: PreparedRun = _latest(self._last, key, lambda: self._plan(steps, sigmas, first))
         return prepared
+
+    def with_streams(self, bases: Mapping[str, str]) -> RunConfig:
+        if self.curve is None:
+            return self
+        curve = _with_streams(self.curve, bases)
+        return self if curve is self.curve else evolve(self, curve=curve, last={})
+
+    def for_any_run(self) -> RunConfig:
+        return evolve(self, nearest=True)
+
+    @property
+    def learns(self) -> bool:
+        return self.calibration is None or Taught.of(self.calibration) is not None
+
+    def taught_by(self, calibration: Calibration) -> RunConfig:
+        if not self.learns:
+            return self
+        known, source = to_plan_from(calibration), f"a plan from {in_words(calibration)}"
+        return evolve(self, curve=known.curve, calibration=known, preset=None, source=source, last={})
+
+    def while_learning(self) -> RunConfig:
+        return evolve(self, learning=True, last={})
 
     def with_expert_step(self, step: int | None) -> RunConfig:
         if step is None or self.target.expert_step is not None:
@@ -264,16 +340,27 @@ class Plan(FromCurve):
         return evolve(self, target=evolve(self.target, guidance=scale))
 
     def _plan(self, steps: int, sigmas: Levels, first: int) -> PreparedRun:
-        from magpolicy.planning._planner import solve  # late: most runs follow the rule
+        from magpolicy.planning._nearest import solve_nearest  # late: a run of the rule needs none of it
+        from magpolicy.planning._planner import solve
 
+        source = self.given
+        if self.calibration is not None and Taught.of(self.calibration) is not None:
+            source = at_levels_of(self.calibration, steps, sigmas)
+            sigmas = source.sigmas
         request = PlanRequest(
-            source=self.given,
+            source=source,
             target=self.target,
             steps=steps if sigmas is None else None,
             sigmas=sigmas,
             part=(first, steps) if first else None,
         )
-        return evolve(self.following(solve(request.problem(), self.target)), request=request)
+        if not self.nearest:
+            return evolve(self.following(solve(request.problem(), self.target)), request=request)
+        schedule, differs = solve_nearest(request.problem(), self.target)
+        if differs and differs not in self._warned:
+            self._warned.add(differs)
+            warnings.warn(differs, PlanWarning, stacklevel=2)
+        return evolve(self.following(schedule), request=request)
 
 
 @frozen(kw_only=True)
@@ -314,6 +401,9 @@ class Fixed(RunConfig):
 class Calibrate(RunConfig):
     """Every step computes."""
 
+    source: str = ""
+    reads: Reading = "shares"
+
     @property
     def given(self) -> Any:
         return None
@@ -346,10 +436,10 @@ def _latest(last: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
     return found
 
 
-def _length(steps: int | None, sigmas: Sequence[float] | None, default: int) -> tuple[int, Levels]:
+def _length(steps: int | None, sigmas: Sequence[float] | None, default: int | None) -> tuple[int, Levels]:
     levels = _checks.run_levels(steps, sigmas)
     if levels is None:
-        return (default if steps is None else _checks.steps(steps, example=str(default))), None
+        return _checks.steps(default if steps is None else steps, example=str(default or 28)), None
     return len(levels), levels
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from attrs import frozen
 
 from magpolicy.planning._safeguard import Safeguard
-from magpolicy.run._config import RunConfig
+from magpolicy.run._config import Plan, RunConfig
 from magpolicy.run._session import Session
 from magpolicy.run._simulate import simulate_config
 from magpolicy.schedule._schedule import Schedule
@@ -98,7 +98,10 @@ def place(config: RunConfig, span: ScheduleSpan) -> Placement:
         return Placement(config, None, span.whole(span.levels), span.first, count)
     if config.reads == "shares" or not span.flow:
         return Placement(config, span.steps, None, span.first, count)
-    return Placement(config, None, _levels(span, config.levels), span.first, count)
+    levels = _levels(span, config.levels)
+    if isinstance(config, Plan):  # a target is of the run itself: what comes after it is planned by whoever runs it
+        levels = levels[: span.first + count]
+    return Placement(config, None, levels, span.first, count)
 
 
 def _expert_step(config: RunConfig, span: ScheduleSpan) -> int | None:
@@ -110,6 +113,6 @@ def _expert_step(config: RunConfig, span: ScheduleSpan) -> int | None:
 
 def _levels(span: ScheduleSpan, known: tuple[float, ...]) -> tuple[float, ...]:
     """The noise levels of the whole schedule; those that the curve knows, where they are the same but for rounding."""
-    levels = span.whole(span.flow, known[0])
+    levels = span.whole(span.flow, known[0] if known else 1.0)
     same = len(levels) == len(known) and all(abs(a - b) <= _NEAR for a, b in zip(levels, known, strict=True))
     return known if same else levels

@@ -10,9 +10,11 @@ from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._forecast import check_forecast
+from magpolicy.calibration._lessons import Taught
+from magpolicy.catalog._learned import in_words
 from magpolicy.catalog._matching import PresetMatches, named
 from magpolicy.catalog._presets import Preset
-from magpolicy.catalog._source import Source, SourceContent
+from magpolicy.catalog._source import PlanSource, SourceContent
 from magpolicy.planning._objective import Objective
 from magpolicy.planning._target import PlanTarget
 from magpolicy.policy._curve import Curve
@@ -25,7 +27,7 @@ from magpolicy.schedule._schedule import Schedule
 
 
 def resolve(
-    source: Source | Schedule | PresetMatches,
+    source: PlanSource | Schedule | PresetMatches,
     *,
     threshold: float | None = None,
     max_skips: int | None = None,
@@ -45,9 +47,9 @@ def resolve(
 ) -> RunConfig:
     """Check a source and settings. Settings that are not given come from the preset.
 
-    A run follows a :class:`magpolicy.Schedule`; with a target (``speedup``, ``computed`` or ``error``) each run is planned;
-    otherwise the rule decides. If several presets have a name, the first one that has the missing settings is used: for a plan
-    the user's calibration, for the rule the published table.
+    A run follows a :class:`magpolicy.Schedule`; with a target (``speedup``, ``computed`` or ``error``) each run is planned, by
+    the general prior alone where ``source`` is ``None``; otherwise the rule decides. If several presets have a name, the first
+    one that has the missing settings is used: for a plan the user's calibration, for the rule the published table.
 
     Raises:
         ArgumentError: something is missing, unknown or out of range.
@@ -80,9 +82,27 @@ def resolve(
     return _rule(chosen, rule, window, semantics, forecast, factor)
 
 
-def always_compute() -> RunConfig:
-    """The settings of a run in which every step computes, for calibrating."""
-    return Calibrate()
+def asks_for_the_rule(settings: Mapping[str, Any]) -> bool:
+    """Whether one of these settings of :func:`resolve` is for the rule, and none is a target of a plan."""
+    if any(settings.get(name) is not None for name in ("speedup", "computed", "error")):
+        return False
+    return bool(settings.get("start_step")) or any(settings.get(name) is not None for name in _OF_THE_RULE)
+
+
+def has_settings(source: Any) -> bool:
+    """Whether ``source`` is a preset, or the name of one, that was published with all settings of the rule."""
+    several = named(source) if isinstance(source, str | Path) else (source,) if isinstance(source, Preset) else source
+    matches = several if isinstance(several, tuple) else ()
+    return any(all(getattr(preset, name) is not None for name in _EXAMPLES) for preset in matches)
+
+
+def always_compute(source: str = "") -> RunConfig:
+    """The settings of a run in which every step computes, for calibrating.
+
+    Args:
+        source: what decided that, in words, where it is not the user. The run's noise levels are then read.
+    """
+    return Calibrate(source, "noise") if source else Calibrate()
 
 
 def _refuse(settings: Mapping[str, Any], why: str) -> None:
@@ -91,17 +111,20 @@ def _refuse(settings: Mapping[str, Any], why: str) -> None:
             raise ArgumentError(f"{name}={_checks._short(value)} {why}; leave {name} out")
 
 
-def _plan(chosen: Any, target: PlanTarget) -> Plan:
+def _plan(chosen: Any, target: PlanTarget) -> RunConfig:
     target.check_target()
-    content = SourceContent.of(chosen)
-    what = _in_words(chosen)
-    return Plan(
+    content, what = SourceContent.of(chosen), _in_words(chosen)
+    if content.calibration is None:
+        what = f"the general prior, {'norms taken for constant' if chosen is None else f'norms of {what}'}"
+    plan = Plan(
         curve=content.curve,
         target=target,
-        source=f"a plan from {what if content.calibration is not None else f'the general prior, norms of {what}'}",
+        source=f"a plan from {what}",
         preset=content.preset,
         calibration=content.calibration,
     )
+    known = plan.calibration
+    return plan if known is None or Taught.of(known) is None else plan.taught_by(known)
 
 
 def _rule(
@@ -114,6 +137,8 @@ def _rule(
 ) -> Rule:
     content = SourceContent.of(chosen)
     preset, calibration, curve = content.preset, content.calibration, content.curve
+    if curve is None:
+        raise ArgumentError("source=None: the rule needs magnitude ratios, of a preset or your own; or plan: try speedup=2.0")
     if forecast == "calibrated" and calibration is None:
         raise ArgumentError("forecast='calibrated' needs a Calibration or a planned Schedule; try forecast='linear'")
     if forecast == "second-order":
@@ -142,6 +167,7 @@ def _rule(
 
 
 _EXAMPLES = {"threshold": "0.06", "max_skips": "3", "retention": "0.2"}
+_OF_THE_RULE = (*_EXAMPLES, "end_step", "semantics")
 
 
 def _setting(preset: Preset | None, calibration: Calibration | None, name: str, value: Any) -> Any:
@@ -174,6 +200,9 @@ def _chosen(source: Any, wanted: Iterable[str]) -> Any:
 
 
 def _in_words(source: Any) -> str:
+    calibration = source.calibration if isinstance(source, Preset) else source
+    if isinstance(calibration, Calibration) and Taught.of(calibration) is not None:
+        return in_words(calibration)
     if isinstance(source, Preset):
         return f"{'preset' if source.calibration is None else 'calibration'} {source.name!r}"
     if isinstance(source, Calibration):

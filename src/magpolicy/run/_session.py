@@ -12,7 +12,7 @@ from typing import Any
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError, RunError
 from magpolicy.calibration._forecast import History, computed_after
-from magpolicy.catalog._source import Source
+from magpolicy.catalog._source import PlanSource
 from magpolicy.planning._safeguard import Replan, Safeguard, safeguard_of
 from magpolicy.plugin_system._observers import Observers
 from magpolicy.policy._curve import SINGLE
@@ -54,7 +54,7 @@ class Session:
 
     def __init__(
         self,
-        source: Source | Schedule,
+        source: PlanSource | Schedule,
         *,
         steps: int | None = None,
         sigmas: Sequence[float] | None = None,
@@ -374,6 +374,11 @@ class Session:
     def source(self) -> str:
         """What decides, in words; empty if every step computes."""
         return self.config.source
+
+    @property
+    def advice(self) -> str:
+        """One thing to do that would bring runs closer to the full run at the same speed, in words; empty if there is none."""
+        return self.config.advice
 
     @property
     def replans(self) -> tuple[Replan, ...]:

@@ -26,7 +26,7 @@ def server(version: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     _install.install(base)
     try:
         pages = ("--front-end-root", str(front_end(version)))
-        with serve(base, version, arguments=pages, front_end=True) as up:
+        with serve(base, version, arguments=pages, environment={"MAGPOLICY_HOME": str(base / "home")}, front_end=True) as up:
             yield up
     except Unavailable as error:
         pytest.skip(str(error))

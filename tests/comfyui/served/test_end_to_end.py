@@ -94,7 +94,7 @@ def test_another_prompt_right_after_decides_afresh(server: Server, file: str) ->
 
 
 def test_a_mistake_stops_the_prompt_before_anything_is_sampled(server: Server, file: str) -> None:
-    answer = server.post("prompt", {"prompt": sampling(file, magcache_thresh=-1)})
+    answer = server.post("prompt", {"prompt": sampling(file, magcache_thresh=-2)})
     assert "prompt_id" not in answer
     answer = server.post("prompt", {"prompt": sampling(file, model_type="nothing")})
     assert "prompt_id" not in answer

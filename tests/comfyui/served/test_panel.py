@@ -27,6 +27,7 @@ ADD_NODES = """() => {
   cache.connect(0, sampler, "model");
   Object.assign(window, { cache, sampler });
 }"""
+ADD_SPEED_UP = 'add("MagPolicySpeedUp", "Speed up (magpolicy)", [400, 110], { speedup: "balanced" })'
 # Moves a slider as the editor does: the value, then the widget's callback.
 SET = """([node, name, value]) => {
   const found = window[node].widgets.find((widget) => widget.name === name);
@@ -72,7 +73,8 @@ def expect(page: Any, schedule: magpolicy.Schedule) -> None:
 
 def settings(page: Any) -> dict[str, Any]:
     values = page.evaluate("() => Object.fromEntries(cache.widgets.map((w) => [w.name, w.value]))")
-    return {"threshold": values["magcache_thresh"], "retention": values["retention_ratio"], "max_skips": values["magcache_K"]}
+    rule = {"threshold": values["magcache_thresh"], "retention": values["retention_ratio"], "max_skips": values["magcache_K"]}
+    return {name: value for name, value in rule.items() if value >= 0}  # the others are the preset's
 
 
 def test_the_strip_follows_every_setting(node: Any) -> None:
@@ -91,6 +93,26 @@ def test_the_strip_follows_every_setting(node: Any) -> None:
     expect(node, magpolicy.simulate("chroma", steps=28, start_step=20, end_step=22, **settings(node)))
 
 
+def test_a_new_node_has_the_settings_of_the_preset(node: Any) -> None:
+    assert settings(node) == {}
+    for kind in ("hunyuan_video", "chroma", "flux"):
+        change(node, "cache", "model_type", kind)
+        expect(node, magpolicy.simulate(kind, steps=28))
+    assert "the preset's: magcache_thresh 0.24" in node.evaluate("() => cache.magpolicy.plan.textContent")
+    # One that is saved in a file, or of ComfyUI-MagCache, keeps its own.
+    node.evaluate(
+        """async () => {
+          const saved = JSON.parse(JSON.stringify(app.graph.serialize()));
+          const found = saved.nodes.find((node) => node.type === "MagCache");
+          found.widgets_values = ["chroma", 0.24, 0.1, 5, 0, -1];
+          await app.loadGraphData(saved);
+          window.cache = app.graph.findNodesByType("MagCache")[0];
+        }"""
+    )
+    assert settings(node) == {"threshold": 0.24, "retention": 0.1, "max_skips": 5}
+    expect(node, magpolicy.simulate("chroma", steps=28, threshold=0.24, retention=0.1, max_skips=5))
+
+
 def test_the_steps_are_the_samplers_or_typed(node: Any) -> None:
     change(node, "sampler", "steps", 12)
     expect(node, magpolicy.simulate("flux", steps=12, **settings(node)))
@@ -105,8 +127,8 @@ def test_the_steps_are_the_samplers_or_typed(node: Any) -> None:
 
 def test_a_mistake_is_told_in_the_panel_and_goes_away(node: Any) -> None:
     # As a link, another extension or a file may set it: past the widget's own limits, without its callback.
-    node.evaluate("() => { cache.widgets.find((w) => w.name === 'magcache_thresh').value = -1; }")
-    node.wait_for_function("() => cache.magpolicy.plan.textContent.includes('magcache_thresh=-1 must be >= 0')", timeout=15_000)
+    node.evaluate("() => { cache.widgets.find((w) => w.name === 'magcache_thresh').value = -2; }")
+    node.wait_for_function("() => cache.magpolicy.plan.textContent.includes('magcache_thresh=-2 must be >= 0')", timeout=15_000)
     assert node.evaluate(STRIP, "plan") == []
     change(node, "cache", "magcache_thresh", 0.1)
     expect(node, magpolicy.simulate("flux", steps=28, **settings(node)))
@@ -136,6 +158,7 @@ def test_the_panel_works_in_the_newer_kind_of_nodes(page: Any, version: str) -> 
     try:
         page.evaluate(ADD_NODES)
         change(page, "cache", "model_type", "flux")
+        change(page, "cache", "magcache_K", 4)
         change(page, "sampler", "steps", 20)
         expect(page, magpolicy.simulate("flux", steps=20, **settings(page)))
         before = settings(page)["max_skips"]
@@ -177,6 +200,44 @@ def test_a_report_is_shown_in_its_node(server: Server, node: Any) -> None:
     )
     assert node.evaluate(STRIP, "run") == [True, True, False, True]
     assert "flux: 4 steps, 3 computed <b>" in node.evaluate("() => cache.magpolicy.run.textContent")
+
+
+def computed(page: Any, steps: int, count: int) -> None:
+    """Wait until the panel shows a plan."""
+    page.wait_for_function(
+        f"([steps, count]) => {{ const strip = ({STRIP})('plan');"
+        " return strip.length === steps && strip.filter(Boolean).length === count; }",
+        arg=[steps, count],
+        timeout=15_000,
+    )
+
+
+@pytest.fixture
+def speed_up(page: Any) -> Iterator[Any]:
+    page.errors.clear()
+    page.evaluate(ADD_NODES.replace('"MagCache"', '"MagPolicySpeedUp"'))
+    change(page, "sampler", "steps", 28)
+    yield page
+    assert page.errors == []
+
+
+def test_speed_up_shows_its_plan_and_what_decides_it(speed_up: Any) -> None:
+    assert speed_up.evaluate("() => cache.widgets.map((w) => w.name)") == ["speedup", "custom_speedup", "learn", "magpolicy"]
+    assert speed_up.evaluate("() => cache.title") == "Speed up (magpolicy)"
+    for speed, count in (("quality", 18), ("balanced", 14), ("fast", 9)):
+        change(speed_up, "cache", "speedup", speed)
+        computed(speed_up, 28, count)
+        assert speed_up.evaluate("() => cache.widgets[1].disabled")
+    change(speed_up, "cache", "custom_speedup", 4)
+    change(speed_up, "cache", "speedup", "custom")
+    computed(speed_up, 28, 7)
+    assert not speed_up.evaluate("() => cache.widgets[1].disabled")
+    said = speed_up.evaluate("() => cache.magpolicy.plan.textContent")
+    assert "a plan from the general prior" in said
+    assert "what is known of the model is seen when it is sampled" in said
+    assert "closer to the full run: run again" in said
+    change(speed_up, "cache", "learn", "off")
+    speed_up.wait_for_function("() => cache.magpolicy.plan.textContent.includes('set learn to')", timeout=15_000)
 
 
 # A tiny workflow that can be run, laid out for a picture of it.
@@ -225,9 +286,32 @@ def test_a_run_started_in_the_editor_is_reported_in_the_node(page: Any, version:
     assert f"{schedule.computed} computed" in said
     assert "measured" in said
     assert page.errors == []
+
+
+def test_a_run_of_speed_up_is_reported_and_then_the_next_one_is_planned_from_it(page: Any, version: str) -> None:
+    page.errors.clear()
+    old = 'add("MagCache", "MagCache", [400, 110], { model_type: "flux", magcache_thresh: 0.18 })'
+    assert old in RUNNABLE
+    page.evaluate(RUNNABLE.replace(old, ADD_SPEED_UP))
+    computed(page, 28, 14)
+    page.evaluate("() => app.queuePrompt(0, 1)")
+    page.wait_for_function(f"() => ({STRIP})('run').length === 28", timeout=60_000)
+    said = page.evaluate("() => cache.magpolicy.run.textContent")
+    assert "14 computed" in said
+    assert "measured" in said
+    learned = "a plan from what a run that skipped steps taught"
+    page.wait_for_function("(learned) => cache.magpolicy.plan.textContent.includes(learned)", arg=learned, timeout=15_000)
+    assert "when it is sampled" not in page.evaluate("() => cache.magpolicy.plan.textContent")
+    shown = page.evaluate(STRIP, "plan")
+    page.evaluate("() => { sampler.widgets.find((w) => w.name === 'seed').value = 2; return app.queuePrompt(0, 1); }")
+    page.wait_for_function("(learned) => cache.magpolicy.run.textContent.includes(learned)", arg=learned, timeout=60_000)
+    assert page.evaluate(STRIP, "run") == shown
+    assert page.errors == []
     if os.environ.get("MAGPOLICY_SCREENSHOTS") and version == "0.3.75":
         page.evaluate("() => { app.canvas.deselectAll(); app.canvas.setDirty(true, true); }")
         page.wait_for_timeout(4_000)  # until the messages of the editor have gone
+        for close in page.locator(".p-toast-close-button").all():
+            close.click()
         page.screenshot(path=SCREENSHOT, clip={"x": 80, "y": 140, "width": 960, "height": 560})
 
 

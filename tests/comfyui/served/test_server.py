@@ -32,12 +32,18 @@ def test_settings_left_out_are_the_presets(server: Server) -> None:
     answer = server.post("magpolicy/simulate", {"inputs": {"model_type": "chroma"}})
     assert magpolicy.Schedule.from_dict(answer["schedule"]) == magpolicy.simulate("chroma")
     assert any("chroma" in note for note in answer["notes"])
+    unset = dict.fromkeys(("magcache_thresh", "retention_ratio", "magcache_K"), -1)
+    again = server.post("magpolicy/simulate", {"inputs": {"model_type": "chroma"} | unset})
+    assert again["schedule"] == answer["schedule"]
+    preset = magpolicy.preset("chroma")
+    said = f"magcache_thresh {preset.threshold:g}, magcache_K {preset.max_skips}, retention_ratio {preset.retention:g}"
+    assert f"the preset's: {said}" in again["notes"]
 
 
 @pytest.mark.parametrize(
     ("inputs", "steps", "said"),
     [
-        ({"magcache_thresh": -1}, 20, "magcache_thresh=-1 must be >= 0"),
+        ({"magcache_thresh": -2}, 20, "magcache_thresh=-2 must be >= 0"),
         ({"retention_ratio": 2}, 20, "retention_ratio=2 must be from 0 to 1"),
         ({"magcache_K": 1.5}, 20, "magcache_K=1.5 must be a whole number"),
         ({"model_type": "file: ../server.json"}, 20, "is not one of the node's list"),

@@ -22,9 +22,10 @@ import write_workflows  # noqa: E402
 NAMES = sorted(path.name.removesuffix(".api.json") for path in EXAMPLES.glob("*.api.json"))
 # Of which class the model is that a workflow loads.
 KINDS = {
-    "flux": "Flux", "flux_kontext": "Flux", "flux_kontext_calibration": "Flux", "chroma": "Chroma",
+    "flux": "Flux", "flux_speed_up": "Flux", "flux_kontext": "Flux", "flux_kontext_calibration": "Flux", "chroma": "Chroma",
     "chroma_calibration": "Chroma", "qwen_image": "QwenImage", "hunyuanvideo": "HunyuanVideo",
-    "hunyuanvideo_1.5": "HunyuanVideo15", "wan2.1_t2v": "WAN21_T2V", "wan2.1_i2v": "WAN21_I2V", "wan2.1_vace": "WAN21_Vace",
+    "hunyuanvideo_1.5": "HunyuanVideo15", "wan2.1_t2v": "WAN21_T2V", "wan2.1_t2v_speed_up": "WAN21_T2V",
+    "wan2.1_i2v": "WAN21_I2V", "wan2.1_vace": "WAN21_Vace",
     "wan2.2_t2v": "WAN21_T2V", "wan2.2_i2v": "WAN21_I2V", "wan2.2_ti2v": "WAN22_T2V",
 }  # fmt: skip
 
@@ -123,6 +124,8 @@ def tiny(name: str) -> dict[str, Any]:
             made[key] = {"class_type": "TinyDecode", "inputs": {"samples": inputs["samples"]}}
         elif what == "CreateVideo":
             made[key] = {"class_type": "SaveImage", "inputs": {"images": inputs["images"], "filename_prefix": "film"}}
+        elif what == "MagPolicySpeedUp":
+            made[key] = {"class_type": what, "inputs": inputs | {"learn": "off"}}  # what is learned changes the next plan
         elif what not in _LOADERS:
             made[key] = {"class_type": what, "inputs": dict(inputs)}
     return made
@@ -145,10 +148,12 @@ def test_it_runs_and_skips_what_the_panel_said(server: Server, name: str) -> Non
     assert images
     assert all((server.base / "output" / image["filename"]).stat().st_size > 100 for image in images)
     said = reports(heard)
-    caches = {key: node for key, node in prompt.items() if node["class_type"] == "MagCache"}
+    caches = {key: node for key, node in prompt.items() if node["class_type"] in ("MagCache", "MagPolicySpeedUp")}
     assert set(said) == set(caches)
     for key, node in caches.items():
-        answer = server.post("magpolicy/simulate", {"inputs": node["inputs"], "sampler": sampler_of(prompt, key)})
+        question = {"node": node["class_type"], "inputs": node["inputs"], "sampler": sampler_of(prompt, key)}
+        question["seen"] = said[key]["model"]  # a model that no preset names is known once it was sampled
+        answer = server.post("magpolicy/simulate", question)
         assert said[key]["schedule"]["mask"] == answer["schedule"]["mask"]
         assert said[key]["skipped"] > 0
         assert f"magpolicy: {said[key]['text'].splitlines()[0]}" in server.log
@@ -191,4 +196,4 @@ def test_calibration_writes_a_preset_that_the_node_then_offers(server: Server, n
     assert chosen in choices
     inputs = {"model_type": chosen, "magcache_thresh": 0.1, "retention_ratio": 0.2, "magcache_K": 3}
     answer = server.post("magpolicy/simulate", {"inputs": inputs})
-    assert answer["preset"] == f"measured-{name}"
+    assert answer["preset"] == f"measured {name}"

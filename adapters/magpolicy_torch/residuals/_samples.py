@@ -1,0 +1,95 @@
+"""What an ordinary run shows of its residuals while it computes: a few elements of each, compared when the run is over.
+
+Measuring must not be felt. So a computed evaluation costs one gather of ``ROWS`` elements of each channel, and inner products
+are formed once, at the end of the run. In each channel other tokens are looked at: all channels and many tokens are seen.
+"""
+
+from __future__ import annotations
+
+from attrs import Factory, define
+
+import torch
+from magpolicy import ArgumentError
+from magpolicy.adapter import MeasuredPart
+from torch import Tensor
+
+ROWS = 128
+"""Elements of each channel that are looked at, at most."""
+HELD = 32 * 2**20
+"""Bytes that are held of a stream during a run, at most."""
+_CHUNK = 2**22  # elements that are widened at a time
+
+
+@define(eq=False)
+class ResidualSamples:
+    """Elements of the residuals that a run of ``steps`` evaluations computes.
+
+    The host does not wait for a device before :meth:`measured`.
+    """
+
+    __module__ = "magpolicy_torch"
+
+    steps: int
+    _taken: dict[tuple[str, int], Tensor] = Factory(dict)
+    _chosen: dict[tuple[int, int, torch.device], Tensor] = Factory(dict)
+    usable: bool = True
+    """Whether what was measured fits together: all residuals of one shape, one of a stream and step."""
+
+    def add(self, stream: str, residual: Tensor, channel_dim: int = -1, *, step: int) -> None:
+        """Look at the residual of ``stream`` at ``step``; ``channel_dim`` is its dimension of channels."""
+        if not self.usable:
+            return
+        with torch.no_grad():
+            flat = residual.detach()
+            flat = flat.movedim(channel_dim, -1).flatten(0, -2) if flat.ndim > 1 else flat.reshape(1, -1)
+            new = self._few(flat)
+        like = next(iter(self._taken.values()), new)
+        self.usable = new.shape == like.shape and new.device == like.device and (stream, step) not in self._taken
+        self._taken[stream, step] = new
+        if not self.usable:
+            self.clear()
+
+    def clear(self) -> None:
+        """Free every tensor."""
+        self._taken.clear()
+        self._chosen.clear()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._taken.values())
+
+    def measured(self) -> MeasuredPart | None:
+        """Inner products of all that was looked at; waits for the device. ``None``: nothing that is of use."""
+        if not self._taken:
+            return None
+        try:
+            return MeasuredPart(list(self._taken), _gram(list(self._taken.values())).cpu().double().numpy())
+        except (ArgumentError, torch.cuda.OutOfMemoryError):  # NaN, or zero everywhere; no room for it
+            return None
+
+    def _few(self, flat: Tensor) -> Tensor:
+        """(rows, channels) of ``flat`` (tokens, channels): in each channel the same tokens at every step."""
+        total, channels = flat.shape
+        rows = max(1, min(ROWS, HELD // (channels * flat.element_size() * self.steps)))
+        if total <= rows:
+            return flat.clone()
+        key = total, channels, flat.device
+        if key not in self._chosen:
+            generator = torch.Generator().manual_seed(total)
+            self._chosen[key] = torch.randint(total, (rows, channels), generator=generator).to(flat.device)
+        return flat.gather(0, self._chosen[key])
+
+
+def _gram(residuals: list[Tensor]) -> Tensor:
+    """(M, M) means of products of the elements, in float64 where the device has it."""
+    flat = [residual.flatten() for residual in residuals]
+    wide = torch.float64 if flat[0].device.type in ("cpu", "cuda") else torch.float32  # as MPS has none
+    count, elements = len(flat), flat[0].numel()
+    size = max(1, _CHUNK // count)
+    with torch.inference_mode(False), torch.no_grad():
+        total = torch.zeros(count, count, dtype=wide, device=flat[0].device)
+        for start in range(0, elements, size):
+            part = torch.stack([one[start : start + size] for one in flat]).to(wide)
+            total += part @ part.T
+        return total / elements
