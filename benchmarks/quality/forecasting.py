@@ -7,6 +7,7 @@ decide during the run are in `rules`.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -98,10 +99,7 @@ def differences(past: Past, order: int) -> list[Tensor]:
     values = [past.computed[step] for step in newest]
     found = [values[0]]
     for _ in range(len(newest) - 1):
-        values = [
-            (newer - older) / (newest[i] - newest[i + 1])
-            for i, (newer, older) in enumerate(zip(values[:-1], values[1:], strict=True))
-        ]
+        values = [(newer - older) / (newest[i] - newest[i + 1]) for i, (newer, older) in enumerate(itertools.pairwise(values))]
         found.append(values[0])
     return found
 
@@ -124,10 +122,10 @@ def hicache(order: int, scale: float) -> Forecast:
 
 
 def foca(reading: str) -> Forecast:
-    """FoCa (Zheng et al., arXiv 2508.16211): an explicit BDF2 step from the last two features, forecast or computed, then Heun's.
+    """FoCa (Zheng et al., arXiv 2508.16211): BDF2 from the last two features, forecast or computed, then Heun's.
 
-    Its derivatives are differences: the reliable one over the interval of the last two computed steps, others over one step. The
-    paper leaves open where Heun's step starts; ``reading`` says: the "previous" step, or the last "computed" one.
+    Its derivatives are differences: the reliable one over the interval of the last two computed steps, others over one step.
+    The paper leaves open where Heun's step starts; ``reading`` says: the "previous" step, or the last "computed" one.
     """
 
     def forecast(past: Past, step: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -43,8 +42,6 @@ class Job:
     labels: Tensor
     steps: int
     sampler: str = "euler"
-    levels: Sequence[float] | None = None
-    """Noise levels that Euler's scheduler is given in place of even ones; it shifts them."""
 
     @classmethod
     def of(
@@ -56,7 +53,8 @@ class Job:
         """diffusers' scheduler, its timesteps set."""
         if self.sampler == "euler":
             made = FlowMatchEulerDiscreteScheduler(shift=self.model.shift)
-            made.set_timesteps(sigmas=list(self.levels or (1 - i / self.steps for i in range(self.steps))))
+            levels = [1 - i / self.steps for i in range(self.steps)]
+            made.set_timesteps(sigmas=levels)
         else:
             made = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=self.model.shift)
             made.set_timesteps(self.steps)

@@ -1,7 +1,7 @@
 """What the method might gain, tried on the lab's models: ``python -m benchmarks.quality.trials corrector --models digits``.
 
-Settings are chosen on one batch of noise (`TUNED`), the figures are of two others (`JUDGED`). A trial ships if it wins 1 dB on two
-models and loses nothing on the third; docs/explanation/quality.md says what became of each.
+Settings are chosen on one batch of noise (`TUNED`), the figures are of two others (`JUDGED`). A trial ships if it wins 1 dB on
+two models and loses nothing on the third; docs/explanation/quality.md says what became of each.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from attrs import define, evolve
+from attrs import define
 from benchmarks.quality import forecasting, methods, prior
 from benchmarks.quality.forecasting import Correct, Forecast, Forecasting, Past
 from benchmarks.quality.measure import psnr
@@ -49,11 +49,10 @@ class Runs:
         mask: Sequence[bool],
         forecast: Forecast,
         correct: Correct | None = None,
-        levels: Sequence[float] | None = None,
     ) -> float:
         """Mean over the samples, dB to the full run at its own levels."""
         control = Forecasting(self.network, mask, forecast, correct)
-        made = [generate(evolve(job, levels=levels), self.network, control) for job in self.jobs]
+        made = [generate(job, self.network, control) for job in self.jobs]
         return float(np.mean([psnr(self.model, *pair) for pair in zip(made, self.full, strict=True)]))
 
 
@@ -116,7 +115,7 @@ def lagrange(levels: Sequence[float], nodes: Sequence[int], step: int) -> dict[i
 def corrector(share: float | Callable[[float], float]) -> Correct:
     """Adds at a computed step a share of what the forecasts of the gap before left out, seen from there.
 
-    r_i + (c / h_i) sum over the gap of h_m (interpolated_m - forecast_m), interpolated through r_i and the two before. ``share``
+    r_i + (c / h_i) sum over the gap of h_m (interpolated_m - forecast_m), through r_i and the two before. ``share``
     is c, or a function of the noise level.
     """
 
@@ -232,84 +231,12 @@ def probes(subject: Subject) -> Iterator[Row]:
         yield label, [subject.judged.psnr(s.mask, f) for s, f in zip(schedules, forecasts, strict=True)]
 
 
-# Noise levels moved to fit the mask.
-
-
-def moved(levels: Sequence[float], knots: Sequence[float]) -> list[float]:
-    """Levels bent by offsets at evenly spaced places of the run (none at its ends), in units of the mean step."""
-    at = np.linspace(0, len(levels), len(knots) + 2)
-    offset = np.interp(np.arange(len(levels)), at, [0.0, *knots, 0.0]) / len(levels)
-    return [float(level) for level in np.asarray(levels) + offset]
-
-
-def spaced(levels: Sequence[float], computed: Sequence[int], amount: float) -> list[float]:
-    """Levels of which computed steps go further and skipped ones less far, by this share; the run's ends stay."""
-    h = np.array(sizes(levels))
-    h = h * np.where(np.isin(np.arange(len(h)), computed), 1 + amount, 1 - amount)
-    h *= levels[0] / h.sum()
-    return [float(level) for level in levels[0] - np.concatenate([[0.0], np.cumsum(h)[:-1]])]
-
-
-def aligned(subject: Subject, schedule: magpolicy.Schedule, runs: Runs) -> tuple[list[float], magpolicy.Schedule]:
-    """Levels, and the plan of the same mask at them, with which runs come closest; one coordinate after another."""
-    base = subject.judged.jobs[0].sigmas
-    forced = [i for i, computes in enumerate(schedule.mask) if computes]
-
-    def at(levels: list[float]) -> magpolicy.Schedule:
-        return subject.planned(len(forced), forced=forced, sigmas=levels)
-
-    def build(parameters: Sequence[float]) -> list[float]:
-        return moved(spaced(base, forced, parameters[0]), parameters[1:])
-
-    def score(parameters: Sequence[float]) -> float:
-        levels = build(parameters)
-        if min(sizes(levels)) <= 0:
-            return -np.inf
-        found = at(levels)
-        return runs.psnr(found.mask, forecasting.planned(found), levels=unshifted(levels, subject.model.shift))
-
-    best, value = [0.0] * 5, score([0.0] * 5)
-    for step in (0.4, 0.2, 0.1):
-        for index in range(len(best)):
-            for sign in (1, -1):
-                candidate = list(best)
-                candidate[index] += sign * step * (0.5 if index == 0 else 1.0)
-                if (found := score(candidate)) > value:
-                    best, value = candidate, found
-                    break
-    print(subject.model.name, schedule.computed, [round(p, 2) for p in best], round(value, 2), flush=True)
-    return build(best), at(build(best))
-
-
-def unshifted(levels: Sequence[float], shift: float) -> tuple[float, ...]:
-    """What a scheduler is given to arrive at these levels after its shift."""
-    return tuple(level / (shift - (shift - 1) * level) for level in levels)
-
-
-def alignments(subject: Subject) -> Iterator[Row]:
-    before, after, tuned = [], [], []
-    few = evolve(subject.tuned, jobs=[_first(job, 2) for job in subject.tuned.jobs], full=[f[:2] for f in subject.tuned.full])
-    for k in (14, 9):
-        schedule = subject.planned(k)
-        levels, found = aligned(subject, schedule, few)
-        given = unshifted(levels, subject.model.shift)
-        before.append(subject.judged.psnr(schedule.mask, forecasting.planned(schedule)))
-        tuned.append(few.psnr(found.mask, forecasting.planned(found), levels=given))
-        after.append(subject.judged.psnr(found.mask, forecasting.planned(found), levels=given))
-    yield "plan", before
-    yield "levels aligned, on the two samples they were aligned on", tuned
-    yield "levels aligned", after
-
-
-def _first(job: Job, count: int) -> Job:
-    return evolve(job, noise=job.noise[:count], labels=job.labels[:count])
-
-
 # More work, less error.
 
 
 def regular(subject: Subject) -> Iterator[Row]:
-    """Budgets from a quarter to three quarters, by plans of a calibration and of the prior; then masks of one, forecasts of the other."""
+    """Budgets of a quarter to three quarters: a calibration, the prior, and masks of the one with forecasts of the other."""
+
     def crossed(mask: magpolicy.Schedule) -> magpolicy.Schedule:
         return subject.planned(mask.computed, forced=[i for i, computes in enumerate(mask.mask) if computes])
 
@@ -331,7 +258,6 @@ REGULAR = (7, 8, 9, 10, 11, 12, 13, 14, 16, 18, 21)
 TRIALS: dict[str, Callable[[Subject], Iterator[Row]]] = {
     "corrector": correctors,
     "probe": probes,
-    "align": alignments,
     "regular": regular,
 }
 
