@@ -56,6 +56,10 @@ class Bypass:
         """The residual of an evaluation that computed."""
         self.kept[stream] = residual
 
+    def corrected(self, stream: str, step: int, residual: Tensor) -> Tensor:
+        """What an evaluation that computed adds; asked after `learn`."""
+        return residual
+
     # How it is carried out.
 
     @contextmanager
@@ -92,14 +96,23 @@ class Bypass:
             if self._skip is None:
                 result = original(*args, **kwargs)
                 if last:
-                    after = result[1] if isinstance(result, tuple) else result
-                    self.learn(self.name, step, after - self._input)
+                    result = self._finished(step, result)
                     self._input = None
                 return result
             after = hidden + self._skip if last else hidden
             return (kwargs["encoder_hidden_states"], after) if "encoder_hidden_states" in kwargs else after
 
         return forward
+
+    def _finished(self, step: int, result: Any) -> Any:
+        """What the last block hands on, ``result`` being what it computed."""
+        residual = (result[1] if isinstance(result, tuple) else result) - self._input
+        self.learn(self.name, step, residual)
+        corrected = self.corrected(self.name, step, residual)
+        if corrected is residual:
+            return result
+        after = self._input + corrected
+        return (result[0], after) if isinstance(result, tuple) else after
 
     @property
     def fraction(self) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 from attrs import define
 from benchmarks.quality import rules
 from benchmarks.quality.bypass import Masked
+from benchmarks.quality.forecasting import Correct, Forecast, Forecasting
 from benchmarks.quality.models import LabModel
 from benchmarks.quality.sampling import Job, generate
 
@@ -104,7 +105,25 @@ def uniform_mask(steps: int, computed: int, *, ends: bool) -> list[bool]:
     return mask.tolist()
 
 
+def spread_masks(steps: int, computed: int, warm: Sequence[int] = (3, 4)) -> dict[str, list[bool]]:
+    """Masks in which others' forecasts are tried: even ones, and some leading steps and then even ones."""
+    masks = {"even": uniform_mask(steps, computed, ends=False), "even, ends": uniform_mask(steps, computed, ends=True)}
+    for leading in (n for n in warm if n < computed - 1):
+        for last in (steps - 1, steps):
+            mask = np.arange(steps) < leading
+            mask[
+                np.floor(np.linspace(leading - 1, last, computed - leading + 1 + (last == steps))[1:] + 0.5).astype(int) % steps
+            ] = True
+            masks[f"{leading}, then even{', end' if last < steps else ''}"] = mask.tolist()
+    return masks
+
+
 # Others.
+
+
+@contextmanager
+def forecast(bench: Bench, mask: Sequence[bool], method: Forecast, correct: Correct | None = None) -> Iterator[Forecasting]:
+    yield Forecasting(bench.network, mask, method, correct)
 
 
 class Hooked:

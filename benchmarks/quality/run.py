@@ -26,7 +26,7 @@ import torch
 
 RESULTS = data.CACHE / "results"
 COUNTS = {"digits": 10, "video": 5, "clothes": 10}
-PARTS = ("baselines", "others", "ours")
+PARTS = ("baselines", "others", "forecasts", "ours")
 
 
 def key_of(trial: Trial) -> str:

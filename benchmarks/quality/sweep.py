@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -9,7 +10,9 @@ from typing import Any
 
 import numpy as np
 from attrs import frozen
-from benchmarks.quality import methods
+from benchmarks.quality import forecasting, methods
+from benchmarks.quality.fit_prior import gram_of
+from benchmarks.quality.forecasting import Forecast
 from benchmarks.quality.methods import Bench
 from benchmarks.quality.sampling import Control, Job
 
@@ -46,6 +49,10 @@ KINDS = {
     "cache-dit DBCache + TaylorSeer": PEER,
     "TeaCache's rule": PEER,
     "EasyCache's rule": PEER,
+    "HiCache's forecast": PEER,
+    "FoCa's forecast": PEER,
+    "Spectrum's forecast": PEER,
+    "L2P's forecast": PEER,
 }
 
 
@@ -131,10 +138,32 @@ def others(bench: Bench) -> Iterator[Trial]:
     yield from grid("EasyCache's rule", methods.easy_cache, bench, threshold=_spread(0.01, 0.3, 12), warmup=(2, 5))
 
 
+def forecasts(bench: Bench) -> Iterator[Trial]:
+    """Others' forecasts of the residual, by their formulas, each in several masks of exactly the budget."""
+    for k in targets(bench.steps):
+        for name, mask in methods.spread_masks(bench.steps, k).items():
+            for method, settings, forecast in _forecasts(bench):
+                make = functools.partial(methods.forecast, bench, mask, forecast)
+                yield Trial(method, {"computed": k, "mask": name, **settings}, make)
+
+
+def _forecasts(bench: Bench) -> Iterator[tuple[str, dict[str, Any], Forecast]]:
+    for order, scale in itertools.product((1, 2), (0.5, 0.6, 0.7)):
+        yield "HiCache's forecast", {"order": order, "scale": scale}, forecasting.hicache(order, scale)
+    for reading in ("previous", "computed"):
+        yield "FoCa's forecast", {"reading": reading}, forecasting.foca(reading)
+    for ridge, share in itertools.product((0.1, 0.001), (1.0, 0.5)):
+        method = forecasting.spectrum(bench.steps, ridge=ridge, share=share)
+        yield "Spectrum's forecast", {"ridge": ridge, "share": share}, method
+    grams = {stream: gram_of(bench.calibration, stream) for stream in bench.calibration.streams}
+    for history in (2, 3, 4):
+        yield "L2P's forecast", {"history": history}, forecasting.learned_linear(grams, history)
+
+
 def _spread(low: float, high: float, count: int) -> tuple[float, ...]:
     return tuple(float(f"{t:.3g}") for t in np.geomspace(low, high, count))
 
 
-def trials(bench: Bench, parts: Sequence[str] = ("baselines", "others", "ours")) -> Iterator[Trial]:
+def trials(bench: Bench, parts: Sequence[str] = ("baselines", "others", "forecasts", "ours")) -> Iterator[Trial]:
     for part in parts:
-        yield from {"ours": ours, "baselines": baselines, "others": others}[part](bench)
+        yield from {"ours": ours, "baselines": baselines, "others": others, "forecasts": forecasts}[part](bench)
