@@ -136,6 +136,13 @@ def test_a_run_that_cannot_have_the_target_goes_by_the_nearest_plan(drifting):
         assert handle.report.schedule == plan(drifting.calibration, sigmas=SIGMAS, computed=handle.report.computed, max_skips=2)
 
 
+def test_a_run_that_skips_nothing_is_not_told_how_to_come_closer_to_itself(drifting):
+    with magpolicy.attach(drifting.module, speedup=1.0, learn=False) as handle:
+        drifting.run(handle, SIGMAS)
+        assert (handle.report.skipped, handle.report.advice) == (0, "")
+        assert "closer to the full run" not in str(handle.report)
+
+
 def test_a_module_of_which_nothing_is_known(drifting):
     """By the general prior alone, at the noise levels of the run."""
     with pytest.raises(ArgumentError, match="has no preset, and the rule needs magnitude ratios"):

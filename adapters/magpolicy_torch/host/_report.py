@@ -70,7 +70,7 @@ class Report:
             dict(held),
             session.replans,
             session.source,
-            session.advice,
+            session.advice if skips else "",  # a run in full is the full run
             tuple(record.problems),
             tuple(record.laps),
             tuple(record.losses),
