@@ -5,11 +5,16 @@ The bounds are about a sixth above what was counted; checking the values of ever
 
 import gc
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 
 import magpolicy
+from magpolicy import plan
+from magpolicy.calibration._prior import prior_calibration
+from magpolicy.planning._problem import PlanRequest
+from magpolicy.planning._target import PlanTarget
 
 RATIOS = tuple(1 - 0.002 * i for i in range(50))
 RULE = {"threshold": 0.12, "max_skips": 4, "retention": 0.2}
@@ -93,3 +98,46 @@ def test_a_plan_of_fifty_steps_evaluates_a_bounded_number_of_schedules(objective
     rows = {name: [r.reshape(4, 8) for r in shapes @ random.normal(size=(4, 32))] for name in ("cond", "uncond")}
     found = magpolicy.Calibration.from_residuals(rows, sigmas=sigmas.tolist())
     assert calls(lambda: magpolicy.plan(found, speedup=3.0, objective=objective)) < most
+
+
+def long_run(steps, **target):
+    levels = [1 - i / steps for i in range(steps)]
+    return PlanRequest(source=prior_calibration(None, levels=levels, streams=("cond", "uncond")), target=PlanTarget(**target))
+
+
+def test_a_plan_of_many_steps_takes_little_memory():
+    """Tables of all gaps would take more than 600 MB for 200 steps."""
+    request = long_run(200, speedup=2.0)
+    tracemalloc.start()
+    try:
+        problem = request.problem()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 40e6
+    assert problem.longest_gap == 6 * 2 + 6
+
+
+@pytest.mark.parametrize("target", [{"speedup": 2.0}, {"computed": 14}, {"error": 0.1}], ids=str)
+def test_in_a_run_of_usual_length_any_gap_may_be_had(target):
+    assert long_run(40, **target).problem().longest_gap == 40
+
+
+@pytest.mark.parametrize(
+    ("settings", "longest"), [({"error": 0.1}, 60), ({"speedup": 30.0}, 60), ({"speedup": 3.0}, 24)], ids=str
+)
+def test_a_gap_is_bounded_by_what_the_target_leaves(settings, longest):
+    assert long_run(60, **settings).problem().longest_gap == longest
+
+
+@pytest.mark.parametrize(("steps", "starts"), [(80, 3), (81, 1)])
+def test_of_many_steps_one_start_is_improved(steps, starts, monkeypatch):
+    tried = []
+
+    def improve(computed, cost, allowed, count):
+        tried.append(computed)
+        return tuple(computed), cost(computed)
+
+    monkeypatch.setattr("magpolicy.planning._planner.improve", improve)
+    plan(long_run(steps).source, speedup=2.0)
+    assert len(tried) == starts

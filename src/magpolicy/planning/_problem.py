@@ -87,7 +87,7 @@ def _problem(request: PlanRequest, source: SourceAtLevels) -> PlanProblem:
     run = whole.part(first, stop) if (first, stop) != (0, whole.steps) else whole
     together = _fits_together(target, whole.steps)
     must, reasons = _must_compute(target, source, request.sigmas)
-    gap = _longest_gap(target, source, run)
+    gap = _longest_gap(target, source, run, len({i for i in must if first <= i < stop}))
     sizes = hedged(step_sizes(whole.sigmas)) if source.is_a_guess else step_sizes(whole.sigmas)
     weights = np.ones(whole.steps) if target.weights is None else _weights(tuple(target.weights), whole.steps)
     return PlanProblem(
@@ -121,9 +121,19 @@ def _forecast(target: PlanTarget, together: bool) -> str:
     return target.forecast or ("second-order" if together else "calibrated")
 
 
-def _longest_gap(target: PlanTarget, source: SourceAtLevels, run: Calibration) -> int:
+LONG_RUN = 40
+"""Steps above which gaps are bounded: tables of all gaps grow as steps cubed, 650 MB for 200 steps."""
+
+
+def _longest_gap(target: PlanTarget, source: SourceAtLevels, run: Calibration, fixed: int) -> int:
+    """The longest distance from one computed evaluation to the next; ``fixed`` evaluations compute whatever the plan."""
     max_skips: int | None = _first_given(target.max_skips, source.bound and source.bound.max_skips)
-    return max(min(run.window + 1, run.steps, run.steps if max_skips is None else max_skips + 1), 1)
+    widest = max(min(run.window + 1, run.steps, run.steps if max_skips is None else max_skips + 1), 1)
+    budget, free = target.budget(run.steps), run.steps - fixed
+    if run.steps <= LONG_RUN or target.batched is False or budget is None or budget - fixed < 1:
+        return widest
+    # The longest gap of 140 plans at 1.5x to 3x was 7; a gap of six times the mean one is nothing that a plan chooses.
+    return min(widest, int(6 * free / (budget - fixed)) + 6)
 
 
 def _must_compute(target: PlanTarget, source: SourceAtLevels, sigmas: Sequence[float] | None) -> tuple[set[int], list[str]]:
