@@ -30,11 +30,8 @@ class ForecastTrust:
     """Whether the next skips hold."""
     told: int = 0
     """How many comparisons in a row spoke for forecasts."""
-
-    @property
-    def settled(self) -> bool:
-        """Whether nothing more has to be compared."""
-        return self.told >= ENOUGH
+    settled: bool = False
+    """Whether nothing more has to be compared."""
 
     def after(self, cosine: float, *, since: float = 0.0) -> ForecastTrust:
         """What is known after a computed step.
@@ -47,4 +44,5 @@ class ForecastTrust:
         if since > START:
             return self
         holds = math.isnan(cosine) or cosine <= LEAST
-        return evolve(self, holds=holds, told=0 if holds else self.told + 1)
+        told = 0 if holds else self.told + 1
+        return evolve(self, holds=holds, told=told, settled=told >= ENOUGH)

@@ -247,27 +247,20 @@ class Session:
         return self._pending
 
     def _consequences(self, name: str, decision: Decision, step: int) -> StreamDecision:
-        keep = self._keep(name, step)
-        turns = self._doubtful is not None and keep > 0 and not self._forecast.holds and not self._trusts(name).settled
+        keep, forecast, trust = self._keep(name, step), self._forecast, self._trust.get(name, _TRUSTED)
+        turns = self._doubtful is not None and keep > 0 and not forecast.holds and not trust.settled
         if decision.skip:
-            return StreamDecision(name, decision, self._coefficients(name, step), keep, None, turns)
+            holds = forecast.holds or trust.holds
+            coefficients = () if holds else forecast.coefficients(name, self._computed.get(name, ()), step)
+            return StreamDecision(name, decision, coefficients, keep, None, turns)
         check = None if self._guard is None else self._guard.check(name, step, self._computed.get(name, ()))
         return StreamDecision(name, decision, (), keep, check, turns)
 
     def _coefficients(self, name: str, step: int) -> Coefficients:
         """How a skip forecasts its residual, if the run believes in forecasts."""
-        if self._forecast.holds or (self._doubtful is not None and self._trusts(name).holds):
+        if self._forecast.holds or self._trust.get(name, _TRUSTED).holds:
             return ()
         return self._forecast.coefficients(name, self._computed.get(name, ()), step)
-
-    def _doubts(self, name: str, step: int) -> bool:
-        """Whether a skip holds that was planned to forecast."""
-        if self._doubtful is None or self._forecast.holds or not self._trusts(name).holds:
-            return False
-        return bool(self._forecast.coefficients(name, self._computed.get(name, ()), step))
-
-    def _trusts(self, name: str) -> ForecastTrust:
-        return self._trust.get(name, _TRUSTED)
 
     def _keep(self, name: str, step: int) -> int:
         if step >= self.steps - 1:
@@ -316,8 +309,10 @@ class Session:
             self._noted.append((step, name, call.sigma, decision, ratio, error, policy.skips, stream.coefficients))
             if decision.computes:
                 self._computed[name] = computed_after(self._computed.get(name, ()), step)
-            elif self._doubts(name, step):
-                self._doubted[step, name] = None
+            elif self._trust.get(name, _TRUSTED).holds and self._forecast.coefficients(
+                name, self._computed.get(name, ()), step
+            ):
+                self._doubted[step, name] = None  # it holds, and was planned to forecast
             if self._observers.any:
                 self._observers.tell("on_decision", session=self, entry=self.trace[-1])
 
@@ -341,7 +336,7 @@ class Session:
         for name, cosine in cosines.items():
             history = self._computed.get(name, ())
             if self._doubtful is not None and len(history) > 1:
-                self._trust[name] = self._trusts(name).after(float(cosine), since=self._doubtful[history[1]])
+                self._trust[name] = self._trust.get(name, _TRUSTED).after(float(cosine), since=self._doubtful[history[1]])
 
     def cancel(self) -> None:
         """Forget a decision that was not carried out (the model raised); the step is decided again next time."""
