@@ -57,9 +57,14 @@ def classes_of(*modules: nn.Module) -> tuple[str, ...]:
     return tuple(dict.fromkeys(kind.__name__ for kind in kinds if issubclass(kind, nn.Module) and kind is not nn.Module))
 
 
+def several_processes() -> bool:
+    """Whether several processes share the work, each with a part of the weights or the tokens."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+
+
 def fingerprint(model: nn.Module) -> str:
     """Sixteen hexadecimal digits for the weights; ``""`` if they cannot be told."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+    if several_processes():
         return ""
     named = dict(model.named_parameters())
     base = _chosen({_plain_name(name): name for name in named if _LORA not in f".{name}"}, PARAMETERS)

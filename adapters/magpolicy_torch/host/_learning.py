@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from attrs import define, evolve, field
 
-import torch
 from magpolicy import ArgumentError, AttachRequest, Calibration, Session
 from magpolicy.adapter import (
     MeasuredPart,
@@ -26,6 +25,7 @@ from magpolicy.adapter import (
     lesson_of,
     remember,
 )
+from magpolicy_torch.host._identity import several_processes
 from magpolicy_torch.residuals._samples import ResidualSamples
 
 IN_FULL = "learn='first': every step computes, and later runs are planned from it"
@@ -134,7 +134,7 @@ class Learner:
 
         Each process would know other runs, and they have to decide alike.
         """
-        return cls(request, identify, describe, streams) if request.learn and not _shared() else None
+        return cls(request, identify, describe, streams) if request.learn and not several_processes() else None
 
     def lesson(self, request: AttachRequest | None = None, *, whole: bool = True) -> Lesson:
         """For the next run.
@@ -213,8 +213,3 @@ def _levels_told(session: Session) -> tuple[float, ...] | None:
     """The noise level of every evaluation as the host told it; ``None`` if it did not."""
     told = {entry.step: entry.sigma for entry in session.trace if entry.sigma is not None}
     return tuple([told[step] for step in range(session.steps)]) if len(told) == session.steps else None
-
-
-def _shared() -> bool:
-    """Whether several processes share the work."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1

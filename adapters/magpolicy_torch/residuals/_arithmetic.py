@@ -44,6 +44,15 @@ def forecast(residuals: Sequence[Tensor], coefficients: Sequence[float]) -> Tens
     return found.add_(torch.sub(before, oldest[0]), alpha=coefficients[1]) if oldest else found
 
 
+CHUNK = 2**22
+"""Elements that are widened at a time."""
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The dtype in which sums are taken: MPS has no float64, nor have all of the others."""
+    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
+
+
 def some_tokens(residual: Tensor, channel_dim: int, wanted: int) -> tuple[slice, ...]:
     """What picks about ``wanted`` evenly spaced places of each sample, along the last dimension but that of channels."""
     tokens = residual.ndim - 2 if channel_dim % max(residual.ndim, 1) == residual.ndim - 1 else residual.ndim - 1

@@ -18,6 +18,7 @@ import magpolicy
 import torch
 from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, RunError, Session, StreamMoments
 from magpolicy.adapter import PRIOR_SHARE
+from magpolicy_torch.residuals._arithmetic import CHUNK, widest
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ WINDOW, WIDEST = 12, 100
 most. Errors add up over the whole run, so a plan gains from all of its inner products."""
 TOKENS = 2048
 """Tokens that are looked at, unless it is said otherwise."""
-_CHUNK = 2**22  # elements that are widened at a time
 _EXTRA = ("ratio", "ratio squared", "distance", "ratios", "distances")  # sums beside the inner products
 
 
@@ -365,26 +365,22 @@ def _inner(window: Tensor, new: Tensor) -> Tensor:
     """Inner products over channels in float32: ``(tokens, slots, channels)`` by ``(tokens, channels)``."""
     if window.dtype in (torch.float32, torch.float64):
         return torch.matmul(window, new.unsqueeze(-1)).squeeze(-1)
-    size = max(1, _CHUNK // (window.shape[1] * window.shape[2]))
+    size = max(1, CHUNK // (window.shape[1] * window.shape[2]))
     parts = [(window[i : i + size], new[i : i + size]) for i in range(0, len(new), size)]
     return torch.cat([torch.matmul(w.float(), n.float().unsqueeze(-1)).squeeze(-1) for w, n in parts])
 
 
 def _total(dots: Tensor) -> Tensor:
     """Sum over tokens."""
-    return dots.sum(0, dtype=_widest(dots.device))
+    return dots.sum(0, dtype=widest(dots.device))
 
 
 def _growth(squares: Tensor, products: Tensor, before: Tensor | None) -> Tensor:
     """What ``_EXTRA`` names: sums of each token's growth, of its square and of 1 - cosine, and the tokens that count."""
     if before is None:
-        return torch.zeros(len(_EXTRA), dtype=_widest(squares.device), device=squares.device)
+        return torch.zeros(len(_EXTRA), dtype=widest(squares.device), device=squares.device)
     moved = before > 0  # a token whose residual vanishes says nothing of the growth of the others
     ratio = torch.where(moved, squares / before, torch.zeros_like(before)).sqrt()
     both = moved & (squares > 0)
     cosine = torch.where(both, products / (squares.sqrt() * before.sqrt()), torch.ones_like(before))
     return _total(torch.stack([ratio, ratio.square(), 1 - cosine, moved.to(ratio.dtype), both.to(ratio.dtype)], dim=1))
-
-
-def _widest(device: torch.device) -> torch.dtype:
-    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32  # MPS has none, nor have all of the others

@@ -11,13 +11,13 @@ from attrs import Factory, define
 import torch
 from magpolicy import ArgumentError
 from magpolicy.adapter import MeasuredPart
+from magpolicy_torch.residuals._arithmetic import CHUNK, widest
 from torch import Tensor
 
 ROWS = 128
 """Elements of each channel that are looked at, at most."""
 HELD = 32 * 2**20
 """Bytes that are held of a stream during a run, at most."""
-_CHUNK = 2**22  # elements that are widened at a time
 
 
 @define(eq=False)
@@ -88,9 +88,9 @@ class ResidualSamples:
 def _gram(residuals: list[Tensor]) -> Tensor:
     """(M, M) means of products of the elements, in float64 where the device has it."""
     flat = [residual.flatten() for residual in residuals]
-    wide = torch.float64 if flat[0].device.type in ("cpu", "cuda") else torch.float32  # as MPS has none
+    wide = widest(flat[0].device)
     count, elements = len(flat), flat[0].numel()
-    size = max(1, _CHUNK // count)
+    size = max(1, CHUNK // count)
     with torch.inference_mode(False), torch.no_grad():
         total = torch.zeros(count, count, dtype=wide, device=flat[0].device)
         for start in range(0, elements, size):

@@ -83,5 +83,5 @@ def forget(name: str) -> Path:
     try:
         file.unlink()
     except OSError as error:
-        raise PresetError(f"{file} cannot be removed: {error}") from error
+        raise PresetError(f"name={name!r}: {file} cannot be removed: {error}; remove the file yourself") from error
     return file

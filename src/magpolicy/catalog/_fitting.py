@@ -11,9 +11,8 @@ from magpolicy.calibration._calibration import Calibration
 from magpolicy.catalog._identity import ModelIdentity
 from magpolicy.catalog._learned import date_of
 from magpolicy.catalog._presets import Preset
+from magpolicy.policy._curve import SINGLE
 
-SINGLE = "single"
-"""The stream of a loop that names none: it serves in the place of any."""
 _WORDS = {"stack": "the block stack", "scope": "scope", "scheduler": "scheduler", "shift": "shift", "guidance": "guidance"}
 
 
@@ -49,6 +48,7 @@ def check_fits(source: Any, classes: Iterable[str], *, host: str, roles: Iterabl
         )
     streams, begins = tuple(calibration.streams), tuple(roles)
     by_a_host = "pipeline" in calibration.provenance or "host" in calibration.provenance
+    # SINGLE is the stream of a loop that names none: it serves in the place of any.
     if begins and not by_a_host and streams != (SINGLE,) and not any(name.startswith(begins) for name in streams):
         raise ArgumentError(
             f"{what} has the streams {', '.join(streams)}, those of target are {' and '.join(begins)}; calibrate with them: "

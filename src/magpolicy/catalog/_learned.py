@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import warnings
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from attrs import evolve
 
@@ -99,13 +97,12 @@ def _leave_the_newest(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-@functools.cache
-def _told() -> list[Any]:
-    return []
+_told: list[str] = []  # the problem that this process told
 
 
 def _warn_once(problem: str) -> None:
-    if not _told():
-        _told().append(problem)
-        mend = "" if HOME in problem else f"; set {HOME} to a folder you can write to"
-        warnings.warn(f"what runs teach is not kept: {problem}{mend}", LibraryWarning, stacklevel=4)
+    if _told:
+        return
+    _told.append(problem)
+    mend = "" if HOME in problem else f"; set {HOME} to a folder you can write to"
+    warnings.warn(f"what runs teach is not kept: {problem}{mend}", LibraryWarning, stacklevel=4)

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from magpolicy._errors import MissingExtraError, require
 from magpolicy.cli import _output, _pipeline
 from magpolicy.cli._params import Command, SpeedList, examples
+from magpolicy.planning._target import SPEEDS
 
-SPEEDS = ("quality", "balanced", "fast")
 _HEADERS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS"}
 _COLUMNS = 10  # pictures in a row at most
 _FRAMES = 5  # of each video

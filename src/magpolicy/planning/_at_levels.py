@@ -9,7 +9,7 @@ from attrs import frozen
 
 from magpolicy import _checks
 from magpolicy.calibration._calibration import Calibration
-from magpolicy.calibration._prior import CONSTANT, PROVENANCE, prior_calibration, with_prior
+from magpolicy.calibration._prior import CONSTANT, is_measured, prior_calibration, with_prior
 from magpolicy.catalog._presets import Preset
 from magpolicy.catalog._source import SourceContent
 from magpolicy.policy._curve import Curve
@@ -36,8 +36,7 @@ class SourceAtLevels:
     @property
     def is_a_guess(self) -> bool:
         """Whether nothing at all is known of the model: neither how its residuals turn nor how long they are."""
-        about = self.calibration.provenance
-        return about.get("from") == PROVENANCE and about.get("norms") == CONSTANT
+        return not is_measured(self.calibration) and self.calibration.provenance.get("norms") == CONSTANT
 
 
 def at_levels(source: Any, steps: int | None, sigmas: Sequence[float] | None) -> SourceAtLevels:

@@ -12,7 +12,8 @@ import numpy as np
 from attrs import frozen
 
 from magpolicy.planning._safeguard import Safeguard
-from magpolicy.run._config import Plan, RunConfig
+from magpolicy.run._config import RunConfig
+from magpolicy.run._planned import Plan
 from magpolicy.run._session import Session
 from magpolicy.run._simulate import simulate_config
 from magpolicy.schedule._schedule import Schedule

@@ -22,7 +22,9 @@ from magpolicy.policy._policy import check_rule
 from magpolicy.policy._semantics import Semantics
 from magpolicy.policy._semantics import semantics as semantics_of
 from magpolicy.policy._step_table import Limits
-from magpolicy.run._config import Calibrate, Fixed, Plan, Rule, RunConfig
+from magpolicy.run._config import Calibrate, Fixed, RunConfig
+from magpolicy.run._planned import Plan
+from magpolicy.run._rule import Rule
 from magpolicy.schedule._schedule import Schedule
 
 

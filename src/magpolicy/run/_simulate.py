@@ -13,8 +13,9 @@ from magpolicy.catalog._source import Source
 from magpolicy.policy._decision import Decision
 from magpolicy.policy._policy import Policy, check_rule, decide_together, settle_together
 from magpolicy.policy._semantics import Semantics
-from magpolicy.run._config import Rule, RunConfig
+from magpolicy.run._config import RunConfig
 from magpolicy.run._resolve import resolve
+from magpolicy.run._rule import Rule
 from magpolicy.schedule._schedule import Schedule
 
 
