@@ -7,7 +7,6 @@ to the two other models (leave one out). Rows are kept as they come, one file a 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import tempfile
@@ -16,18 +15,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from benchmarks.quality import full_runs, methods
+from benchmarks.quality import budget_rows, full_runs, methods
+from benchmarks.quality.budget_rows import BUDGETS, STEPS
 from benchmarks.quality.fit_prior import fitted
 from benchmarks.quality.measure import psnr
 from benchmarks.quality.models import MODELS, LabModel
-from benchmarks.quality.run import RESULTS, hushed
+from benchmarks.quality.run import RESULTS
 from benchmarks.quality.sampling import Job, generate
 
 import magpolicy
 import torch
 from magpolicy.calibration import _completed, _prior
 
-STEPS, BUDGETS = 28, (14, 9)
 SEEDS, SAMPLES = (11, 23, 37, 51), {"digits": 4, "video": 2, "clothes": 4}
 TEACHERS = (301, 302, 303, 304)
 Settings = dict[str, Any]
@@ -102,28 +101,5 @@ def measure(name: str, only: str = "", again: bool = False) -> None:
             path.write_text(json.dumps(figures, indent=1))
 
 
-def table() -> str:
-    """The figures as they stand in docs/explanation/quality.md."""
-    found = {name: json.loads((RESULTS / f"learning-{name}.json").read_text()) for name in full_runs.trained()}
-    lines = ["| | " + " | ".join(MODELS[name].title for name in found) + " |", "| --- " * (len(found) + 1) + "|"]
-    for label in (*ROWS, OWN):
-        cells = [" / ".join(f"{figures.get(f'{label}; {k}', np.nan):.1f}" for k in BUDGETS) for figures in found.values()]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="*", default=full_runs.trained(), choices=list(MODELS))
-    parser.add_argument("--only", default="", help="measure rows whose name holds this")
-    parser.add_argument("--again", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    with hushed():
-        for name in options.models:
-            measure(name, options.only, options.again)
-    print(table())
-
-
 if __name__ == "__main__":
-    main()
+    budget_rows.main("learning", __doc__, measure, (*ROWS, OWN))

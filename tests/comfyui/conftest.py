@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from host import load, workers
@@ -21,3 +22,28 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def comfyui(request: pytest.FixtureRequest) -> Path:
     """The folder of the ComfyUI that is imported here: ``import comfy`` in the test gives this one."""
     return load(request.param)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of one's own for the user's calibrations."""
+    monkeypatch.setenv("MAGPOLICY_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def nodes(comfyui: Path) -> dict[str, Any]:
+    """The nodes, by the names that ComfyUI knows them by."""
+    from magpolicy_comfyui import NODE_CLASS_MAPPINGS
+
+    return NODE_CLASS_MAPPINGS
+
+
+@pytest.fixture
+def folder(comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the nodes' calibrations go, for this test."""
+    import folder_paths
+
+    place = tmp_path / "magpolicy"
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "magpolicy", ([str(place)], {".json"}))
+    return place

@@ -12,33 +12,10 @@ import magpolicy
 import torch
 
 pytest.importorskip("cattrs", reason="the files extra is not installed")
+pytestmark = pytest.mark.usefixtures("home")
 
 WAN = {"dim": 5120, "num_layers": 40}
 AUTO = {"model_type": "auto", "magcache_thresh": 0.24, "retention_ratio": 0.2, "magcache_K": 4, "start_step": 0, "end_step": -1}
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of one's own for the user's calibrations."""
-    monkeypatch.setenv("MAGPOLICY_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def nodes(comfyui: Path) -> dict[str, Any]:
-    from magpolicy_comfyui import NODE_CLASS_MAPPINGS
-
-    return NODE_CLASS_MAPPINGS
-
-
-@pytest.fixture
-def folder(comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the node's calibrations go, for this test."""
-    import folder_paths
-
-    place = tmp_path / "magpolicy"
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "magpolicy", ([str(place)], {".json"}))
-    return place
 
 
 def wan(shift: float = 0.0) -> Any:

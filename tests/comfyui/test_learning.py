@@ -14,22 +14,8 @@ from host import models, running
 import magpolicy
 import torch
 
-pytestmark = pytest.mark.usefixtures("comfyui")
+pytestmark = pytest.mark.usefixtures("comfyui", "home")
 KIND = "WAN21_T2V"
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's folder, for this test."""
-    monkeypatch.setenv("MAGPOLICY_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
-def sped_up(patcher: Any, **inputs: Any) -> Any:
-    from magpolicy_comfyui import NODE_CLASS_MAPPINGS
-
-    (node,) = NODE_CLASS_MAPPINGS["MagPolicySpeedUp"]().apply(model=patcher, **({"speedup": "balanced"} | inputs))
-    return node
 
 
 def sampled(node: Any, **how: Any) -> Any:
@@ -49,7 +35,7 @@ def files(home: Path) -> list[Path]:
 
 def test_the_second_run_is_planned_from_what_the_first_one_taught(home: Path) -> None:
     patcher = models.make(KIND)
-    node = sped_up(patcher)
+    node = running.sped_up(patcher)
     first = sampled(node)
     assert "general prior" in first.report.source
     assert "the next run is planned from what this one teaches" in first.report.advice
@@ -58,15 +44,15 @@ def test_the_second_run_is_planned_from_what_the_first_one_taught(home: Path) ->
     assert second.report.computed == first.report.computed == 6
     assert "first run in full" in second.report.advice
     assert len(files(home)) == 1
-    for again in (sped_up(patcher), sped_up(models.make(KIND))):  # another node, and another start of ComfyUI
+    for again in (running.sped_up(patcher), running.sped_up(models.make(KIND))):  # another node, and another start of ComfyUI
         assert "a plan from what" in sampled(again).report.source
-    assert "general prior" in sampled(sped_up(models.make("WAN21_Vace"))).report.source, "another model"
+    assert "general prior" in sampled(running.sped_up(models.make("WAN21_Vace"))).report.source, "another model"
 
 
 def test_a_first_run_in_full_is_the_run_without_a_node(home: Path) -> None:
     patcher = models.make(KIND)
     plain = running.sample(patcher, KIND, steps=12, cfg=3.0)
-    node = sped_up(patcher, learn="first run in full")
+    node = running.sped_up(patcher, learn="first run in full")
     assert torch.equal(running.sample(node, KIND, steps=12, cfg=3.0), plain)
     from magpolicy_comfyui._runs import attached
 
@@ -78,14 +64,14 @@ def test_a_first_run_in_full_is_the_run_without_a_node(home: Path) -> None:
     assert "a plan from what a run in full taught" in second.report.source
     assert second.report.computed == 6
     assert second.report.advice == ""
-    assert sampled(sped_up(patcher)).report.computed == 6
+    assert sampled(running.sped_up(patcher)).report.computed == 6
 
 
 def test_nothing_is_measured_or_written_where_it_is_off(home: Path) -> None:
     from magpolicy_comfyui import NODE_CLASS_MAPPINGS
 
     patcher = models.make(KIND)
-    node = sped_up(patcher, learn="off")
+    node = running.sped_up(patcher, learn="off")
     assert sampled(node).report.source == sampled(node).report.source
     rule = {"magcache_thresh": 0.24, "retention_ratio": 0.1, "magcache_K": 5, "start_step": 0, "end_step": -1}
     for speedup in (0.0, 2.0):
@@ -100,7 +86,7 @@ def test_an_interrupted_run_teaches_nothing(home: Path, learn: str) -> None:
     import comfy.model_management
 
     patcher = models.make(KIND)
-    node = sped_up(patcher, learn=learn)
+    node = running.sped_up(patcher, learn=learn)
     calls = iter(range(100))
 
     def interrupt(*_: Any) -> None:
@@ -121,7 +107,7 @@ def test_an_interrupted_run_teaches_nothing(home: Path, learn: str) -> None:
 
 def test_a_folder_that_cannot_be_written_is_told_once_and_the_run_goes_on(home: Path) -> None:
     home.write_text("not a folder")
-    node = sped_up(models.make(KIND))
+    node = running.sped_up(models.make(KIND))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", magpolicy.LibraryWarning)
         sampled(node)
@@ -135,7 +121,7 @@ def test_a_calibration_of_the_users_is_not_learned_over(home: Path) -> None:
         magpolicy.keep(attrs.evolve(handle.calibration, name="mine"))
     (kept,) = files(home)
     for learn in ("as it goes", "first run in full"):
-        told = sampled(sped_up(patcher, learn=learn)).report
+        told = sampled(running.sped_up(patcher, learn=learn)).report
         assert (told.computed, told.advice) == (6, "")
         assert "calibration 'mine'" in told.source
     assert files(home) == [kept]
@@ -153,7 +139,7 @@ def test_two_experts_learn_each_its_own_part(home: Path) -> None:
             patcher.model.diffusion_model.blocks[0].ffn[0].weight.add_(0.0 if name == "high" else 0.02)
             for parameter in patcher.model.diffusion_model.parameters():
                 parameter.add_(0.0 if name == "high" else 0.01)
-        nodes[name] = sped_up(patcher, speedup="quality")
+        nodes[name] = running.sped_up(patcher, speedup="quality")
     for _ in range(2):
         told = {name: sampled(nodes[name], **part).report for name, part in parts.items()}
     assert all("of a part of the schedule" in report.source for report in told.values())
@@ -174,7 +160,7 @@ def shown(learn: str, seen: Any, cfg: float) -> Any:
 
 @pytest.mark.parametrize(("learn", "kind"), [("as it goes", "that skipped steps"), ("first run in full", "in full")])
 def test_runs_with_and_without_guidance_learn_each_its_own(home: Path, learn: str, kind: str) -> None:
-    node = sped_up(models.make(KIND), learn=learn)
+    node = running.sped_up(models.make(KIND), learn=learn)
     for _ in range(6):  # as many as are averaged, and more
         sampled(node, cfg=1.0)
     assert len(files(home)) == 1
@@ -192,19 +178,19 @@ def test_runs_with_and_without_guidance_learn_each_its_own(home: Path, learn: st
 
 def test_a_lora_does_not_start_it_all_over(home: Path) -> None:
     patcher = models.make(KIND)
-    sampled(sped_up(patcher))
+    sampled(running.sped_up(patcher))
     for strength in (0.3, 0.6):
         clone = patcher.clone()
         patches = {
             f"diffusion_model.{key}": (torch.ones_like(p),) for key, p in patcher.model.diffusion_model.named_parameters()
         }
         clone.add_patches(patches, strength_patch=strength * 1e-3)
-        assert "a plan from what" in sampled(sped_up(clone)).report.source
+        assert "a plan from what" in sampled(running.sped_up(clone)).report.source
     assert len(files(home)) == 1
 
 
 def test_the_panel_shows_the_plan_of_the_next_run(home: Path) -> None:
-    node = sped_up(models.make(KIND), learn="first run in full")
+    node = running.sped_up(models.make(KIND), learn="first run in full")
     before = shown("first run in full", None, 3.0)
     assert before["headline"].startswith("12 of 12 computed")
     assert "this run computes every step" in before["decides"]
@@ -239,7 +225,7 @@ def test_a_fault_of_ours_costs_speed_and_no_picture(
 
     patcher = models.make(KIND)
     plain = running.sample(patcher, KIND, steps=12, cfg=3.0)
-    node = sped_up(patcher)
+    node = running.sped_up(patcher)
     with monkeypatch.context() as broken:
         broken.setattr(Learner, "learn", fault)
         assert "nothing was learned: ValueError" in sampled(node).text

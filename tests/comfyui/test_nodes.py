@@ -24,23 +24,6 @@ ORIGIN_TYPES = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def nodes(comfyui: Path) -> dict[str, Any]:
-    from magpolicy_comfyui import NODE_CLASS_MAPPINGS
-
-    return NODE_CLASS_MAPPINGS
-
-
-@pytest.fixture
-def folder(comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where calibrations go, for this test."""
-    import folder_paths
-
-    place = tmp_path / "magpolicy"
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "magpolicy", ([str(place)], {".json"}))
-    return place
-
-
 def test_inputs_are_the_origins_and_then_ours(nodes: dict[str, Any]) -> None:
     inputs = nodes["MagCache"].INPUT_TYPES()
     assert list(inputs["required"]) == ORIGIN

@@ -13,21 +13,7 @@ from host import models, running
 import magpolicy
 import torch
 
-pytestmark = pytest.mark.usefixtures("comfyui")
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's folder, for this test."""
-    monkeypatch.setenv("MAGPOLICY_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
-def sped_up(patcher: Any, **inputs: Any) -> Any:
-    from magpolicy_comfyui import NODE_CLASS_MAPPINGS
-
-    (node,) = NODE_CLASS_MAPPINGS["MagPolicySpeedUp"]().apply(model=patcher, **({"speedup": "balanced"} | inputs))
-    return node
+pytestmark = pytest.mark.usefixtures("comfyui", "home")
 
 
 def reported(node: Any) -> Any:
@@ -59,7 +45,7 @@ def test_there_is_nothing_else_to_set() -> None:
 def test_any_model(name: str) -> None:
     patcher = models.make(name)
     plain = running.sample(patcher, name, steps=12, cfg=3.0)
-    node = sped_up(patcher, learn="off")
+    node = running.sped_up(patcher, learn="off")
     result = running.sample(node, name, steps=12, cfg=3.0)
     report = reported(node).report
     assert (report.computed, report.skipped) == (6, 6)
@@ -80,7 +66,7 @@ def test_any_model(name: str) -> None:
     ids=str,
 )
 def test_the_speedup_is_that_asked_for(inputs: dict[str, Any], computed: int) -> None:
-    node = sped_up(models.make("Flux"), learn="off", **inputs)
+    node = running.sped_up(models.make("Flux"), learn="off", **inputs)
     running.sample(node, "Flux", steps=18)
     assert reported(node).report.computed == computed
 
@@ -88,7 +74,7 @@ def test_the_speedup_is_that_asked_for(inputs: dict[str, Any], computed: int) ->
 def test_a_speedup_of_one_changes_nothing() -> None:
     patcher = models.make("Flux")
     plain = running.sample(patcher, "Flux", steps=8)
-    assert torch.equal(running.sample(sped_up(patcher, speedup="custom", custom_speedup=1.0), "Flux", steps=8), plain)
+    assert torch.equal(running.sample(running.sped_up(patcher, speedup="custom", custom_speedup=1.0), "Flux", steps=8), plain)
 
 
 @pytest.mark.parametrize(
@@ -101,12 +87,12 @@ def test_a_speedup_of_one_changes_nothing() -> None:
 )
 def test_bad_values_are_named(inputs: dict[str, Any], said: str) -> None:
     with pytest.raises(magpolicy.ArgumentError, match=said):
-        sped_up(models.make("Flux"), **inputs)
+        running.sped_up(models.make("Flux"), **inputs)
 
 
 def test_a_known_model_is_planned_by_the_norms_of_its_table() -> None:
     patcher = figures(models.make("Flux"), depth=19, depth_single_blocks=38)
-    node = sped_up(patcher, learn="off")
+    node = running.sped_up(patcher, learn="off")
     running.sample(node, "Flux", steps=12)
     run_report = reported(node)
     assert run_report.source == "flux.1-dev"
@@ -119,10 +105,10 @@ def test_a_calibration_that_was_kept_is_found(home: Path) -> None:
         running.sample(patcher, "WAN21_T2V", steps=12, cfg=3.0)
         magpolicy.keep(attrs.evolve(handle.calibration, name="mine"))
     for model in (patcher, models.make("WAN21_T2V")):  # also after a restart
-        node = sped_up(model, learn="off")
+        node = running.sped_up(model, learn="off")
         running.sample(node, "WAN21_T2V", steps=12, cfg=3.0)
         assert "calibration 'mine'" in reported(node).report.source
-    other = sped_up(models.make("WAN21_Vace"), learn="off")
+    other = running.sped_up(models.make("WAN21_Vace"), learn="off")
     running.sample(other, "WAN21_Vace", steps=12, cfg=3.0)
     assert "general prior" in reported(other).report.source
 
@@ -136,7 +122,7 @@ def test_a_calibration_that_the_node_made_is_found(tmp_path: Path, monkeypatch: 
     patcher = models.make("WAN21_T2V")
     (node,) = NODE_CLASS_MAPPINGS["MagCacheCalibration"]().apply(model=patcher, model_type="auto", name="of this one")
     running.sample(node, "WAN21_T2V", steps=12, cfg=3.0)
-    node = sped_up(patcher, learn="off")
+    node = running.sped_up(patcher, learn="off")
     running.sample(node, "WAN21_T2V", steps=12, cfg=3.0)
     assert "calibration 'of this one'" in reported(node).report.source
     rule = {"magcache_thresh": 0.24, "retention_ratio": 0.1, "magcache_K": 5, "start_step": 0, "end_step": -1}
@@ -172,7 +158,7 @@ def test_loras_do_not_make_another_model_of_it() -> None:
 def test_runs_too_short_for_the_speedup_get_the_nearest_plan(steps: int) -> None:
     patcher = models.make("Flux")
     plain = running.sample(patcher, "Flux", steps=steps)
-    node = sped_up(patcher, speedup="fast", learn="off")
+    node = running.sped_up(patcher, speedup="fast", learn="off")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", magpolicy.PlanWarning)
         result = running.sample(node, "Flux", steps=steps)
@@ -211,7 +197,7 @@ def test_the_report_says_what_one_action_betters_it() -> None:
 
     patcher = models.make("Flux")
     for learn, said in (("off", "set learn to 'as it goes'"), ("as it goes", "run again")):
-        node = sped_up(patcher, learn=learn)
+        node = running.sped_up(patcher, learn=learn)
         running.sample(node, "Flux", steps=12)
         run_report = reported(node)
         assert said in run_report.text

@@ -23,7 +23,7 @@ IDENTITIES = st.builds(ModelIdentity, *[st.sampled_from(["", "a", "b"])] * 5)
 def home(tmp_path, monkeypatch):
     """A folder of one's own, and a process that was told nothing yet."""
     monkeypatch.setenv("MAGPOLICY_HOME", str(tmp_path / "home"))
-    _learned._told.cache_clear()
+    _learned._told.clear()
     return tmp_path / "home"
 
 

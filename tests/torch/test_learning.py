@@ -226,7 +226,7 @@ def test_a_calibration_of_the_users_decides_and_nothing_is_learned(plain):
 def test_a_folder_that_cannot_be_written_is_told_once_and_learning_goes_on(plain, monkeypatch, tmp_path):
     from magpolicy.catalog import _learned
 
-    _learned._told.cache_clear()
+    _learned._told.clear()
     blocked = tmp_path / "file"
     blocked.write_text("a file, where a folder should be")
     monkeypatch.setenv("MAGPOLICY_HOME", str(blocked / "home"))

@@ -132,7 +132,7 @@ def _longest_gap(target: PlanTarget, source: SourceAtLevels, run: Calibration, f
     budget, free = target.budget(run.steps), run.steps - fixed
     if run.steps <= LONG_RUN or target.batched is False or budget is None or budget - fixed < 1:
         return widest
-    # The longest gap of 140 plans at 1.5x to 3x was 7; a gap of six times the mean one is nothing that a plan chooses.
+    # No plan chooses a gap of six times the mean one: at 1.5x to 3x the longest was 7 (benchmarks/planning.py).
     return min(widest, int(6 * free / (budget - fixed)) + 6)
 
 

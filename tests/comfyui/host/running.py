@@ -232,3 +232,11 @@ def shares(patcher: Any, sigmas: list[float]) -> list[float]:
         part = (sigma - below) / (above - below) if above > below else 0.0
         result.append(min(1.0, (index + part) / len(table)))
     return result
+
+
+def sped_up(patcher: Any, **inputs: Any) -> Any:
+    """The model behind a node Speed up."""
+    from magpolicy_comfyui import NODE_CLASS_MAPPINGS
+
+    (node,) = NODE_CLASS_MAPPINGS["MagPolicySpeedUp"]().apply(model=patcher, **({"speedup": "balanced"} | inputs))
+    return node
