@@ -202,7 +202,7 @@ class RunDriver:
             return None
         known = None if self.model is None else self.model.identity
         identity = known or identity_of(guider.model_patcher)
-        return self.lessons.next(request, identity, evaluated_by(guider), whole=not span.partial)
+        return self.lessons.next(request, identity, evaluated_by(guider), whole=not span.partial, steps=span.steps)
 
     def _chosen(self, guider: Any, span: ScheduleSpan, shape: Sequence[int]) -> Any:
         """What decides is made from this: what was set, or what fits the model and this run; ``None``: nothing is known.
