@@ -52,7 +52,7 @@ class Trajectory:
         self._order = FITTED_ORDERS.get(tables.forecast)
         form = tables.quadratic_form().reshape(len(tables.forecasts), tables.count, -1, tables.count)
         unknown = np.isnan(form).any(axis=(0, 2))
-        self._unknown = unknown.astype(np.float32) if unknown.any() else None
+        self._unknown = np.asarray(unknown, dtype=np.float32) if unknown.any() else None
         self._forms = _blocks(np.nan_to_num(form), mixed=tables.factors is not None)
         share = shares_of_run(sizes)
         self._weights = np.outer(share, share) * weights
@@ -195,12 +195,12 @@ def _bounded_solution(curvature: Floats, slope: Floats) -> Floats:
 
     Where one is, differences that are next to nothing are held for more than they are, until none is; at last it is cut.
     """
-    best = np.linalg.solve(curvature, slope[..., None])[..., 0]
+    best = np.asarray(np.linalg.solve(curvature, slope[..., None]), dtype=np.float64)[..., 0]
     diagonal = np.diagonal(curvature, axis1=1, axis2=2)
     for ridge in RIDGES:
         if np.abs(best).max(initial=0.0) <= _gram.LARGEST:
             return best
         added = ridge * (diagonal + diagonal.mean(axis=1, keepdims=True))
-        best = np.linalg.solve(_with_diagonal(curvature, added), slope[..., None])[..., 0]
+        best = np.asarray(np.linalg.solve(_with_diagonal(curvature, added), slope[..., None]), dtype=np.float64)[..., 0]
     bounded: Floats = np.clip(best, -_gram.LARGEST, _gram.LARGEST)
     return bounded
