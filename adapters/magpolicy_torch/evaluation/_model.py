@@ -23,6 +23,9 @@ from magpolicy_torch.evaluation._run import Run, evaluate
 from magpolicy_torch.evaluation._target import Pairs
 from torch import Tensor, nn
 
+COMPUTES = " computes: "
+"""Between the name of a model whose blocks could not be followed, and why."""
+
 _KINDS_KEPT = 64  # kinds of calls that are remembered: shapes, switches, optional arguments
 # What a skip may raise that was not tried before: its parts met another call than the one observed. No interruption is among
 # these.
@@ -261,7 +264,7 @@ class ModelCall:
         return None, Decision.UNSUPPORTED
 
     def _problem(self, why: str) -> None:
-        self.run.record.problem(f"{type(self.model.module).__name__} computes: {why}")
+        self.run.record.problem(f"{type(self.model.module).__name__}{COMPUTES}{why}")
 
 
 def _lent(spec: CallSpec) -> Mounts:
