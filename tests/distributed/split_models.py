@@ -34,10 +34,9 @@ class Split:
     plan: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
     """Of the class's own plan, the one that a tiny model needs."""
     config: Mapping[str, Any] = field(factory=dict)
-    extras: Mapping[str, Callable[[Kwargs], Kwargs]] = field(factory=dict)
-    """Further arguments, by a readable name."""
-    why_not: Mapping[str, str] = field(factory=dict)
-    """Ways that diffusers itself cannot go here, and why."""
+    extras: Mapping[str, Mapping[str, int]] = field(factory=dict)
+    """Further arguments, as the zoo names them: which lists of tensors among them are split, and how long they are. The plans
+    of diffusers leave them out, and then the model fails: its users have to split them, or to add them to the plan."""
 
 
 def _even_text(kwargs: Kwargs) -> Kwargs:
@@ -85,14 +84,16 @@ def _all_ropes(plan: Mapping[str, Any]) -> Mapping[str, Any]:
 
 SPLITS = {
     "ChronoEditTransformer3DModel": Split(),
-    "FluxTransformer2DModel": Split(_flux),
+    "FluxTransformer2DModel": Split(
+        _flux, extras={"controlnet": {"controlnet_block_samples": 2, "controlnet_single_block_samples": 2}}
+    ),
     "Flux2Transformer2DModel": Split(_flux2),
     "HeliosTransformer3DModel": Split(_without_history, _three_blocks),
     "LTXVideoTransformer3DModel": Split(_unmasked),
     # positions of its "split" kind have four dimensions, of which the plan knows nothing
     "LTX2VideoTransformer3DModel": Split(_unmasked, _all_ropes, {"rope_type": "interleaved"}),
     "MiniMaxH3Transformer3DModel": Split(_even_rows),
-    "QwenImageTransformer2DModel": Split(_even_text),
+    "QwenImageTransformer2DModel": Split(_even_text, extras={"controlnet": {"controlnet_block_samples": 3}}),
     "WanTransformer3DModel": Split(),
 }
 
@@ -107,6 +108,10 @@ class SplitModel:
     """A class of :data:`SPLITS`, to be made and called with or without context parallelism."""
 
     cls: str
+    extra: str = ""
+    """Further arguments of its calls."""
+    even: bool = True
+    """Whether its tokens are as many as two ranks can share; else they are what the zoo has."""
 
     @property
     def case(self) -> Case:
@@ -115,16 +120,24 @@ class SplitModel:
 
     def call(self, model: torch.nn.Module, draw: Draw) -> list[torch.Tensor]:
         """The tensors that it returns."""
-        case, split = self.case, SPLITS[self.cls]
+        fitted: Callable[[Kwargs], Kwargs] = SPLITS[self.cls].inputs if self.even else dict
         # its gather at the end takes no output objects
-        return evolve(case, inputs=lambda d: split.inputs(case.inputs(d)) | {"return_dict": False}).call(model, draw)
+        case = evolve(self.case, inputs=lambda d: fitted(CASES[self.cls].inputs(d)) | {"return_dict": False})
+        # Waits for the gather at its end: gloo may write into a result that is let go of before that, whoever has its memory.
+        return [tensor.clone() for tensor in case.call(model, draw, *filter(None, [self.extra]))]
 
     def enable(self, model: torch.nn.Module, way: str) -> None:
         """Split what it is given over both ranks."""
+        from diffusers.models._modeling_parallel import ContextParallelInput
+
         from diffusers import ContextParallelConfig
 
-        plan = SPLITS[self.cls].plan(self.case.kind._cp_plan)
-        model.enable_parallelism(config=ContextParallelConfig(**WAYS[way]), cp_plan=dict(plan))
+        plan = dict(SPLITS[self.cls].plan(self.case.kind._cp_plan))
+        tokens = ContextParallelInput(split_dim=1, expected_dims=3, split_output=False)
+        lists = {name: [tokens] * count for name, count in SPLITS[self.cls].extras.get(self.extra, {}).items()}
+        if lists:
+            plan[""] = {**plan.get("", {}), **lists}
+        model.enable_parallelism(config=ContextParallelConfig(**WAYS[way]), cp_plan=plan)
 
 
 @contextmanager
@@ -139,6 +152,7 @@ def splitting():
         with ExitStack() as stack:
             stack.enter_context(standins.two_devices())
             stack.enter_context(standins.native_ring())
+            stack.enter_context(standins.uneven_gather())
             yield
     finally:
         logging.set_verbosity(before)
