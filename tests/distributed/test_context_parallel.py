@@ -92,6 +92,41 @@ def test_each_class_skips_as_in_one_process(pair: Pair, cls: str) -> None:
             assert far < CLOSE, name
 
 
+def together(cls: str, what: str) -> dict[str, Any]:
+    """Split models with something else on them besides, and how far they are from one process."""
+    from diffusers.hooks import apply_group_offloading
+    from zoo._case import Draw
+
+    import magpolicy
+    import torch
+
+    split, schedule = SplitModel(cls), magpolicy.Schedule.from_mask([1, 0, 1, 0, 0, 1])
+    settings = {"schedule": schedule, "scope": "model" if what == "whole model" else "stack"}
+    cpu, results = torch.device("cpu"), []
+    with splitting():
+        for splits in (False, True):
+            model = split.case.make()
+            if splits:
+                split.enable(model, "ulysses")
+            if splits and what == "group offloading":
+                apply_group_offloading(model, onload_device=cpu, offload_device=cpu, num_blocks_per_group=1)
+            if splits and what == "compiled":
+                model.compile(backend="eager")
+            if splits and what == "compiled blocks":
+                model.compile_repeated_blocks(backend="eager")
+            with magpolicy.attach(model, **settings) as handle, handle.run():
+                results.append([split.call(model, Draw(level=1 - step / 6)) for step in range(6)])
+    return {"distance": distance(*results), "strip": handle.report.strip, "problems": handle.report.problems}
+
+
+@pytest.mark.parametrize("what", ["group offloading", "whole model", "compiled", "compiled blocks"])
+@pytest.mark.parametrize("cls", ["QwenImageTransformer2DModel", "WanTransformer3DModel"])
+def test_together_with(pair: Pair, cls: str, what: str) -> None:
+    for found in pair(together, cls=cls, what=what):
+        assert found["strip"] == "█·█··█", found["problems"]
+        assert found["distance"] < CLOSE
+
+
 UNEVEN = ("FluxTransformer2DModel", "HeliosTransformer3DModel", "MiniMaxH3Transformer3DModel", "QwenImageTransformer2DModel")
 """Those that the zoo gives an odd number of tokens, of text or of all."""
 
@@ -151,8 +186,7 @@ def collectives() -> dict[str, list[int]]:
 def test_a_skip_issues_no_collective_but_the_hosts_own_outside_of_the_stack(pair: Pair) -> None:
     found, other = pair(collectives)
     assert found == other
-    # Helios gathers within its blocks. MiniMax-H3 gathers video and audio, and its two blocks for text, before the stack, attend
-    # over both ranks.
+    # Helios gathers within its blocks. MiniMax-H3 gathers video and audio, and two blocks for text attend before the stack.
     own = {"HeliosTransformer3DModel": 0, "MiniMaxH3Transformer3DModel": 2 + 2 * 4}
     for cls, counts in found.items():
         assert counts[3] == own.get(cls, 1), (cls, counts)
