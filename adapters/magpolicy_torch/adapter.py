@@ -24,6 +24,7 @@ from magpolicy_torch.host._host_run import HostRun
 from magpolicy_torch.host._identity import classes_of, identity_of
 from magpolicy_torch.host._known_models import KnownModel, near_misses, rows_of
 from magpolicy_torch.host._learning import Learner, Lesson
+from magpolicy_torch.host._noise_levels import Levels, SchedulerClock, Times, TimestepClock
 from magpolicy_torch.host._report import Report
 from magpolicy_torch.host._scoped import Scoped
 from magpolicy_torch.host._streams import StreamNamer
@@ -47,18 +48,22 @@ __all__ = [
     "Layout",
     "Learner",
     "Lesson",
+    "Levels",
     "Moments",
     "Patch",
     "Record",
     "Report",
     "ResidualStore",
     "Run",
+    "SchedulerClock",
     "Scoped",
     "Similarity",
     "SimilarityMeter",
     "StackSpec",
     "StackTable",
     "StreamNamer",
+    "Times",
+    "TimestepClock",
     "Trial",
     "check_options",
     "checked_seeds",
