@@ -46,7 +46,7 @@ def models_of(target: Any) -> list[Any]:
 
 
 def watch(pipe: Any, around: Around, gone: Callable[[], None]) -> None:
-    """Have ``around(call)`` in place of each call of ``pipe``; ``call()`` makes it. Both arguments are methods, and held weakly.
+    """Have ``around(call)`` in place of each call of ``pipe``; ``call()`` makes it. Both functions are methods, held weakly.
 
     Calling an object looks at its class, and the pipeline's class must stay what it is: diffusers and pickle ask for it. So the
     class gets a ``__call__`` that passes other instances on. It goes when the last instance does.

@@ -177,9 +177,7 @@ class Attached(abc.ABC):
             raise RunError(f"{what}: there was no run yet; {self.no_run}")
         return runs[-1]
 
-    def install(
-        self, *installed: tuple[Callable[[], None], Callable[[], None]], replaces: Attached | None = None
-    ) -> None:
+    def install(self, *installed: tuple[Callable[[], None], Callable[[], None]], replaces: Attached | None = None) -> None:
         """Patch the model, by pairs of a function that patches and one that undoes it. If one fails, all are undone.
 
         Args:
@@ -193,7 +191,9 @@ class Attached(abc.ABC):
             try:
                 replaces.detach()
             except RunError as error:
-                raise RunError("attach(): it is attached already, and a run is under way; let it come to its end first") from error
+                raise RunError(
+                    "attach(): it is attached already, and a run is under way; let it come to its end first"
+                ) from error
         with ExitStack() as undo:
             for put_on, take_off in installed:
                 put_on()

@@ -9,7 +9,6 @@ from typing import Any
 from magpolicy._errors import AdapterError, MagPolicyError
 from magpolicy.plugin_system._registry import plugins, registry
 
-
 changing = threading.RLock()
 """Held while something is attached or detached: what is attached is looked up, and then replaced."""
 
