@@ -24,6 +24,7 @@ from magpolicy.adapter import (
     learned,
     lesson_of,
     remember,
+    should_compute_all,
 )
 from magpolicy_torch.host._identity import several_processes
 from magpolicy_torch.residuals._samples import ResidualSamples
@@ -77,7 +78,7 @@ class Lesson:
         measured = samples.measured() if samples is not None and went_to_its_end else None
         self._free()
         if went_to_its_end and _in_full(session.config):
-            self._learner.made_in_full(self._identity, self._all)
+            self._learner.made_in_full(self._identity, self._all, session.steps)
         if measured is None:
             return
         try:
@@ -136,11 +137,12 @@ class Learner:
         """
         return cls(request, identify, describe, streams) if request.learn and not several_processes() else None
 
-    def lesson(self, request: AttachRequest | None = None, *, whole: bool = True) -> Lesson:
+    def lesson(self, request: AttachRequest | None = None, *, steps: int | None = None, whole: bool = True) -> Lesson:
         """For the next run.
 
         Args:
             request: what it would go by if nothing were learned, where the host settles that for each run.
+            steps: its evaluations per stream; ``None`` if that is not known yet.
             whole: whether it covers the whole noise schedule.
         """
         identity, request = self._identify(), request or self._request
@@ -149,12 +151,13 @@ class Learner:
             if model is None:
                 known = learned(identity, self._streams)
                 model = self._models[identity] = _Model(known, learned(identity) if known is None else None)
-            return Lesson(evolve(request, config=model.config_for(request, whole)), self, identity, model.known, whole)
+            return Lesson(evolve(request, config=model.config_for(request, whole, steps)), self, identity, model.known, whole)
 
-    def made_in_full(self, identity: ModelIdentity, whole: bool) -> None:
-        """A run in full was made for ``learn="first"``. Another one would not teach more, also if this one taught nothing."""
+    def made_in_full(self, identity: ModelIdentity, whole: bool, steps: int) -> None:
+        """A run in full was made for ``learn="first"``. One as long would not teach more, also if this one taught nothing."""
         with self._lock:
-            self._models[identity].made_in_full.add(whole)
+            made = self._models[identity].made_in_full
+            made[whole] = max(steps, made.get(whole, 0))
 
     def learn(self, identity: ModelIdentity, lesson: Calibration) -> None:
         """Keep what a run taught, if it is worth more than what is known."""
@@ -179,23 +182,30 @@ class _Model:
     known: Calibration | None
     other: Calibration | None = None
     """What serves as long as nothing is known: runs of other streams taught it."""
-    made_in_full: set[bool] = field(factory=set, init=False)
-    """Of which kinds runs in full were made here: of the whole schedule, of a part."""
+    made_in_full: dict[bool, int] = field(factory=dict, init=False)
+    """Steps of the longest run in full that was made here of the whole schedule (``True``), and of a part of one."""
     _config: tuple[RunConfig, RunConfig] | None = None
     """What was asked for, and the same as it is planned from what is known."""
 
     def now_known(self, known: Calibration | None) -> None:
         self.known, self._config = known, None
 
-    def config_for(self, request: AttachRequest, whole: bool) -> RunConfig:
+    def config_for(self, request: AttachRequest, whole: bool, steps: int | None) -> RunConfig:
         """What the next run goes by; the same object while nothing new is known, which spares planning again."""
-        wanted = request.learn == "first" and whole not in self.made_in_full
-        if wanted and can_teach(self.known, whole=whole, full=True, levels=None):
+        if request.learn == "first" and self._wants_all(whole, steps):
             return always_compute(IN_FULL)
+        if steps is not None and self.known is None and not can_teach(None, whole=whole, full=False, levels=None, steps=steps):
+            return request.config if self.other is None else request.config.taught_by(self.other)
         if self._config is None or self._config[0] is not request.config:
             asked, known = request.config, self.known or self.other
             self._config = asked, asked.while_learning() if known is None else asked.taught_by(known)
         return self._config[1]
+
+    def _wants_all(self, whole: bool, steps: int | None) -> bool:
+        """Whether a run should compute every step: the longest one that did is half as long at most."""
+        made = self.made_in_full.get(whole, 0)
+        enough = made > 0 if steps is None else steps < 2 * made
+        return not enough and should_compute_all(self.known, whole=whole, steps=steps)
 
 
 def _in_full(config: RunConfig) -> bool:
