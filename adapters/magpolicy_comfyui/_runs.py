@@ -301,6 +301,8 @@ class RunDriver:
             except Exception as error:  # the picture is made
                 log.exception("magpolicy: a fault of its own, please report it")
                 self.notes.append(f"nothing was learned: {type(error).__name__}: {error}")
+            if self.run.in_vain:
+                log.warning("magpolicy: %s", self.run.in_vain)  # the report says it already
         if self._unexpected:
             self.notes.append(f"{self._unexpected} evaluations at other noise levels than the sampler's list; they computed")
 

@@ -133,6 +133,8 @@ class RunDriver(abc.ABC):
         run, self.run = self.run, None
         if run is not None:
             run.end()
+            if run.in_vain:
+                self.warn(run.in_vain)
 
     def _next_request(self, steps: int | None, start: int = 0) -> AttachRequest:
         """What the next run goes by, with what was learned until now.

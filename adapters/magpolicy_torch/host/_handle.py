@@ -160,6 +160,8 @@ class Handle(AttachedToLoop):
                     raise
                 finally:
                     run.end()
+                    if run.in_vain:
+                        self.warn(run.in_vain)
                     with self._lock:
                         self._last = run
 

@@ -7,19 +7,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, Session
+from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, Decision, Session
 from magpolicy.adapter import calibration_of, differences
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.evaluation._interceptor import HostCall
-from magpolicy_torch.evaluation._model import HostModel
+from magpolicy_torch.evaluation._model import COMPUTES, HostModel
 from magpolicy_torch.evaluation._record import Record
 from magpolicy_torch.evaluation._run import Run
+from magpolicy_torch.host._identity import classes_of
 from magpolicy_torch.host._learning import Lesson
 from magpolicy_torch.host._report import Report
 from magpolicy_torch.residuals._moments import Moments, calibrated, curve_of, measured, moments_for
 from magpolicy_torch.residuals._store import ResidualStore
 from torch import nn
 
+_MEND = ". Describe its blocks, blocks=BlockStack(..., layout=...), or skip the whole model, scope='model'; please report it"
 _CHECKPOINTING = "with gradient checkpointing the backward pass runs the blocks again, so every step computes"
 
 
@@ -50,12 +52,15 @@ class HostRun:
         self.scope = request.scope
         self.stack = ""
         """The blocks that are bypassed, in words; empty until the model is called."""
+        self.model = ""
+        """Class of the model; empty until it is called."""
         self.record = Record()
         self.moments = moments_for(request, session.steps)
         self.lesson = lesson
         self._request, self._noise = request, noise
         self._runs: dict[BlockStack, Run] = {}
         session.begin(start)
+        session.report_by(lambda: self.report)
         if lesson is not None:
             lesson.begin(session, start, stop)
 
@@ -91,6 +96,8 @@ class HostRun:
             must_compute: why this call cannot skip, in words.
         """
         run = self.on(model.stack)
+        if not self.model:
+            self.model, *_ = classes_of(model.module)
         if must_compute or checkpointing(model.module):
             run.unsupported.update(streams)
             run.record.problem(must_compute or _CHECKPOINTING)
@@ -140,6 +147,17 @@ class HostRun:
         return any(run.unsupported for run in self._runs.values())
 
     @property
+    def in_vain(self) -> str:
+        """Why no step was skipped of those that were to be, as a sentence for the user; empty if one was, or none was to be."""
+        reasons = [entry.decision for entry in self.session.trace]
+        wanted = len(reasons) if self.moments is not None else reasons.count(Decision.UNSUPPORTED)
+        if not (wanted and self.unsupported) or any(reason.skip for reason in reasons):
+            return ""
+        done = "nothing was skipped of what was to be" if self.moments is None else "nothing was measured"
+        unfollowed = any(COMPUTES in words for words in self.record.problems)
+        return f"{done}: {'; '.join(self.record.problems)}{_MEND if unfollowed else ''}"
+
+    @property
     def residuals_held(self) -> int:
         """Residuals held now."""
         return sum(run.store.count for run in self._runs.values())
@@ -147,7 +165,7 @@ class HostRun:
     @property
     def report(self) -> Report:
         """The report of the run so far."""
-        return Report.of(self.session, self.record, self.scope)
+        return Report.of(self.session, self.record, self.scope, self.model)
 
     @property
     def curve(self) -> Curve:
