@@ -80,7 +80,7 @@ def unwatch(pipe: weakref.ref[Any]) -> None:
 def watcher(pipe: Any) -> Any:
     """Whose method stands around the calls of ``pipe``; ``None`` if none does."""
     around = _around.get(pipe, lambda: None)()
-    return None if around is None else around.__self__
+    return getattr(around, "__self__", None)
 
 
 def _freed(kind: Any, gone: weakref.WeakMethod[Callable[[], None]]) -> None:

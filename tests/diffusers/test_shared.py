@@ -276,7 +276,7 @@ def test_handles_that_share_a_model_skip_the_same_blocks():
     other = second(pipe)
     with magpolicy.attach(pipe, **schedule("one")) as handle:
         for more in ({"scope": "model"}, {"blocks": "transformer_blocks"}):
-            with pytest.raises(AdapterError, match="attached already, and skips .*have one scope and the same blocks"):
+            with pytest.raises(AdapterError, match=r"attached already, and skips .*have one scope and the same blocks"):
                 magpolicy.attach(other, **schedule("two"), **more)
         assert magpolicy.attached(pipe.transformer) == (handle,)
         with magpolicy.attach(other, **schedule("two"), blocks="transformer_blocks,single_transformer_blocks") as further:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from magpolicy._errors import AdapterError, MagPolicyError
@@ -44,13 +45,13 @@ def attached(target: Any) -> tuple[Any, ...]:
     """
     found, known = [], False
     for name, caller in registry().implementing("attached"):
-        for answer in _guarded(name, target, lambda caller=caller: caller(target=target)):
+        for answer in _guarded(name, target, partial(caller, target=target)):
             known = True
             found.extend(answer)
     if not known:
         raise AdapterError(
-            f"target={_kind(target)} is nothing that an installed adapter can look up; pass what was given to attach, or use its "
-            "handle: handle.detach()"
+            f"target={_kind(target)} is nothing that an installed adapter can look up; pass what was given to attach, or use "
+            "its handle: handle.detach()"
         )
     return tuple(found)
 
@@ -70,7 +71,7 @@ def compiled(target: Any, request: Any) -> Any:
 def _first(hook: str, target: Any, values: dict[str, Any]) -> Any:
     """What the first adapter answers that does not answer ``None``."""
     for name, caller in registry().implementing(hook):
-        answer = _guarded(name, target, lambda caller=caller: caller(**values))
+        answer = _guarded(name, target, partial(caller, **values))
         if answer is not None:
             return answer
     return None

@@ -34,9 +34,9 @@ class AdapterRig(Protocol):
 
     tolerance: float
     """Relative rounding of the model's dtype, e.g. 1e-5 for float32."""
-    # Three further attributes are optional: `batches = False` for a model that takes one sample a call, `resizes = False` for one
-    # whose inputs have one size, `replaces = False` for an adapter that refuses to attach again. The checks that need
-    # these are left out then.
+    # Three further attributes are optional: `batches = False` for a model that takes one sample a call, `resizes = False` for
+    # one whose inputs have one size, `replaces = False` for an adapter that refuses to attach again. The checks that need these
+    # are left out then.
 
     def attach(self, **settings: Any) -> Any:
         """Attach to the model; keyword arguments of :func:`magpolicy.attach`. Returns the handle."""
