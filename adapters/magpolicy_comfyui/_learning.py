@@ -11,7 +11,7 @@ from typing import Any
 from attrs import define, evolve, field
 
 from magpolicy import AttachRequest
-from magpolicy.adapter import ModelIdentity, RunConfig, always_compute, can_teach, learned
+from magpolicy.adapter import ModelIdentity, RunConfig, always_compute, learned, should_compute_all
 from magpolicy_comfyui._settings import Settings
 from magpolicy_torch import adapter
 
@@ -27,7 +27,7 @@ class Lessons:
     _identity: ModelIdentity | None = field(default=None, init=False)
 
     def next(
-        self, request: AttachRequest, identity: ModelIdentity, streams: tuple[str, ...], *, whole: bool
+        self, request: AttachRequest, identity: ModelIdentity, streams: tuple[str, ...], *, whole: bool, steps: int
     ) -> adapter.Lesson | None:
         """The lesson of a sampling that would go by ``request``; ``None`` if it teaches nothing.
 
@@ -35,6 +35,7 @@ class Lessons:
             identity: the model.
             streams: those of the sampling.
             whole: whether it is all of a schedule.
+            steps: evaluations of the whole schedule.
         """
         if not teaches(request):
             return None
@@ -44,7 +45,7 @@ class Lessons:
         learner = self._learners[streams]
         if learner is None:
             return None
-        lesson = learner.lesson(request, whole=whole)
+        lesson = learner.lesson(request, whole=whole, steps=steps)
         if not lesson.request.config.schedules:
             lesson.request = evolve(lesson.request, config=always_compute(IN_FULL))
         return lesson
@@ -69,10 +70,10 @@ def about(identity: ModelIdentity | None) -> dict[str, Any]:
 
 
 def next_config(
-    settings: Settings, config: RunConfig, identity: ModelIdentity | None, streams: tuple[str, ...] = ()
+    settings: Settings, config: RunConfig, steps: int, identity: ModelIdentity | None, streams: tuple[str, ...] = ()
 ) -> RunConfig:
-    """What the next run of a whole schedule goes by, where ``config`` is what it would if nothing were to be learned."""
+    """What the next run of a whole schedule, of so many steps, goes by; ``config`` if nothing were to be learned."""
     if settings.learn != "first" or not config.learns:
         return config
     known = None if identity is None else learned(identity, streams or None)
-    return always_compute(IN_FULL) if can_teach(known, whole=True, full=True, levels=None) else config
+    return always_compute(IN_FULL) if should_compute_all(known, whole=True, steps=steps) else config

@@ -202,7 +202,7 @@ class RunDriver:
             return None
         known = None if self.model is None else self.model.identity
         identity = known or identity_of(guider.model_patcher)
-        return self.lessons.next(request, identity, evaluated_by(guider), whole=not span.partial)
+        return self.lessons.next(request, identity, evaluated_by(guider), whole=not span.partial, steps=span.steps)
 
     def _chosen(self, guider: Any, span: ScheduleSpan, shape: Sequence[int]) -> Any:
         """What decides is made from this: what was set, or what fits the model and this run; ``None``: nothing is known.
@@ -296,6 +296,8 @@ class RunDriver:
             except Exception as error:  # the picture is made
                 log.exception("magpolicy: a fault of its own, please report it")
                 self.notes.append(f"nothing was learned: {type(error).__name__}: {error}")
+            if self.run.in_vain:
+                log.warning("magpolicy: %s", self.run.in_vain)  # the report says it already
         if self._unexpected:
             self.notes.append(f"{self._unexpected} evaluations at other noise levels than the sampler's list; they computed")
 

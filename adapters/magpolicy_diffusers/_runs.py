@@ -118,11 +118,18 @@ class RunDriver(abc.ABC):
         run, self.run = self.run, None
         if run is not None:
             run.end()
+            if run.in_vain:
+                self.warn(run.in_vain)
 
-    def _next_request(self, start: int = 0) -> AttachRequest:
-        """What the next run goes by, with what was learned until now; it begins at position ``start`` of its schedule."""
+    def _next_request(self, steps: int | None, start: int = 0) -> AttachRequest:
+        """What the next run goes by, with what was learned until now.
+
+        Args:
+            steps: evaluations of its schedule per stream, where they are known.
+            start: position in its schedule at which it begins.
+        """
         self.close()
-        self._lesson = None if self.learner is None else self.learner.lesson(whole=start == 0)
+        self._lesson = None if self.learner is None else self.learner.lesson(whole=start == 0, steps=steps)
         return self.request if self._lesson is None else self._lesson.request
 
     def _begin(self, session: Session, start: int = 0, noise: Sequence[float] | None = None, pipe: Any = None) -> HostRun:
@@ -161,7 +168,7 @@ class OwnLoop(RunDriver):
             self._clock.rising = None
             del self.runs[:-1]
             self._began(self)
-            return self._begin(self._next_request().session(), pipe=self._pipe)
+            return self._begin(self._next_request(self.request.steps).session(), pipe=self._pipe)
         if moved == "next":
             self.run.go_to(self._clock.count)
         return self.run
@@ -197,7 +204,7 @@ class GivenRun(RunDriver):
         super().__init__(request, warn, learner)
         self._clock = TimestepClock(start)
         self._told = False
-        session = self._next_request(start).session(steps, sigmas)
+        session = self._next_request(request.length(steps, sigmas), start).session(steps, sigmas)
         self._begin(session, start, session.sigmas)
 
     def go_to(self, step: int) -> None:
@@ -244,8 +251,10 @@ class PipelineCall(RunDriver):
         if new or (self.run is None and not self._finished):
             assert self._clock.levels is not None
             self._finished = False
-            session = _session(self._next_request(self._clock.index), self._clock.levels, self._boundary, guidance(self._pipe))
-            self._begin(session, self._clock.index, self._clock.levels.noise(), self._pipe)
+            levels, start = self._clock.levels, self._clock.index
+            asked = self._next_request(len(levels.timesteps), start)
+            session = _session(asked, levels, self._boundary, guidance(self._pipe))
+            self._begin(session, start, levels.noise(), self._pipe)
         elif self.run is not None:
             self.run.step = self._clock.index
         return self.run

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 import torch
 from magpolicy import AdapterError, MagPolicyError, RunError, attach
-from magpolicy.adapter import can_teach, learned
+from magpolicy.adapter import learned, should_compute_all
 from magpolicy_torch.adapter import seeded
 
 FULL = "full"
@@ -84,7 +84,8 @@ def _in_full(
     if not teach:
         return _run(pipe, calls, FULL, step)
     with attach(pipe, learn="first") as handle:
-        if can_teach(learned(handle.identity), whole=True, full=True, levels=None):
+        steps = dict(calls[0][0]).get("num_inference_steps", getattr(_takes(pipe).get("num_inference_steps"), "default", None))
+        if should_compute_all(learned(handle.identity), whole=True, steps=steps if isinstance(steps, int) else None):
             first, seconds = _run(pipe, calls[:1], FULL, step)
             if all(entry.decision.computes for report in handle.reports for entry in report.trace):
                 handle.detach()

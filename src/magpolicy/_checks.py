@@ -19,7 +19,9 @@ def number(name: str, value: Any, low: float, high: float = math.inf, *, example
         result = float(value)
     except (TypeError, ValueError, OverflowError):
         raise ArgumentError(f"{name}={_short(value)} must be a number; try {example}") from None
-    if not math.isfinite(result) or not low <= result <= high:
+    if not math.isfinite(result):
+        raise ArgumentError(f"{name}={value!r} must be a finite number; try {example}")
+    if not low <= result <= high:
         bounds = f">= {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
         raise ArgumentError(f"{name}={value!r} must be {bounds}; try {example}")
     return result

@@ -10,7 +10,7 @@ from magpolicy._checks import whole
 from magpolicy._errors import require
 from magpolicy._files import PRESET_ENDINGS, file_name, names_a_file
 from magpolicy.calibration._completed import MeasuredPart
-from magpolicy.calibration._lessons import can_teach, joined, lesson_of
+from magpolicy.calibration._lessons import can_teach, joined, lesson_of, should_compute_all
 from magpolicy.calibration._prior import PRIOR_SHARE
 from magpolicy.catalog._entries import LibraryEntry, entries, entry, forget
 from magpolicy.catalog._fitting import calibration_of, check_fits, differences, fits
@@ -68,6 +68,7 @@ __all__ = [
     "require",
     "resolve",
     "semantics",
+    "should_compute_all",
     "simulate_config",
     "whole",
 ]

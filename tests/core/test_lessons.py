@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import magpolicy
 from magpolicy import ArgumentError, Calibration
-from magpolicy.adapter import MeasuredPart, can_teach, joined, lesson_of, resolve
+from magpolicy.adapter import MeasuredPart, can_teach, joined, lesson_of, resolve, should_compute_all
 from magpolicy.calibration._completed import completed, read_at
 from magpolicy.calibration._lessons import Taught
 from magpolicy.calibration._prior import prior_calibration, with_prior
@@ -127,6 +127,46 @@ def test_a_longer_run_in_full_takes_the_place_of_a_shorter_one():
     assert not can_teach(more, whole=True, full=True, levels=LEVELS, steps=STEPS)
     assert joined(short, more) is more
     assert joined(more, short) is None
+
+
+def test_a_short_run_in_full_does_not_outweigh_a_long_one_that_skips():
+    short, skipped = lesson(levels=(1.0, 0.75, 0.5, 0.25), steps=range(4)), lesson((0, 1, 3, 4, 6, 7, 8, 9, 11))
+    assert joined(short, skipped) is skipped
+    assert joined(skipped, short) is None
+    assert can_teach(short, whole=True, full=False, levels=LEVELS, steps=STEPS)
+    assert not can_teach(skipped, whole=True, full=True, levels=short.sigmas, steps=4)
+
+
+@given(st.integers(4, 60), st.integers(1, 60), st.booleans(), st.booleans(), st.booleans())
+def test_what_cannot_teach_is_never_worth_more(steps, computed, whole, full, known_full):
+    known = lesson(range(STEPS)) if known_full else lesson((0, 3, 6, 9))
+    taught = Taught(whole=whole, full=full, computed=steps if full else min(computed, steps))
+    if not can_teach(known, whole=whole, full=full, levels=None, steps=steps):
+        assert taught.worth <= Taught.of(known).worth
+
+
+@pytest.mark.parametrize(
+    ("known", "steps", "expected"),
+    [
+        (None, 4, True),
+        (None, 3, False),
+        (4, 7, False),
+        (4, 8, True),
+        (STEPS, STEPS, False),
+        (None, None, True),
+        (4, None, False),
+    ],
+)
+def test_a_first_run_computes_all_where_nothing_or_half_as_much_at_most_is_known(known, steps, expected):
+    made = None if known is None else lesson(levels=tuple(1 - i / known for i in range(known)), steps=range(known))
+    assert should_compute_all(made, whole=True, steps=steps) is expected
+    assert made is None or not should_compute_all(made, whole=False, steps=steps)
+
+
+def test_a_first_run_computes_all_where_only_runs_that_skipped_or_a_part_are_known():
+    for known in (lesson((0, 3, 6, 9)), lesson(range(6, 12), whole=False)):
+        assert should_compute_all(known, whole=True, steps=STEPS)
+        assert should_compute_all(known, whole=True, steps=None)
 
 
 def test_a_run_of_the_whole_schedule_is_worth_more_than_one_of_a_part():

@@ -147,6 +147,7 @@ def test_what_is_put_in_between_two_runs_counts_from_then_on():
         assert handle.report.strip == "██·█··"
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 def test_blocks_that_were_replaced_run():
     """The stack is no longer the one that was attached to: the new block runs, and nothing is skipped."""
     pipe, other = FLUX.make(), FLUX.make()
@@ -214,6 +215,7 @@ def test_threads_do_not_see_each_other():
         assert torch.equal(found[seed], result)
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 def test_another_cache_is_one_clear_error_and_nothing_is_patched():
     pipe = FLUX.make()
     pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.1))
@@ -261,6 +263,7 @@ def test_a_replaced_transformer_is_said():
             FLUX.run(pipe, "distilled", 6)
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 def test_gradient_checkpointing_computes():
     case, model = CASES["FluxTransformer2DModel"], CASES["FluxTransformer2DModel"].make()
     model.enable_gradient_checkpointing()

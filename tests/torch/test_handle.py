@@ -350,6 +350,7 @@ def test_two_handles_on_two_models_do_not_see_each_other(cases):
     assert b.report.schedule == Schedule.from_mask([1, 0])
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 def test_a_model_that_calls_itself_is_one_evaluation(plain):
     """The inner call is part of the outer one; its blocks run twice, so nothing is skipped."""
     net = plain.module
@@ -430,6 +431,7 @@ def test_a_calibration_of_two_batched_streams_is_that_of_each(plain, kit):
     assert joint.ratios["cond"] != joint.ratios["uncond"]
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 def test_a_curve_that_is_not_there(plain):
     with attach(plain) as handle:
         with handle.run():

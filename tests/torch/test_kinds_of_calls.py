@@ -125,6 +125,7 @@ def test_a_block_that_stands_twice_in_the_list_runs_twice(kit, places):
         assert len(ran) == 2 * places.count(0)
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 def test_a_block_that_stands_twice_in_a_wrapped_model_says_what_serves(kit):
     block = kit.Block()
     net, x = Listed([block, block]).requires_grad_(False), kit.noise(1, (1, 4, WIDTH))
@@ -166,6 +167,7 @@ def test_a_block_that_is_kept_under_two_names(kit):
     assert handle.report.skipped == 2
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 def test_blocks_that_are_replaced_while_attached_are_said(kit):
     torch.manual_seed(0)
     net, x = kit.Net().requires_grad_(False), kit.noise(1, (1, 4, WIDTH))
@@ -182,6 +184,33 @@ def test_blocks_that_are_replaced_while_attached_are_said(kit):
         assert "holds other blocks than when it was attached to; attach again" in str(handle.report)
 
 
+def test_a_run_that_skipped_nothing_of_what_was_to_be_warns_once(kit):
+    class Extra(nn.Module):
+        def forward(self, x):
+            return x, x.mean()
+
+    class Reported(Listed):
+        def forward(self, x):
+            for block in self.blocks:
+                x, _ = block(x)
+            return x
+
+    net, x = Reported([Extra(), Extra()]), kit.noise(1, (1, 4, WIDTH))
+    with magpolicy.attach(net, schedule=Schedule.from_mask([1, 0, 1, 0])) as handle:
+        told = r"nothing was skipped .*Reported computes: block 0 \(Extra\) .*scope="
+        with pytest.warns(UserWarning, match=told) as warned, handle.run():
+            net(x), net(x), net(x), net(x)
+        assert len(warned) == 1
+    with magpolicy.attach(net, schedule=Schedule.from_mask([1, 1])) as handle, handle.run():
+        net(x), net(x)  # nothing was to be skipped: nothing is said
+    with magpolicy.attach(net, calibrate=True, steps=2) as handle:
+        with pytest.warns(UserWarning, match="nothing was measured: Reported computes"), handle.run():
+            net(x), net(x)
+        with pytest.raises(magpolicy.RunError, match="could not be followed"):
+            _ = handle.calibration
+
+
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_why_a_call_cannot_be_bypassed_is_said(kit, wrapped):
     class Extra(nn.Module):
@@ -379,6 +408,7 @@ def test_models_that_call_each_other(kit):
         assert (handle.report.computed, second.report.computed) == (2, 2)
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 @pytest.mark.parametrize("called", [True, False], ids=["block", "layers"])
 def test_a_model_that_looks_into_its_blocks(kit, called):
     """Blocks that are lists of layers: the model may ask for one, or run them one by one, in which case it computes."""

@@ -11,7 +11,7 @@ import warnings
 import pytest
 
 import magpolicy
-from magpolicy import ArgumentError, LibraryWarning
+from magpolicy import ArgumentError, LibraryWarning, PlanWarning
 from magpolicy.adapter import learned
 
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
@@ -101,8 +101,15 @@ def test_one_run_in_full_is_enough_also_if_it_taught_nothing(plain):
     with attach(plain.module, learn="first") as handle:
         with pytest.raises(RuntimeError, match="stop"):
             stopped(handle)  # none was made
-        run(handle, steps=3)  # too short to teach
-        assert handle.report.computed == 3
+        with pytest.warns(PlanWarning, match="3 steps"):
+            run(handle, steps=3)  # too short to teach
+        assert handle.report.computed == 2
+        assert "teach" not in handle.report.advice
+        assert files() == []
+        with handle.run(steps=STEPS):
+            for _ in range(STEPS):
+                handle.module(torch.full((1, 9, 8), float("nan")))
+        assert handle.report.computed == STEPS
         assert files() == []
         run(handle)
         assert handle.report.computed == 6

@@ -79,7 +79,7 @@ def preview(
     found = _evaluations(sampler, flux)
     if found is None:
         placed = settings.place(source, sampler.steps)
-        placed = evolve(placed, config=next_config(settings, placed.config, *known).with_guidance(sampler.cfg))
+        placed = evolve(placed, config=next_config(settings, placed.config, sampler.steps, *known).with_guidance(sampler.cfg))
         return Preview(placed.simulate(), placed.config, "evenly spaced steps, one evaluation each, are assumed")
     evaluations, levels, model_sampling, certain = found
     span = _noise_levels.span_of(evaluations, levels, model_sampling)
@@ -87,7 +87,7 @@ def preview(
         source = _model_presets.longer(source.name, span.steps)
     config = settings.config(source, span, _noise_levels.steps_of(evaluations, levels))
     remark = None if certain else "one evaluation a step is assumed: this sampler's are known when it runs"
-    placed = place(next_config(settings, config, *known).with_guidance(sampler.cfg), span)
+    placed = place(next_config(settings, config, span.steps, *known).with_guidance(sampler.cfg), span)
     return Preview(placed.simulate(), placed.config, remark)
 
 

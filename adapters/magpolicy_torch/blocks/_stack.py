@@ -61,6 +61,8 @@ class BlockStack:
             raise ArgumentError(f"blocks holds {len(self.blocks)} blocks; give at least one, each of them once")
         originals = [unwrap(block) for block in self.blocks]  # what is compiled hides the names of its arguments
         self.kinds = tuple(map(type, originals))
+        self.entrance: nn.Module | None = originals[0]
+        """The block whose hooks may change what enters the stack; ``None`` for a whole model, which undoes that at its end."""
         if not isinstance(layout, (Layout, Mapping, NoneType)) and len(layout) != len(self.blocks):
             raise ArgumentError(f"layout holds {len(layout)} layouts for {len(self.blocks)} blocks; give one each, or one")
         self.layouts = tuple(_layout_of(index, block, layout) for index, block in enumerate(originals))
@@ -152,7 +154,7 @@ class BlockStack:
             AdapterError: its forward has no argument that could be the sample.
         """
         stack = cls([module], layout=Layout.of(module.forward, type(module).__name__, first=True))
-        stack.scope = "model"
+        stack.scope, stack.entrance = "model", None
         return stack
 
     def __len__(self) -> int:

@@ -118,7 +118,8 @@ class Handle(AttachedToLoop):
         if self._run.get() is not None:
             raise RunError("run(): a run is under way here; leave its with block first")
         with self.under_way():
-            lesson = None if self._learner is None else self._learner.lesson(whole=start == 0)
+            length, learner = self._request.length(steps, sigmas), self._learner
+            lesson = None if learner is None else learner.lesson(whole=start == 0, steps=length)
             request = self._request if lesson is None else lesson.request
             run = HostRun(request, request.session(steps, sigmas), start, lesson=lesson)
             with self._run.set(run):
@@ -129,6 +130,8 @@ class Handle(AttachedToLoop):
                     raise
                 finally:
                     run.end()
+                    if run.in_vain:
+                        self.warn(run.in_vain)
                     with self._lock:
                         self._last = run
 

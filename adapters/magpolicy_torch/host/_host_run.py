@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, Session
+from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, Decision, Session
 from magpolicy.adapter import calibration_of, decides_by, differences, digest
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.evaluation._interceptor import HostCall
-from magpolicy_torch.evaluation._model import HostModel
+from magpolicy_torch.evaluation._model import COMPUTES, HostModel
 from magpolicy_torch.evaluation._record import Record
 from magpolicy_torch.evaluation._run import Run
 from magpolicy_torch.host._learning import Lesson
@@ -22,6 +22,7 @@ from magpolicy_torch.residuals._moments import Moments, calibrated, curve_of, me
 from magpolicy_torch.residuals._store import ResidualStore
 from torch import nn
 
+_MEND = ". Describe its blocks, blocks=BlockStack(..., layout=...), or skip the whole model, scope='model'; please report it"
 _CHECKPOINTING = "with gradient checkpointing the backward pass runs the blocks again, so every step computes"
 
 
@@ -165,6 +166,17 @@ class HostRun:
     def unsupported(self) -> bool:
         """Whether some call's blocks could not be followed."""
         return any(run.unsupported for run in self._runs.values())
+
+    @property
+    def in_vain(self) -> str:
+        """Why no step was skipped of those that were to be, as a sentence for the user; empty if one was, or none was to be."""
+        reasons = [entry.decision for entry in self.session.trace]
+        wanted = len(reasons) if self.moments is not None else reasons.count(Decision.UNSUPPORTED)
+        if not (wanted and self.unsupported) or any(reason.skip for reason in reasons):
+            return ""
+        done = "nothing was skipped of what was to be" if self.moments is None else "nothing was measured"
+        unfollowed = any(COMPUTES in words for words in self.record.problems)
+        return f"{done}: {'; '.join(self.record.problems)}{_MEND if unfollowed else ''}"
 
     @property
     def residuals_held(self) -> int:

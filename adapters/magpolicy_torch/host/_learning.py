@@ -24,6 +24,7 @@ from magpolicy.adapter import (
     learned,
     lesson_of,
     remember,
+    should_compute_all,
 )
 from magpolicy_torch.ranks._find import given, group_of, several_processes
 from magpolicy_torch.ranks._group import Occasion, RankGroup
@@ -62,9 +63,7 @@ class Lesson:
         full = _in_full(session.config) or _plans_none(session)
         if self._deaf:
             return
-        if can_teach(
-            self._known, whole=self._whole, full=full, levels=session.sigmas, steps=self._stop - start
-        ):
+        if can_teach(self._known, whole=self._whole, full=full, levels=session.sigmas, steps=self._stop - start):
             self.samples = ResidualSamples(session.steps)
 
     def drop(self) -> None:
@@ -84,7 +83,7 @@ class Lesson:
         measured = samples.measured(group) if samples is not None and went_to_its_end else None
         self._free()
         if went_to_its_end and not self._deaf and _in_full(session.config):
-            self._learner.made_in_full(self._identity, self._all)
+            self._learner.made_in_full(self._identity, self._all, session.steps)
         if measured is None:
             return
         try:
@@ -140,11 +139,12 @@ class Learner:
         """The learner of a handle; ``None`` where nothing is to be learned."""
         return cls(request, identify, describe, streams) if request.learn else None
 
-    def lesson(self, request: AttachRequest | None = None, *, whole: bool = True) -> Lesson:
+    def lesson(self, request: AttachRequest | None = None, *, steps: int | None = None, whole: bool = True) -> Lesson:
         """For the next run.
 
         Args:
             request: what it would go by if nothing were learned, where the host settles that for each run.
+            steps: its evaluations per stream; ``None`` if that is not known yet.
             whole: whether it covers the whole noise schedule.
         """
         identity, request = self._identify(), request or self._request
@@ -156,7 +156,7 @@ class Learner:
             model = self._models.get(identity)
             if model is None:
                 model = self._models[identity] = self._recalled(identity, group)
-            return Lesson(evolve(request, config=model.config_for(request, whole)), self, identity, model.known, whole)
+            return Lesson(evolve(request, config=model.config_for(request, whole, steps)), self, identity, model.known, whole)
 
     def _recalled(self, identity: ModelIdentity, group: RankGroup | None) -> _Model:
         """What earlier runs taught; of ranks, what the first one knows: their folders may be those of several machines."""
@@ -170,10 +170,11 @@ class Learner:
         group.begin({"the model": (identity.digest(), identity.model)}, Occasion.KNOWLEDGE)
         return _Model(*group.from_first(recall))
 
-    def made_in_full(self, identity: ModelIdentity, whole: bool) -> None:
-        """A run in full was made for ``learn="first"``. Another one would not teach more, also if this one taught nothing."""
+    def made_in_full(self, identity: ModelIdentity, whole: bool, steps: int) -> None:
+        """A run in full was made for ``learn="first"``. One as long would not teach more, also if this one taught nothing."""
         with self._lock:
-            self._models[identity].made_in_full.add(whole)
+            made = self._models[identity].made_in_full
+            made[whole] = max(steps, made.get(whole, 0))
 
     def learn(self, identity: ModelIdentity, lesson: Calibration, group: RankGroup | None = None) -> None:
         """Keep what a run taught, if it is worth more than what is known. Of ranks the first one does, and tells the others."""
@@ -207,23 +208,30 @@ class _Model:
     known: Calibration | None
     other: Calibration | None = None
     """What serves as long as nothing is known: runs of other streams taught it."""
-    made_in_full: set[bool] = field(factory=set, init=False)
-    """Of which kinds runs in full were made here: of the whole schedule, of a part."""
+    made_in_full: dict[bool, int] = field(factory=dict, init=False)
+    """Steps of the longest run in full that was made here of the whole schedule (``True``), and of a part of one."""
     _config: tuple[RunConfig, RunConfig] | None = None
     """What was asked for, and the same as it is planned from what is known."""
 
     def now_known(self, known: Calibration | None) -> None:
         self.known, self._config = known, None
 
-    def config_for(self, request: AttachRequest, whole: bool) -> RunConfig:
+    def config_for(self, request: AttachRequest, whole: bool, steps: int | None) -> RunConfig:
         """What the next run goes by; the same object while nothing new is known, which spares planning again."""
-        wanted = request.learn == "first" and whole not in self.made_in_full
-        if wanted and can_teach(self.known, whole=whole, full=True, levels=None):
+        if request.learn == "first" and self._wants_all(whole, steps):
             return always_compute(IN_FULL)
+        if steps is not None and self.known is None and not can_teach(None, whole=whole, full=False, levels=None, steps=steps):
+            return request.config if self.other is None else request.config.taught_by(self.other)
         if self._config is None or self._config[0] is not request.config:
             asked, known = request.config, self.known or self.other
             self._config = asked, asked.while_learning() if known is None else asked.taught_by(known)
         return self._config[1]
+
+    def _wants_all(self, whole: bool, steps: int | None) -> bool:
+        """Whether a run should compute every step: the longest one that did is half as long at most."""
+        made = self.made_in_full.get(whole, 0)
+        enough = made > 0 if steps is None else steps < 2 * made
+        return not enough and should_compute_all(self.known, whole=whole, steps=steps)
 
 
 def _in_full(config: RunConfig) -> bool:

@@ -70,7 +70,9 @@ def frames_of(path: Path) -> Iterator[Frame]:
     try:
         yield from imageio.imiter(path, **options) if is_video(path) else [imageio.imread(path, **options)]
     except Exception as error:  # whatever a decoder may say
-        raise ArgumentError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+        what = "video" if is_video(path) else "picture"
+        mend = "write it again, or take it out of both folders"
+        raise ArgumentError(f"{path} cannot be read as a {what}; {mend} ({error})") from error
 
 
 def save(path: Path, frames: NDArray[Any]) -> Path:

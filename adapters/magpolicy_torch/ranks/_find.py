@@ -15,7 +15,9 @@ Ranks = tuple[int, ...]
 
 
 class SharedBy:
-    """Finds the ranks of models, each time a run begins: parallelism may be set up after attaching.
+    """Which ranks share a handle's models: what an adapter puts in the place of its request's ``group``.
+
+    They are looked for each time a run begins: parallelism may be set up after attaching.
 
     Args:
         modules: the models that one handle drives.
@@ -24,6 +26,8 @@ class SharedBy:
     Raises:
         ArgumentError: ``given`` is none of these, or a group that this rank is not in.
     """
+
+    __module__ = "magpolicy_torch.adapter"
 
     def __init__(self, modules: Iterable[nn.Module], given: Any = None) -> None:
         self.given = given

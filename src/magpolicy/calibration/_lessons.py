@@ -1,7 +1,8 @@
 """What runs taught of a model, as one calibration: which run is worth more, and what is planned from.
 
-A run in full is worth more than runs that skipped, and a run of the whole schedule more than one of a part of it. What is worth
-more takes the place of what was known; of equally good runs at the same noise levels, up to ``MOST`` are averaged.
+A run of the whole schedule is worth more than one of a part of it. Else a run is worth as much as the steps that it computed,
+and twice as much if it skipped none: no forecast of its own disturbed it. What is worth more takes the place of what was known;
+of runs that skipped, at the same noise levels, up to ``MOST`` are averaged.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ SHORTEST = 4
 """Evaluations of the shortest run that teaches."""
 
 
-@frozen(order=True)
+@frozen
 class Taught:
-    """How much runs taught; what is greater is worth more."""
+    """How much runs taught."""
 
     whole: bool
     """Whether they covered the whole schedule."""
@@ -49,6 +50,11 @@ class Taught:
     def to_dict(self) -> dict[str, Any]:
         """JSON values, for provenance."""
         return {"whole": self.whole, "full": self.full, "computed": self.computed, "runs": self.runs}
+
+    @property
+    def worth(self) -> tuple[bool, int]:
+        """What is greater is worth more."""
+        return self.whole, self.computed * (2 if self.full else 1)
 
     @property
     def in_words(self) -> str:
@@ -95,12 +101,29 @@ def can_teach(
     have = Taught.of(known)
     if known is None or have is None:
         return True
-    rank = whole, full
-    if rank != (have.whole, have.full):
-        return rank > (have.whole, have.full)
-    if full:
-        return steps > known.steps
-    return levels != known.sigmas or have.runs < MOST
+    if not full and (whole, full) == (have.whole, have.full) and levels == known.sigmas:
+        return have.runs < MOST
+    return _of_steps(steps, whole, full, known).worth > have.worth
+
+
+def should_compute_all(known: Calibration | None, *, whole: bool, steps: int | None) -> bool:
+    """Whether a run of so many steps should skip none for what that teaches: nothing is known, or half as much at most.
+
+    ``None``: how many steps it has is not known yet.
+    """
+    if steps is not None and steps < SHORTEST:
+        return False
+    have = Taught.of(known)
+    if known is None or have is None or whole > have.whole:
+        return True
+    if steps is None:
+        return whole is have.whole and not have.full
+    return _of_steps(steps, whole, True, known).worth >= (have.whole, 2 * have.worth[1])
+
+
+def _of_steps(steps: int, whole: bool, full: bool, known: Calibration) -> Taught:
+    """What a run of so many steps teaches, at most: all that it evaluates."""
+    return Taught(whole=whole, full=full, computed=steps * len(known.streams))
 
 
 def joined(known: Calibration | None, lesson: Calibration) -> Calibration | None:
@@ -108,10 +131,9 @@ def joined(known: Calibration | None, lesson: Calibration) -> Calibration | None
     have, new = Taught.of(known), Taught.of(lesson)
     if known is None or have is None or new is None:
         return lesson
-    if (new.whole, new.full) != (have.whole, have.full):
-        return lesson if new > have else None
-    if known.sigmas != lesson.sigmas or set(known.streams) != set(lesson.streams):
-        return lesson if new.computed > have.computed else None
+    alike = (new.whole, new.full, lesson.sigmas) == (have.whole, have.full, known.sigmas)
+    if not alike or set(known.streams) != set(lesson.streams):
+        return lesson if new.worth > have.worth else None
     if have.runs >= MOST:
         return None
     taught = evolve(new, computed=max(have.computed, new.computed), runs=have.runs + new.runs)

@@ -68,6 +68,12 @@ class AttachRequest:
     """Whether runs are measured, and later ones planned from what they taught; ``"first"``: the first one computes every
     step."""
 
+    def length(self, steps: int | None, sigmas: Sequence[float] | None) -> int | None:
+        """Evaluations per stream of a run of so many steps, or of these noise levels, if that is known."""
+        if steps is not None:
+            return steps
+        return self.steps if sigmas is None else len(sigmas)
+
     def session(self, steps: int | None = None, sigmas: Sequence[float] | None = None) -> Session:
         """A session for one run.
 
