@@ -141,6 +141,39 @@ def test_together_with(pair: Pair, cls: str, what: str) -> None:
         assert found["distance"] < CLOSE
 
 
+def gathered_by_the_last_block() -> dict[str, Any]:
+    """A plan of a user's: the stack is entered with a share, and left with the whole."""
+    import warnings
+
+    from zoo._case import Draw
+
+    import magpolicy
+    from diffusers import ContextParallelConfig
+
+    split, results = SplitModel("WanTransformer3DModel"), []
+    with splitting(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for splits in (False, True):
+            model = split.case.make()
+            schedule = magpolicy.Schedule.from_mask([1, 1, 1] if not splits else [1, 0, 0])
+            if splits:
+                plan = dict(model._cp_plan)
+                plan["blocks.2"] = plan.pop("proj_out")
+                model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2), cp_plan=plan)
+            with magpolicy.attach(model, schedule=schedule) as handle, handle.run():
+                results.append([split.call(model, Draw(level=1 - step / 3)) for step in range(3)])
+    told = [str(warning.message) for warning in caught if "nothing was skipped" in str(warning.message)]
+    return {"distance": distance(*results), "strip": handle.report.strip, "told": told}
+
+
+def test_a_plan_that_gathers_within_the_stack_computes_and_says_so(pair: Pair) -> None:
+    for found in pair(gathered_by_the_last_block):
+        assert found["strip"] == "███"
+        assert found["distance"] < CLOSE
+        assert len(found["told"]) == 1
+        assert "WanTransformer3DModel computes: block 2 (WanTransformerBlock) returned something other" in found["told"][0]
+
+
 UNEVEN = ("FluxTransformer2DModel", "HeliosTransformer3DModel", "MiniMaxH3Transformer3DModel", "QwenImageTransformer2DModel")
 """Those that the zoo gives an odd number of tokens, of text or of all."""
 
@@ -261,6 +294,7 @@ PIPES = {
     "WanPipeline expanded timesteps": ("cfg", {}),
     "QwenImagePipeline": ("true cfg", {"": (6, 8), "negative_": (6, 8)}),
     "FluxPipeline": ("true cfg", {"": (6, 8), "negative_": (6, 8)}),
+    "Flux2Pipeline": ("distilled", {"": (6, 8)}),
 }
 """Of each pipeline: how its guidance is called, and the shapes of text that two ranks can share, where the plan splits it."""
 
