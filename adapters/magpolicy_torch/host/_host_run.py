@@ -14,6 +14,7 @@ from magpolicy_torch.evaluation._interceptor import HostCall
 from magpolicy_torch.evaluation._model import COMPUTES, HostModel
 from magpolicy_torch.evaluation._record import Record
 from magpolicy_torch.evaluation._run import Run
+from magpolicy_torch.host._identity import classes_of
 from magpolicy_torch.host._learning import Lesson
 from magpolicy_torch.host._report import Report
 from magpolicy_torch.ranks._find import group_of
@@ -53,6 +54,8 @@ class HostRun:
         self.scope = request.scope
         self.stack = ""
         """The blocks that are bypassed, in words; empty until the model is called."""
+        self.model = ""
+        """Class of the model; empty until it is called."""
         self.record = Record()
         self.moments = moments_for(request, session.steps)
         self.lesson = lesson
@@ -61,6 +64,7 @@ class HostRun:
         self.group = group_of(request.group)
         """The ranks that make this run together; ``None``: this process alone."""
         session.begin(start)
+        session.report_by(lambda: self.report)
         if self.group is not None:
             self._agree(self.group)
         if lesson is not None:
@@ -112,6 +116,8 @@ class HostRun:
             must_compute: why this call cannot skip, in words.
         """
         run = self.on(model.stack)
+        if not self.model:
+            self.model, *_ = classes_of(model.module)
         if must_compute or checkpointing(model.module):
             run.unsupported.update(streams)
             run.record.problem(must_compute or _CHECKPOINTING)
@@ -186,7 +192,7 @@ class HostRun:
     @property
     def report(self) -> Report:
         """The report of the run so far."""
-        return Report.of(self.session, self.record, self.scope)
+        return Report.of(self.session, self.record, self.scope, self.model)
 
     @property
     def curve(self) -> Curve:
