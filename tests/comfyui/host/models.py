@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,12 +47,16 @@ def _unet(context: int = 32, adm: int | None = None, **more: Any) -> dict[str, A
 _FLUX = {
     "in_channels": 16, "out_channels": 16, "vec_in_dim": 32, "context_in_dim": 32, "hidden_size": 64, "mlp_ratio": 2.0,
     "num_heads": 4, "depth": 2, "depth_single_blocks": 2, "axes_dim": [4, 6, 6], "theta": 10000, "patch_size": 2,
-    "qkv_bias": True,
+    "qkv_bias": True, "txt_ids_dims": [],
 }  # fmt: skip
-_CHROMA = {k: v for k, v in _FLUX.items() if k != "vec_in_dim"} | {
-    "in_channels": 64, "out_channels": 64, "in_dim": 64, "out_dim": 64, "hidden_dim": 64, "n_layers": 2,
+_CHROMA = _FLUX | {
+    "in_channels": 64, "out_channels": 64, "in_dim": 64, "out_dim": 64, "hidden_dim": 64, "n_layers": 2, "vec_in_dim": None,
 }  # fmt: skip
-_HUNYUAN = _FLUX | {"patch_size": [1, 2, 2], "guidance_embed": True, "theta": 256}
+_HUNYUAN = (
+    {k: v for k, v in _FLUX.items() if k != "txt_ids_dims"}
+    | {"meanflow_sum": False}
+    | {"patch_size": [1, 2, 2], "guidance_embed": True, "theta": 256}
+)
 _HUNYUAN_NEW = {"byt5": False, "meanflow": False, "use_cond_type_embedding": False, "vision_in_dim": None}
 _WAN = {
     "dim": 64, "ffn_dim": 128, "num_heads": 4, "num_layers": 4, "text_dim": 32, "text_len": 16, "freq_dim": 32,
@@ -133,7 +138,7 @@ TINY: dict[str, Tiny] = {
          "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 32, "out_features": 192}}},
         _IMAGE,
     ),
-    "StableAudio": Tiny({"embed_dim": 64, "cond_token_dim": 768, "depth": 3, "num_heads": 1}, (64, 24), text=(5, 768)),
+    "StableAudio": Tiny({"embed_dim": 768, "cond_token_dim": 768, "depth": 3, "num_heads": 12}, (64, 24), text=(5, 768)),
     "AuraFlow": Tiny(
         {"dim": 64, "n_layers": 4, "n_double_layers": 2, "n_heads": 4, "global_conddim": 64, "cond_seq_dim": 32, "max_seq": 64},
         (4, 8, 8),
@@ -158,6 +163,7 @@ TINY: dict[str, Tiny] = {
         _CHROMA | {
             "in_channels": 3, "out_channels": 3, "patch_size": 16, "nerf_hidden_size": 16, "nerf_mlp_ratio": 2, "nerf_depth": 2,
             "nerf_max_freqs": 4, "nerf_tile_size": 0, "nerf_final_head_type": "conv", "nerf_embedder_dtype": torch.float32,
+            "use_x0": False, "use_sequential_txt_ids": False,
         },
         (3, 64, 64),
     ),
@@ -286,15 +292,19 @@ _SAID = (
 )
 
 
+_PARAMS = {
+    "flux": ("comfy.ldm.flux.model", "FluxParams"),
+    "flux2": ("comfy.ldm.flux.model", "FluxParams"),
+    "hunyuan_video": ("comfy.ldm.hunyuan_video.model", "HunyuanVideoParams"),
+    "chroma": ("comfy.ldm.chroma.model", "ChromaParams"),
+    "chroma_radiance": ("comfy.ldm.chroma_radiance.model", "ChromaRadianceParams"),
+}
+
+
 def _known(entry: Any, config: dict[str, Any]) -> dict[str, Any]:
     """``config`` less the figures that an older ComfyUI has no word for."""
-    import comfy.ldm.flux.model
-    import comfy.ldm.hunyuan_video.model
-
-    params = {
-        "flux": comfy.ldm.flux.model.FluxParams,
-        "hunyuan_video": comfy.ldm.hunyuan_video.model.HunyuanVideoParams,
-    }.get(str(entry.unet_config.get("image_model")))
+    place = _PARAMS.get(str(entry.unet_config.get("image_model")))
+    params = None if place is None else getattr(importlib.import_module(place[0]), place[1])
     if params is None:
         return config
     return {k: v for k, v in config.items() if k in params.__dataclass_fields__ or k == "image_model"}
