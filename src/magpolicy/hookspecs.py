@@ -70,5 +70,9 @@ def on_decision(session: Session, entry: TraceEntry) -> None:
 
 
 @hookspec
-def on_run_end(session: Session) -> None:
-    """A run ended, by its last step, early, or by an exception."""
+def on_run_end(session: Session, report: Any) -> None:
+    """A run ended, by its last step, early, or by an exception.
+
+    ``report`` is what the adapter says of it, a :class:`magpolicy_torch.Report` of the adapters on torch. ``None``: there is no
+    adapter, or it makes none; the session has the trace.
+    """

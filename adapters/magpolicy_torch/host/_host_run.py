@@ -14,6 +14,7 @@ from magpolicy_torch.evaluation._interceptor import HostCall
 from magpolicy_torch.evaluation._model import COMPUTES, HostModel
 from magpolicy_torch.evaluation._record import Record
 from magpolicy_torch.evaluation._run import Run
+from magpolicy_torch.host._identity import classes_of
 from magpolicy_torch.host._learning import Lesson
 from magpolicy_torch.host._report import Report
 from magpolicy_torch.residuals._moments import Moments, calibrated, curve_of, measured, moments_for
@@ -51,12 +52,15 @@ class HostRun:
         self.scope = request.scope
         self.stack = ""
         """The blocks that are bypassed, in words; empty until the model is called."""
+        self.model = ""
+        """Class of the model; empty until it is called."""
         self.record = Record()
         self.moments = moments_for(request, session.steps)
         self.lesson = lesson
         self._request, self._noise = request, noise
         self._runs: dict[BlockStack, Run] = {}
         session.begin(start)
+        session.report_by(lambda: self.report)
         if lesson is not None:
             lesson.begin(session, start, stop)
 
@@ -92,6 +96,8 @@ class HostRun:
             must_compute: why this call cannot skip, in words.
         """
         run = self.on(model.stack)
+        if not self.model:
+            self.model, *_ = classes_of(model.module)
         if must_compute or checkpointing(model.module):
             run.unsupported.update(streams)
             run.record.problem(must_compute or _CHECKPOINTING)
@@ -159,7 +165,7 @@ class HostRun:
     @property
     def report(self) -> Report:
         """The report of the run so far."""
-        return Report.of(self.session, self.record, self.scope)
+        return Report.of(self.session, self.record, self.scope, self.model)
 
     @property
     def curve(self) -> Curve:

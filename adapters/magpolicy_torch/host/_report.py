@@ -18,6 +18,27 @@ _REST = {"replanned": "was planned again", "computes": "computes"}
 
 
 @frozen
+class TimedCall:
+    """One call of the model in a run."""
+
+    __module__ = "magpolicy_torch"
+
+    skipped: bool
+    """Whether the blocks were skipped, for all streams of the call."""
+    _lap: Timer | float = field(repr=False)
+
+    @property
+    def done(self) -> bool:
+        """Whether the device is through with it, so that ``seconds`` need not wait."""
+        return isinstance(self._lap, float) or self._lap.done
+
+    @property
+    def seconds(self) -> float:
+        """How long it took. Waits for the device."""
+        return self._lap if isinstance(self._lap, float) else self._lap.seconds
+
+
+@frozen
 class Report:
     """What a run did."""
 
@@ -44,12 +65,15 @@ class Report:
     problems: tuple[str, ...] = ()
     """Why calls computed that could have skipped, in words (``reasons`` counts them all), and in what the run differs from the
     one that its calibration was measured in."""
-    _laps: tuple[tuple[bool, Timer | float], ...] = field(default=(), repr=False, eq=False)
+    model: str = ""
+    """Class of the model that was called; of two experts that of the first. Empty where a function was called."""
+    calls: tuple[TimedCall, ...] = field(default=(), repr=False, eq=False)
+    """Each call of the model within the run, in order, with its time."""
     _losses: tuple[Tensor, ...] = field(default=(), repr=False, eq=False)
 
     @classmethod
-    def of(cls, session: Session, record: Record, scope: str = "stack") -> Report:
-        """The report of a run so far."""
+    def of(cls, session: Session, record: Record, scope: str = "stack", model: str = "") -> Report:
+        """The report of a run so far. Does not wait for the device."""
         trace = [record.as_carried_out(entry) for entry in session.trace]
         schedule = Schedule.from_trace(trace, plan=session.schedule) if trace else None
         beyond: Counter[str] = Counter()
@@ -72,7 +96,8 @@ class Report:
             session.source,
             session.advice if skips else "",  # a run in full is the full run
             tuple(record.problems),
-            tuple(record.laps),
+            model,
+            tuple(TimedCall(skipped, lap) for skipped, lap in record.laps),
             tuple(record.losses),
         )
 
@@ -124,7 +149,7 @@ class Report:
         return full / total if total > 0 else None
 
     def _seconds(self, skip: bool) -> list[float]:
-        return [lap if isinstance(lap, float) else lap.seconds for skipped, lap in self._laps if skipped is skip]
+        return [call.seconds for call in self.calls if call.skipped is skip]
 
     def __str__(self) -> str:
         if self.schedule is None:
