@@ -98,7 +98,8 @@ def _evaluations(sampler: Sampler, flux: bool) -> tuple[list[float], list[float]
     if sampler.scheduler not in comfy.samplers.SCHEDULER_NAMES:
         return None
     model_sampling = _model_sampling(sampler.shift, flux)
-    patcher = SimpleNamespace(get_model_object=lambda name: {"model_sampling": model_sampling}[name])
+    model = SimpleNamespace(model_sampling=model_sampling)
+    patcher = SimpleNamespace(model=model, get_model_object=vars(model).__getitem__)
     sigmas = _sigmas(sampler, patcher, model_sampling)
     if len(sigmas) < 2:
         raise ArgumentError(
@@ -108,7 +109,7 @@ def _evaluations(sampler: Sampler, flux: bool) -> tuple[list[float], list[float]
     name = sampler.sampler_name
     if name is None or name not in comfy.samplers.SAMPLER_NAMES:
         return levels[:-1], levels, model_sampling, False
-    guider = SimpleNamespace(inner_model=SimpleNamespace(model_sampling=model_sampling), model_patcher=patcher)
+    guider = SimpleNamespace(inner_model=model, model_patcher=patcher, cfg=sampler.cfg)  # what samplers and their logs read
     make = comfy.samplers.sampler_object
     evaluations = None if name in _DRAWING else _dry_run_alone(make(_AS.get(name, name)), guider, sigmas)
     return evaluations or levels[:-1], levels, model_sampling, evaluations is not None
