@@ -19,6 +19,17 @@ MAX_STEPS = 2_000  # more than anybody samples with; a panel asks again and agai
 # Samplers that draw from the common generator even when they are given a seed; and one that steps as another does.
 _DRAWING = ("heunpp2",)
 _AS = {"ddim": "euler"}
+INPUTS: dict[str, tuple[Any, ...]] = {
+    "steps": ("INT", {"min": 1, "max": MAX_STEPS, "default": 20}),
+    "sampler_name": ("STRING", {"default": "euler"}),
+    "scheduler": ("STRING", {"default": "simple"}),
+    "denoise": ("FLOAT", {"min": 0.0, "max": 1.0, "default": 1.0}),
+    "cfg": ("FLOAT", {"min": 0.0, "max": 100.0, "default": 1.0}),
+    "shift": ("FLOAT", {"min": 0.0, "max": 100.0, "default": 3.0}),
+    "start_at_step": ("INT", {"min": 0, "max": 10_000, "default": 0}),
+    "end_at_step": ("INT", {"min": 0, "max": 10_000, "default": 10_000}),
+}
+"""What the nodes behind a model may say of sampling it, in the bounds that ComfyUI's own nodes have."""
 _ENDS = ("start_at_step", "end_at_step", "denoise", "cfg", "shift")
 
 
