@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,10 @@ def test_video_and_audio_in_one_argument_skip_together(comfyui: Path) -> None:
     full, cached = stacks[0].unbind(), stacks[-1].unbind()
     for part, other in zip(full, cached, strict=True):
         assert not torch.equal(part, other)  # both went by reused residuals
+
+
+def test_the_page_of_classes_is_true(comfyui: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "comfyui-features.md").read_text(encoding="utf-8")
+    table = page.partition("## Model classes")[2].partition("|---|---|")[2].strip().splitlines()
+    rows = [set(re.findall(r"`(\w+)`", line)) for line in table if line.startswith("|")]
+    assert rows == [newer.TINY.keys(), newer.UNTRIED, newer.NO_DENOISERS]
