@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from attrs import evolve
+
 import diffusers
 from magpolicy import AdapterError, AttachRequest, RunError
 from magpolicy.adapter import check_fits
@@ -14,7 +16,7 @@ from magpolicy_diffusers._denoiser import Denoiser
 from magpolicy_diffusers._pipeline import denoisers_of, unwatch, watch
 from magpolicy_diffusers._provenance import conditions, identity, provenance
 from magpolicy_diffusers._runs import GivenRun, HostRun, OwnLoop, PipelineCall, RunDriver
-from magpolicy_torch.adapter import AttachedToLoop, BlockStack, Learner, Scoped, StreamNamer, classes_of, unwrap
+from magpolicy_torch.adapter import AttachedToLoop, BlockStack, Learner, Scoped, SharedBy, StreamNamer, classes_of, unwrap
 
 if TYPE_CHECKING:
     from magpolicy.adapter import ModelIdentity
@@ -41,6 +43,7 @@ class Handle(AttachedToLoop):
         self.target = target
         self._pipe = None if isinstance(unwrap(target), diffusers.ModelMixin) else target
         self._names = tuple(modules)
+        request = evolve(request, group=SharedBy(modules.values(), request.group))
         self._request = request
         self._learner = Learner.of(request, lambda: self.identity, self.provenance)
         self._driver: Scoped[RunDriver] = Scoped("magpolicy_driver")

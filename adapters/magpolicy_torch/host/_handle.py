@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from attrs import evolve
+
 from magpolicy import AdapterError, ArgumentError, AttachRequest, RunError
 from magpolicy.adapter import ModelIdentity, check_fits, repo_and_part
 from magpolicy_torch.blocks._stack import BlockStack, taken
@@ -17,6 +19,7 @@ from magpolicy_torch.host._host_run import HostRun
 from magpolicy_torch.host._identity import classes_of, identity_of
 from magpolicy_torch.host._learning import Learner
 from magpolicy_torch.host._scoped import Scoped
+from magpolicy_torch.ranks._find import SharedBy
 from magpolicy_torch.residuals._moments import moments_for, versions
 from magpolicy_torch.residuals._store import ResidualStore
 from torch import nn
@@ -105,7 +108,7 @@ class Handle(AttachedToLoop):
         inner = unwrap(module)
         check_fits(request.config.given, classes_of(module), host="torch")
         stack = stack_for(inner, request)
-        handle = cls(module, stack, request)
+        handle = cls(module, stack, evolve(request, group=SharedBy([module], request.group)))
         front = CallInterceptor(inner, handle._forward)
         handle.install((stack.claim, stack.release), (front.install, front.remove))
         return handle
