@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from attrs import evolve
+
 import diffusers
 from magpolicy import AdapterError, AttachRequest, RunError
 from magpolicy.adapter import check_fits
@@ -15,7 +17,7 @@ from magpolicy_diffusers._denoiser import Denoiser
 from magpolicy_diffusers._pipeline import denoisers_of, unwatch, watch, watcher
 from magpolicy_diffusers._provenance import conditions, identity, provenance
 from magpolicy_diffusers._runs import GivenRun, HostRun, OwnLoop, PipelineCall, RunDriver
-from magpolicy_torch.adapter import AttachedToLoop, BlockStack, Learner, Scoped, StreamNamer, classes_of, unwrap
+from magpolicy_torch.adapter import AttachedToLoop, BlockStack, Learner, Scoped, SharedBy, StreamNamer, classes_of, unwrap
 
 if TYPE_CHECKING:
     from magpolicy.adapter import ModelIdentity
@@ -42,6 +44,11 @@ class Handle(AttachedToLoop):
     ) -> None:
         super().__init__(request)
         self._names = tuple(modules)
+<<<<<<< HEAD
+=======
+        request = evolve(request, group=SharedBy(modules.values(), request.group))
+        self._request = request
+>>>>>>> main
         self._learner = Learner.of(request, lambda: self.identity, self.provenance)
         self.driver: Scoped[RunDriver] = Scoped("magpolicy_driver")
         self._last: Sequence[HostRun] = ()

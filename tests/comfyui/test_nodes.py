@@ -26,7 +26,9 @@ ORIGIN_TYPES = [
 
 def test_inputs_are_the_origins_and_then_ours(nodes: dict[str, Any]) -> None:
     inputs = nodes["MagCache"].INPUT_TYPES()
-    assert list(inputs["required"]) == ORIGIN
+    # The widgets of saved workflows are told by their order: required ones first.
+    assert [*inputs["required"], *inputs["optional"]][: len(ORIGIN)] == ORIGIN
+    assert {"start_step", "end_step"} <= inputs["optional"].keys()  # an API caller may leave them out
     assert list(nodes["MagCacheCalibration"].INPUT_TYPES()["required"]) == ["model", "model_type"]
     assert list(nodes["CompileModel"].INPUT_TYPES()["required"]) == ["model", "mode", "backend", "fullgraph", "dynamic"]
     assert all(nodes[name].RETURN_TYPES[0] == "MODEL" for name in ("MagCache", "MagCacheCalibration", "CompileModel"))
@@ -36,6 +38,25 @@ def test_inputs_are_the_origins_and_then_ours(nodes: dict[str, Any]) -> None:
     assert set(ORIGIN_TYPES) <= set(kinds)
     assert {"wan2.2_t2v_14B", "wan2.2_i2v_14B", "wan2.2_ti2v_5B"} <= set(kinds)
     assert len(set(kinds)) == len(kinds)
+
+
+def test_the_origins_names_for_calibrating_are_taken(nodes: dict[str, Any]) -> None:
+    (kinds, _) = nodes["MagCacheCalibration"].INPUT_TYPES()["required"]["model_type"]
+    names = {"chroma_calibration": "chroma", "flux_calibration": "flux", "flux_kontext_calibration": "flux_kontext",
+             "hunyuanvideo1.5": "hunyuan_video1.5"}  # fmt: skip
+    patcher = models.make("Flux")
+    for name, same in names.items():
+        assert name in kinds
+        (one,), (other,) = (nodes["MagCacheCalibration"]().apply(patcher, model_type=given) for given in (name, same))
+        assert _source(one) == _source(other)
+
+
+def _source(patcher: Any) -> Any:
+    from magpolicy_comfyui._runs import attached
+
+    attachment = attached(patcher)
+    assert attachment is not None
+    return attachment.settings.source
 
 
 def test_every_model_type_is_one(nodes: dict[str, Any]) -> None:

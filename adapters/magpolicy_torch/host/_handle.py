@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakValueDictionary
 
+from attrs import evolve
+
 from magpolicy import AdapterError, ArgumentError, AttachRequest, RunError
 from magpolicy.adapter import ModelIdentity, check_fits, repo_and_part
 from magpolicy_torch.blocks._stack import BlockStack, taken
@@ -18,6 +20,7 @@ from magpolicy_torch.host._host_run import HostRun
 from magpolicy_torch.host._identity import classes_of, identity_of
 from magpolicy_torch.host._learning import Learner
 from magpolicy_torch.host._scoped import Scoped
+from magpolicy_torch.ranks._find import SharedBy
 from magpolicy_torch.residuals._moments import moments_for, versions
 from magpolicy_torch.residuals._store import ResidualStore
 from torch import nn
@@ -119,9 +122,14 @@ class Handle(AttachedToLoop):
         """
         inner = unwrap(module)
         check_fits(request.config.given, classes_of(module), host="torch")
+<<<<<<< HEAD
         before = cls.on(inner)
         stack = stack_for(inner, request, held=None if before is None else before.stack)
         handle = cls(module, stack, request)
+=======
+        stack = stack_for(inner, request)
+        handle = cls(module, stack, evolve(request, group=SharedBy([module], request.group)))
+>>>>>>> main
         front = CallInterceptor(inner, handle._forward)
         handle.install(
             (stack.claim, stack.release), (front.install, front.remove), (handle._enter, handle._leave), replaces=before
