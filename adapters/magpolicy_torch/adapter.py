@@ -31,6 +31,8 @@ from magpolicy_torch.host._streams import StreamNamer
 from magpolicy_torch.host._trial import Trial, checked_seeds, seeded
 from magpolicy_torch.pictures._grid import BRIGHTER, GridRow, draw_grid
 from magpolicy_torch.pictures._similarity import Similarity, SimilarityMeter
+from magpolicy_torch.ranks._find import SharedBy
+from magpolicy_torch.ranks._group import RankGroup
 from magpolicy_torch.residuals._moments import Moments, versions
 from magpolicy_torch.residuals._store import ResidualStore
 
@@ -51,12 +53,14 @@ __all__ = [
     "Levels",
     "Moments",
     "Patch",
+    "RankGroup",
     "Record",
     "Report",
     "ResidualStore",
     "Run",
     "SchedulerClock",
     "Scoped",
+    "SharedBy",
     "Similarity",
     "SimilarityMeter",
     "StackSpec",

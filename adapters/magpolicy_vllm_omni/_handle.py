@@ -27,7 +27,7 @@ from magpolicy_vllm_omni._branches import BranchTeller
 from magpolicy_vllm_omni._pipeline import DENOISERS, HOST, denoisers_of, identity
 from magpolicy_vllm_omni._runs import ForwardCall
 from magpolicy_vllm_omni._settings import Speeds, asked_speed
-from torch import nn
+from torch import distributed, nn
 
 
 class Handle(Attached):
@@ -61,6 +61,11 @@ class Handle(Attached):
             AdapterError: it has no model that denoises, or is attached already.
             ArgumentError: an option that is not known here, or the calibration is another model's.
         """
+        if distributed.is_available() and distributed.is_initialized() and (world := distributed.get_world_size()) > 1:
+            raise AdapterError(
+                f"{world} ranks work together here, which this adapter was not run with; serve with one GPU for each worker, or "
+                "without this cache backend"
+            )
         modules = denoisers_of(pipeline)
         if not modules:
             raise AdapterError(

@@ -1,4 +1,4 @@
-"""The adapter in the engine's own worker and model runner, on the CPU; vllm_engine/stand_ins.py says what stands in for what."""
+"""The adapter in the engine's own worker and runner, on the CPU; vllm_engine/stand_ins.py says what stands in."""
 
 from __future__ import annotations
 
@@ -113,7 +113,9 @@ def test_the_rule_with_published_ratios(engine):
 def test_its_own_mag_cache_does_what_the_page_says(engine):
     known = {"mag_threshold": 0.24, "mag_max_skip_steps": 5, "mag_retention_ratio": 0.1}
     found = {
-        (configured, steps): engine.ask("own_cache", kind="flux", settings=known | {"num_inference_steps": configured}, steps=steps)
+        (configured, steps): engine.ask(
+            "own_cache", kind="flux", settings=known | {"num_inference_steps": configured}, steps=steps
+        )
         for configured, steps in ((28, 28), (28, 12), (28, 40), (12, 12))
     }
     assert {case: each["mask"].count("C") for case, each in found.items()} == OWN
@@ -121,7 +123,8 @@ def test_its_own_mag_cache_does_what_the_page_says(engine):
         engine.ask("own_cache", kind="wan", settings=known | {"num_inference_steps": 28}, steps=28)
 
 
-OWN = {(28, 28): 0, (28, 12): 0, (28, 40): 0, (12, 12): 0}
+OWN = {(28, 28): 8, (28, 12): 5, (28, 40): 13, (12, 12): 3}
+"""Steps computed, by the number of steps in the config and that of the request."""
 
 
 def test_the_engine_starts_with_the_backend(engine):
@@ -136,7 +139,7 @@ def test_the_engine_starts_with_the_backend(engine):
     [
         ({"sped": 2.0}, "cache_config: sped is not known; try speedup"),
         ({"mag_threshold": 0.3}, "cache_config: mag_threshold is for another cache backend; try threshold"),
-        ({"threshold": -1}, "threshold=-1 must be >= 0; try 0.06"),
+        ({"preset": "flux.1-dev", "threshold": -1}, "threshold=-1 must be >= 0; try 0.06"),
         ({"blocks": "single"}, "cache_config: blocks is not known; leave it out; try speedup, for example 2.0"),
     ],
 )

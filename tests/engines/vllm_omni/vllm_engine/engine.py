@@ -12,9 +12,6 @@ from . import models, stand_ins
 
 stand_ins.install()
 
-import magpolicy_vllm_omni  # noqa: E402
-import torch  # noqa: E402
-from magpolicy_vllm_omni import _plugin  # noqa: E402
 from vllm_omni.diffusion.data import OmniDiffusionConfig  # noqa: E402
 from vllm_omni.diffusion.request import DUMMY_DIFFUSION_REQUEST_ID, OmniDiffusionRequest  # noqa: E402
 from vllm_omni.diffusion.worker import diffusion_model_runner as runner_module  # noqa: E402
@@ -22,6 +19,9 @@ from vllm_omni.diffusion.worker.diffusion_worker import DiffusionWorker  # noqa:
 from vllm_omni.inputs.data import OmniDiffusionSamplingParams  # noqa: E402
 
 import magpolicy  # noqa: E402
+import magpolicy_vllm_omni  # noqa: E402
+import torch  # noqa: E402
+from magpolicy_vllm_omni import _plugin  # noqa: E402
 
 if not magpolicy.manager().is_registered(_plugin):  # installed before this adapter was there
     magpolicy.manager().register(_plugin)
@@ -91,7 +91,14 @@ def cached(kind: str, backend: str = "magpolicy", **settings: Any) -> Iterator[A
 
 
 def request(
-    kind: str, steps: int | None = 12, *, seed: int = 3, guided: bool = False, dummy: bool = False, magpolicy: Any = None, **more: Any
+    kind: str,
+    steps: int | None = 12,
+    *,
+    seed: int = 3,
+    guided: bool = False,
+    dummy: bool = False,
+    magpolicy: Any = None,
+    **more: Any,
 ) -> Any:
     """A request; ``magpolicy``: what its ``extra_args`` ask for."""
     size = 16 if kind == "flux" else 32

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pipes import saved
 
 import transformers
-from pipes import saved
 
 
 def flux(folder: Path) -> Path:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import gc
 from typing import Any
 
-import torch
-
 import magpolicy
+import torch
 
 from . import engine
 
 
 def _mask(handle: Any, which: int = -1) -> str:
     return "".join("C" if computed else "." for computed in handle.reports[which].schedule.mask)
+
+
+def _planned(session: Any) -> str | None:
+    plan = session.schedule
+    return None if plan is None else "".join("C" if computed else "." for computed in plan.mask)
 
 
 def plain_and_attached(kind: str, settings: dict[str, Any], steps: int = 12, guided: bool = False) -> dict[str, Any]:
@@ -27,8 +31,7 @@ def plain_and_attached(kind: str, settings: dict[str, Any], steps: int = 12, gui
         report = handle.report
         found = {
             "mask": _mask(handle), "streams": streams, "held": handle.residuals_held, "stack": handle.runs[0].stack,
-            "problems": list(report.problems), "planned": "".join("C" if c else "." for c in handle.runs[0].session.schedule.mask)
-            if handle.runs[0].session.schedule is not None else None,
+            "problems": list(report.problems), "planned": _planned(handle.runs[0].session),
         }  # fmt: skip
     (after,) = engine.run(engine.worker(kind).model_runner, [engine.request(kind, steps, guided=guided)])
     return found | {
@@ -108,6 +111,7 @@ def detached(kind: str) -> dict[str, Any]:
     def own() -> list[str]:
         return sorted([*vars(runner.pipeline), *vars(runner.pipeline.transformer)])
 
+    engine.run(runner, [engine.request(kind)])  # pipelines keep figures of their last call as attributes
     before = own()
     with engine.cached(kind, speedup=2.0) as attached:
         engine.run(attached, [engine.request(kind)])
@@ -186,7 +190,12 @@ def own_cache(kind: str, settings: dict[str, Any], steps: int) -> dict[str, Any]
         last = transformer.single_transformer_blocks[-1]
         norm, ran = last.norm, [0]
         counting = norm.register_forward_hook(lambda *_: ran.__setitem__(0, ran[0] + 1))
-        steps_seen = transformer.register_forward_hook(lambda *_: (found.append(ran[0]), ran.__setitem__(0, 0)) and None)
+
+        def step_over(*_: Any) -> None:
+            found.append(ran[0])
+            ran[0] = 0
+
+        steps_seen = transformer.register_forward_hook(step_over)
         try:
             (latents,) = engine.run(runner, [engine.request(kind, steps)])
         finally:

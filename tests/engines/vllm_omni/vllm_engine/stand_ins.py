@@ -41,7 +41,6 @@ class _Empty(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def install() -> None:
     """Before the engine is imported."""
-    import transformers.image_utils  # it must not find the empty torchvision
     from transformers.utils import import_utils
 
     import_utils.is_torchvision_available()
@@ -53,9 +52,8 @@ def install() -> None:
 
 
 def _platform() -> Any:
-    from vllm_omni.platforms.interface import OmniPlatform, OmniPlatformEnum
-
     from vllm.platforms.interface import PlatformEnum
+    from vllm_omni.platforms.interface import OmniPlatform, OmniPlatformEnum
 
     class CpuPlatform(OmniPlatform):
         _omni_enum, _enum = OmniPlatformEnum.OOT, PlatformEnum.CPU
