@@ -63,7 +63,7 @@ class Handle(Attached):
         """
         if distributed.is_available() and distributed.is_initialized() and (world := distributed.get_world_size()) > 1:
             raise AdapterError(
-                f"{world} ranks work together here, which this adapter was not run with; serve with one GPU for each worker, or "
+                f"{world} ranks work together here, which this adapter was not run with; serve with one GPU for each, or "
                 "without this cache backend"
             )
         modules = denoisers_of(pipeline)
