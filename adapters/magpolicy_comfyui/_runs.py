@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.patcher_extension
 from attrs import define, evolve, field
@@ -30,6 +30,9 @@ from magpolicy_comfyui._sources import SampledModel
 from magpolicy_comfyui._streams import StreamNames, evaluated_by, guidance_of
 from magpolicy_torch import adapter
 
+if TYPE_CHECKING:
+    from magpolicy_comfyui._handle import Handle
+
 KEY = "magpolicy"
 log = logging.getLogger("magpolicy")
 _SHARED = "nothing is learned or measured so: sample once on one device for that"
@@ -47,6 +50,8 @@ class Attachment:
     run_report: RunReport | None = None
     """Of the last sampling."""
     lessons: Lessons = field(factory=Lessons)
+    owner: Callable[[], Handle | None] = lambda: None
+    """A weak reference to the handle that ``magpolicy.attach`` gave; a node's has none."""
 
     @property
     def latest(self) -> RunReport | None:

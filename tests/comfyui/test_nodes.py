@@ -421,6 +421,40 @@ def test_a_handle_while_a_sampling_is_under_way(comfyui: Path) -> None:
     assert not patcher.get_all_wrappers("outer_sample")
 
 
+def test_attaching_again_and_without_the_handle(comfyui: Path) -> None:
+    patcher = models.make("Flux")
+    plain = running.sample(patcher, "Flux", steps=12)
+    first = magpolicy.attach(patcher, preset="flux", **running.RULE)
+    running.sample(patcher, "Flux", steps=12)
+    clone = patcher.clone()
+    second = magpolicy.attach(patcher, preset="flux", threshold=0.0, max_skips=0, retention=0.0)
+    assert magpolicy.attached(patcher) == (second,)
+    with pytest.raises(magpolicy.ArgumentError, match="steps=12"):
+        magpolicy.attach(patcher, preset="flux", steps=12)
+    first.detach()
+    assert torch.equal(running.sample(patcher, "Flux", steps=12), plain)
+    assert (first.report.skipped > 0, second.report.skipped) == (True, 0)
+
+    def inside(*_: object) -> None:
+        for do in (lambda: magpolicy.attach(patcher, preset="flux"), lambda: magpolicy.detach(patcher)):
+            with pytest.raises(magpolicy.RunError, match="under way"):
+                do()
+        met.append(True)
+
+    met: list[bool] = []
+    hook = patcher.model.diffusion_model.register_forward_pre_hook(inside)
+    running.sample(patcher, "Flux", steps=12)
+    hook.remove()
+    assert met
+    assert magpolicy.detach(patcher) == 1
+    assert magpolicy.detach(patcher) == 0
+    assert not patcher.get_all_wrappers("outer_sample")
+    (of_clone,) = magpolicy.attached(clone)
+    assert of_clone.report.skipped == first.report.skipped, "a clone has what was on the patcher"
+    assert magpolicy.detach(clone) == 1
+    assert not clone.get_all_wrappers("outer_sample")
+
+
 def test_attach(comfyui: Path) -> None:
     patcher = models.make("Flux")
     plain = running.sample(patcher, "Flux", steps=12)
@@ -432,8 +466,6 @@ def test_attach(comfyui: Path) -> None:
         assert [report.schedule for report in handle.reports] == [handle.report.schedule]
         assert (handle.scope, handle.residuals_held) == ("stack", 0)
         assert handle.module is patcher.model.diffusion_model
-        with pytest.raises(magpolicy.AdapterError, match="attached already"):
-            magpolicy.attach(patcher, preset="flux")
         with pytest.raises(magpolicy.RunError, match="does not calibrate"):
             _ = handle.curve
     assert torch.equal(running.sample(patcher, "Flux", steps=12), plain)
