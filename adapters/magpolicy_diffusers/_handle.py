@@ -42,13 +42,9 @@ class Handle(AttachedToLoop):
     def __init__(
         self, target: Any, modules: Mapping[str, nn.Module], request: AttachRequest, replaced: Handle | None = None
     ) -> None:
+        request = evolve(request, group=SharedBy(modules.values(), request.group))
         super().__init__(request)
         self._names = tuple(modules)
-<<<<<<< HEAD
-=======
-        request = evolve(request, group=SharedBy(modules.values(), request.group))
-        self._request = request
->>>>>>> main
         self._learner = Learner.of(request, lambda: self.identity, self.provenance)
         self.driver: Scoped[RunDriver] = Scoped("magpolicy_driver")
         self._last: Sequence[HostRun] = ()

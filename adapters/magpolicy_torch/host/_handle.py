@@ -122,14 +122,9 @@ class Handle(AttachedToLoop):
         """
         inner = unwrap(module)
         check_fits(request.config.given, classes_of(module), host="torch")
-<<<<<<< HEAD
         before = cls.on(inner)
         stack = stack_for(inner, request, held=None if before is None else before.stack)
-        handle = cls(module, stack, request)
-=======
-        stack = stack_for(inner, request)
         handle = cls(module, stack, evolve(request, group=SharedBy([module], request.group)))
->>>>>>> main
         front = CallInterceptor(inner, handle._forward)
         handle.install(
             (stack.claim, stack.release), (front.install, front.remove), (handle._enter, handle._leave), replaces=before
