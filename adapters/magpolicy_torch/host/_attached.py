@@ -60,7 +60,7 @@ class Attached(abc.ABC):
     def __init__(self, request: AttachRequest | None = None) -> None:
         self._request = request
         self._settings: Scoped[AttachRequest] = Scoped("magpolicy_settings")
-        self._known: dict[Any, AttachRequest] = {}
+        self._known: dict[Any, tuple[AttachRequest, AttachRequest]] = {}
         self._lock = threading.Lock()
         self._active = 0
         self._undo = ExitStack()
@@ -101,19 +101,19 @@ class Attached(abc.ABC):
     def _changed(self, changes: Mapping[str, Any]) -> AttachRequest:
         """The request with these changes; the same object for the same changes, so that its plans are made once."""
         request = self.request
+        key: Any = (id(request), tuple(sorted(changes.items())))
         try:
-            key = (id(request), tuple(sorted(changes.items())))
-            found = self._known.get(key)
+            before, found = self._known.get(key, (request, None))
         except TypeError:  # settings that cannot be compared
-            key = found = None
-        if found is None:
+            key, before, found = None, request, None
+        if found is None or before is not request:
             found = request.changed(getattr(self, "target", getattr(self, "module", None)), changes)
             ResidualStore(found.offload, found.storage_dtype)  # complains now
             if key is not None:
                 with self._lock:
                     if len(self._known) >= SETTINGS_KEPT:
                         self._known.clear()
-                    found = self._known.setdefault(key, found)
+                    self._known[key] = request, found
         return found
 
     @property
