@@ -24,7 +24,8 @@ def decides_by(session: Session) -> dict[str, tuple[str, str]]:
 
     >>> import magpolicy
     >>> with magpolicy.Session(None, steps=8, speedup=2.0) as session:
-    ...     decides_by(session)["steps"][1]
+    ...     _, words = decides_by(session)["steps"]
+    >>> words
     '8 steps'
     """
     config, schedule, levels = session.config, session.schedule, session.sigmas
