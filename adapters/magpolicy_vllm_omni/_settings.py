@@ -15,7 +15,7 @@ from magpolicy.adapter import SPEEDS, RunConfig, resolve
 
 KEY = "magpolicy"
 """Where a request's ``extra_args`` hold its own settings."""
-_NOT_HERE = ("target", "reduce", "blocks", "steps")
+_NOT_HERE = ("target", "reduce", "blocks", "steps", "group")
 
 
 def known_settings() -> tuple[str, ...]:
