@@ -3,7 +3,7 @@ from .blocks._layout import Layout
 from .blocks._stack import BlockStack
 from .evaluation._run import Run, evaluate
 from .host._handle import Handle
-from .host._report import Report
+from .host._report import Report, TimedCall
 from .host._run_step import run_step
 from .host._trial import trial
 from .residuals._moments import Moments
@@ -17,6 +17,7 @@ __all__ = [
     "Report",
     "ResidualStore",
     "Run",
+    "TimedCall",
     "evaluate",
     "run_step",
     "trial",

@@ -24,12 +24,15 @@ from magpolicy_torch.host._host_run import HostRun
 from magpolicy_torch.host._identity import classes_of, identity_of
 from magpolicy_torch.host._known_models import KnownModel, near_misses, rows_of
 from magpolicy_torch.host._learning import Learner, Lesson
+from magpolicy_torch.host._noise_levels import Levels, SchedulerClock, Times, TimestepClock
 from magpolicy_torch.host._report import Report
 from magpolicy_torch.host._scoped import Scoped
 from magpolicy_torch.host._streams import StreamNamer
 from magpolicy_torch.host._trial import Trial, checked_seeds, seeded
 from magpolicy_torch.pictures._grid import BRIGHTER, GridRow, draw_grid
 from magpolicy_torch.pictures._similarity import Similarity, SimilarityMeter
+from magpolicy_torch.ranks._find import SharedBy
+from magpolicy_torch.ranks._group import RankGroup
 from magpolicy_torch.residuals._moments import Moments, versions
 from magpolicy_torch.residuals._store import ResidualStore
 
@@ -47,18 +50,24 @@ __all__ = [
     "Layout",
     "Learner",
     "Lesson",
+    "Levels",
     "Moments",
     "Patch",
+    "RankGroup",
     "Record",
     "Report",
     "ResidualStore",
     "Run",
+    "SchedulerClock",
     "Scoped",
+    "SharedBy",
     "Similarity",
     "SimilarityMeter",
     "StackSpec",
     "StackTable",
     "StreamNamer",
+    "Times",
+    "TimestepClock",
     "Trial",
     "check_options",
     "checked_seeds",

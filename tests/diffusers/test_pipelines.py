@@ -17,6 +17,7 @@ STAGGERED = ("staggered",)  # frames at different noise levels in one call: no s
 WAYS = [pytest.param(pipe, way, id=f"{pipe.cls}-{way}") for pipe in PIPES.values() for way in pipe.ways]
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 @pytest.mark.parametrize(("case", "way"), [p for p in WAYS if not p.values[1].startswith(STAGGERED)])
 def test_every_branch_reuses_its_own_residual(case, way):
     by_hand = case.make()

@@ -47,6 +47,24 @@ def native_ring() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def uneven_gather() -> Iterator[None]:
+    """Tokens that the ranks do not divide make shares of unequal length, which NCCL can gather and gloo cannot: here each share
+    is filled up to the longest one, and cut after the gather."""
+    from diffusers.hooks import context_parallel
+
+    def gather(tensor: torch.Tensor, dim: int, group: Any) -> torch.Tensor:
+        lengths = context_parallel.gather_size_by_comm(tensor.shape[dim], group)
+        short = max(lengths) - tensor.shape[dim]
+        filled = torch.cat([tensor, tensor.narrow(dim, 0, 1).repeat_interleave(short, dim)], dim) if short else tensor
+        parts = [torch.empty_like(filled) for _ in lengths]
+        torch.distributed.all_gather(parts, filled.contiguous(), group=group)
+        return torch.cat([part.narrow(dim, 0, length) for part, length in zip(parts, lengths, strict=True)], dim)
+
+    with mock.patch.object(context_parallel, "_all_gather_anything", gather):
+        yield
+
+
+@contextlib.contextmanager
 def tensor_parallel_on_cpu() -> Iterator[None]:
     """diffusers lists the kinds of devices that its tensor parallelism was tried on; here the CPU is one more of them."""
     from diffusers.hooks import tensor_parallel

@@ -198,6 +198,7 @@ def test_text_after_the_image_as_described(kit, layout):
     assert two_skips(model, BlockStack([model.double_blocks, model.single_blocks], layout=layouts), kit).skipped == 2
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 def test_a_description_that_does_not_add_up_computes(kit):
     model = TwoStage(text_first=True).requires_grad_(False)
     stack = BlockStack([model.double_blocks, model.single_blocks], layout={Joint: Layout(hidden="x", prefix=3, suffix=0)})
@@ -248,6 +249,7 @@ class Reported(nn.Module):
         return x
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 def test_a_result_with_something_unknown_in_it_computes(kit):
     model, x = Reported(), kit.noise(1, (1, 6, 8))
     with magpolicy.attach(model, schedule=Schedule.from_mask([1, 0])) as handle, handle.run():

@@ -125,6 +125,7 @@ def test_a_block_that_stands_twice_in_the_list_runs_twice(kit, places):
         assert len(ran) == 2 * places.count(0)
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 def test_a_block_that_stands_twice_in_a_wrapped_model_says_what_serves(kit):
     block = kit.Block()
     net, x = Listed([block, block]).requires_grad_(False), kit.noise(1, (1, 4, WIDTH))
@@ -166,6 +167,7 @@ def test_a_block_that_is_kept_under_two_names(kit):
     assert handle.report.skipped == 2
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 def test_blocks_that_are_replaced_while_attached_are_said(kit):
     torch.manual_seed(0)
     net, x = kit.Net().requires_grad_(False), kit.noise(1, (1, 4, WIDTH))
@@ -182,6 +184,33 @@ def test_blocks_that_are_replaced_while_attached_are_said(kit):
         assert "holds other blocks than when it was attached to; attach again" in str(handle.report)
 
 
+def test_a_run_that_skipped_nothing_of_what_was_to_be_warns_once(kit):
+    class Extra(nn.Module):
+        def forward(self, x):
+            return x, x.mean()
+
+    class Reported(Listed):
+        def forward(self, x):
+            for block in self.blocks:
+                x, _ = block(x)
+            return x
+
+    net, x = Reported([Extra(), Extra()]), kit.noise(1, (1, 4, WIDTH))
+    with magpolicy.attach(net, schedule=Schedule.from_mask([1, 0, 1, 0])) as handle:
+        told = r"nothing was skipped .*Reported computes: block 0 \(Extra\) .*scope="
+        with pytest.warns(UserWarning, match=told) as warned, handle.run():
+            net(x), net(x), net(x), net(x)
+        assert len(warned) == 1
+    with magpolicy.attach(net, schedule=Schedule.from_mask([1, 1])) as handle, handle.run():
+        net(x), net(x)  # nothing was to be skipped: nothing is said
+    with magpolicy.attach(net, calibrate=True, steps=2) as handle:
+        with pytest.warns(UserWarning, match="nothing was measured: Reported computes"), handle.run():
+            net(x), net(x)
+        with pytest.raises(magpolicy.RunError, match="could not be followed"):
+            _ = handle.calibration
+
+
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_why_a_call_cannot_be_bypassed_is_said(kit, wrapped):
     class Extra(nn.Module):
@@ -379,6 +408,7 @@ def test_models_that_call_each_other(kit):
         assert (handle.report.computed, second.report.computed) == (2, 2)
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 @pytest.mark.parametrize("called", [True, False], ids=["block", "layers"])
 def test_a_model_that_looks_into_its_blocks(kit, called):
     """Blocks that are lists of layers: the model may ask for one, or run them one by one, in which case it computes."""
@@ -403,3 +433,44 @@ def test_a_model_that_looks_into_its_blocks(kit, called):
         assert torch.allclose(net(x), expected)
     assert handle.report.skipped == called
     assert called != any("did not call the last of its blocks" in problem for problem in handle.report.problems)
+
+
+class Pairwise(nn.Module):
+    """Video and audio go from block to block as one pair, as in ComfyUI's LTX-2; or as two arguments."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x, audio_embed=None):
+            video, audio = x if audio_embed is None else (x, audio_embed)
+            return video + self.one(audio).sum(1, keepdim=True), audio + self.other(video).sum(1, keepdim=True)
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.blocks = nn.ModuleList(self.Block() for _ in range(3))
+
+    def forward(self, video, audio):
+        for block in self.blocks:
+            video, audio = block(video, audio) if self.kind is None else block(self.kind((video, audio)))
+        return video, audio
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+@pytest.mark.parametrize("audio_tokens", [4, 0, 9])
+@torch.no_grad()
+def test_a_pair_of_streams_in_one_argument_skips_as_two_arguments_do(kind, audio_tokens):
+    noise = torch.Generator().manual_seed(1)
+    inputs = [[torch.randn(1, n, WIDTH, generator=noise) for n in (9, audio_tokens)] for _ in range(6)]
+    plan, found = Schedule.from_mask((1, 1, 0, 1, 0, 0), coefficients=[0, 0, 0.5, 0, 0.3, 0.6]), []
+    for way in (kind, None):
+        torch.manual_seed(0)
+        net = Pairwise(way).eval()
+        with magpolicy.attach(net, schedule=plan) as handle, handle.run():
+            found.append([net(video + 0, audio + 0) for video, audio in inputs])
+        assert str(handle.report.schedule.mask) == str(plan.mask)
+        assert handle.report.problems == ()
+    for pair, two in zip(*found, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(pair, two, strict=True))

@@ -364,6 +364,7 @@ def test_back_at_a_known_resolution_the_residual_of_the_other_is_let_go_of(plain
     assert after[2] < after[3] == after[0]
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 def test_blocks_in_another_order_compute_with_nothing_on_the_device(plain):
     blocks, x = plain.module.blocks, torch.ones(1, 9, 8)
     during = []

@@ -308,6 +308,7 @@ class Picky(torch.nn.Module):
         return x
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 3), (0, 1, 1, 2, 3), (0, 2, 1, 3), (0, 1, 2, 3, 3), ()])
 def test_an_order_that_cannot_be_bypassed_computes_and_is_never_tried_again(kit, order):
     torch.manual_seed(0)
@@ -334,6 +335,7 @@ def test_a_block_left_out_on_every_call_is_fine(kit):
     torch.testing.assert_close(again, first)
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 def test_a_block_left_out_only_now_gets_no_residual_of_the_full_stack(kit):
     torch.manual_seed(0)
     net = Picky(kit.Block)
@@ -370,6 +372,7 @@ class Shrinking(torch.nn.Module):
         return x
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 def test_a_stack_whose_output_does_not_fit_its_input_computes(kit):
     net, x = Shrinking(), kit.noise(1, (1, 4, 8))
     with magpolicy.attach(net, schedule=Schedule.from_mask([1, 0])) as handle, handle.run():
@@ -377,6 +380,7 @@ def test_a_stack_whose_output_does_not_fit_its_input_computes(kit):
     assert decisions(handle)[1] is Decision.UNSUPPORTED
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 def test_gradient_checkpointing_computes(plain):
     """Its backward pass runs the blocks again, outside any call: skipping them forward would be wrong."""
     plain.module.gradient_checkpointing = True
@@ -426,6 +430,7 @@ def test_whole_model_asked_for_another_form_of_result(kit):
     assert decisions(handle)[1] is Decision.MISMATCH
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 def test_whole_model_with_another_output_shape_computes():
     model = torch.nn.Linear(8, 4)
     with magpolicy.attach(model, schedule=Schedule.from_mask([1, 0]), scope="model") as handle, handle.run():

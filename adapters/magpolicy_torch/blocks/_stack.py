@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import NoneType
@@ -61,6 +62,8 @@ class BlockStack:
             raise ArgumentError(f"blocks holds {len(self.blocks)} blocks; give at least one, each of them once")
         originals = [unwrap(block) for block in self.blocks]  # what is compiled hides the names of its arguments
         self.kinds = tuple(map(type, originals))
+        self.entrance: nn.Module | None = originals[0]
+        """The block whose hooks may change what enters the stack; ``None`` for a whole model, which undoes that at its end."""
         if not isinstance(layout, (Layout, Mapping, NoneType)) and len(layout) != len(self.blocks):
             raise ArgumentError(f"layout holds {len(layout)} layouts for {len(self.blocks)} blocks; give one each, or one")
         self.layouts = tuple(_layout_of(index, block, layout) for index, block in enumerate(originals))
@@ -152,7 +155,7 @@ class BlockStack:
             AdapterError: its forward has no argument that could be the sample.
         """
         stack = cls([module], layout=Layout.of(module.forward, type(module).__name__, first=True))
-        stack.scope = "model"
+        stack.scope, stack.entrance = "model", None
         return stack
 
     def __len__(self) -> int:
@@ -169,12 +172,17 @@ class BlockStack:
             AdapterError: one of them is claimed already.
         """
         if any(map(taken, self.blocks)):
-            raise AdapterError("blocks are attached already; detach() the handle that holds them first")
+            raise AdapterError("blocks are attached already, by another model's handle; detach() that one first")
         _claimed.update(self.blocks)
 
     def release(self) -> None:
         """Undo :meth:`claim`."""
         _claimed.difference_update(self.blocks)
+
+    def alike(self, other: BlockStack) -> bool:
+        """Whether ``other`` is the same blocks, bypassed in the same way."""
+        mine, theirs = ((stack.scope, stack.layouts, [*stack.blocks, None, *stack.side_branches]) for stack in (self, other))
+        return mine[:2] == theirs[:2] and len(mine[2]) == len(theirs[2]) and all(map(operator.is_, mine[2], theirs[2]))
 
 
 def taken(block: nn.Module) -> bool:

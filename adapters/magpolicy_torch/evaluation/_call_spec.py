@@ -8,6 +8,7 @@ from typing import Any
 from attrs import Factory, define, evolve
 
 import torch
+from magpolicy_torch.blocks._entry import Entry
 from magpolicy_torch.blocks._observed import Returned
 from magpolicy_torch.blocks._pattern import ForwardPattern, Sources
 from magpolicy_torch.evaluation._parts import StackIO
@@ -30,6 +31,8 @@ class CallSpec:
     """Blocks before which something happens to their states."""
     branches: Mapping[int, tuple[Sources, Returned]]
     """How the modules beside the stack are called, and what they return."""
+    entry: Entry | None = None
+    """What changes the arguments of the first block before its own forward has them."""
     images: set[tuple[torch.Size, torch.dtype, torch.device]] = Factory(set)
     """What the image tokens that enter the stack looked like in such calls: what a residual has to look like. More than one
     where a mask among the arguments, and not their shapes, says how many tokens of text there are."""
@@ -42,9 +45,9 @@ class CallSpec:
     idle: list[Mounts] = Factory(list)
     """What calls of this kind are mounted with, while not in use. It is kept: what was compiled is to be the same again."""
 
-    def for_another_kind(self) -> CallSpec:
+    def for_another_kind(self, entry: Entry | None) -> CallSpec:
         """The same, for calls that were not observed yet."""
-        return evolve(self, images=set(), observed=False, route=None, idle=[])
+        return evolve(self, entry=entry, images=set(), observed=False, route=None, idle=[])
 
 
 @define(eq=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from magpolicy import Decision
+from magpolicy_torch.blocks._entry import REGISTRIES, entry_of
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.blocks._tokens import entering, leaving
 from magpolicy_torch.device import _accelerator
@@ -21,6 +22,9 @@ from magpolicy_torch.evaluation._parts import StackIO, version
 from magpolicy_torch.evaluation._run import Run, evaluate
 from magpolicy_torch.evaluation._target import Pairs
 from torch import Tensor, nn
+
+COMPUTES = " computes: "
+"""Between the name of a model whose blocks could not be followed, and why."""
 
 _KINDS_KEPT = 64  # kinds of calls that are remembered: shapes, switches, optional arguments
 # What a skip may raise that was not tried before: its parts met another call than the one observed. No interruption is among
@@ -101,7 +105,9 @@ class ModelCall:
         self.original, self.args, self.kwargs = original, args, kwargs
         self.stack = model.stack
         self.batch = model.stack.layouts[0].batch
-        self.kind = _kind_of(args, kwargs)
+        first = model.stack.entrance
+        self.entry = None if first is None or REGISTRIES.isdisjoint(first.__dict__) else entry_of(first)
+        self.kind = _kind_of(args, kwargs), self.entry
         self.spec = model.specs.get(self.kind)
 
     @property
@@ -126,7 +132,7 @@ class ModelCall:
 
     def _observe(self) -> tuple[Any, Pairs | None]:
         """The first call of its kind, its blocks watched."""
-        observation = Observation(self.stack)
+        observation = Observation(self.stack, self.entry)
         result = self.model.mounting.probes(observation).eager(self.original, self.args, self.kwargs)
         spec = observation.spec()
         if spec is None:
@@ -177,7 +183,7 @@ class ModelCall:
 
     def skip(self, residual: Tensor, second: Tensor | None) -> tuple[Any, Decision | None]:
         computed = [self.run.specs[stream] for stream in self.streams]
-        spec = self.spec or computed[0].for_another_kind()
+        spec = self.spec or computed[0].for_another_kind(self.entry)
         if any(each.order != spec.order for each in computed):
             return self._unsupported("other blocks ran when the residual was computed")
         if spec.images and (residual.shape, residual.dtype, residual.device) not in spec.images:
@@ -258,7 +264,7 @@ class ModelCall:
         return None, Decision.UNSUPPORTED
 
     def _problem(self, why: str) -> None:
-        self.run.record.problem(f"{type(self.model.module).__name__} computes: {why}")
+        self.run.record.problem(f"{type(self.model.module).__name__}{COMPUTES}{why}")
 
 
 def _lent(spec: CallSpec) -> Mounts:

@@ -70,7 +70,9 @@ class Mounting:
     def _taps(self, spec: CallSpec, io: StackIO, *, copied: bool) -> dict[int, Part]:
         blocks, last = self.stack.blocks, len(self.stack) - 1
         return {
-            index: Tap(blocks[index], io, spec.patterns[index], first=index == 0, last=index == last, copied=copied)
+            index: Tap(
+                blocks[index], io, spec.patterns[index], first=index == 0, last=index == last, copied=copied, entry=spec.entry
+            )
             for index in {0, last}
         }
 
@@ -83,7 +85,7 @@ class Mounting:
             index: Skip(
                 shown.get(index, stack.blocks[index]), io, spec.patterns[index], stack.layouts[index], spec.side,
                 first=index == kept[0],
-                last=index == last, index=index if full else None, copies_text=full or spec.copies_text,
+                last=index == last, index=index if full else None, copies_text=full or spec.copies_text, entry=spec.entry,
             )
             for index in kept
         }  # fmt: skip
@@ -128,12 +130,15 @@ class Mounting:
         return ShadowModule(self.module, contents)
 
     def has_short_route(self, spec: CallSpec) -> bool:
-        """Whether the blocks stand in lists that are run from end to end with nothing in between, and nothing beside them."""
+        """Whether the blocks stand in lists that are run from end to end with nothing in between, and nothing beside them; of
+        which there is only one, where the first block is passed something else than what enters the stack."""
         if self.way != "shadow" or self._paths is None or len(self._paths) != len(self.stack) or self.stack.side_branches:
             return False
         lists: dict[str, list[int]] = {}
         for path, index in self._paths:
             lists.setdefault(path.path, []).append(index)
+        if spec.entry is not None and len(lists) > 1:
+            return False
         whole = all(
             type(holder := self.module.get_submodule(path)) is nn.ModuleList and len(holder) == len(run)
             for path, run in lists.items()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from magpolicy_torch.blocks._entry import Entry
 from magpolicy_torch.blocks._observed import ObservedLayout, Returned, places_of
 from magpolicy_torch.blocks._pattern import BlockStates, Called, ForwardPattern, Sources
 from magpolicy_torch.blocks._stack import BlockStack
@@ -17,10 +18,15 @@ from torch import Tensor
 
 
 class Observation:
-    """One call: its blocks report to it, and at the end it tells what they were given and returned."""
+    """One call: its blocks report to it, and at the end it tells what they were given and returned.
 
-    def __init__(self, stack: BlockStack) -> None:
-        self.stack = stack
+    Args:
+        stack: the blocks.
+        entry: makes what enters the stack of what the first of them is passed.
+    """
+
+    def __init__(self, stack: BlockStack, entry: Entry | None = None) -> None:
+        self.stack, self.entry = stack, entry
         self.problem = ""
         """Why calls like this one cannot be bypassed, in words; empty if they can."""
         self.pairs: Pairs = ()
@@ -49,7 +55,7 @@ class Observation:
         if self.problem:
             return block(*args, **kwargs)
         called = self._called[index] = self.stack.arguments[index].called(args, kwargs)
-        states = read(called[0], args, kwargs)
+        states = read(called[0], *(self.entry(args, kwargs) if self.entry is not None and index == 0 else (args, kwargs)))
         self._before(index, states)
         self._previous = None  # the model is done with that result; holding on to it would cost memory
         result = block(*args, **kwargs)
@@ -77,7 +83,7 @@ class Observation:
             self._in_place = True
         self._output = None
         order, touched = tuple(self._order), frozenset(self._touched)
-        return CallSpec(order, self._patterns, self._layout.side, self._in_place, touched, self._branches)
+        return CallSpec(order, self._patterns, self._layout.side, self._in_place, touched, self._branches, self.entry)
 
     def _fail(self, words: str) -> None:
         self.problem = self.problem or words

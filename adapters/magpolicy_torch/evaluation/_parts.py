@@ -12,9 +12,10 @@ from typing import Any
 from attrs import Factory, define
 
 import torch
+from magpolicy_torch.blocks._entry import Entry
 from magpolicy_torch.blocks._layout import Layout
 from magpolicy_torch.blocks._observed import Returned
-from magpolicy_torch.blocks._pattern import BlockStates, ForwardPattern, Sources, switches
+from magpolicy_torch.blocks._pattern import BlockStates, ForwardPattern, Source, Sources, switches
 from magpolicy_torch.blocks._tokens import bounds, entering, narrow, replaced
 from magpolicy_torch.residuals import _arithmetic
 from torch import Tensor, nn
@@ -121,18 +122,28 @@ class Tap(Part):
 
     Args:
         copied: note copies, since the model writes into what goes in or comes out.
+        entry: makes what goes in of what the first block is passed.
     """
 
     def __init__(
-        self, block: nn.Module, io: StackIO, pattern: ForwardPattern, *, first: bool, last: bool, copied: bool
+        self,
+        block: nn.Module,
+        io: StackIO,
+        pattern: ForwardPattern,
+        *,
+        first: bool,
+        last: bool,
+        copied: bool,
+        entry: Entry | None = None,
     ) -> None:
         super().__init__(block, runs=True)
-        self.io, self.pattern = io, pattern
+        self.io, self.pattern, self.entry = io, pattern, entry if first else None
         self.first, self.last, self.copied = first, last, copied
 
     def run(self, block: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         io, pattern = self.io, self.pattern
-        hidden, _, second = read(pattern.sources, args, kwargs)
+        entered = (args, kwargs) if self.entry is None else self.entry(args, kwargs)
+        hidden, _, second = read(pattern.sources, *entered)
         if self.first and hidden is not None:
             io.before = hidden.clone() if self.copied else hidden
             io.second_before = None if second is None else second.clone()
@@ -157,6 +168,7 @@ class Skip(Part):
     Args:
         index: of the block, where the order of blocks is to be noted, and their arguments looked at.
         copies_text: the first one hands on a copy of the text: the host may write to it, and what it passed in stays its own.
+        entry: makes what goes in of what the first one is passed.
     """
 
     def __init__(
@@ -171,8 +183,10 @@ class Skip(Part):
         last: bool,
         index: int | None,
         copies_text: bool = True,
+        entry: Entry | None = None,
     ) -> None:
         super().__init__(block)
+        self.entry = entry if first else None
         self.io, self.pattern, self.layout, self.side = io, pattern, layout, side
         self.first, self.last, self.index, self.copies_text = first, last, index, copies_text
 
@@ -185,7 +199,8 @@ class Skip(Part):
                     io.misfit = True
                 else:
                     io.strange = True
-        hidden, text, second = read(pattern.sources, args, kwargs)
+        entered = (args, kwargs) if self.entry is None else self.entry(args, kwargs)
+        hidden, text, second = read(pattern.sources, *entered)
         assert hidden is not None
         if self.first:
             if text is not None and self.copies_text:
@@ -261,11 +276,15 @@ Parts = Mapping[int, Part]
 def read(sources: Sources, args: Sequence[Any], kwargs: Mapping[str, Any]) -> BlockStates:
     """The states that are passed there. Raises LookupError if they are passed otherwise."""
     hidden, text, second = sources
-    return BlockStates(
-        None if hidden is None else kwargs[hidden] if isinstance(hidden, str) else args[hidden],
-        None if text is None else kwargs[text] if isinstance(text, str) else args[text],
-        None if second is None else kwargs[second] if isinstance(second, str) else args[second],
-    )
+    return BlockStates(_given(hidden, args, kwargs), _given(text, args, kwargs), _given(second, args, kwargs))
+
+
+def _given(source: Source, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    if source is None:
+        return None
+    argument, place = source if isinstance(source, tuple) else (source, None)
+    value = kwargs[argument] if isinstance(argument, str) else args[argument]
+    return value if place is None else value[place]
 
 
 def state_in(pattern: ForwardPattern, state: int, result: Any) -> Any:
