@@ -57,7 +57,10 @@ def test_a_request_asks_for_its_own_speed(engine):
     [
         (3.0, "extra_args['magpolicy']=3.0 must hold speedup and no other; try {'speedup': 2.0}"),
         ({"speedup": 0.5}, "speedup=0.5 must be >= 1; try 2.0"),
-        ({"speedup": "soon"}, "speedup='soon' must be a number or one of 'quality' (1.5), 'balanced' (2), 'fast' (3); try 'balanced'"),
+        (
+            {"speedup": "soon"},
+            "speedup='soon' must be a number or one of 'quality' (1.5), 'balanced' (2), 'fast' (3); try 'balanced'",
+        ),
         ({"threshold": 0.1}, "extra_args['magpolicy']={'threshold': 0.1} must hold speedup and no other; try {'speedup': 2.0}"),
     ],
 )
