@@ -30,6 +30,7 @@ from magpolicy_torch.host._streams import StreamNamer
 from magpolicy_torch.host._trial import Trial, checked_seeds, seeded
 from magpolicy_torch.pictures._grid import BRIGHTER, GridRow, draw_grid
 from magpolicy_torch.pictures._similarity import Similarity, SimilarityMeter
+from magpolicy_torch.residuals._arithmetic import apply
 from magpolicy_torch.residuals._moments import Moments, versions
 from magpolicy_torch.residuals._store import ResidualStore
 
@@ -60,6 +61,7 @@ __all__ = [
     "StackTable",
     "StreamNamer",
     "Trial",
+    "apply",
     "check_options",
     "checked_seeds",
     "classes_of",
