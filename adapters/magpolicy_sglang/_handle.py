@@ -36,15 +36,15 @@ class StageHandle(Attached):
     no_run = "send a request"
 
     def __init__(self, stage: Any, request: AttachRequest) -> None:
-        super().__init__()
+        super().__init__(request)
         if request.scope != "stack" or request.blocks is not None:
             raise ArgumentError("scope and blocks: in SGLang the models say themselves what is left out; leave both out")
         if request.safeguard and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             raise ArgumentError(
-                f"safeguard={request.safeguard!r} measures on each rank by itself, and ranks have to decide alike; leave it out "
+                f"safeguard={request.safeguard!r} measures on each rank by itself, but ranks must decide alike; leave it out "
                 "on several ranks"
             )
-        self.stage, self.request = stage, request
+        self.stage = stage
         self._stacks: WeakKeyDictionary[nn.Module, BlockStack] = WeakKeyDictionary()
         self._last: RequestRun | None = None
         self._said: set[str] = set()

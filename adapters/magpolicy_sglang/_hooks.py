@@ -100,14 +100,14 @@ def around_predict(original: Callable[..., Any], stage: Any, current_model: nn.M
 # What a model's forward calls. A model that is compiled as a whole breaks its graph here, outside of its blocks.
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def around_begin(original: Callable[..., bool], model: Any) -> bool:
     """In place of the question whether to run the blocks."""
     call = _seam.of(model)
     return original(model) if call is None else call.begin()
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def around_record(original: Callable[..., None], model: Any, features: Tensor) -> None:
     """In place of noting what came out of the blocks."""
     call = _seam.of(model)
@@ -117,7 +117,7 @@ def around_record(original: Callable[..., None], model: Any, features: Tensor) -
         call.record(features)
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def around_forecast(original: Callable[..., Tensor], model: Any, template: Tensor) -> Tensor:
     """In place of the engine's own forecast."""
     call = _seam.of(model)

@@ -21,6 +21,7 @@ from magpolicy.catalog._learned import learned, remember
 from magpolicy.catalog._matching import PresetMatches, named
 from magpolicy.planning._target import SPEEDS
 from magpolicy.policy._semantics import semantics
+from magpolicy.run._alike import decides_by
 from magpolicy.run._call import CallDecision, StreamDecision
 from magpolicy.run._config import RunConfig
 from magpolicy.run._placing import Placement, ScheduleSpan, place
@@ -45,6 +46,7 @@ __all__ = [
     "can_teach",
     "check_fits",
     "config_digest",
+    "decides_by",
     "differences",
     "digest",
     "entries",

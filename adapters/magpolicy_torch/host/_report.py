@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from attrs import Factory, field, frozen
+from attrs import Factory, evolve, field, frozen
 
 import torch
 from magpolicy import Decision, Replan, Schedule, Session, TraceEntry
@@ -99,6 +99,31 @@ class Report:
             model,
             tuple(TimedCall(skipped, lap) for skipped, lap in record.laps),
             tuple(record.losses),
+        )
+
+    @classmethod
+    def together(cls, reports: Sequence[Report], plan: Schedule | None = None) -> Report:
+        """One report of runs that were made at once, each of other streams, such as one a device.
+
+        Args:
+            reports: at least one, of runs by the same settings.
+            plan: the schedule that they followed.
+        """
+        first = reports[0]
+        if len(reports) == 1:
+            return first
+        trace = sorted((entry for report in reports for entry in report.trace), key=lambda entry: entry.step)
+        within = [entry for entry in trace if entry.decision is not Decision.PAST_END]
+        return evolve(
+            first,
+            trace=tuple(trace),
+            schedule=Schedule.from_trace(within, plan=plan) if within else None,
+            forecasts=sum(report.forecasts for report in reports),
+            held=dict(sum((Counter(report.held) for report in reports), Counter())),
+            replans=tuple(replan for report in reports for replan in report.replans),
+            problems=tuple(dict.fromkeys(problem for report in reports for problem in report.problems)),
+            calls=tuple(call for report in reports for call in report.calls),
+            losses=tuple(loss for report in reports for loss in report._losses),
         )
 
     @property
