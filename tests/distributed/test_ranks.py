@@ -158,15 +158,16 @@ def guarded(kind: str) -> dict[str, Any]:
     from torch import distributed
 
     if kind == "context parallel":
-        with magpolicy.attach(FLUX.make(), calibrate=True) as handle:
-            paint(handle.target)
+        alone_pipe = FLUX.make()
+        with magpolicy.attach(alone_pipe, calibrate=True) as handle:
+            paint(alone_pipe)
             known = handle.calibration
         settings = dict(calibration=known, speedup=2.0, safeguard=1.0)
-        with magpolicy.attach(FLUX.make(), **settings) as handle:
-            paint(handle.target, seed=7)
+        with magpolicy.attach(alone_pipe, **settings) as handle:
+            paint(alone_pipe, seed=7)
             alone = said(handle)
         with flux_over_two() as pipe, magpolicy.attach(pipe, **settings) as handle:
-            paint(handle.target, seed=7)
+            paint(pipe, seed=7)
             return {"alone": alone, "ours": said(handle)}
     with magpolicy.attach(Net(), calibrate=True) as handle:
         loop(handle)
