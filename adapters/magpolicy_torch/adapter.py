@@ -24,6 +24,7 @@ from magpolicy_torch.host._host_run import HostRun
 from magpolicy_torch.host._identity import classes_of, identity_of
 from magpolicy_torch.host._known_models import KnownModel, near_misses, rows_of
 from magpolicy_torch.host._learning import Learner, Lesson
+from magpolicy_torch.host._noise_levels import Levels, SchedulerClock, Times, TimestepClock
 from magpolicy_torch.host._report import Report
 from magpolicy_torch.host._scoped import Scoped
 from magpolicy_torch.host._streams import StreamNamer
@@ -50,6 +51,7 @@ __all__ = [
     "Layout",
     "Learner",
     "Lesson",
+    "Levels",
     "Moments",
     "Patch",
     "RankGroup",
@@ -57,6 +59,7 @@ __all__ = [
     "Report",
     "ResidualStore",
     "Run",
+    "SchedulerClock",
     "Scoped",
     "SharedBy",
     "Similarity",
@@ -64,6 +67,8 @@ __all__ = [
     "StackSpec",
     "StackTable",
     "StreamNamer",
+    "Times",
+    "TimestepClock",
     "Trial",
     "apply",
     "check_options",

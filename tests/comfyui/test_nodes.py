@@ -455,6 +455,16 @@ def test_attaching_again_and_without_the_handle(comfyui: Path) -> None:
     assert not clone.get_all_wrappers("outer_sample")
 
 
+def test_settings_of_one_sampling(comfyui: Path) -> None:
+    patcher = models.make("Flux")
+    with magpolicy.attach(patcher, speedup=2.0, learn=False) as handle:
+        with handle.settings(speedup=4.0):
+            running.sample(patcher, "Flux", steps=12)
+            assert handle.report.computed == 3
+        running.sample(patcher, "Flux", steps=12)
+        assert handle.report.computed == 6
+
+
 def test_attach(comfyui: Path) -> None:
     patcher = models.make("Flux")
     plain = running.sample(patcher, "Flux", steps=12)
