@@ -11,11 +11,11 @@ from attrs import evolve
 
 import magpolicy
 from magpolicy import ArgumentError, AttachRequest
-from magpolicy.adapter import SPEEDS, RunConfig, resolve
+from magpolicy.adapter import RunConfig, resolve, speedup_of
 
 KEY = "magpolicy"
 """Where a request's ``extra_args`` hold its own settings."""
-_NOT_HERE = ("target", "reduce", "blocks", "steps")
+_NOT_HERE = ("target", "reduce", "blocks", "steps", "group")
 
 
 def known_settings() -> tuple[str, ...]:
@@ -62,14 +62,7 @@ def _speed(given: Any) -> float | None:
         return None
     if not isinstance(given, Mapping) or set(given) != {"speedup"}:
         raise ArgumentError(f"extra_args[{KEY!r}]={given!r} must hold speedup and no other; try {{'speedup': 2.0}}")
-    speed = given["speedup"]
-    if isinstance(speed, str):
-        if speed not in SPEEDS:
-            raise ArgumentError(f"speedup={speed!r} is not known; use a number or one of {', '.join(SPEEDS)}")
-        return float(SPEEDS[speed])
-    if isinstance(speed, bool) or not isinstance(speed, (int, float)) or not 1 <= speed < float("inf"):
-        raise ArgumentError(f"speedup={speed!r} must be a number >= 1; try 2.0")
-    return float(speed)
+    return speedup_of(given["speedup"])
 
 
 class Speeds:
@@ -91,7 +84,7 @@ class Speeds:
         if self.request.calibrate or not any(asked):
             return self.request
         usual_name = getattr(getattr(self.request.config, "target", None), "speedup", None)
-        usual = None if usual_name is None else _speed({"speedup": usual_name})
+        usual = None if usual_name is None else speedup_of(usual_name)
         speeds = [usual if speed is None else speed for speed in asked]
         if None in speeds:
             return self.request

@@ -82,6 +82,8 @@ class Engine:
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """vLLM-Omni, in a process of its own."""
+    for needed in ("torch", "diffusers", "transformers"):
+        pytest.importorskip(needed)
     try:
         code = obtain()
     except Unavailable as error:

@@ -1,4 +1,4 @@
-"""The adapter in the engine's own worker and runner, on the CPU; vllm_engine/stand_ins.py says what stands in."""
+"""The adapter in the engine's own worker and model runner, on the CPU. What stands in for what: vllm_engine/stand_ins.py."""
 
 from __future__ import annotations
 
@@ -42,6 +42,10 @@ def test_each_request_has_its_number_of_steps(engine):
     assert masks[0] == masks[3]
 
 
+def test_without_settings_runs_are_twice_as_fast(engine):
+    assert engine.ask("masks", kind="flux", settings={}, requests=[{}])[0].count("C") == 6
+
+
 def test_a_request_asks_for_its_own_speed(engine):
     asked = [{"magpolicy": {"speedup": 1.5}}, {}, {"magpolicy": {"speedup": "fast"}}, {"magpolicy": {"speedup": 1}}]
     masks = engine.ask("masks", kind="flux", settings={"speedup": 2.0, "learn": False}, requests=asked)
@@ -52,8 +56,11 @@ def test_a_request_asks_for_its_own_speed(engine):
     ("given", "message"),
     [
         (3.0, "extra_args['magpolicy']=3.0 must hold speedup and no other; try {'speedup': 2.0}"),
-        ({"speedup": 0.5}, "speedup=0.5 must be a number >= 1; try 2.0"),
-        ({"speedup": "soon"}, "speedup='soon' is not known; use a number or one of quality, balanced, fast"),
+        ({"speedup": 0.5}, "speedup=0.5 must be >= 1; try 2.0"),
+        (
+            {"speedup": "soon"},
+            "speedup='soon' must be a number or one of 'quality' (1.5), 'balanced' (2), 'fast' (3); try 'balanced'",
+        ),
         ({"threshold": 0.1}, "extra_args['magpolicy']={'threshold': 0.1} must hold speedup and no other; try {'speedup': 2.0}"),
     ],
 )
@@ -118,13 +125,20 @@ def test_its_own_mag_cache_does_what_the_page_says(engine):
         )
         for configured, steps in ((28, 28), (28, 12), (28, 40), (12, 12))
     }
-    assert {case: each["mask"].count("C") for case, each in found.items()} == OWN
+    assert {case: each["mask"] for case, each in found.items()} == {
+        (28, 28): "CCC..C...C....C.....C.....C.",
+        (28, 12): "CCC..C...C..",
+        (28, 40): "CCC..C...C....C.....C.....C.CCC..C...C..",
+        (12, 12): "C.C...C.....",
+    }
     with pytest.raises(Exception, match="Unknown model type: 'WanTransformer3DModel'"):
         engine.ask("own_cache", kind="wan", settings=known | {"num_inference_steps": 28}, steps=28)
 
 
-OWN = {(28, 28): 8, (28, 12): 5, (28, 40): 13, (12, 12): 3}
-"""Steps computed, by the number of steps in the config and that of the request."""
+def test_the_preset_of_its_figures_beside_it(engine):
+    settings = {"preset": "flux.1-dev-vllm-omni", "learn": False}
+    masks = engine.ask("masks", kind="flux", settings=settings, requests=[{"steps": steps} for steps in (28, 12, 40)])
+    assert masks == ["CCC..C...C....C.....C.....C.", "CC.C..C...C.", "CCCC...C....C....C.....C.....C.....C...C"]
 
 
 def test_the_engine_starts_with_the_backend(engine):
@@ -148,6 +162,12 @@ def test_a_wrong_setting_ends_the_start_with_one_error(engine, settings, message
         engine.ask("refused", settings=settings)
     assert raised.value.kind == "ArgumentError"
     assert message in raised.value.args[0]
+
+
+def test_several_ranks_are_one_error_at_the_start(engine):
+    with pytest.raises(Exception, match="2 ranks work together here") as raised:
+        engine.ask("several_ranks")
+    assert raised.value.kind == "AdapterError"
 
 
 @pytest.mark.parametrize("version", ["0.29.1", "0.31.0", "1.0.0rc1"])

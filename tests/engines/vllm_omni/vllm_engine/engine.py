@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from magpolicy_vllm_omni import _plugin  # noqa: E402
 
 if not magpolicy.manager().is_registered(_plugin):  # installed before this adapter was there
     magpolicy.manager().register(_plugin)
+gc.freeze()  # the engine collects garbage several times as it starts; half a second each over all that was imported
 CLASSES = {"flux": "FluxPipeline", "wan": "WanPipeline"}
 _folder = Path(tempfile.mkdtemp(prefix="magpolicy-vllm-omni-"))
 _workers: dict[str, Any] = {}

@@ -1,16 +1,12 @@
-"""Fetching vLLM-Omni and of vLLM the Python code: of a wheel of 300 MB, the 10 MB that a CPU can run."""
+"""Fetching vLLM-Omni and, of vLLM, the Python code: of its wheel for GPUs that is what a CPU can run."""
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -18,7 +14,7 @@ VERSION = "0.30.0"
 _OMNI_SHA256 = "141cb0c7b9c07970e5c92a99aab9696e81682dbfa3d2bfcde359c3c1533385f4"
 _VLLM_SHA256 = "ef52ee58c410ead0b8afb190838fa4cbcb52075596f67862a03859d984966ac4"
 # What both import that the tests of this repository do not need otherwise: without it vLLM cannot be imported.
-_LIBRARIES = [
+_LIBRARIES = (
     "aenum==3.1.16",
     "apache-tvm-ffi==0.1.15.post2",
     "blake3==1.0.11",
@@ -48,7 +44,7 @@ _LIBRARIES = [
     "tiktoken==0.14.0",
     "uvloop==0.23.0",
     "xgrammar==0.2.9",
-]
+)
 _SMALL = 300_000
 """Larger files of the wheel are compiled code, and tables for GPUs."""
 
@@ -90,69 +86,36 @@ def obtain() -> Path:
 
 
 def _omni(scratch: Path, made: Path) -> None:
-    (scratch / "wanted.txt").write_text(f"vllm-omni=={VERSION} --hash=sha256:{_OMNI_SHA256}\n")
-    _pip("download", "--no-deps", "--require-hashes", "--dest", str(scratch), "-r", str(scratch / "wanted.txt"))
-    with zipfile.ZipFile(next(scratch.glob("vllm_omni-*.whl"))) as archive:
+    with zipfile.ZipFile(_wheel(scratch, f"vllm-omni=={VERSION}", _OMNI_SHA256)) as archive:
         archive.extractall(made)
 
 
 def _vllm(scratch: Path, made: Path) -> None:
-    report = scratch / "report.json"
-    _pip("install", "--dry-run", "--ignore-installed", "--no-deps", "--report", str(report), f"vllm=={VERSION}")
-    found = json.loads(report.read_text())["install"][0]["download_info"]
-    if found["archive_info"]["hashes"].get("sha256") != _VLLM_SHA256:
-        raise Unavailable(f"vllm {VERSION} has another wheel for this platform: {found['url'].rpartition('/')[2]}")
-    try:
-        with zipfile.ZipFile(_Remote(found["url"])) as archive:
-            names = [i.filename for i in archive.infolist() if i.compress_size < _SMALL and i.filename.startswith("vllm/")]
-            archive.extractall(made, [name for name in names if name.endswith((".py", ".json", ".jinja"))])
-    except (urllib.error.URLError, zipfile.BadZipFile) as error:
-        raise Unavailable(f"vllm {VERSION} cannot be read: {error}") from error
+    wheel = _wheel(scratch, f"vllm=={VERSION}", _VLLM_SHA256)
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if name.startswith("vllm/") and name.endswith((".py", ".json", ".jinja"))]
+        archive.extractall(made, [name for name in names if archive.getinfo(name).compress_size < _SMALL])
+    wheel.unlink()
     about = made / f"vllm-{VERSION}+cpu.dist-info"  # the name of its build for CPUs, by which it knows its platform
     about.mkdir()
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n")
 
 
+def _wheel(scratch: Path, wanted: str, sha256: str) -> Path:
+    folder = scratch / wanted
+    folder.mkdir()
+    (folder / "wanted.txt").write_text(f"{wanted} --hash=sha256:{sha256}\n")
+    options = ("--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--require-hashes")
+    _pip("download", *options, "--dest", str(folder), "-r", str(folder / "wanted.txt"))
+    return next(folder.glob("*.whl"))
+
+
 def _pip(*arguments: str) -> None:
     command = [sys.executable, "-m", "pip", arguments[0], "--quiet", *arguments[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise Unavailable(f"vllm-omni {VERSION} cannot be fetched: nothing came for a quarter of an hour") from error
     if done.returncode:
         last = (done.stderr.strip() or "no output").splitlines()[-1]
         raise Unavailable(f"vllm-omni {VERSION} cannot be fetched: {last}")
-
-
-class _Remote(io.RawIOBase):
-    """A file on a server, of which only what is read is fetched, a few megabytes at a time."""
-
-    _AHEAD = 4_000_000
-
-    def __init__(self, url: str) -> None:
-        self._url, self._place, self._start, self._block = url, 0, 0, b""
-        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=60) as answer:
-            self._size = int(answer.headers["Content-Length"])
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._place
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._place = (0, self._place, self._size)[whence] + offset
-        return self._place
-
-    def read(self, count: int = -1) -> bytes:
-        end = self._size if count < 0 else min(self._place + count, self._size)
-        if not (self._start <= self._place and end <= self._start + len(self._block)):
-            last = min(max(end, self._place + self._AHEAD), self._size)
-            wanted = urllib.request.Request(self._url, headers={"Range": f"bytes={self._place}-{last - 1}"})
-            with urllib.request.urlopen(wanted, timeout=120) as answer:
-                if answer.status != 206:
-                    raise urllib.error.URLError("the server gives whole files only")
-                self._start, self._block = self._place, answer.read()
-        found = self._block[self._place - self._start : end - self._start]
-        self._place = end
-        return found

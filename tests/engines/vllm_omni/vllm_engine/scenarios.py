@@ -15,11 +15,6 @@ def _mask(handle: Any, which: int = -1) -> str:
     return "".join("C" if computed else "." for computed in handle.reports[which].schedule.mask)
 
 
-def _planned(session: Any) -> str | None:
-    plan = session.schedule
-    return None if plan is None else "".join("C" if computed else "." for computed in plan.mask)
-
-
 def plain_and_attached(kind: str, settings: dict[str, Any], steps: int = 12, guided: bool = False) -> dict[str, Any]:
     """One request in full, and the same with the backend."""
     made = engine.request(kind, steps, guided=guided)
@@ -28,10 +23,10 @@ def plain_and_attached(kind: str, settings: dict[str, Any], steps: int = 12, gui
         (attached,) = engine.run(runner, [engine.request(kind, steps, guided=guided)])
         handle = runner.cache_backend.handle
         streams = list(dict.fromkeys(entry.stream for entry in handle.runs[0].session.trace))
-        report = handle.report
+        plan = handle.runs[0].session.schedule
         found = {
             "mask": _mask(handle), "streams": streams, "held": handle.residuals_held, "stack": handle.runs[0].stack,
-            "problems": list(report.problems), "planned": _planned(handle.runs[0].session),
+            "planned": None if plan is None else "".join("C" if computed else "." for computed in plan.mask),
         }  # fmt: skip
     (after,) = engine.run(engine.worker(kind).model_runner, [engine.request(kind, steps, guided=guided)])
     return found | {
@@ -107,17 +102,26 @@ def dummy_run() -> dict[str, Any]:
 def detached(kind: str) -> dict[str, Any]:
     """What attaching and detaching leave behind on the pipeline and its model."""
     runner = engine.worker(kind).model_runner
+    engine.run(runner, [engine.request(kind)])  # what a run leaves by itself
 
     def own() -> list[str]:
         return sorted([*vars(runner.pipeline), *vars(runner.pipeline.transformer)])
 
-    engine.run(runner, [engine.request(kind)])  # pipelines keep figures of their last call as attributes
     before = own()
     with engine.cached(kind, speedup=2.0) as attached:
         engine.run(attached, [engine.request(kind)])
         during = own()
     gc.collect()
     return {"same": own() == before, "patched": during != before}
+
+
+def several_ranks() -> None:
+    """The backend where torch says that there are two processes; raises."""
+    import unittest.mock
+
+    engine.worker("flux")
+    with unittest.mock.patch("torch.distributed.get_world_size", return_value=2), engine.cached("flux", speedup=2.0):
+        pass
 
 
 def refused(settings: dict[str, Any]) -> None:
@@ -191,11 +195,11 @@ def own_cache(kind: str, settings: dict[str, Any], steps: int) -> dict[str, Any]
         norm, ran = last.norm, [0]
         counting = norm.register_forward_hook(lambda *_: ran.__setitem__(0, ran[0] + 1))
 
-        def step_over(*_: Any) -> None:
+        def step(*_: Any) -> None:
             found.append(ran[0])
             ran[0] = 0
 
-        steps_seen = transformer.register_forward_hook(step_over)
+        steps_seen = transformer.register_forward_hook(step)
         try:
             (latents,) = engine.run(runner, [engine.request(kind, steps)])
         finally:

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import sys
+import tempfile
 import traceback
 import warnings
 
@@ -13,11 +14,13 @@ MARK = "magpolicy-answer "
 
 
 def main() -> None:
+    home = os.environ["MAGPOLICY_HOME"]
     out = os.fdopen(os.dup(1), "w")
     warnings.simplefilter("ignore")
     scenarios = importlib.import_module("vllm_engine.scenarios")
     for line in sys.stdin:
         asked = json.loads(line)
+        os.environ["MAGPOLICY_HOME"] = tempfile.mkdtemp(dir=home)  # what a scenario's runs taught is not for the next
         try:
             answer = {"found": getattr(scenarios, asked["name"])(**asked["arguments"])}
         except Exception as error:

@@ -4,6 +4,8 @@
   questions (which device, how much memory, no inductor, no peak of memory).
 - :class:`CpuSDPABackend`: the engine's own attention by ``scaled_dot_product_attention``. The base class chooses a method by
   the platform; this chooses the method of CUDA, which calls PyTorch alone.
+- vLLM without its compiled code, under the name of its build for CPUs, ``0.30.0+cpu``, by which it tells its platform
+  (fetch.py makes that name). Triton is not there either.
 - ``torchvision``, if it is not installed: PyTorch's builds for CPUs on package registries lack it. vLLM imports it for reading
   pictures; nothing here reads any. A module whose names are empty classes.
 """
