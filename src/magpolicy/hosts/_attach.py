@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from types import NoneType, SimpleNamespace
 from typing import Any
@@ -249,6 +250,16 @@ def attach(
     return _dispatch.attach(target, request_for(target, arguments))
 
 
+def checked_request(settings: Mapping[str, Any]) -> AttachRequest:
+    """What ``attach(target, **settings)`` would ask of an adapter, before there is a target: for a host that is told its
+    settings when it starts.
+
+    Raises:
+        ArgumentError: as :func:`attach`; also where the rule is asked for, and nothing says by which ratios.
+    """
+    return request_for(None, {**_DEFAULTS, **settings})
+
+
 def request_for(target: Any, arguments: Mapping[str, Any]) -> AttachRequest:
     """What :func:`attach` asks of an adapter, for these arguments of it.
 
@@ -378,3 +389,6 @@ def _known(target: Any, *, needed: bool) -> Any:
             "curve and calibration, or plan: speedup=2.0"
         )
     return PresetMatches.of(known) if isinstance(known, list | tuple) else known
+
+
+_DEFAULTS = {name: each.default for name, each in signature(attach).parameters.items() if name != "target"}
