@@ -194,7 +194,8 @@ def attach(
     what flow models have in common. ``speedup``, ``computed`` and ``error`` plan for something else; ``rule="published"`` and
     the settings of :func:`magpolicy.simulate` apply the rule instead.
 
-    A run that is too short for its target gets the nearest plan, and a :class:`magpolicy.PlanWarning`.
+    A run that does not fit the settings, such as one too short for its target, goes by what is nearest to them, and a
+    :class:`magpolicy.PlanWarning` says so once.
 
     Args:
         target: a diffusers pipeline or model, a ``torch.nn.Module``, or an object of another installed adapter.
@@ -204,7 +205,7 @@ def attach(
         ratios: one ratio a step, or a mapping from stream to such.
         curve: a calibrated curve.
         calibration: a calibration, or the path of one.
-        schedule: a schedule to follow.
+        schedule: a schedule to follow. It is stretched over a run of another number of steps, without its forecasts.
         rule: ``"published"``: the rule decides, with the settings that were published for the model.
         steps: steps of a run, if the host does not say them (a pipeline's scheduler does); ``run(steps=...)`` overrides it.
         forecast: ``"hold"``, ``"linear"``, ``"calibrated"`` (two residuals a stream) or, of a run that is planned,
