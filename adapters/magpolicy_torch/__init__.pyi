@@ -2,6 +2,7 @@
 from .blocks._layout import Layout
 from .blocks._stack import BlockStack
 from .evaluation._run import Run, evaluate
+from .host._branches import joint_calibration
 from .host._handle import Handle
 from .host._report import Report
 from .host._run_step import run_step
@@ -18,6 +19,7 @@ __all__ = [
     "ResidualStore",
     "Run",
     "evaluate",
+    "joint_calibration",
     "run_step",
     "trial",
 ]
