@@ -59,13 +59,15 @@ class EngineHandle(Attached):
     """What ``magpolicy.attach(engine, ...)`` returns. One call of ``engine.sample`` is one run; a condition is a stream."""
 
     def __init__(self, engine, request):
-        super().__init__()
-        self.engine, self.request = engine, request
-        self.stack = stack_for(engine.transformer, request)  # raises before anything is patched
+        super().__init__(request)
+        owner = engine.sample.__self__  # the engine, or the handle that is on it, whose place this one takes
+        before, self.engine = owner if isinstance(owner, EngineHandle) else None, engine
+        self.stack = stack_for(engine.transformer, request, held=before and before.stack)  # raises before anything is patched
         self.model = HostModel(engine.transformer, self.stack)
         self.current, self.streams, self.last = Scoped("run"), Scoped("streams"), None  # a thread sees its own run only
         calls = CallInterceptor(engine.transformer, self.call)
-        self.install((self.stack.claim, self.stack.release), (calls.install, calls.remove), (self.patch, self.restore))
+        blocks, front = (self.stack.claim, self.stack.release), (calls.install, calls.remove)
+        self.install(blocks, front, (self.patch, self.restore), replaces=before)
 
     def patch(self):
         self.engine.sample, self.engine.denoise = self.sample, self.denoise
@@ -112,5 +114,5 @@ class EngineHandle(Attached):
 
 @magpolicy.hookimpl
 def attach(target, request):
-    """Attach to an engine; anything else belongs to another adapter."""
+    """Attach to an engine, in the place of the handle that is on it; anything else belongs to another adapter."""
     return EngineHandle(target, request) if isinstance(target, Engine) else None

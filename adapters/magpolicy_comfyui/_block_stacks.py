@@ -28,6 +28,8 @@ TABLE = {
     "wan.model_animate.AnimateWanModel": StackSpec(
         side_branches=lambda m: () if (len(m.blocks) - 1) % 5 == 0 else m.face_adapter.fuser_blocks,
     ),
+    # Its blocks are not called: it runs parts of them by other names, and looks into all of them.
+    "wan.model_animate2.WanAnimate2Model": StackSpec(whole=True),
 }
 _STACKS = StackTable(TABLE, package="comfy", below="comfy.ldm")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from magpolicy import AdapterError, ArgumentError, AttachRequest, RunError
+from magpolicy import ArgumentError, AttachRequest, RunError
 from magpolicy.adapter import check_fits
 from magpolicy_comfyui import _runs
 from magpolicy_comfyui._block_stacks import stack_of
@@ -29,25 +30,44 @@ class Handle(Attached):
     __module__ = "magpolicy_comfyui"
     no_run = "run a sampler on it"
 
-    def __init__(self, patcher: Any, request: AttachRequest) -> None:
-        """Attach to ``patcher``; nothing is changed if that fails.
+    def __init__(self, patcher: Any, attachment: _runs.Attachment, request: AttachRequest | None = None) -> None:
+        super().__init__(request)
+        self.patcher = patcher
+        self._attachment = attachment
+
+    @classmethod
+    def attach(cls, patcher: Any, request: AttachRequest) -> Handle:
+        """Attach to ``patcher``, in the place of what is on it. If that fails, nothing is changed.
 
         Raises:
-            AdapterError: attached already.
             ArgumentError: an option that is not known here, or the calibration is another model's.
+            RunError: a sampling is under way.
         """
-        super().__init__()
-        if _runs.attached(patcher) is not None:
-            raise AdapterError("this ModelPatcher is attached already; detach() the first handle, or attach to a clone()")
         for name in ("blocks", "steps"):
             if getattr(request, name) is not None:
                 raise ArgumentError(f"{name}={getattr(request, name)!r}: ComfyUI tells that by itself; leave it out")
         if request.scope != "stack":
             raise ArgumentError(f"scope={request.scope!r}: it is chosen by the class of the model here; leave it out")
         check_fits(request.config.given, [type(patcher.model).__name__], host="ComfyUI", roles=StreamNamer.roles)
-        self.patcher = patcher
-        self._attachment = _runs.Attachment(Settings.of_request(request))
-        self.install((partial(_runs.attach, patcher, self._attachment), self._take_off))
+        before = cls.on(patcher)
+        attachment = _runs.Attachment(Settings.of_request(request))
+        handle = cls(patcher, attachment, request)
+        handle.install((partial(_runs.attach, patcher, attachment), handle._take_off), replaces=before)
+        attachment.owner = weakref.ref(handle)
+        return handle
+
+    @classmethod
+    def on(cls, patcher: Any) -> Handle | None:
+        """The handle on ``patcher``: the one that ``attach`` made, or one for what a node or the cloned patcher left there."""
+        attachment = _runs.attached(patcher)
+        if attachment is None:
+            return None
+        owner = attachment.owner()
+        if owner is not None and owner.patcher is patcher:
+            return owner
+        handle = cls(patcher, attachment)
+        handle.install((lambda: None, handle._take_off))
+        return handle
 
     @property
     def module(self) -> nn.Module:
@@ -64,13 +84,18 @@ class Handle(Attached):
         """
         return "model" if stack_of(self.module) is None else "stack"
 
+    @property
+    def running(self) -> bool:
+        """Whether a sampling is under way."""
+        return super().running or self._attachment.driver is not None
+
     def detach(self) -> None:
         """Leave the patcher as it was before; calling it again does nothing.
 
         Raises:
             RunError: a sampling is under way.
         """
-        if self._attachment.driver is not None:
+        if self.running:
             raise RunError("detach(): a sampling is under way; let it come to its end first")
         super().detach()
 

@@ -18,7 +18,18 @@ def attach(target: Any, request: magpolicy.AttachRequest) -> Handle | None:
         return None
     from magpolicy_comfyui._handle import Handle
 
-    return Handle(target, request)
+    return Handle.attach(target, request)
+
+
+@magpolicy.hookimpl
+def attached(target: Any) -> list[Handle] | None:
+    """The handle on a ``ModelPatcher``, also for what a node has put on it."""
+    if not _ours(target):
+        return None
+    from magpolicy_comfyui._handle import Handle
+
+    handle = Handle.on(target)
+    return [] if handle is None else [handle]
 
 
 @magpolicy.hookimpl

@@ -7,8 +7,9 @@ what skips blocks is on the diffusion model during single calls only: a clone wi
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.patcher_extension
 from attrs import define, evolve, field
@@ -29,8 +30,12 @@ from magpolicy_comfyui._sources import SampledModel
 from magpolicy_comfyui._streams import StreamNames, evaluated_by, guidance_of
 from magpolicy_torch import adapter
 
+if TYPE_CHECKING:
+    from magpolicy_comfyui._handle import Handle
+
 KEY = "magpolicy"
 log = logging.getLogger("magpolicy")
+_SHARED = "nothing is learned or measured so: sample once on one device for that"
 
 
 @define(eq=False)
@@ -45,6 +50,8 @@ class Attachment:
     run_report: RunReport | None = None
     """Of the last sampling."""
     lessons: Lessons = field(factory=Lessons)
+    owner: Callable[[], Handle | None] = lambda: None
+    """A weak reference to the handle that ``magpolicy.attach`` gave; a node's has none."""
 
     @property
     def latest(self) -> RunReport | None:
@@ -106,7 +113,13 @@ class HostRun(adapter.HostRun):
         before = span.first - first  # evaluations of the whole schedule that the session does not count
         levels = span.whole(span.flow)[before:]
         super().__init__(request, placed.session(request.safeguard), first, levels, lesson, first + placed.count)
-        self.span, self.first = span, first
+        self.placed, self.span, self.first = placed, span, first
+
+    def beside(self) -> HostRun:
+        """A run of the same sampling on another device, which evaluates other conditions there at the same time."""
+        if self.lesson is not None:
+            self.lesson.drop()  # of each condition alone, nothing is learned of their difference
+        return HostRun(self._request, self.placed, self.span, None)
 
     def calibration(self, provenance: Mapping[str, Any]) -> Calibration:
         """What it measured, also of a part of a schedule.
@@ -133,6 +146,10 @@ class RunDriver:
     """Of what it is attached by."""
     run: HostRun | None = None
     """Once the sampler has begun; none where nothing is evaluated under a policy."""
+    _by_device: dict[Any, HostRun] = field(factory=dict)
+    """Where the conditions are split over several devices, whose threads evaluate them at once: the run of each device, of
+    which one is :attr:`run`. A device decides for itself, as it would in calls one after the other."""
+    _lock: Any = field(factory=threading.Lock)
     notes: list[str] = field(factory=list)
     """What a reader of the report should know."""
     source: str = ""
@@ -233,7 +250,8 @@ class RunDriver:
             self._unexpected += 1
         else:
             self._next = self._at + 1
-            self.run.go_to(self.run.first + self._at)
+            for run in self._runs:
+                run.go_to(run.first + self._at)
         try:
             return executor(x, timestep, *args, **kwargs)
         finally:
@@ -256,17 +274,32 @@ class RunDriver:
         def call() -> Any:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
-        run = self.run
-        if run is None or self._at is None or self._computes:
+        if self.run is None or self._at is None or self._computes:
             return call()
-        streams = self._streams.of(options, x.shape[0])
+        with self._lock:
+            run = self._run_on(options.get("multigpu_thread_device"), self.run)
+            streams = self._streams.of(options, x.shape[0])
         if streams is None or any(run.session.step(stream) > run.step for stream in streams):
             return call()
         with by_blocks(executor.class_obj):
-            denoiser = self._denoiser_of(executor.class_obj)
+            with self._lock:
+                denoiser = self._denoiser_of(executor.class_obj)
             if denoiser is None or denoiser.busy:
                 return call()
             return denoiser.evaluate(run, streams, call)
+
+    @property
+    def _runs(self) -> Sequence[HostRun]:
+        return tuple(self._by_device.values()) or (() if self.run is None else (self.run,))
+
+    def _run_on(self, device: Any, run: HostRun) -> HostRun:
+        """The run of a device; ``run`` of the first one, and where ComfyUI names none."""
+        if device is None:
+            return run
+        if device not in self._by_device:
+            self._by_device[device] = run.beside() if self._by_device else run
+            self._by_device[device].go_to(run.step)
+        return self._by_device[device]
 
     def _denoiser_of(self, model: Any) -> Denoiser | None:
         """The diffusion model as it stands now; ``None`` if its blocks cannot be told."""
@@ -285,33 +318,39 @@ class RunDriver:
 
     def stop(self) -> None:
         """The sampling raised: half a calibration is none."""
-        if self.run is not None:
-            self.run.stop()
+        for run in self._runs:
+            run.stop()
 
     def close(self) -> None:
         """End the run, and free its residuals."""
-        if self.run is not None:
+        for run in self._runs:
             try:
-                self.run.end()
+                run.end()
             except Exception as error:  # the picture is made
                 log.exception("magpolicy: a fault of its own, please report it")
                 self.notes.append(f"nothing was learned: {type(error).__name__}: {error}")
-            if self.run.in_vain:
-                log.warning("magpolicy: %s", self.run.in_vain)  # the report says it already
+            if run.in_vain:
+                log.warning("magpolicy: %s", run.in_vain)  # the report says it already
+        if len(self._by_device) > 1:
+            self.notes.append(f"{len(self._by_device)} devices shared the conditions; {_SHARED}")
         if self._unexpected:
             self.notes.append(f"{self._unexpected} evaluations at other noise levels than the sampler's list; they computed")
 
     def report(self) -> RunReport | None:
         """What was done so far; ``None`` if nothing was evaluated under a policy."""
-        run = self.run
-        if run is None or not run.session.trace:
+        run, runs = self.run, [run for run in self._runs if run.session.trace]
+        if run is None or not runs:
             return None
-        report, differs = run.report, run.differences(self._conditions)
+        report = adapter.Report.together([each.report for each in runs], run.session.schedule)
+        differs = run.differences(self._conditions)
         report = evolve(report, advice=advice(self.settings, run.session.config), problems=(*report.problems, *differs))
-        made = RunReport(report, run.span, self.source, list(self.notes), residuals_held=run.residuals_held, model=self.model)
+        held = sum(each.residuals_held for each in runs)
+        made = RunReport(report, run.span, self.source, list(self.notes), residuals_held=held, model=self.model)
         if self.settings.calibrate:
             try:
                 known = {name: value for name, value in self._conditions.items() if value is not None}
+                if len(runs) > 1:
+                    raise RunError(_SHARED)
                 made.measured = run.calibration(about(None if self.model is None else self.model.identity) | known)
             except (ArgumentError, RunError) as error:
                 made.problem = str(error)

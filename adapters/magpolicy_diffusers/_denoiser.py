@@ -1,17 +1,20 @@
-"""One model of a pipeline that is attached to: its stack, its patches, and one call of it."""
+"""One model that is attached to, by one handle or several: its stack, its patches, and one call of it."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakValueDictionary
 
 from attrs import define
 
 from magpolicy import AdapterError, AttachRequest
 from magpolicy_diffusers._arguments import Arguments, Times
 from magpolicy_diffusers._block_stacks import stack_of
-from magpolicy_torch.adapter import CallInterceptor, HostCall, HostModel, Patch, Scoped, stack_for, unwrap
+from magpolicy_torch.adapter import BlockStack, CallInterceptor, HostCall, HostModel, Patch, Scoped, stack_for, unwrap
 from torch import nn
 
 if TYPE_CHECKING:
@@ -21,66 +24,140 @@ Forward = Callable[..., Any]
 _CACHE_HOOKS = ("mag_cache", "fbc_", "faster_cache", "pyramid_attention_broadcast", "sea_cache", "taylorseer_cache")
 
 
+class DenoiserUser(Protocol):
+    """A handle, as the model it is attached to sees it."""
+
+    driver: Scoped[RunDriver]
+    """In each context, the run that is under way there."""
+    named_streams: Scoped[tuple[str, ...]]
+    """The user's names for the streams of a call."""
+
+    @property
+    def takes_strays(self) -> bool:
+        """Whether it drives calls that come where no run is under way."""
+
+    def stray(self, denoiser: Denoiser) -> RunDriver | None:
+        """What drives such a call; ``None``: it computes."""
+
+
+_lock = threading.RLock()  # a pipeline may be collected, and its handle leave, while another one comes
+_in_use: WeakValueDictionary[int, Denoiser] = WeakValueDictionary()
+"""By the model's id: a denoiser keeps its model, so that the id stays its own."""
+
+
 class Denoiser:
-    """A model and its stack. Making one checks everything and changes nothing.
+    """A model that handles are attached to: its stack, and its patches. All handles on a model share one.
+
+    Several pipelines may hold the model. A call belongs to the run that was begun last where the call is made (in its thread or
+    task), whichever handle's it is.
+
+    Making one checks everything and changes nothing; :meth:`of` does.
 
     Args:
         target: the model, or what ``torch.compile`` made of it.
-        request: what was asked of the handle.
-        driver: says, for each context, which run a call belongs to.
-        streams: the user's names for the streams of a call.
-        otherwise: asked for a driver where there is none; ``None`` means that the call is to compute.
-
-    Raises:
-        AdapterError: another cache is enabled, it is attached already, or its blocks cannot be told.
-        ArgumentError: an option that is not known here.
+        stack: its blocks.
     """
 
-    def __init__(
-        self,
-        target: nn.Module,
-        request: AttachRequest,
-        driver: Scoped[RunDriver],
-        streams: Scoped[tuple[str, ...]],
-        otherwise: Callable[[Denoiser], RunDriver | None],
-    ) -> None:
+    def __init__(self, target: nn.Module, stack: BlockStack) -> None:
         module = unwrap(target)
-        if (cache := other_cache(module)) is not None:
-            raise AdapterError(f"{type(module).__name__} has another cache, {cache}; call its disable_cache() first")
-        self.module = module
+        self.module, self.stack = module, stack
         self.name = type(module).__name__
-        self.stack = stack_for(module, request, stack_of)
         self.arguments = Arguments(type(module).forward.__get__(module))
         self.model = HostModel(module, self.stack)
         self.context: ContextVar[str | None] = ContextVar("magpolicy_cache_context", default=None)
         """The name that ``cache_context`` gave the call under way."""
-        self._driver, self._streams, self._otherwise = driver, streams, otherwise
-        self._interceptor = CallInterceptor(module, self._called)
         self.takes_cache = hasattr(module, "cache_context")
         """Whether diffusers' caches can be enabled on it, and its calls be named."""
-        self._named = _NamesCalls(module, self.context) if self.takes_cache else None
+        self._users: list[DenoiserUser] = []
+        self._patches: ExitStack | None = None
 
-    def install(self) -> None:
-        """Put the patches on."""
-        self.stack.claim()
-        self._interceptor.install()
-        if self._named is not None:
-            self._named.install()
+    @classmethod
+    def of(cls, target: nn.Module, request: AttachRequest, replaced: DenoiserUser | None = None) -> Denoiser:
+        """That of a model, for one more handle.
 
-    def remove(self) -> None:
-        """Take them off."""
-        if self._named is not None:
-            self._named.remove()
-        self._interceptor.remove()
-        self.stack.release()
+        Args:
+            target: the model, or what ``torch.compile`` made of it.
+            request: what was asked of the handle.
+            replaced: the handle whose place it takes.
+
+        Raises:
+            AdapterError: another cache is enabled, its blocks cannot be told, or other handles on it bypass other blocks.
+            ArgumentError: an option that is not known here.
+        """
+        module = unwrap(target)
+        if (cache := other_cache(module)) is not None:
+            raise AdapterError(f"{type(module).__name__} has another cache, {cache}; call its disable_cache() first")
+        found = _in_use.get(id(module))
+        stack = stack_for(module, request, stack_of, held=None if found is None else found.stack)
+        if found is None or found.stack.alike(stack):
+            return found or cls(module, stack)
+        if any(user is not replaced for user in found.users):
+            raise AdapterError(
+                f"{found.name} is attached already, and skips {found.stack.description} (scope={found.stack.scope!r}); handles "
+                "that share a model have one scope and the same blocks: give these, or take the others off with "
+                "magpolicy.detach()"
+            )
+        return cls(module, stack)
+
+    @staticmethod
+    def users_of(target: nn.Module) -> tuple[DenoiserUser, ...]:
+        """The handles that are attached to a model."""
+        found = _in_use.get(id(unwrap(target)))
+        return () if found is None else found.users
+
+    @property
+    def users(self) -> tuple[DenoiserUser, ...]:
+        """The handles that are attached to it, in the order in which they came."""
+        return tuple(self._users)
+
+    def enter(self, user: DenoiserUser) -> None:
+        """One more handle; with the first one the patches are put on."""
+        with _lock:
+            self._users.append(user)
+            if self._patches is None:
+                try:
+                    self._patches = self._patched()
+                except BaseException:
+                    self._users.remove(user)
+                    raise
+                _in_use[id(self.module)] = self
+
+    def _patched(self) -> ExitStack:
+        """Put the patches on; what it returns takes them off."""
+        patches: list[Any] = [CallInterceptor(self.module, self._called)]
+        if self.takes_cache:
+            patches.append(_NamesCalls(self.module, self.context))
+        with ExitStack() as undo:
+            self.stack.claim()
+            undo.callback(self.stack.release)
+            for patch in patches:
+                patch.install()
+                undo.callback(patch.remove)
+            return undo.pop_all()
+
+    def leave(self, user: DenoiserUser) -> None:
+        """One handle less; with the last one the model is left as it was."""
+        with _lock:
+            self._users.remove(user)
+            if not self._users and self._patches is not None:
+                patches, self._patches = self._patches, None
+                _in_use.pop(id(self.module), None)
+                patches.close()
 
     def _called(self, original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """In place of each call of the model."""
-        call = DenoiserCall(self, original, args, kwargs)
-        if self.model.under_way or (self.arguments.caches and call.fills_cache):  # it calls itself, or is no step
+        call, users = DenoiserCall(self, original, args, kwargs), self._users
+        # It calls itself, or it is no step, or the last handle has just left.
+        if self.model.under_way or (self.arguments.caches and call.fills_cache) or not users:
             return call.compute()
-        driver, streams = self._driver.get() or self._otherwise(self), self._streams.get()
+        user = users[0] if len(users) == 1 else max(users, key=_claim)
+        driver, streams = user.driver.get() or user.stray(self), user.named_streams.get()
         return call.compute() if driver is None else driver.call(call, streams)
+
+
+def _claim(user: DenoiserUser) -> int:
+    """The handle with the largest claim has the call: the one whose run here was begun last, or one that takes strays."""
+    return user.driver.since or (0 if user.takes_strays else -1)
 
 
 @define

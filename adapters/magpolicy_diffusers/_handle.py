@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from attrs import evolve
+
 import diffusers
 from magpolicy import AdapterError, AttachRequest, RunError
 from magpolicy.adapter import check_fits
 from magpolicy_diffusers._denoiser import Denoiser
-from magpolicy_diffusers._pipeline import denoisers_of, unwatch, watch
+from magpolicy_diffusers._pipeline import denoisers_of, unwatch, watch, watcher
 from magpolicy_diffusers._provenance import conditions, identity, provenance
 from magpolicy_diffusers._runs import GivenRun, HostRun, OwnLoop, PipelineCall, RunDriver
-from magpolicy_torch.adapter import AttachedToLoop, BlockStack, Learner, Scoped, StreamNamer, classes_of, unwrap
+from magpolicy_torch.adapter import AttachedToLoop, BlockStack, Learner, Scoped, SharedBy, StreamNamer, classes_of, unwrap
 
 if TYPE_CHECKING:
     from magpolicy.adapter import ModelIdentity
@@ -36,40 +39,78 @@ class Handle(AttachedToLoop):
 
     no_run = "call the pipeline, or the model in your loop"
 
-    def __init__(self, target: Any, modules: dict[str, nn.Module], request: AttachRequest) -> None:
-        super().__init__()
-        self.target = target
-        self._pipe = None if isinstance(unwrap(target), diffusers.ModelMixin) else target
+    def __init__(
+        self, target: Any, modules: Mapping[str, nn.Module], request: AttachRequest, replaced: Handle | None = None
+    ) -> None:
+        request = evolve(request, group=SharedBy(modules.values(), request.group))
+        super().__init__(request)
         self._names = tuple(modules)
-        self._request = request
         self._learner = Learner.of(request, lambda: self.identity, self.provenance)
-        self._driver: Scoped[RunDriver] = Scoped("magpolicy_driver")
-        self._last: RunDriver | None = None
-        self.denoisers = tuple(
-            Denoiser(module, request, self._driver, self.named_streams, self._own_loop) for module in modules.values()
-        )
+        self.driver: Scoped[RunDriver] = Scoped("magpolicy_driver")
+        self._last: Sequence[HostRun] = ()
+        self._of_pipeline = not isinstance(unwrap(target), diffusers.ModelMixin)
+        self._kind = type(target).__name__
+        # The models keep this handle alive, and they may outlive the pipeline.
+        self._target: Callable[[], Any] = weakref.ref(target) if self._of_pipeline else lambda: target
+        distinct = {id(unwrap(module)): module for module in modules.values()}
+        self.denoisers = tuple(Denoiser.of(module, request, replaced) for module in distinct.values())
 
     @classmethod
     def attach(cls, target: Any, request: AttachRequest) -> Handle:
-        """Attach to a pipeline or a model; nothing is patched if that fails.
+        """Attach to a pipeline or a model, in the place of the handle that it has. If that fails, nothing is changed.
 
         Raises:
-            AdapterError: it has no denoiser, is attached already, has another cache, or its blocks cannot be told.
+            AdapterError: it has no denoiser or another cache, or its blocks cannot be told.
             ArgumentError: an option that is not known here, or the calibration is another model's.
+            RunError: a run of the handle that it has is under way.
         """
+        before = cls._own_of(target)
         if isinstance(unwrap(target), diffusers.ModelMixin):
-            handle = cls(target, {"model": target}, request)
+            handle = cls(target, {"model": target}, request, before)
         else:
             modules = denoisers_of(target)
             if not modules:
                 raise AdapterError(f"target={type(target).__name__} has no denoiser that is known; attach to its model instead")
-            handle = cls(target, {name: getattr(target, name) for name in modules}, request)
-        watched = [] if handle._pipe is None else [(partial(watch, target, handle._call), partial(unwatch, target))]
-        roles = StreamNamer.roles if handle._pipe is not None else ()
+            handle = cls(target, {name: getattr(target, name) for name in modules}, request, before)
+        roles = StreamNamer.roles if handle._of_pipeline else ()
         classes = classes_of(*(denoiser.module for denoiser in handle.denoisers))
         check_fits(request.config.given, classes, host="diffusers", roles=roles)
-        handle.install(*((d.install, d.remove) for d in handle.denoisers), *watched)
+        entered = [(partial(d.enter, handle), partial(d.leave, handle)) for d in handle.denoisers]
+        if handle._of_pipeline:
+            watched = partial(watch, target, handle._call, handle.let_go)
+            handle.install(*entered, (watched, partial(unwatch, weakref.ref(target))), replaces=before)
+        else:
+            handle.install(*entered, replaces=before)
         return handle
+
+    @classmethod
+    def on(cls, target: Any) -> list[Handle]:
+        """The handles on a pipeline or a model, the oldest first. On a model are also those of its pipelines."""
+        if isinstance(unwrap(target), diffusers.ModelMixin):
+            return [user for user in Denoiser.users_of(target) if isinstance(user, cls)]
+        handle = watcher(target)
+        return [handle] if isinstance(handle, cls) else []
+
+    @classmethod
+    def _own_of(cls, target: Any) -> Handle | None:
+        """The handle that was made for ``target`` itself."""
+        of_pipeline = not isinstance(unwrap(target), diffusers.ModelMixin)
+        return next((handle for handle in cls.on(target) if handle._of_pipeline == of_pipeline), None)
+
+    @property
+    def target(self) -> Any:
+        """What it is attached to; ``None`` if that is a pipeline that was freed. A handle keeps no pipeline alive."""
+        return self._target()
+
+    @property
+    def _pipe(self) -> Any:
+        """The pipeline; ``None`` for a model by itself, and where the pipeline was freed."""
+        return self._target() if self._of_pipeline else None
+
+    @property
+    def takes_strays(self) -> bool:
+        """Whether calls from nowhere known are a loop of the user's: those of a pipeline's model are not."""
+        return not self._of_pipeline
 
     @property
     def module(self) -> nn.Module:
@@ -90,7 +131,7 @@ class Handle(AttachedToLoop):
     @property
     def residuals_held(self) -> int:
         """Residuals held for the run under way here: one per stream, two where a forecast needs them, none after it."""
-        driver = self._driver.get()
+        driver = self.driver.get()
         return 0 if driver is None or driver.run is None else driver.run.residuals_held
 
     def detach(self) -> None:
@@ -100,15 +141,13 @@ class Handle(AttachedToLoop):
             RunError: a run is under way, here or in another thread.
         """
         super().detach()
-        for driver in self._driver.everywhere():  # loops without an end
+        for driver in self.driver.everywhere():  # loops without an end
             driver.close()
 
     @property
     def runs(self) -> Sequence[HostRun]:
-        driver = self._driver.get()
-        if driver is None or driver.run is None:
-            driver = self._last
-        return () if driver is None else driver.runs
+        driver = self.driver.get()
+        return self._last if driver is None or driver.run is None else driver.runs
 
     def provenance(self) -> Mapping[str, Any]:
         return provenance(self._pipe, [denoiser.module for denoiser in self.denoisers])
@@ -122,13 +161,13 @@ class Handle(AttachedToLoop):
 
     @contextmanager
     def open_run(self, steps: int | None, sigmas: Sequence[float] | None, start: int) -> Iterator[None]:
-        if isinstance(self._driver.get(), (GivenRun, PipelineCall)):
+        if isinstance(self.driver.get(), (GivenRun, PipelineCall)):
             raise RunError("run(): a run is under way here; leave its with block first")
-        with self.under_way(), self._driven_by(GivenRun(self._request, self.warn, steps, sigmas, start, self._learner)):
+        with self.under_way(), self._driven_by(GivenRun(self._asked, self.warn, steps, sigmas, start, self._learner)):
             yield
 
     def try_go_to(self, step: int) -> bool:
-        driver = self._driver.get()
+        driver = self.driver.get()
         if not isinstance(driver, GivenRun):
             return False
         driver.go_to(step)
@@ -136,9 +175,9 @@ class Handle(AttachedToLoop):
 
     @contextmanager
     def _driven_by(self, driver: RunDriver) -> Iterator[None]:
-        if isinstance(own := self._driver.get(), OwnLoop):
+        if isinstance(own := self.driver.get(), OwnLoop):
             own.close()  # a loop without end: what comes now is another one
-        with self._driver.set(driver):
+        with self.driver.set(driver):
             try:
                 yield
             except BaseException:
@@ -149,11 +188,11 @@ class Handle(AttachedToLoop):
                     driver.close()
                 finally:
                     with self._lock:
-                        self._last = driver
+                        self._last = driver.runs
 
     def _call(self, call: Callable[[], Any]) -> Any:
         """In place of each call of the pipeline."""
-        if isinstance(self._driver.get(), PipelineCall):  # a subclass calls its parent's
+        if isinstance(self.driver.get(), PipelineCall):  # a subclass calls its parent's
             return call()
         modules = denoisers_of(self._pipe)
         strange = [name for name in self._names if modules.get(name) not in [d.module for d in self.denoisers]]
@@ -161,26 +200,28 @@ class Handle(AttachedToLoop):
             self.warn(f"{', '.join(strange)} of {type(self._pipe).__name__} is not what was attached to; attach again")
         with (
             self.under_way(),
-            self._driven_by(PipelineCall(self._request, self.warn, self._pipe, self._boundary(), self._learner)),
+            self._driven_by(PipelineCall(self._asked, self.warn, self._pipe, self._boundary(), self._learner)),
         ):
             return call()
 
-    def _own_loop(self, denoiser: Denoiser) -> OwnLoop | None:
-        """Says about calls that come from nowhere known; ``None`` where a pipeline is attached, whose calls alone are runs."""
-        if self._pipe is not None:
+    def _asked(self) -> AttachRequest:
+        return self.request
+
+    def stray(self, denoiser: Denoiser) -> OwnLoop | None:
+        """What drives calls that come from nowhere known; ``None`` where a pipeline is attached, whose calls alone are runs."""
+        if self._of_pipeline:
             self.warn(
-                f"{denoiser.name} was called by something else than the {type(self._pipe).__name__} that is attached, so "
-                "nothing is skipped; attach to what calls it, after handle.detach(), or call it inside 'with "
-                "handle.run(steps=28):'",
+                f"{denoiser.name} was called by something else than the {self._kind} that is attached, so nothing is skipped; "
+                "attach to what calls it too, or call it inside 'with handle.run(steps=28):'",
                 once=True,
             )
             return None
-        driver = OwnLoop(self._request, self.warn, began=self._began, learner=self._learner)
-        self._driver.keep(driver)
+        driver = OwnLoop(self._asked, self.warn, began=self._began, learner=self._learner)
+        self.driver.keep(driver)
         return driver
 
     def _began(self, driver: RunDriver) -> None:
-        self._last = driver
+        self._last = driver.runs
 
     def _boundary(self) -> float | None:
         """Where the second expert takes over, as a share of pure noise (Wan2.2's ``boundary_ratio``)."""
@@ -189,4 +230,4 @@ class Handle(AttachedToLoop):
 
     def __repr__(self) -> str:
         stacks = ", ".join(repr(denoiser.stack) for denoiser in self.denoisers)
-        return f"<Handle on {type(self.target).__name__}, {stacks}, {'' if self._attached else 'not '}attached>"
+        return f"<Handle on {self._kind}, {stacks}, {'' if self._attached else 'not '}attached>"

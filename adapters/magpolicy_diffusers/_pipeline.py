@@ -45,11 +45,16 @@ def models_of(target: Any) -> list[Any]:
     return list(denoisers_of(target).values()) or [unwrap(target)]
 
 
-def watch(pipe: Any, around: Around) -> None:
-    """Have ``around(call)`` in place of each call of ``pipe``; ``call()`` makes it. ``around`` is a method, and held weakly.
+def watch(pipe: Any, around: Around, gone: Callable[[], None]) -> None:
+    """Have ``around(call)`` in place of each call of ``pipe``; ``call()`` makes it. Both functions are methods, held weakly.
 
     Calling an object looks at its class, and the pipeline's class must stay what it is: diffusers and pickle ask for it. So the
     class gets a ``__call__`` that passes other instances on. It goes when the last instance does.
+
+    Args:
+        pipe: the pipeline.
+        around: stands around its calls.
+        gone: is called when the pipeline is freed while it is watched.
     """
     kind = type(pipe)
     with _lock:
@@ -57,16 +62,32 @@ def watch(pipe: Any, around: Around) -> None:
             kind.__call__ = _watching(kind)
         _counts[kind] = _counts.get(kind, 0) + 1
         _around[pipe] = weakref.WeakMethod(around)
-        _watches[pipe] = finalizer = weakref.finalize(pipe, _release, kind)
+        _watches[pipe] = finalizer = weakref.finalize(pipe, _freed, kind, weakref.WeakMethod(gone))
         finalizer.atexit = False
 
 
-def unwatch(pipe: Any) -> None:
-    """Undo :func:`watch`."""
-    _around.pop(pipe, None)
-    release = _watches.pop(pipe, None)
-    if release is not None:
-        release()
+def unwatch(pipe: weakref.ref[Any]) -> None:
+    """Undo :func:`watch`, if the pipeline is still there."""
+    watched = pipe()
+    if watched is None:
+        return
+    _around.pop(watched, None)
+    finalizer = _watches.pop(watched, None)
+    if finalizer is not None and finalizer.detach() is not None:
+        _release(type(watched))
+
+
+def watcher(pipe: Any) -> Any:
+    """Whose method stands around the calls of ``pipe``; ``None`` if none does."""
+    around = _around.get(pipe, lambda: None)()
+    return getattr(around, "__self__", None)
+
+
+def _freed(kind: Any, gone: weakref.WeakMethod[Callable[[], None]]) -> None:
+    _release(kind)
+    then = gone()
+    if then is not None:
+        then()
 
 
 def _release(kind: Any) -> None:

@@ -22,6 +22,16 @@ def attach(target: Any, request: magpolicy.AttachRequest) -> Handle | None:
 
 
 @magpolicy.hookimpl
+def attached(target: Any) -> list[Handle] | None:
+    """The handles on a pipeline or model; on a model also those of its pipelines."""
+    if not _ours(target):
+        return None
+    from magpolicy_diffusers._handle import Handle
+
+    return Handle.on(target)
+
+
+@magpolicy.hookimpl
 def preset_for(target: Any) -> list[magpolicy.Preset | str] | None:
     """The presets of a pipeline or model, by repo id, class and config; the user's calibrations of it first."""
     if not _ours(target):

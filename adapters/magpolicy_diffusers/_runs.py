@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from magpolicy_diffusers._denoiser import DenoiserCall
 
 Timestep = Callable[[], Times | None]
+Asked = Callable[[], AttachRequest]
 
 
 class HostRun(adapter.HostRun):
@@ -55,6 +56,13 @@ class HostRun(adapter.HostRun):
                 return names
         return self.streams.evaluated(names, step=self.step)
 
+    def end(self) -> None:
+        """End the run, and free its residuals. What is kept of it for reports keeps no pipeline alive."""
+        try:
+            super().end()
+        finally:
+            self._pipe = self.streams.pipe = None
+
     @property
     def complete(self) -> bool:
         """Whether every stream of the step before has been evaluated at the last one."""
@@ -62,10 +70,17 @@ class HostRun(adapter.HostRun):
 
 
 class RunDriver(abc.ABC):
-    """Says which run a call belongs to. One for each pipeline call, with block, or user's own loop."""
+    """Says which run a call belongs to. One for each pipeline call, with block, or user's own loop.
 
-    def __init__(self, request: AttachRequest, warn: Callable[..., None], learner: adapter.Learner | None = None) -> None:
-        self.request, self.warn, self.learner = request, warn, learner
+    Args:
+        asked: what was asked of runs that begin now and here.
+        warn: tells the user.
+        learner: learns from runs.
+    """
+
+    def __init__(self, asked: Asked, warn: Callable[..., None], learner: adapter.Learner | None = None) -> None:
+        self.asked, self.warn, self.learner = asked, warn, learner
+        self._request: AttachRequest | None = None
         self._lesson: adapter.Lesson | None = None
         self.runs: list[HostRun] = []
         self.run: HostRun | None = None
@@ -129,13 +144,16 @@ class RunDriver(abc.ABC):
             start: position in its schedule at which it begins.
         """
         self.close()
-        self._lesson = None if self.learner is None else self.learner.lesson(whole=start == 0, steps=steps)
-        return self.request if self._lesson is None else self._lesson.request
+        request = self.asked()
+        learner = self.learner if request.learn else None
+        self._lesson = None if learner is None else learner.lesson(request, whole=start == 0, steps=steps)
+        self._request = request if self._lesson is None else self._lesson.request
+        return self._request
 
     def _begin(self, session: Session, start: int = 0, noise: Sequence[float] | None = None, pipe: Any = None) -> HostRun:
         """Begin the run of a session that was made from :meth:`_next_request`."""
-        request = self.request if self._lesson is None else self._lesson.request
-        self.run = HostRun(request, session, start, noise, pipe, self._lesson)
+        assert self._request is not None
+        self.run = HostRun(self._request, session, start, noise, pipe, self._lesson)
         self.runs.append(self.run)
         return self.run
 
@@ -145,19 +163,19 @@ class OwnLoop(RunDriver):
 
     def __init__(
         self,
-        request: AttachRequest,
+        asked: Asked,
         warn: Callable[..., None],
         pipe: Any = None,
         began: Callable[[RunDriver], None] = lambda driver: None,
         learner: adapter.Learner | None = None,
     ) -> None:
-        super().__init__(request, warn, learner)
+        super().__init__(asked, warn, learner)
         self._pipe, self._began = pipe, began
         self._clock = TimestepClock()
         self.problem = "nothing says how long the run is: give attach(..., steps=28), or use 'with handle.run(steps=28):'"
 
     def enter(self, timestep: Timestep) -> HostRun | None:
-        if self.request.steps is None:
+        if self.run is None and self.asked().steps is None:
             return None
         moved = self._clock.tell(timestep())
         if moved == "untold":
@@ -168,7 +186,7 @@ class OwnLoop(RunDriver):
             self._clock.rising = None
             del self.runs[:-1]
             self._began(self)
-            return self._begin(self._next_request(self.request.steps).session(), pipe=self._pipe)
+            return self._begin(self._next_request(self.asked().steps).session(), pipe=self._pipe)
         if moved == "next":
             self.run.go_to(self._clock.count)
         return self.run
@@ -194,17 +212,17 @@ class GivenRun(RunDriver):
 
     def __init__(
         self,
-        request: AttachRequest,
+        asked: Asked,
         warn: Callable[..., None],
         steps: int | None,
         sigmas: Sequence[float] | None,
         start: int,
         learner: adapter.Learner | None = None,
     ) -> None:
-        super().__init__(request, warn, learner)
+        super().__init__(asked, warn, learner)
         self._clock = TimestepClock(start)
         self._told = False
-        session = self._next_request(request.length(steps, sigmas), start).session(steps, sigmas)
+        session = self._next_request(asked().length(steps, sigmas), start).session(steps, sigmas)
         self._begin(session, start, session.sigmas)
 
     def go_to(self, step: int) -> None:
@@ -228,18 +246,18 @@ class PipelineCall(RunDriver):
 
     def __init__(
         self,
-        request: AttachRequest,
+        asked: Asked,
         warn: Callable[..., None],
         pipe: Any,
         boundary: float | None,
         learner: adapter.Learner | None = None,
     ) -> None:
-        super().__init__(request, warn, learner)
+        super().__init__(asked, warn, learner)
         self._pipe = pipe
         self._clock = SchedulerClock(pipe)
         self._boundary = boundary
         self._finished = False
-        self._own = OwnLoop(request, warn, pipe, learner=learner)
+        self._own = OwnLoop(asked, warn, pipe, learner=learner)
 
     def enter(self, timestep: Timestep) -> HostRun | None:
         new = self._clock.tell(timestep)

@@ -58,7 +58,7 @@ class StreamNames(StreamNamer):
 
     def __init__(self, pipe: Any = None) -> None:
         super().__init__()
-        self._pipe = pipe
+        self.pipe = pipe
         self._fingerprints = Fingerprints()
         self._calls: dict[Hashable, tuple[str, ...]] = {}
 
@@ -71,7 +71,7 @@ class StreamNames(StreamNamer):
         rows = samples(latents)
         key = rows, self._key(condition, 0, rows)
         if key not in self._calls:  # looking at the latents waits for the device: once for each condition, not at each step
-            guided = getattr(self._pipe, "do_classifier_free_guidance", None)
+            guided = getattr(self.pipe, "do_classifier_free_guidance", None)
             self._calls[key] = self._parts(condition, rows, copies(latents, guided))
         return self._calls[key]
 
@@ -82,7 +82,7 @@ class StreamNames(StreamNamer):
             return (self._name(keys[0]),)
         order: Sequence[str | None] = (None,) * count
         if count == len(self.roles):
-            order = self.roles if type(self._pipe).__name__.startswith(_COND_FIRST) else self.roles[::-1]
+            order = self.roles if type(self.pipe).__name__.startswith(_COND_FIRST) else self.roles[::-1]
         return tuple(self._name(part, role) for part, role in zip(keys, order, strict=True))
 
     def _name(self, key: Hashable, role: str | None = None) -> str:

@@ -4,7 +4,7 @@ from .blocks._stack import BlockStack
 from .evaluation._run import Run, evaluate
 from .host._branches import joint_calibration
 from .host._handle import Handle
-from .host._report import Report
+from .host._report import Report, TimedCall
 from .host._run_step import run_step
 from .host._trial import trial
 from .residuals._moments import Moments
@@ -18,6 +18,7 @@ __all__ = [
     "Report",
     "ResidualStore",
     "Run",
+    "TimedCall",
     "evaluate",
     "joint_calibration",
     "run_step",

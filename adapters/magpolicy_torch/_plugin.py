@@ -22,6 +22,18 @@ def attach(target: Any, request: magpolicy.AttachRequest) -> Handle | None:
     return Handle.attach(target, request)
 
 
+@magpolicy.hookimpl
+def attached(target: Any) -> list[Handle] | None:
+    """The handle on a ``torch.nn.Module``."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(target, torch.nn.Module):
+        return None
+    from magpolicy_torch.host._handle import Handle
+
+    handle = Handle.on(target)
+    return [] if handle is None else [handle]
+
+
 @magpolicy.hookimpl(trylast=True)  # a host that has the model knows published presets too
 def preset_for(target: Any) -> list[magpolicy.Preset] | None:
     """The user's calibrations of a module; ``None`` if there are none, or it is no module."""

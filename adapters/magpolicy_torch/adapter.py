@@ -30,6 +30,8 @@ from magpolicy_torch.host._streams import StreamNamer
 from magpolicy_torch.host._trial import Trial, checked_seeds, seeded
 from magpolicy_torch.pictures._grid import BRIGHTER, GridRow, draw_grid
 from magpolicy_torch.pictures._similarity import Similarity, SimilarityMeter
+from magpolicy_torch.ranks._find import SharedBy
+from magpolicy_torch.ranks._group import RankGroup
 from magpolicy_torch.residuals._moments import Moments, versions
 from magpolicy_torch.residuals._store import ResidualStore
 
@@ -49,11 +51,13 @@ __all__ = [
     "Lesson",
     "Moments",
     "Patch",
+    "RankGroup",
     "Record",
     "Report",
     "ResidualStore",
     "Run",
     "Scoped",
+    "SharedBy",
     "Similarity",
     "SimilarityMeter",
     "StackSpec",

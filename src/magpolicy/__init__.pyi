@@ -23,6 +23,7 @@ from .catalog._presets import Preset, Setting
 from .hookspecs import hookimpl
 from .hosts._attach import AttachRequest, attach
 from .hosts._compile import CompileRequest, compile
+from .hosts._detach import attached, detach
 from .planning._expected import expected_distance, expected_errors
 from .planning._plan import plan, trade_off
 from .planning._refine import Refined, refine
@@ -69,7 +70,9 @@ __all__ = [
     "TraceEntry",
     "__version__",
     "attach",
+    "attached",
     "compile",
+    "detach",
     "expected_distance",
     "expected_errors",
     "hookimpl",

@@ -10,8 +10,8 @@ from magpolicy._checks import whole
 from magpolicy._errors import require
 from magpolicy._files import PRESET_ENDINGS, file_name, names_a_file
 from magpolicy.calibration._completed import MeasuredPart
-from magpolicy.calibration._likeness import ASSUMED, banded_cross
 from magpolicy.calibration._lessons import can_teach, joined, lesson_of, should_compute_all
+from magpolicy.calibration._likeness import ASSUMED, banded_cross
 from magpolicy.calibration._prior import PRIOR_SHARE
 from magpolicy.catalog._entries import LibraryEntry, entries, entry, forget
 from magpolicy.catalog._fitting import calibration_of, check_fits, differences, fits
@@ -22,6 +22,7 @@ from magpolicy.catalog._learned import learned, remember
 from magpolicy.catalog._matching import PresetMatches, named
 from magpolicy.planning._target import SPEEDS
 from magpolicy.policy._semantics import semantics
+from magpolicy.run._alike import decides_by
 from magpolicy.run._call import CallDecision, StreamDecision
 from magpolicy.run._config import RunConfig
 from magpolicy.run._placing import Placement, ScheduleSpan, place
@@ -48,6 +49,7 @@ __all__ = [
     "can_teach",
     "check_fits",
     "config_digest",
+    "decides_by",
     "differences",
     "digest",
     "entries",

@@ -35,7 +35,17 @@ def presets() -> Iterable[Preset]:  # type: ignore[empty-body]
 def attach(target: Any, request: AttachRequest) -> Any:
     """Attach the policy described by ``request`` to ``target`` and return a handle, or ``None`` if this is not yours.
 
-    The request is checked already. Raise before anything is patched if the object cannot be driven as asked.
+    The request is checked already. Raise before anything is patched if the object cannot be driven as asked. Where ``target``
+    has a handle already, the new one takes its place: check first, and detach the old one then.
+    """
+
+
+@hookspec
+def attached(target: Any) -> Sequence[Any] | None:
+    """The handles that are attached to ``target``, the oldest first; ``None`` if this is not yours.
+
+    :func:`magpolicy.attached` gives them to whoever has lost one, and :func:`magpolicy.detach` calls the ``detach()`` of each.
+    Without this hook your users need the handle that ``attach`` gave them.
     """
 
 
@@ -70,5 +80,9 @@ def on_decision(session: Session, entry: TraceEntry) -> None:
 
 
 @hookspec
-def on_run_end(session: Session) -> None:
-    """A run ended, by its last step, early, or by an exception."""
+def on_run_end(session: Session, report: Any) -> None:
+    """A run ended, by its last step, early, or by an exception.
+
+    ``report`` is what the adapter says of it, a :class:`magpolicy_torch.Report` of the adapters on torch. ``None``: there is no
+    adapter, or it makes none; the session has the trace.
+    """

@@ -68,6 +68,8 @@ def test_a_plan_is_written_and_exported(model, run, tmp_path):
         read = magpolicy.Schedule.from_dict(json.loads(text))
         assert (read, read.coefficients) == (chosen, chosen.coefficients)
     assert json.loads(run("plan", model, "--computed", 7, "--export", "cache-dit")[1]) == chosen.export("cache-dit")
+    request = json.loads(run("plan", model, "--computed", 7, "--export", "sglang-request")[1])
+    assert request == chosen.export("sglang-request")
     lines = run("plan", model, "--computed", 7, "--export", "sglang")[1].splitlines()
     assert dict(line.split("=") for line in lines) == chosen.export("sglang")
 

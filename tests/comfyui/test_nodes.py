@@ -26,7 +26,9 @@ ORIGIN_TYPES = [
 
 def test_inputs_are_the_origins_and_then_ours(nodes: dict[str, Any]) -> None:
     inputs = nodes["MagCache"].INPUT_TYPES()
-    assert list(inputs["required"]) == ORIGIN
+    # The widgets of saved workflows are told by their order: required ones first.
+    assert [*inputs["required"], *inputs["optional"]][: len(ORIGIN)] == ORIGIN
+    assert {"start_step", "end_step"} <= inputs["optional"].keys()  # an API caller may leave them out
     assert list(nodes["MagCacheCalibration"].INPUT_TYPES()["required"]) == ["model", "model_type"]
     assert list(nodes["CompileModel"].INPUT_TYPES()["required"]) == ["model", "mode", "backend", "fullgraph", "dynamic"]
     assert all(nodes[name].RETURN_TYPES[0] == "MODEL" for name in ("MagCache", "MagCacheCalibration", "CompileModel"))
@@ -36,6 +38,25 @@ def test_inputs_are_the_origins_and_then_ours(nodes: dict[str, Any]) -> None:
     assert set(ORIGIN_TYPES) <= set(kinds)
     assert {"wan2.2_t2v_14B", "wan2.2_i2v_14B", "wan2.2_ti2v_5B"} <= set(kinds)
     assert len(set(kinds)) == len(kinds)
+
+
+def test_the_origins_names_for_calibrating_are_taken(nodes: dict[str, Any]) -> None:
+    (kinds, _) = nodes["MagCacheCalibration"].INPUT_TYPES()["required"]["model_type"]
+    names = {"chroma_calibration": "chroma", "flux_calibration": "flux", "flux_kontext_calibration": "flux_kontext",
+             "hunyuanvideo1.5": "hunyuan_video1.5"}  # fmt: skip
+    patcher = models.make("Flux")
+    for name, same in names.items():
+        assert name in kinds
+        (one,), (other,) = (nodes["MagCacheCalibration"]().apply(patcher, model_type=given) for given in (name, same))
+        assert _source(one) == _source(other)
+
+
+def _source(patcher: Any) -> Any:
+    from magpolicy_comfyui._runs import attached
+
+    attachment = attached(patcher)
+    assert attachment is not None
+    return attachment.settings.source
 
 
 def test_every_model_type_is_one(nodes: dict[str, Any]) -> None:
@@ -400,6 +421,40 @@ def test_a_handle_while_a_sampling_is_under_way(comfyui: Path) -> None:
     assert not patcher.get_all_wrappers("outer_sample")
 
 
+def test_attaching_again_and_without_the_handle(comfyui: Path) -> None:
+    patcher = models.make("Flux")
+    plain = running.sample(patcher, "Flux", steps=12)
+    first = magpolicy.attach(patcher, preset="flux", **running.RULE)
+    running.sample(patcher, "Flux", steps=12)
+    clone = patcher.clone()
+    second = magpolicy.attach(patcher, preset="flux", threshold=0.0, max_skips=0, retention=0.0)
+    assert magpolicy.attached(patcher) == (second,)
+    with pytest.raises(magpolicy.ArgumentError, match="steps=12"):
+        magpolicy.attach(patcher, preset="flux", steps=12)
+    first.detach()
+    assert torch.equal(running.sample(patcher, "Flux", steps=12), plain)
+    assert (first.report.skipped > 0, second.report.skipped) == (True, 0)
+
+    def inside(*_: object) -> None:
+        for do in (lambda: magpolicy.attach(patcher, preset="flux"), lambda: magpolicy.detach(patcher)):
+            with pytest.raises(magpolicy.RunError, match="under way"):
+                do()
+        met.append(True)
+
+    met: list[bool] = []
+    hook = patcher.model.diffusion_model.register_forward_pre_hook(inside)
+    running.sample(patcher, "Flux", steps=12)
+    hook.remove()
+    assert met
+    assert magpolicy.detach(patcher) == 1
+    assert magpolicy.detach(patcher) == 0
+    assert not patcher.get_all_wrappers("outer_sample")
+    (of_clone,) = magpolicy.attached(clone)
+    assert of_clone.report.skipped == first.report.skipped, "a clone has what was on the patcher"
+    assert magpolicy.detach(clone) == 1
+    assert not clone.get_all_wrappers("outer_sample")
+
+
 def test_attach(comfyui: Path) -> None:
     patcher = models.make("Flux")
     plain = running.sample(patcher, "Flux", steps=12)
@@ -411,8 +466,6 @@ def test_attach(comfyui: Path) -> None:
         assert [report.schedule for report in handle.reports] == [handle.report.schedule]
         assert (handle.scope, handle.residuals_held) == ("stack", 0)
         assert handle.module is patcher.model.diffusion_model
-        with pytest.raises(magpolicy.AdapterError, match="attached already"):
-            magpolicy.attach(patcher, preset="flux")
         with pytest.raises(magpolicy.RunError, match="does not calibrate"):
             _ = handle.curve
     assert torch.equal(running.sample(patcher, "Flux", steps=12), plain)

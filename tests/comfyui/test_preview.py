@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from host import models
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import torch
 
@@ -179,3 +182,61 @@ def test_auto_is_previewed_once_the_model_was_sampled(comfyui: Path) -> None:
     assert (status, answer["schedule"]["mask"]) == (200, list(magpolicy.simulate("wan2.1-vace-1.3b", steps=20).mask))
     question["seen"] = {"preset": None}
     assert "use Speed up" in preview(json.dumps(question).encode())[1]["error"]
+
+
+ANYTHING = st.one_of(
+    st.none(), st.booleans(), st.text(max_size=5), st.integers(), st.floats(), st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=2), st.integers(), max_size=2), st.sampled_from([10**400, -(10**400), 1e308, 2**63]),
+)  # fmt: skip
+NAMES = ("model_type", "magcache_thresh", "retention_ratio", "magcache_K", "start_step", "end_step", "settings", "semantics",
+         "offload", "speedup", "forecast", "custom_speedup", "learn")  # fmt: skip
+SAMPLING = ("steps", "sampler_name", "scheduler", "denoise", "cfg", "shift", "start_at_step", "end_at_step", "custom")
+
+
+@pytest.mark.filterwarnings("ignore:speedup=:magpolicy.PlanWarning")
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    node=st.sampled_from(["MagCache", "MagPolicySpeedUp", "else"]),
+    inputs=st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=2),
+    sampler=st.dictionaries(st.sampled_from(SAMPLING), ANYTHING, max_size=2),
+    seen=ANYTHING,
+)
+def test_whatever_a_panel_is_asked_it_answers_or_names_the_value(
+    comfyui: Path, node: str, inputs: dict[str, Any], sampler: dict[str, Any], seen: Any
+) -> None:
+    from magpolicy_comfyui.server._routes import preview
+
+    known = {"model_type": "flux", "sampler_name": "euler", "scheduler": "simple", "steps": 20}
+    question = {"node": node, "inputs": {"model_type": "flux"} | inputs, "sampler": known | sampler, "seen": seen}
+    status, answer = preview(json.dumps(question).encode())
+    assert status in (200, 400), answer
+    if status == 400:
+        assert (
+            any(f"{name}=" in answer["error"] for name in (*NAMES, *SAMPLING)) or "nothing of the schedule" in answer["error"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        ("inputs", {"start_step": "x"}, r"start_step='x' must be a whole number; try 0"),
+        ("inputs", {"start_step": -1}, r"start_step=-1 must be a whole number from 0 to 10000; try 0"),
+        ("inputs", {"magcache_K": 2.5}, r"magcache_K=2.5 must be a whole number from -1 to 100; try -1"),
+        ("inputs", {"settings": "mine"}, r"settings='mine' must be one of 'as set here', \"the preset's\"; try 'as set here'"),
+        ("inputs", {"model_type": ["flux"]}, r"model_type=\['flux'\] must be text; try 'auto'"),
+        ("sampler", {"denoise": float("nan")}, r"denoise=nan must be a number from 0 to 1; try 1.0"),
+        ("sampler", {"denoise": -1}, r"denoise=-1 must be a number from 0 to 1"),
+        ("sampler", {"shift": 1e308}, r"shift=1e\+308 must be a number from 0 to 100"),
+        ("sampler", {"steps": 10**400}, r"steps=a number of many digits must be a whole number from 1 to 2000"),
+    ],
+)
+def test_a_value_of_another_kind_or_out_of_range_is_named(
+    comfyui: Path, part: str, values: dict[str, Any], message: str
+) -> None:
+    from magpolicy_comfyui.server._routes import preview
+
+    question = {"node": "MagCache", "inputs": {"model_type": "flux"}, "sampler": {"steps": 20}}
+    question[part] = question[part] | values
+    status, answer = preview(json.dumps(question).encode())
+    assert status == 400
+    assert re.search(message, answer["error"]), answer

@@ -143,3 +143,21 @@ def test_hooks_run_in_the_order_in_which_the_registry_runs_them(net):
     order.clear()
     entry_of(net.blocks[0])(inputs(0), {})
     assert order == theirs
+
+
+def test_the_registry_of_vllm_omni_runs_its_hooks_in_their_sorted_order(net):
+    class Registry:  # as that of vLLM-Omni 0.30, which is not installed here, keeps them
+        def __init__(self, *hooks):
+            self._sorted_hooks = list(hooks)
+
+    class Added(Half):
+        def __init__(self, value, times):
+            super().__init__()
+            self.value, self.times = value, times
+
+        def pre_forward(self, module, *args, **kwargs):
+            return (args[0] * self.times + self.value, *args[1:]), kwargs
+
+    net.blocks[0]._hook_registry = Registry(Added(1.0, 1.0), Fetch(), Added(0.0, 2.0))
+    found, _ = entry_of(net.blocks[0])((torch.ones(1, 2, 4), None), {})
+    assert torch.equal(found[0], torch.full((1, 2, 4), 4.0))

@@ -21,9 +21,10 @@ def sample(branches: tuple[str, ...], model: Any, handle: Any, seed: int = 0, na
     """A sampling loop. Of one branch, the other rank evaluates the other one."""
     import contextlib
 
-    import torch
     from zoo import CASES
     from zoo._case import Draw, Row
+
+    import torch
 
     case = CASES["FluxTransformer2DModel"]
     latents = torch.randn(1, 16, 4, generator=torch.Generator().manual_seed(seed))
@@ -62,9 +63,8 @@ def runs(branches: tuple[str, ...], **settings: Any) -> tuple[Any, Any]:
 
 def joint(window: int | None = None) -> dict[str, Any]:
     """The calibrations: of one process, of both ranks together, and merged of what each measured; what is planned from them."""
-    import magpolicy_torch
-
     import magpolicy
+    import magpolicy_torch
     import torch
 
     _, handle = runs(BRANCHES, calibrate=True, window=window)
@@ -89,22 +89,47 @@ def joint(window: int | None = None) -> dict[str, Any]:
     return found
 
 
-def refused(case: str) -> str:
-    import magpolicy_torch
-
+def refused(why: str) -> str:
     import magpolicy
+    import magpolicy_torch
     import torch
 
-    settings = {"calibrate": case != "one rank does not calibrate" or torch.distributed.get_rank() == 0}
+    settings = {"calibrate": why != "one rank does not calibrate" or torch.distributed.get_rank() == 0}
     if not settings["calibrate"]:
         settings = {"schedule": magpolicy.Schedule.from_mask([True] * STEPS)}
     from zoo import CASES
 
     model = CASES["FluxTransformer2DModel"].make()
     with magpolicy.attach(model, **settings) as handle:
-        sample(mine(), model, handle, name=case != "both unnamed")
+        sample(mine(), model, handle, name=why != "both unnamed")
         try:
             magpolicy_torch.joint_calibration(handle)
         except magpolicy.MagPolicyError as error:
             return f"{type(error).__name__}: {error}"
     return ""
+
+
+def test_branches_of_two_ranks_make_one_calibration(pair: Pair) -> None:
+    import numpy as np
+
+    for found in pair(joint):
+        pairs = [found[name].cross["cond", "uncond"] for name in ("joint", "alone")]
+        assert np.allclose(*pairs, rtol=1e-6, atol=1e-12, equal_nan=True)
+        assert found["joint"].streams == found["merged"].streams == found["alone"].streams
+        assert "between_streams" not in found["joint"].provenance
+        assert "assumed" in found["merged"].provenance["between_streams"]
+        for name in ("run joint", "run merged"):
+            run = found[name]
+            assert run["mask"] == run["one process"] == run["planned"], run["problems"]
+            assert not all(run["mask"])
+            assert run["far"] < CLOSE
+
+
+def test_what_makes_no_joint_calibration_is_one_error_on_both_ranks(pair: Pair) -> None:
+    first, second = pair(refused, why="both unnamed")
+    assert first == second
+    assert "ArgumentError" in first
+    assert "ranks 0 and 1 both evaluated" in first
+    first, second = pair(refused, why="one rank does not calibrate")
+    assert first == second
+    assert "rank 1: calibration: this handle does not calibrate" in first

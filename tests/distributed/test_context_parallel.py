@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,8 +31,21 @@ def distance(ours: list[Any], theirs: list[Any]) -> float:
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
 
 
+def apart(tables: list[Any]) -> float:
+    """Largest difference of pairs of tables, as shares of the largest value of each: where all ranks hold all tokens, sums over
+    them are twice what one process has."""
+    import numpy as np
+
+    return float(max(np.nanmax(abs(b / np.nanmax(abs(b)) - a / np.nanmax(abs(a)))) for a, b in tables))
+
+
 def in_a_loop(
-    split: SplitModel, way: str = "", order: str = "after", texts: Any = ONE, changing: bool = False, **settings: Any
+    split: SplitModel,
+    way: str = "",
+    order: str = "after",
+    texts: Any = ONE,
+    changing: bool = False,
+    **settings: Any,
 ) -> tuple[list[Any], Any]:
     """A run of ``STEPS`` steps: the result of each call, and the handle.
 
@@ -73,7 +87,7 @@ def ways_of(cls: str) -> dict[str, Any]:
         full, _ = in_a_loop(split, changing=True, schedule=magpolicy.Schedule.from_mask([1] * STEPS))
         found: dict[str, Any] = {"alone": handle.report.schedule.mask, "skips matter": distance(alone, full)}
         for way in WAYS:
-            for order in ("before", "after"):
+            for order in ("after",) if "anything" in way else ("before", "after"):
                 results, handle = in_a_loop(split, way, order, changing=True, **rule)
                 found[f"{way} {order}"] = distance(results, alone), handle.report.schedule.mask, handle.report.problems
     return found
@@ -119,12 +133,53 @@ def together(cls: str, what: str) -> dict[str, Any]:
     return {"distance": distance(*results), "strip": handle.report.strip, "problems": handle.report.problems}
 
 
-@pytest.mark.parametrize("what", ["group offloading", "whole model", "compiled", "compiled blocks"])
-@pytest.mark.parametrize("cls", ["QwenImageTransformer2DModel", "WanTransformer3DModel"])
+@pytest.mark.parametrize(
+    ("cls", "what"),
+    [
+        ("QwenImageTransformer2DModel", "group offloading"),
+        ("WanTransformer3DModel", "group offloading"),
+        ("QwenImageTransformer2DModel", "whole model"),
+        ("QwenImageTransformer2DModel", "compiled"),
+        ("WanTransformer3DModel", "compiled blocks"),
+    ],
+)
 def test_together_with(pair: Pair, cls: str, what: str) -> None:
     for found in pair(together, cls=cls, what=what):
         assert found["strip"] == "█·█··█", found["problems"]
         assert found["distance"] < CLOSE
+
+
+def gathered_by_the_last_block() -> dict[str, Any]:
+    """A plan of a user's: the stack is entered with a share, and left with the whole."""
+    import warnings
+
+    from zoo._case import Draw
+
+    import magpolicy
+    from diffusers import ContextParallelConfig
+
+    split, results = SplitModel("WanTransformer3DModel"), []
+    with splitting(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for splits in (False, True):
+            model = split.case.make()
+            schedule = magpolicy.Schedule.from_mask([1, 1, 1] if not splits else [1, 0, 0])
+            if splits:
+                plan = dict(model._cp_plan)
+                plan["blocks.2"] = plan.pop("proj_out")
+                model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2), cp_plan=plan)
+            with magpolicy.attach(model, schedule=schedule) as handle, handle.run():
+                results.append([split.call(model, Draw(level=1 - step / 3)) for step in range(3)])
+    told = [str(warning.message) for warning in caught if "nothing was skipped" in str(warning.message)]
+    return {"distance": distance(*results), "strip": handle.report.strip, "told": told}
+
+
+def test_a_plan_that_gathers_within_the_stack_computes_and_says_so(pair: Pair) -> None:
+    for found in pair(gathered_by_the_last_block):
+        assert found["strip"] == "███"
+        assert found["distance"] < CLOSE
+        assert len(found["told"]) == 1
+        assert "WanTransformer3DModel computes: block 2 (WanTransformerBlock) returned something other" in found["told"][0]
 
 
 UNEVEN = ("FluxTransformer2DModel", "HeliosTransformer3DModel", "MiniMaxH3Transformer3DModel", "QwenImageTransformer2DModel")
@@ -195,10 +250,8 @@ def test_a_skip_issues_no_collective_but_the_hosts_own_outside_of_the_stack(pair
 
 def forecasts_of(cls: str, extra: str, texts: Any) -> dict[str, Any]:
     """Skips that forecast, and what a calibration measures; beside one process."""
-    import numpy as np
 
     import magpolicy
-    import torch
 
     split = SplitModel(cls, extra)
     computed = [not c for c in FORECAST]
@@ -212,11 +265,10 @@ def forecasts_of(cls: str, extra: str, texts: Any) -> dict[str, Any]:
         found["forecasts"].append(handle.report.forecasts)
 
         one = in_a_loop(split, texts=texts, calibrate=True)[1].calibration
-        both = in_a_loop(split, "ulysses", texts=texts, calibrate=True, reduce=torch.distributed.all_reduce)[1].calibration
+        both = in_a_loop(split, "ulysses", texts=texts, calibrate=True)[1].calibration
         tables = [(one.streams[name].gram, both.streams[name].gram) for name in one.streams]
         tables += [(one.cross[names], both.cross[names]) for names in one.cross]
-        shares = [np.nanmax(abs(b / np.nanmax(abs(b)) - a / np.nanmax(abs(a)))) for a, b in tables]
-        found["calibration"] = one.streams.keys() == both.streams.keys() and float(max(shares))
+        found["calibration"] = apart(tables) if one.streams.keys() == both.streams.keys() else 1.0
 
         planned = magpolicy.plan(one, speedup=1.6)
         alone, _ = in_a_loop(split, texts=texts, calibration=one, speedup=1.6)
@@ -225,11 +277,13 @@ def forecasts_of(cls: str, extra: str, texts: Any) -> dict[str, Any]:
     return found
 
 
+INSIDE = [cls for cls in SPLITS if cls.startswith(("ChronoEdit", "MiniMaxH3", "QwenImage", "Wan"))]
+"""Those whose plan splits at the first block."""
 EXTRAS = [
     pytest.param(cls, extra, texts, id=f"{cls}-{extra or 'plain'}-{name}")
     for cls, split in SPLITS.items()
     for extra in ("", *split.extras)
-    for name, texts in (("one call", TOGETHER), ("two calls", TWO))
+    for name, texts in (("one call", TOGETHER), *([("two calls", TWO)] if cls in INSIDE else ()))
 ]
 
 
@@ -250,6 +304,7 @@ PIPES = {
     "WanPipeline expanded timesteps": ("cfg", {}),
     "QwenImagePipeline": ("true cfg", {"": (6, 8), "negative_": (6, 8)}),
     "FluxPipeline": ("true cfg", {"": (6, 8), "negative_": (6, 8)}),
+    "Flux2Pipeline": ("distilled", {"": (6, 8)}),
 }
 """Of each pipeline: how its guidance is called, and the shapes of text that two ranks can share, where the plan splits it."""
 
@@ -314,3 +369,51 @@ def test_pipelines_come_out_as_in_one_process(pair: Pair, cls: str) -> None:
         assert first[f"{name} 2"][1] == 6
         assert first[name] < CLOSE
     assert first["full"] > 100 * CLOSE
+
+
+def safeguarded(cls: str) -> dict[str, Any]:
+    """A run whose residuals jump by a plan of one whose residuals did not, beside one process."""
+    split, texts = SplitModel(cls), TWO
+    with splitting():
+        smooth = in_a_loop(split, texts=texts, calibrate=True)[1].calibration
+        settings = {"texts": texts, "changing": True, "calibration": smooth, "speedup": 1.6, "safeguard": True}
+        alone, one = in_a_loop(split, **settings)
+        ours, both = in_a_loop(split, "ulysses", **settings)
+    replans = [[(r.step, r.stream, r.outcome, round(r.measured, 4)) for r in handle.report.replans] for handle in (one, both)]
+    return {"replans": replans, "strips": [one.report.strip, both.report.strip], "distance": distance(ours, alone)}
+
+
+@pytest.mark.parametrize("cls", ["FluxTransformer2DModel", "QwenImageTransformer2DModel", "WanTransformer3DModel"])
+def test_a_safeguard_leaves_the_plan_where_one_process_does(pair: Pair, cls: str) -> None:
+    first, second = pair(safeguarded, cls=cls)
+    assert first == second
+    assert first["replans"][0]
+    assert first["replans"][0] == first["replans"][1]
+    assert first["strips"][0] == first["strips"][1]
+    assert first["distance"] < CLOSE
+
+
+def learning(cls: str, way: str) -> dict[str, Any]:
+    """Two runs, of which the second one goes by what the first has taught."""
+    import magpolicy
+    from magpolicy.adapter import learned
+
+    with splitting():
+        film = Film(cls, way)
+        with magpolicy.attach(film.pipe) as handle:
+            results = [[film.run()], [film.run()]]
+            known, report = learned(handle.identity), handle.report
+    grams = {name: moments.gram for name, moments in known.streams.items()}
+    return {"results": results, "told": (report.strip, report.source), "taught": grams}
+
+
+@pytest.mark.parametrize("cls", PIPES)
+def test_runs_teach_what_they_teach_one_process(pair: Pair, cls: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = pair(learning, cls=cls, way="ulysses")
+    monkeypatch.setenv("MAGPOLICY_HOME", str(tmp_path))
+    alone = learning(cls, "")  # here: one of several processes that share nothing learns nothing
+    assert "taught" in alone["told"][1]
+    for found in both:
+        assert found["told"] == alone["told"]
+        assert distance(found["results"], alone["results"]) < CLOSE
+        assert apart([(alone["taught"][name], gram) for name, gram in found["taught"].items()]) < CLOSE

@@ -123,6 +123,7 @@ def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
         ("cattrs", "files"),
         ("click", "cli"),
         ("matplotlib", "plot"),
+        ("prometheus_client", "metrics"),
     ):
         if needs(module, text):
             pytest.importorskip(module, reason=f"the page uses the {extra} extra, which is not installed")
@@ -154,6 +155,7 @@ def needs(module, text):
         "cattrs": ("load_preset(", ".json", ".toml"),
         "click": ("$ magpolicy",),
         "matplotlib": (".plot(", "--plot"),
+        "prometheus_client": ("import prometheus_client",),
     }
     code = "".join(match["source"] for match in FENCE.finditer(text))
     return any(mark in code for mark in marks[module])
@@ -227,7 +229,7 @@ def test_presets_are_counted_by_family():
     assert found == dict(Counter(preset.family for preset in shipped))
 
 
-@pytest.mark.parametrize("module", ["magpolicy", "magpolicy.testing", "magpolicy_torch"])
+@pytest.mark.parametrize("module", ["magpolicy", "magpolicy.testing", "magpolicy_torch", "magpolicy_metrics"])
 def test_the_reference_lists_every_public_name(module):
     if module == "magpolicy_torch":
         pytest.importorskip("torch", reason="the torch extra is not installed")

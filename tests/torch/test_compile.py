@@ -213,6 +213,7 @@ def test_detaching_gives_the_compiled_model_back():
     assert counter.frame_count == graphs, "its own graph is still there"
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 def test_a_model_whose_blocks_cannot_be_bypassed_stays_compiled():
     class Odd(Own):
         def forward(self, x, t):

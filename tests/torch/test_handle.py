@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import inspect
 import io
 import itertools
@@ -44,18 +45,124 @@ def test_detaching_restores_every_attribute(case, scope):
         pass
 
 
-def test_attaching_twice_is_one_clear_error(plain):
+def test_attaching_again_replaces(plain):
+    before = snapshot(plain.module)
+    first = attach(plain)
+    with first.run():
+        plain()
+    for scope in ("model", "stack"):
+        second = attach(plain, (1, 1, 0), scope=scope)
+        assert magpolicy.attached(plain.module) == (second,)
+        with pytest.raises(RunError, match="another one took its place; attach again"), first.run():
+            pass
+        first.detach()
+        with second.run():
+            for _ in range(3):
+                plain()
+        assert (second.report.strip, second.report.scope) == ("██·", scope)
+    assert first.report.strip == "█", "its last run is still told"
+    second.detach()
+    assert snapshot(plain.module) == before
+    assert magpolicy.attached(plain.module) == ()
+
+
+def test_attaching_again_with_wrong_settings_leaves_the_handle_that_is_there(plain):
     with attach(plain) as handle:
         before = snapshot(plain.module)
-        for scope in ("stack", "model"):
-            with pytest.raises(AdapterError, match="attached already"):
-                attach(plain, scope=scope)
+        for wrong in ({"blocks": "nope"}, {"storage_dtype": torch.int8}, {"scope": "model", "blocks": "blocks"}, {"steps": 9}):
+            with pytest.raises((AdapterError, ArgumentError)):
+                attach(plain, **wrong)
+        with pytest.raises(ArgumentError, match=r"speedup=0\.5"):
+            magpolicy.attach(plain.module, speedup=0.5)
+        assert snapshot(plain.module) == before
+        assert magpolicy.attached(plain.module) == (handle,)
+        with handle.run():
+            plain()
+            plain()
+        assert handle.report.skipped == 1
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "in another thread"])
+def test_nothing_is_replaced_or_detached_during_a_run(plain, elsewhere):
+    def change():
+        for wanted, do in (
+            (r"attach\(\): it is attached already, and a run is under way", lambda: attach(plain)),
+            (r"detach\(\): a run is under way on this", lambda: magpolicy.detach(plain.module)),
+        ):
+            with pytest.raises(RunError, match=wanted):
+                do()
+        done.append(True)
+
+    done = []
+    with attach(plain) as handle:
+        before = snapshot(plain.module)
+        with handle.run():
+            plain()
+            if elsewhere:
+                thread = threading.Thread(target=change)
+                thread.start()
+                thread.join()
+            else:
+                change()
+            assert snapshot(plain.module) == before
+            plain()
+        assert done
+        assert handle.report.strip == "█·"
+
+
+def test_detaching_without_the_handle(plain):
+    before = snapshot(plain.module)
+    assert magpolicy.detach(plain.module) == 0
+    handle = attach(plain)
+    with handle.run():
+        plain()
+    assert magpolicy.detach(plain.module) == 1
+    assert magpolicy.detach(plain.module) == 0
+    assert snapshot(plain.module) == before
+    handle.detach()
+    assert handle.report.computed == 1
+
+
+def test_a_handle_that_was_lost_is_found(plain):
+    attach(plain)
+    gc.collect()
+    (handle,) = magpolicy.attached(plain.module)
+    with handle.run():
+        plain()
+    assert handle.report.computed == 1
+    assert magpolicy.detach(plain.module) == 1
+
+
+def test_what_cannot_be_looked_up():
+    for look in (magpolicy.attached, magpolicy.detach):
+        with pytest.raises(AdapterError, match=r"target=builtins\.object is nothing that an installed adapter can look up"):
+            look(object())
+
+
+def test_attaching_again_and_again_leaves_nothing(plain):
+    def attach_and_run():
+        with attach(plain, (1, 0)).run():
+            plain()
+            plain()
+
+    before = snapshot(plain.module)
+    attach_and_run()
+    gc.collect()
+    objects = len(gc.get_objects())
+    for _ in range(100):
+        attach_and_run()
+    gc.collect()
+    assert len(gc.get_objects()) - objects < 100, "less than one object for each"
+    magpolicy.detach(plain.module)
+    assert snapshot(plain.module) == before
+
+
+def test_blocks_of_an_attached_model_are_not_attached_in_another(plain):
+    with attach(plain):
+        before = snapshot(plain.module)
         with pytest.raises(AdapterError, match="attached already"):
             magpolicy.attach(torch.nn.Sequential(plain.module), schedule=HALF, blocks=list(plain.module.blocks))
         assert snapshot(plain.module) == before
-        with handle.run():
-            plain()
-    attach(plain).detach()
 
 
 def test_attaching_that_fails_leaves_nothing(plain):

@@ -433,3 +433,44 @@ def test_a_model_that_looks_into_its_blocks(kit, called):
         assert torch.allclose(net(x), expected)
     assert handle.report.skipped == called
     assert called != any("did not call the last of its blocks" in problem for problem in handle.report.problems)
+
+
+class Pairwise(nn.Module):
+    """Video and audio go from block to block as one pair, as in ComfyUI's LTX-2; or as two arguments."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x, audio_embed=None):
+            video, audio = x if audio_embed is None else (x, audio_embed)
+            return video + self.one(audio).sum(1, keepdim=True), audio + self.other(video).sum(1, keepdim=True)
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.blocks = nn.ModuleList(self.Block() for _ in range(3))
+
+    def forward(self, video, audio):
+        for block in self.blocks:
+            video, audio = block(video, audio) if self.kind is None else block(self.kind((video, audio)))
+        return video, audio
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+@pytest.mark.parametrize("audio_tokens", [4, 0, 9])
+@torch.no_grad()
+def test_a_pair_of_streams_in_one_argument_skips_as_two_arguments_do(kind, audio_tokens):
+    noise = torch.Generator().manual_seed(1)
+    inputs = [[torch.randn(1, n, WIDTH, generator=noise) for n in (9, audio_tokens)] for _ in range(6)]
+    plan, found = Schedule.from_mask((1, 1, 0, 1, 0, 0), coefficients=[0, 0, 0.5, 0, 0.3, 0.6]), []
+    for way in (kind, None):
+        torch.manual_seed(0)
+        net = Pairwise(way).eval()
+        with magpolicy.attach(net, schedule=plan) as handle, handle.run():
+            found.append([net(video + 0, audio + 0) for video, audio in inputs])
+        assert str(handle.report.schedule.mask) == str(plan.mask)
+        assert handle.report.problems == ()
+    for pair, two in zip(*found, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(pair, two, strict=True))

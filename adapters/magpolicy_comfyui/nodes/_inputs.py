@@ -81,6 +81,12 @@ def rule_inputs() -> dict[str, Any]:
             {"default": PUBLISHED, "min": PUBLISHED, "max": 100,
              "tooltip": "How many steps in a row may be skipped. -1: the preset's own."},
         ),
+    }  # fmt: skip
+
+
+def window_inputs() -> dict[str, Any]:
+    """Which steps may be skipped at all; the origin's last two."""
+    return {
         "start_step": ("INT", {"default": 0, "min": 0, "max": 10000, "tooltip": "First step that may be skipped."}),
         "end_step": (
             "INT",
@@ -119,8 +125,8 @@ def settings_of(
     magcache_thresh: float,
     retention_ratio: float,
     magcache_K: int,
-    start_step: int,
-    end_step: int,
+    start_step: int = 0,
+    end_step: int = -1,
     settings: str = MANUAL,
     semantics: str = OWN,
     offload: str = "device",

@@ -15,7 +15,15 @@ from magpolicy_comfyui._runs import Attachment, attach, attached, log
 from magpolicy_comfyui._settings import Settings
 from magpolicy_comfyui._sources import SampledModel
 from magpolicy_comfyui.nodes import _preset_menu, _report
-from magpolicy_comfyui.nodes._inputs import Inputs, more_inputs, rule_inputs, settings_of, speed_inputs, speed_settings_of
+from magpolicy_comfyui.nodes._inputs import (
+    Inputs,
+    more_inputs,
+    rule_inputs,
+    settings_of,
+    speed_inputs,
+    speed_settings_of,
+    window_inputs,
+)
 from magpolicy_comfyui.nodes._picture import picture
 
 CATEGORY = "MagCache"
@@ -51,7 +59,7 @@ class MagCache:
     def INPUT_TYPES(cls) -> Inputs:
         return {
             "required": {"model": ("MODEL",), **rule_inputs()},
-            "optional": more_inputs(),
+            "optional": {**window_inputs(), **more_inputs()},  # they come last, so that widgets stay where files have them
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
@@ -79,7 +87,10 @@ class MagCacheCalibration:
     @classmethod
     def INPUT_TYPES(cls) -> Inputs:
         return {
-            "required": {"model": ("MODEL",), "model_type": (_preset_menu.choices(), {"default": _preset_menu.AUTO})},
+            "required": {
+                "model": ("MODEL",),
+                "model_type": ([*_preset_menu.choices(), *_preset_menu.CALIBRATIONS], {"default": _preset_menu.AUTO}),
+            },
             "optional": {
                 "name": ("STRING", {"default": "", "tooltip": "Of the preset; empty: the model's class and the steps."}),
             },
@@ -87,6 +98,7 @@ class MagCacheCalibration:
         }
 
     def apply(self, model: Any, model_type: str, name: str = "", unique_id: str | None = None) -> tuple[Any]:
+        model_type = _preset_menu.CALIBRATIONS.get(model_type, model_type)
         clone = model.clone()
         settings = Settings(source=_preset_menu.find(model_type), calibrate=True, name=name, node=unique_id)
         kind = type(model.model).__name__ if model_type == _preset_menu.AUTO else _preset_menu.stem(model_type)
@@ -153,7 +165,7 @@ class MagPolicyPreview:
     def INPUT_TYPES(cls) -> Inputs:
         steps = ("INT", {"default": 20, "min": 1, "max": 1000, "tooltip": "Steps of the sampler."})
         return {
-            "required": {**rule_inputs(), "steps": steps},
+            "required": {**rule_inputs(), **window_inputs(), "steps": steps},
             "optional": {**more_inputs(), "model": ("MODEL", {"tooltip": "For model_type auto."})},
         }
 

@@ -29,6 +29,13 @@ ORIGIN = (
     "wan2.1_vace_14B",
 )
 MORE = ("wan2.2_t2v_14B", "wan2.2_i2v_14B", "wan2.2_ti2v_5B", "hunyuan_video1.5_40steps")
+CALIBRATIONS = {
+    "chroma_calibration": "chroma",
+    "flux_calibration": "flux",
+    "flux_kontext_calibration": "flux_kontext",
+    "hunyuanvideo1.5": "hunyuan_video1.5",
+}
+"""What the origin's calibration node calls its models, and what its other node does (ComfyUI-MagCache, ``nodes.py``)."""
 _ELSEWHERE = ("open-sora", "kandinsky-5", "framepack (hunyuanvideo)")  # families that ComfyUI itself does not run
 _MARK = "file: "
 

@@ -12,6 +12,7 @@ from magpolicy_comfyui._advice import advice, too_short
 from magpolicy_comfyui._settings import CAUTIOUS
 from magpolicy_comfyui._sources import SampledModel
 from magpolicy_comfyui.nodes import _inputs, _preset_menu
+from magpolicy_comfyui.nodes._checked import check
 from magpolicy_comfyui.server import _preview
 
 # The nodes' names for settings, and the library's.
@@ -37,9 +38,13 @@ def answer(question: Mapping[str, Any]) -> dict[str, Any]:
     """
     seen = SampledModel.of(question.get("seen"))
     inputs = {name: value for name, value in (question.get("inputs") or {}).items() if value is not None}
-    sampler = question.get("sampler") or {}
+    sampler = {name: value for name, value in (question.get("sampler") or {}).items() if value is not None}
+    check(sampler, _preview.INPUTS)
     if question.get("node") == SPEED_UP:
+        check(inputs, _inputs.speed_inputs())
         return _of_speed_up(inputs, sampler, seen)
+    named_by = {"model_type": ("STRING", {"default": _preset_menu.AUTO})}  # an unknown name has a message of its own
+    check(inputs, _inputs.rule_inputs() | _inputs.window_inputs() | _inputs.more_inputs() | named_by)
     return _of_magcache(inputs, sampler, seen)
 
 

@@ -19,6 +19,17 @@ MAX_STEPS = 2_000  # more than anybody samples with; a panel asks again and agai
 # Samplers that draw from the common generator even when they are given a seed; and one that steps as another does.
 _DRAWING = ("heunpp2",)
 _AS = {"ddim": "euler"}
+INPUTS: dict[str, tuple[Any, ...]] = {
+    "steps": ("INT", {"min": 1, "max": MAX_STEPS, "default": 20}),
+    "sampler_name": ("STRING", {"default": "euler"}),
+    "scheduler": ("STRING", {"default": "simple"}),
+    "denoise": ("FLOAT", {"min": 0.0, "max": 1.0, "default": 1.0}),
+    "cfg": ("FLOAT", {"min": 0.0, "max": 100.0, "default": 1.0}),
+    "shift": ("FLOAT", {"min": 0.0, "max": 100.0, "default": 3.0}),
+    "start_at_step": ("INT", {"min": 0, "max": 10_000, "default": 0}),
+    "end_at_step": ("INT", {"min": 0, "max": 10_000, "default": 10_000}),
+}
+"""What the nodes behind a model may say of sampling it, in the bounds that ComfyUI's own nodes have."""
 _ENDS = ("start_at_step", "end_at_step", "denoise", "cfg", "shift")
 
 
@@ -98,7 +109,8 @@ def _evaluations(sampler: Sampler, flux: bool) -> tuple[list[float], list[float]
     if sampler.scheduler not in comfy.samplers.SCHEDULER_NAMES:
         return None
     model_sampling = _model_sampling(sampler.shift, flux)
-    patcher = SimpleNamespace(get_model_object=lambda name: {"model_sampling": model_sampling}[name])
+    model = SimpleNamespace(model_sampling=model_sampling)
+    patcher = SimpleNamespace(model=model, get_model_object=vars(model).__getitem__)
     sigmas = _sigmas(sampler, patcher, model_sampling)
     if len(sigmas) < 2:
         raise ArgumentError(
@@ -108,7 +120,7 @@ def _evaluations(sampler: Sampler, flux: bool) -> tuple[list[float], list[float]
     name = sampler.sampler_name
     if name is None or name not in comfy.samplers.SAMPLER_NAMES:
         return levels[:-1], levels, model_sampling, False
-    guider = SimpleNamespace(inner_model=SimpleNamespace(model_sampling=model_sampling), model_patcher=patcher)
+    guider = SimpleNamespace(inner_model=model, model_patcher=patcher, cfg=sampler.cfg)  # what samplers and their logs read
     make = comfy.samplers.sampler_object
     evaluations = None if name in _DRAWING else _dry_run_alone(make(_AS.get(name, name)), guider, sigmas)
     return evaluations or levels[:-1], levels, model_sampling, evaluations is not None

@@ -30,7 +30,8 @@ class Layout:
     __module__ = "magpolicy_torch"
 
     hidden: str | int
-    """Argument that holds the hidden states: its name, or its position."""
+    """Argument that holds the hidden states: its name, or its position. If a call passes a pair of tensors there, the second
+    one is the second stream (video and audio)."""
     text: str | int | None = None
     """Argument that holds the text, where the block returns the text too."""
     result: int | None = None

@@ -10,8 +10,10 @@ from attrs import frozen
 from magpolicy_torch.blocks._layout import Layout, parameters_of
 from torch import Tensor
 
-Source = str | int | None
+Argument = str | int
 """Where the host passes something: by which name, or at which position."""
+Source = Argument | tuple[Argument, int] | None
+"""The argument that is it, or one that is a pair of tensors, and which of the two."""
 Sources = tuple[Source, Source, Source]
 Switches = tuple[tuple[str, Any], ...]
 Called = tuple[Sources, Switches, int]
@@ -48,6 +50,8 @@ class Arguments:
     def called(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Called:
         """Where the host passes each state, ``None`` for what is no tensor here; its switches, and how many names it gives."""
         hidden, text, second = (_source(place, args, kwargs) for place in self._places)
+        if hidden is None and (pair := _argument(self._places[0], args, kwargs, _is_pair)) is not None:
+            hidden, second = (pair, 0), (pair, 1)  # video and audio in one argument
         return (hidden, text, second), switches(kwargs), len(kwargs)
 
 
@@ -61,11 +65,21 @@ def _place(where: str | int | None, names: Sequence[str]) -> tuple[int | None, s
 
 
 def _source(place: tuple[int | None, str | None], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Source:
+    return _argument(place, args, kwargs, lambda value: isinstance(value, Tensor))
+
+
+def _argument(
+    place: tuple[int | None, str | None], args: Sequence[Any], kwargs: Mapping[str, Any], fits: Callable[[Any], bool]
+) -> Argument | None:
+    """Where the host passes what fits; ``None`` if it does not."""
     position, name = place
-    if name is not None and isinstance(kwargs.get(name), Tensor):
+    if name is not None and fits(kwargs.get(name)):
         return name
-    given = position is not None and position < len(args) and isinstance(args[position], Tensor)
-    return position if given else None
+    return position if position is not None and position < len(args) and fits(args[position]) else None
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(item, Tensor) for item in value)
 
 
 def switches(kwargs: Mapping[str, Any]) -> Switches:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import NoneType
@@ -171,12 +172,17 @@ class BlockStack:
             AdapterError: one of them is claimed already.
         """
         if any(map(taken, self.blocks)):
-            raise AdapterError("blocks are attached already; detach() the handle that holds them first")
+            raise AdapterError("blocks are attached already, by another model's handle; detach() that one first")
         _claimed.update(self.blocks)
 
     def release(self) -> None:
         """Undo :meth:`claim`."""
         _claimed.difference_update(self.blocks)
+
+    def alike(self, other: BlockStack) -> bool:
+        """Whether ``other`` is the same blocks, bypassed in the same way."""
+        mine, theirs = ((stack.scope, stack.layouts, [*stack.blocks, None, *stack.side_branches]) for stack in (self, other))
+        return mine[:2] == theirs[:2] and len(mine[2]) == len(theirs[2]) and all(map(operator.is_, mine[2], theirs[2]))
 
 
 def taken(block: nn.Module) -> bool:

@@ -37,3 +37,8 @@ class Timer:
             return self._end - self._start
         self._last.synchronize()
         return float(self._first.elapsed_time(self._last)) / 1000
+
+    @property
+    def done(self) -> bool:
+        """Whether the time can be read without waiting."""
+        return self._last is None or bool(self._last.query())

@@ -15,7 +15,7 @@ import torch
 from magpolicy_torch.blocks._entry import Entry
 from magpolicy_torch.blocks._layout import Layout
 from magpolicy_torch.blocks._observed import Returned
-from magpolicy_torch.blocks._pattern import BlockStates, ForwardPattern, Sources, switches
+from magpolicy_torch.blocks._pattern import BlockStates, ForwardPattern, Source, Sources, switches
 from magpolicy_torch.blocks._tokens import bounds, entering, narrow, replaced
 from magpolicy_torch.residuals import _arithmetic
 from torch import Tensor, nn
@@ -276,11 +276,15 @@ Parts = Mapping[int, Part]
 def read(sources: Sources, args: Sequence[Any], kwargs: Mapping[str, Any]) -> BlockStates:
     """The states that are passed there. Raises LookupError if they are passed otherwise."""
     hidden, text, second = sources
-    return BlockStates(
-        None if hidden is None else kwargs[hidden] if isinstance(hidden, str) else args[hidden],
-        None if text is None else kwargs[text] if isinstance(text, str) else args[text],
-        None if second is None else kwargs[second] if isinstance(second, str) else args[second],
-    )
+    return BlockStates(_given(hidden, args, kwargs), _given(text, args, kwargs), _given(second, args, kwargs))
+
+
+def _given(source: Source, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    if source is None:
+        return None
+    argument, place = source if isinstance(source, tuple) else (source, None)
+    value = kwargs[argument] if isinstance(argument, str) else args[argument]
+    return value if place is None else value[place]
 
 
 def state_in(pattern: ForwardPattern, state: int, result: Any) -> Any:

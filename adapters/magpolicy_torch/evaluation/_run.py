@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any
@@ -15,6 +16,8 @@ from magpolicy.adapter import CallDecision
 from magpolicy_torch.device._timer import Timer
 from magpolicy_torch.evaluation._record import Record
 from magpolicy_torch.evaluation._target import Pairs, Target
+from magpolicy_torch.ranks._compared import Found, together
+from magpolicy_torch.ranks._group import RankGroup
 from magpolicy_torch.residuals import _arithmetic
 from magpolicy_torch.residuals._moments import Moments
 from magpolicy_torch.residuals._samples import ResidualSamples
@@ -26,6 +29,8 @@ _TRANSFORMED = "called inside of a torch.func transform (vmap, grad, ...), where
 
 Residuals = Mapping[str, tuple[Tensor, ...]]
 """Per stream, the residual of each pair."""
+Measured = dict[str, Sequence[float]]
+"""What was measured, of each stream of which there is something."""
 
 
 @define(eq=False)
@@ -44,6 +49,8 @@ class Run:
     """Where the channels of a residual are, for these two."""
     record: Record = Factory(Record)
     """What the report is made of."""
+    group: RankGroup | None = None
+    """The ranks that make this run together; ``None``: this process alone."""
     second: ResidualStore = field(init=False)
     """Residuals of the second stream of tokens of each stream, where the model has one (the audio of a video)."""
     turns: Turns = field(init=False, factory=Turns)
@@ -52,6 +59,8 @@ class Run:
     """Per stream, how the call was made whose residual is stored."""
     unsupported: set[str] = field(init=False, factory=set)
     """Streams whose calls cannot be bypassed."""
+    refused: set[str] = field(init=False, factory=set)
+    """Streams whose last residual cannot be kept, because it is not finite on some rank."""
 
     def __attrs_post_init__(self) -> None:
         self.second = ResidualStore(self.store.offload, self.store.storage_dtype, copier=self.store.copier)
@@ -111,35 +120,69 @@ class Run:
         made = [map(_arithmetic.difference, a.chunk(count, batch), b.chunk(count, batch)) for a, b in pairs]
         return {stream.name: found for stream, found in zip(call.streams, zip(*made, strict=True), strict=True)}
 
-    def errors(self, call: CallDecision, residuals: Residuals) -> dict[str, float]:
-        """By stream, the relative error of the forecast of its check, compared with the residual just computed.
+    def compare(
+        self, call: CallDecision, residuals: Residuals, device: torch.device | None
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """By stream, the relative error of the forecast of its check, and the cosine between the last two changes.
 
-        Empty without a safeguard. With one, the host waits for the device here, once a computed step; about a thousand tokens
-        are compared.
+        The first is empty without a safeguard, the second unless a plan's forecasts are what the general prior expects. With
+        them the host waits for the device here, once a computed step, for the second at the first few of them; about a
+        thousand tokens are compared, or a few hundred. Of ranks that share the run, all are looked at together.
+
+        Args:
+            device: where the call was made, if it is known.
         """
-        errors: dict[str, float] = {}
+        lengths, turns = self._lengths(call, residuals), self._turns(call, residuals)
+        if self.group is not None:
+            self.refused = set()
+            if self._ranks_compare(call, device):
+                lengths, turns = self._together(self.group, call, residuals, lengths, turns)
+        errors = {name: left / whole if whole else math.nan for name, (left, whole) in lengths.items()}
+        cosines = {name: product / (one * other) if one * other else math.nan for name, (product, one, other) in turns.items()}
+        return errors, cosines
+
+    def _lengths(self, call: CallDecision, residuals: Residuals) -> Measured:
+        """By stream with a check, the lengths of what its forecast leaves and of the residual."""
+        found: Measured = {}
         for stream in call.streams:
             if stream.check is not None and stream.name in residuals:
-                error = self.store.error(stream.name, residuals[stream.name][0], stream.check[0], self.channel_dim)
-                if error is not None:
-                    errors[stream.name] = float(error)
-        return errors
+                lengths = self.store.compared(stream.name, residuals[stream.name][0], stream.check[0], self.channel_dim)
+                if lengths is not None:
+                    found[stream.name] = _arithmetic.numbers(lengths)
+        return found
 
-    def cosines(self, call: CallDecision, residuals: Residuals) -> dict[str, float]:
-        """By stream, whether the residual kept its direction: the cosine between its last two changes.
-
-        Empty unless a plan's forecasts are what the general prior expects. Then the host waits for the device here, at
-        the first few computed steps; a few hundred tokens are compared.
-        """
+    def _turns(self, call: CallDecision, residuals: Residuals) -> Measured:
+        """By stream that compares its turn, the inner product of its last two changes, and the length of each."""
         found: dict[str, Tensor] = {}
         for stream in call.streams:
             if stream.compares_turn and stream.name in residuals:
-                cosine = self.turns.add(stream.name, residuals[stream.name][0], self.channel_dim)
-                if cosine is not None:
-                    found[stream.name] = cosine
+                turn = self.turns.add(stream.name, residuals[stream.name][0], self.channel_dim)
+                if turn is not None:
+                    found[stream.name] = turn
             else:
                 self.turns.drop(stream.name)
-        return {name: float(cosine) for name, cosine in found.items()}
+        return {name: _arithmetic.numbers(turn) for name, turn in found.items()}
+
+    def _together(
+        self, group: RankGroup, call: CallDecision, residuals: Residuals, lengths: Measured, turns: Measured
+    ) -> tuple[Measured, Measured]:
+        """The same of all ranks; and notes the streams whose residual is not finite on some rank."""
+        stores, here = (self.store, self.second), []
+        for stream in call.streams:
+            made = residuals.get(stream.name, ())
+            finite = all(store.finite(one) for store, one in zip(stores, made, strict=False))
+            here.append(Found(bool(made), finite, lengths.get(stream.name), turns.get(stream.name)))
+        found = dict(zip((stream.name for stream in call.streams), together(group, call.step, here), strict=True))
+        self.refused = {name for name, one in found.items() if not (one.made and one.finite)}
+        lengths = {name: one.lengths for name, one in found.items() if one.lengths is not None}
+        return lengths, {name: one.turn for name, one in found.items() if one.turn is not None}
+
+    def _ranks_compare(self, call: CallDecision, device: torch.device | None) -> bool:
+        """Whether ranks have something to tell one another after ``call``; every rank answers alike."""
+        if any(stream.check is not None or stream.compares_turn for stream in call.streams):
+            return True
+        looks_for_nan = device is None or device.type == "cpu"  # as the store does
+        return looks_for_nan and self.moments is None and any(stream.keep > 0 for stream in call.streams)
 
     def keep(self, call: CallDecision, residuals: Residuals) -> None:
         """After ``call`` was committed: store its residuals, keep as many as later skips use, and free the rest."""
@@ -151,7 +194,9 @@ class Run:
                 self.samples.add(stream.name, made[0], self.channel_dim, step=call.step)
             keep = 0 if self.moments is not None or stream.name in self.unsupported else stream.keep
             for place, store in enumerate((self.store, self.second)):
-                if place < len(made):
+                if place < len(made) and stream.name in self.refused:
+                    store.refuse(stream.name, keep=keep)
+                elif place < len(made):
                     store.put(stream.name, made[place], keep=keep, near=True)  # look_ahead follows
                 else:  # what is from before this call is stale, even if this call gave nothing
                     store.drop(stream.name)
@@ -211,7 +256,7 @@ def evaluate(
             if pairs is None:
                 run.unsupported.update(streams)
             residuals = run.residuals(call, pairs or (), target.batch)
-            errors, cosines = run.errors(call, residuals), run.cosines(call, residuals)
+            errors, cosines = run.compare(call, residuals, device)
     except BaseException:
         call.cancel()
         run.send_away()

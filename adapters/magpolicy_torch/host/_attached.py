@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import evolve
 
-from magpolicy import ArgumentError, Calibration, Curve, RunError
+from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, RunError
 from magpolicy.adapter import ModelIdentity
 from magpolicy_torch.host._report import Report
 from magpolicy_torch.host._scoped import Scoped
@@ -44,16 +44,31 @@ class Attached(abc.ABC):
     """The base of the handles of all hosts: reports of runs, and detaching. As a context manager it detaches at the end.
 
     A host's handle says which runs there were (:attr:`runs`), and how to patch its model (:meth:`install`).
+
+    Args:
+        request: what was asked.
     """
 
     no_run = "run the model"
     """How to make a run, for the message where there was none yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, request: AttachRequest | None = None) -> None:
+        self._request = request
         self._lock = threading.Lock()
         self._active = 0
         self._undo = ExitStack()
         self._attached = False
+
+    @property
+    def request(self) -> AttachRequest:
+        """What was asked of runs that begin now and here.
+
+        Raises:
+            RunError: this kind of handle does not say.
+        """
+        if self._request is None:
+            raise RunError("request: this kind of handle does not say what was asked of it")
+        return self._request
 
     @property
     @abc.abstractmethod
@@ -124,6 +139,11 @@ class Attached(abc.ABC):
         """Residuals held for the run under way here: one per stream, two where a forecast needs them, none after it."""
         return sum(run.residuals_held for run in self.runs)
 
+    @property
+    def running(self) -> bool:
+        """Whether a run is under way, here or in another thread."""
+        return self._active > 0
+
     def detach(self) -> None:
         """Leave everything as it was before; calling it again does nothing.
 
@@ -131,10 +151,14 @@ class Attached(abc.ABC):
             RunError: a run is under way, here or in another thread.
         """
         with self._lock:
-            if self._active:
+            if self.running:
                 raise RunError("detach(): a run is under way; leave its with block first")
-            self._attached = False
-            self._undo.close()
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Detach, whatever is under way: what it is attached to is gone."""
+        self._attached = False
+        self._undo.close()
 
     def __enter__(self) -> Self:
         return self
@@ -153,8 +177,23 @@ class Attached(abc.ABC):
             raise RunError(f"{what}: there was no run yet; {self.no_run}")
         return runs[-1]
 
-    def install(self, *installed: tuple[Callable[[], None], Callable[[], None]]) -> None:
-        """Patch the model, by pairs of a function that patches and one that undoes it. If one fails, all are undone."""
+    def install(self, *installed: tuple[Callable[[], None], Callable[[], None]], replaces: Attached | None = None) -> None:
+        """Patch the model, by pairs of a function that patches and one that undoes it. If one fails, all are undone.
+
+        Args:
+            installed: the pairs.
+            replaces: the handle whose place this one takes; it is detached first.
+
+        Raises:
+            RunError: a run of the handle to replace is under way. Nothing was changed.
+        """
+        if replaces is not None:
+            try:
+                replaces.detach()
+            except RunError as error:
+                raise RunError(
+                    "attach(): it is attached already, and a run is under way; let it come to its end first"
+                ) from error
         with ExitStack() as undo:
             for put_on, take_off in installed:
                 put_on()
@@ -165,9 +204,9 @@ class Attached(abc.ABC):
     @contextmanager
     def under_way(self) -> Iterator[None]:
         """During the with block a run is under way, and the handle cannot be detached."""
-        if not self._attached:
-            raise RunError("run(): this handle is detached; attach again")
         with self._lock:
+            if not self._attached:
+                raise RunError("run(): this handle is detached, or another one took its place; attach again")
             self._active += 1
         try:
             yield
@@ -179,8 +218,8 @@ class Attached(abc.ABC):
 class AttachedToLoop(Attached):
     """A handle on a model that is called in the user's own loop, which says where a run begins, its steps and its streams."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, request: AttachRequest | None = None) -> None:
+        super().__init__(request)
         self.named_streams: Scoped[tuple[str, ...]] = Scoped("magpolicy_streams")
         self._warned = False
 

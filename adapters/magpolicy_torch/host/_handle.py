@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakValueDictionary
+
+from attrs import evolve
 
 from magpolicy import AdapterError, ArgumentError, AttachRequest, RunError
 from magpolicy.adapter import ModelIdentity, check_fits, repo_and_part
@@ -17,23 +20,33 @@ from magpolicy_torch.host._host_run import HostRun
 from magpolicy_torch.host._identity import classes_of, identity_of
 from magpolicy_torch.host._learning import Learner
 from magpolicy_torch.host._scoped import Scoped
+from magpolicy_torch.ranks._find import SharedBy
 from magpolicy_torch.residuals._moments import moments_for, versions
 from magpolicy_torch.residuals._store import ResidualStore
 from torch import nn
 
 
-def stack_for(module: nn.Module, request: AttachRequest, find: Callable[[nn.Module], BlockStack] | None = None) -> BlockStack:
+def stack_for(
+    module: nn.Module,
+    request: AttachRequest,
+    find: Callable[[nn.Module], BlockStack] | None = None,
+    *,
+    held: BlockStack | None = None,
+) -> BlockStack:
     """The stack of ``module`` that ``request`` bypasses. It checks all that can be checked before anything is patched.
 
     Args:
+        module: what is called.
+        request: what was asked of the handle.
         find: finds the stack if the request does not name it; by default :meth:`BlockStack.find`.
+        held: the stack of a handle on this module that is to be replaced, or that shares it.
 
     Raises:
-        AdapterError: the module is attached already, or its blocks are not clear.
+        AdapterError: somebody else has attached to the module or its blocks, or these are not clear.
         ArgumentError: an option is unknown.
     """
-    if CallInterceptor.on(module):
-        raise AdapterError(f"{type(module).__name__} is attached already; detach() the first handle")
+    if held is None and CallInterceptor.on(module):
+        raise AdapterError(f"{type(module).__name__} is attached already, by another adapter; detach() its handle first")
     if request.scope not in ("stack", "model"):
         raise ArgumentError(f"scope={request.scope!r} is not known; use 'stack' or 'model'")
     if request.scope == "model" and request.blocks is not None:
@@ -46,14 +59,19 @@ def stack_for(module: nn.Module, request: AttachRequest, find: Callable[[nn.Modu
         stack = find(module)
     else:
         stack = BlockStack.of(module, request.blocks)
-    if any(map(taken, stack.blocks)):
-        raise AdapterError("blocks are attached already; detach() the handle that holds them first")
+    ours = () if held is None else (module, *held.blocks)
+    if any(taken(block) for block in stack.blocks if block not in ours):
+        raise AdapterError("blocks are attached already, by another model's handle; detach() that one first")
     return stack
 
 
 def identity_of_module(module: nn.Module) -> ModelIdentity:
     """The identity of a module of no host, and where it was loaded from, as models of transformers tell it."""
     return identity_of(module, repo=repo_and_part(str(getattr(unwrap(module, peft=True), "name_or_path", "") or ""))[0])
+
+
+_handles: WeakValueDictionary[int, Handle] = WeakValueDictionary()
+"""By the module's id: a handle keeps its module, so that the id stays its own."""
 
 
 class Handle(AttachedToLoop):
@@ -85,39 +103,57 @@ class Handle(AttachedToLoop):
     no_run = "call the model inside 'with handle.run(steps=...):'"
 
     def __init__(self, module: nn.Module, stack: BlockStack, request: AttachRequest) -> None:
-        super().__init__()
+        super().__init__(request)
         self.module = module
         self.stack = stack
         self._model = HostModel(unwrap(module), stack)
-        self._request = request
         self._learner = Learner.of(request, lambda: self.identity, self.provenance)
         self._run: Scoped[HostRun] = Scoped("magpolicy_run")
         self._last: HostRun | None = None
 
     @classmethod
     def attach(cls, module: nn.Module, request: AttachRequest) -> Handle:
-        """Attach to ``module``. If that fails, nothing is patched.
+        """Attach to ``module``, in the place of the handle that is on it. If that fails, nothing is changed.
 
         Raises:
-            AdapterError: it is attached already, or its blocks are not clear.
+            AdapterError: somebody else has attached to it or its blocks, or these are not clear.
             ArgumentError: an option is unknown, or the calibration is another model's.
+            RunError: a run of the handle that is on it is under way.
         """
         inner = unwrap(module)
         check_fits(request.config.given, classes_of(module), host="torch")
-        stack = stack_for(inner, request)
-        handle = cls(module, stack, request)
+        before = cls.on(inner)
+        stack = stack_for(inner, request, held=None if before is None else before.stack)
+        handle = cls(module, stack, evolve(request, group=SharedBy([module], request.group)))
         front = CallInterceptor(inner, handle._forward)
-        handle.install((stack.claim, stack.release), (front.install, front.remove))
+        handle.install(
+            (stack.claim, stack.release), (front.install, front.remove), (handle._enter, handle._leave), replaces=before
+        )
         return handle
+
+    @staticmethod
+    def on(module: nn.Module) -> Handle | None:
+        """The handle that is on ``module``."""
+        return _handles.get(id(unwrap(module)))
+
+    def _enter(self) -> None:
+        _handles[id(unwrap(self.module))] = self
+
+    def _leave(self) -> None:
+        _handles.pop(id(unwrap(self.module)), None)
 
     @contextmanager
     def open_run(self, steps: int | None, sigmas: Sequence[float] | None, start: int) -> Iterator[None]:
         if self._run.get() is not None:
             raise RunError("run(): a run is under way here; leave its with block first")
         with self.under_way():
-            length, learner = self._request.length(steps, sigmas), self._learner
-            lesson = None if learner is None else learner.lesson(whole=start == 0, steps=length)
-            request = self._request if lesson is None else lesson.request
+            request = self.request
+            learner = self._learner if request.learn else None
+            if learner is None:
+                lesson = None
+            else:
+                lesson = learner.lesson(request, whole=start == 0, steps=request.length(steps, sigmas))
+                request = lesson.request
             run = HostRun(request, request.session(steps, sigmas), start, lesson=lesson)
             with self._run.set(run):
                 try:

@@ -8,14 +8,17 @@ from typing import Any
 
 import torch
 from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, Decision, Session
-from magpolicy.adapter import calibration_of, differences
+from magpolicy.adapter import calibration_of, decides_by, differences, digest
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.evaluation._interceptor import HostCall
 from magpolicy_torch.evaluation._model import COMPUTES, HostModel
 from magpolicy_torch.evaluation._record import Record
 from magpolicy_torch.evaluation._run import Run
+from magpolicy_torch.host._identity import classes_of
 from magpolicy_torch.host._learning import Lesson
 from magpolicy_torch.host._report import Report
+from magpolicy_torch.ranks._find import group_of
+from magpolicy_torch.ranks._group import RankGroup
 from magpolicy_torch.residuals._moments import Moments, calibrated, curve_of, measured, moments_for
 from magpolicy_torch.residuals._store import ResidualStore
 from torch import nn
@@ -51,14 +54,35 @@ class HostRun:
         self.scope = request.scope
         self.stack = ""
         """The blocks that are bypassed, in words; empty until the model is called."""
+        self.model = ""
+        """Class of the model; empty until it is called."""
         self.record = Record()
         self.moments = moments_for(request, session.steps)
         self.lesson = lesson
         self._request, self._noise = request, noise
         self._runs: dict[BlockStack, Run] = {}
+        self.group = group_of(request.group)
+        """The ranks that make this run together; ``None``: this process alone."""
         session.begin(start)
+        session.report_by(lambda: self.report)
+        if self.group is not None:
+            self._agree(self.group)
         if lesson is not None:
             lesson.begin(session, start, stop)
+
+    def _agree(self, group: RankGroup) -> None:
+        """Make sure that all ranks decide alike in this run.
+
+        Raises:
+            RunError: they would not, on every rank.
+        """
+        parts, request = decides_by(self.session), self._request
+        kind = f"calibrate={request.calibrate}, learn={request.learn!r}, scope={request.scope!r}"
+        try:
+            group.begin({**parts, "what the run is for": (digest(kind), kind)})
+        except BaseException:
+            self.session.end()
+            raise
 
     def go_to(self, step: int) -> None:
         """From now on calls are those of ``step``."""
@@ -92,6 +116,8 @@ class HostRun:
             must_compute: why this call cannot skip, in words.
         """
         run = self.on(model.stack)
+        if not self.model:
+            self.model, *_ = classes_of(model.module)
         if must_compute or checkpointing(model.module):
             run.unsupported.update(streams)
             run.record.problem(must_compute or _CHECKPOINTING)
@@ -108,7 +134,7 @@ class HostRun:
             samples = None if self.lesson is None else self.lesson.samples
             if self.lesson is not None and self._runs:
                 self.lesson.expert_steps.append(self.step)
-            run = self._runs[stack] = Run(self.session, store, self.moments, samples, channel_dim, self.record)
+            run = self._runs[stack] = Run(self.session, store, self.moments, samples, channel_dim, self.record, self.group)
             self.scope, self.stack = stack.scope, stack.description
         return run
 
@@ -132,8 +158,15 @@ class HostRun:
         finally:
             for run in self._runs.values():
                 run.free()
+            if self.moments is not None and self.group is not None and self._went_to_its_end:
+                self.moments.sum_over(self.group)
             if self.lesson is not None:
-                self.lesson.end(self.session)
+                self.lesson.end(self.session, self.group)
+
+    @property
+    def _went_to_its_end(self) -> bool:
+        trace = self.session.trace
+        return bool(trace) and trace[-1].step >= self.session.steps - 1 and not (self.moments and self.moments.stopped)
 
     @property
     def unsupported(self) -> bool:
@@ -159,7 +192,7 @@ class HostRun:
     @property
     def report(self) -> Report:
         """The report of the run so far."""
-        return Report.of(self.session, self.record, self.scope)
+        return Report.of(self.session, self.record, self.scope, self.model)
 
     @property
     def curve(self) -> Curve:

@@ -12,6 +12,7 @@ import attrs
 import torch
 from magpolicy.adapter import ModelIdentity, config_digest, digest
 from magpolicy_torch.blocks._unwrap import unwrap
+from magpolicy_torch.ranks._find import several_processes
 from torch import Tensor, nn
 
 PARAMETERS, ADAPTERS, VALUES = 32, 8, 4
@@ -55,11 +56,6 @@ def classes_of(*modules: nn.Module) -> tuple[str, ...]:
     """Names of the classes of modules, each one's own first, then those it is derived from."""
     kinds = (kind for module in modules for kind in type(unwrap(module, peft=True)).__mro__)
     return tuple(dict.fromkeys(kind.__name__ for kind in kinds if issubclass(kind, nn.Module) and kind is not nn.Module))
-
-
-def several_processes() -> bool:
-    """Whether several processes share the work, each with a part of the weights or the tokens."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
 
 
 def fingerprint(model: nn.Module) -> str:

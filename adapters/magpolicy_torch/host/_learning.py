@@ -26,7 +26,8 @@ from magpolicy.adapter import (
     remember,
     should_compute_all,
 )
-from magpolicy_torch.host._identity import several_processes
+from magpolicy_torch.ranks._find import given, group_of, several_processes
+from magpolicy_torch.ranks._group import Occasion, RankGroup
 from magpolicy_torch.residuals._samples import ResidualSamples
 
 IN_FULL = "learn='first': every step computes, and later runs are planned from it"
@@ -49,6 +50,8 @@ class Lesson:
     _known: Calibration | None
     _all: bool = True
     """Whether the host took it for a run of the whole schedule: one that ends early does not show it by its own steps."""
+    _deaf: bool = field(default=False, kw_only=True)
+    """Whether it teaches nothing in any case."""
     _stop: int = field(default=0, init=False)
     _whole: bool = field(default=True, init=False)
     _stopped: bool = field(default=False, init=False)
@@ -58,6 +61,8 @@ class Lesson:
         self._stop = session.steps if stop is None else stop
         self._whole = self._all and (start, self._stop) == (0, session.steps)
         full = _in_full(session.config) or _plans_none(session)
+        if self._deaf:
+            return
         if can_teach(self._known, whole=self._whole, full=full, levels=session.sigmas, steps=self._stop - start):
             self.samples = ResidualSamples(session.steps)
 
@@ -71,13 +76,13 @@ class Lesson:
         if samples is not None:
             samples.clear()
 
-    def end(self, session: Session) -> None:
-        """The run is over. It teaches if it went to its end; this waits for the device."""
+    def end(self, session: Session, group: RankGroup | None = None) -> None:
+        """The run is over. It teaches if it went to its end; this waits for the device, and for the ranks of ``group``."""
         samples, trace = self.samples, session.trace
         went_to_its_end = bool(trace) and trace[-1].step >= self._stop - 1 and not self._stopped
-        measured = samples.measured() if samples is not None and went_to_its_end else None
+        measured = samples.measured(group) if samples is not None and went_to_its_end else None
         self._free()
-        if went_to_its_end and _in_full(session.config):
+        if went_to_its_end and not self._deaf and _in_full(session.config):
             self._learner.made_in_full(self._identity, self._all, session.steps)
         if measured is None:
             return
@@ -85,7 +90,7 @@ class Lesson:
             taught = self._taught(measured, session)
         except (ArgumentError, np.linalg.LinAlgError):  # levels that no schedule has: the run is through all the same
             return
-        self._learner.learn(self._identity, taught)
+        self._learner.learn(self._identity, taught, group)
 
     def _taught(self, measured: MeasuredPart, session: Session) -> Calibration:
         levels = session.sigmas or _levels_told(session)
@@ -131,11 +136,8 @@ class Learner:
         describe: Callable[[], Mapping[str, Any]] = dict,
         streams: Iterable[str] | None = None,
     ) -> Learner | None:
-        """The learner of a handle; ``None`` where nothing is to be learned, or several processes share the work.
-
-        Each process would know other runs, and they have to decide alike.
-        """
-        return cls(request, identify, describe, streams) if request.learn and not several_processes() else None
+        """The learner of a handle; ``None`` where nothing is to be learned."""
+        return cls(request, identify, describe, streams) if request.learn else None
 
     def lesson(self, request: AttachRequest | None = None, *, steps: int | None = None, whole: bool = True) -> Lesson:
         """For the next run.
@@ -146,12 +148,27 @@ class Learner:
             whole: whether it covers the whole noise schedule.
         """
         identity, request = self._identify(), request or self._request
+        group = group_of(request.group)
+        if group is None and several_processes() and given(request.group) is not False:
+            # What these processes share is not known, so neither is whether they may know different things.
+            return Lesson(request, self, identity, None, whole, deaf=True)
         with self._lock:
             model = self._models.get(identity)
             if model is None:
-                known = learned(identity, self._streams)
-                model = self._models[identity] = _Model(known, learned(identity) if known is None else None)
+                model = self._models[identity] = self._recalled(identity, group)
             return Lesson(evolve(request, config=model.config_for(request, whole, steps)), self, identity, model.known, whole)
+
+    def _recalled(self, identity: ModelIdentity, group: RankGroup | None) -> _Model:
+        """What earlier runs taught; of ranks, what the first one knows: their folders may be those of several machines."""
+
+        def recall() -> tuple[Calibration | None, Calibration | None]:
+            known = learned(identity, self._streams)
+            return known, learned(identity) if known is None else None
+
+        if group is None:
+            return _Model(*recall())
+        group.begin({"the model": (identity.digest(), identity.model)}, Occasion.KNOWLEDGE)
+        return _Model(*group.from_first(recall))
 
     def made_in_full(self, identity: ModelIdentity, whole: bool, steps: int) -> None:
         """A run in full was made for ``learn="first"``. One as long would not teach more, also if this one taught nothing."""
@@ -159,20 +176,29 @@ class Learner:
             made = self._models[identity].made_in_full
             made[whole] = max(steps, made.get(whole, 0))
 
-    def learn(self, identity: ModelIdentity, lesson: Calibration) -> None:
-        """Keep what a run taught, if it is worth more than what is known."""
+    def learn(self, identity: ModelIdentity, lesson: Calibration, group: RankGroup | None = None) -> None:
+        """Keep what a run taught, if it is worth more than what is known. Of ranks the first one does, and tells the others."""
         about = {**self._describe(), **lesson.provenance}
         lesson = evolve(lesson, provenance=about)
         with self._lock:
             model = self._models[identity]
-            known = learned(identity, lesson.streams)
-            if known is None and model.known is not None and set(model.known.streams) == set(lesson.streams):
-                known = model.known  # the folder cannot be written
-            now = joined(known, lesson)
-            if now is not None:
-                file = remember(identity, now)
-                now = now if file is None else learned(identity, now.streams)  # with its date
-            model.now_known(now or known)
+
+            def keep() -> Calibration | None:
+                return _kept(identity, lesson, model.known)
+
+            model.now_known(keep() if group is None else group.from_first(keep))
+
+
+def _kept(identity: ModelIdentity, lesson: Calibration, known_here: Calibration | None) -> Calibration | None:
+    """What is known after a lesson, and kept in the user's folder."""
+    known = learned(identity, lesson.streams)
+    if known is None and known_here is not None and set(known_here.streams) == set(lesson.streams):
+        known = known_here  # the folder cannot be written
+    now = joined(known, lesson)
+    if now is not None:
+        file = remember(identity, now)
+        now = now if file is None else learned(identity, now.streams)  # with its date
+    return now or known
 
 
 @define(eq=False)

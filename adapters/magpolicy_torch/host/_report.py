@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from attrs import Factory, field, frozen
+from attrs import Factory, evolve, field, frozen
 
 import torch
 from magpolicy import Decision, Replan, Schedule, Session, TraceEntry
@@ -15,6 +15,27 @@ from magpolicy_torch.evaluation._record import Record
 from torch import Tensor
 
 _REST = {"replanned": "was planned again", "computes": "computes"}
+
+
+@frozen
+class TimedCall:
+    """One call of the model in a run."""
+
+    __module__ = "magpolicy_torch"
+
+    skipped: bool
+    """Whether the blocks were skipped, for all streams of the call."""
+    _lap: Timer | float = field(repr=False)
+
+    @property
+    def done(self) -> bool:
+        """Whether the device is through with it, so that ``seconds`` need not wait."""
+        return isinstance(self._lap, float) or self._lap.done
+
+    @property
+    def seconds(self) -> float:
+        """How long it took. Waits for the device."""
+        return self._lap if isinstance(self._lap, float) else self._lap.seconds
 
 
 @frozen
@@ -44,12 +65,15 @@ class Report:
     problems: tuple[str, ...] = ()
     """Why calls computed that could have skipped, in words (``reasons`` counts them all), and in what the run differs from the
     one that its calibration was measured in."""
-    _laps: tuple[tuple[bool, Timer | float], ...] = field(default=(), repr=False, eq=False)
+    model: str = ""
+    """Class of the model that was called; of two experts that of the first. Empty where a function was called."""
+    calls: tuple[TimedCall, ...] = field(default=(), repr=False, eq=False)
+    """Each call of the model within the run, in order, with its time."""
     _losses: tuple[Tensor, ...] = field(default=(), repr=False, eq=False)
 
     @classmethod
-    def of(cls, session: Session, record: Record, scope: str = "stack") -> Report:
-        """The report of a run so far."""
+    def of(cls, session: Session, record: Record, scope: str = "stack", model: str = "") -> Report:
+        """The report of a run so far. Does not wait for the device."""
         trace = [record.as_carried_out(entry) for entry in session.trace]
         schedule = Schedule.from_trace(trace, plan=session.schedule) if trace else None
         beyond: Counter[str] = Counter()
@@ -72,8 +96,34 @@ class Report:
             session.source,
             session.advice if skips else "",  # a run in full is the full run
             tuple(record.problems),
-            tuple(record.laps),
+            model,
+            tuple(TimedCall(skipped, lap) for skipped, lap in record.laps),
             tuple(record.losses),
+        )
+
+    @classmethod
+    def together(cls, reports: Sequence[Report], plan: Schedule | None = None) -> Report:
+        """One report of runs that were made at once, each of other streams, such as one a device.
+
+        Args:
+            reports: at least one, of runs by the same settings.
+            plan: the schedule that they followed.
+        """
+        first = reports[0]
+        if len(reports) == 1:
+            return first
+        trace = sorted((entry for report in reports for entry in report.trace), key=lambda entry: entry.step)
+        within = [entry for entry in trace if entry.decision is not Decision.PAST_END]
+        return evolve(
+            first,
+            trace=tuple(trace),
+            schedule=Schedule.from_trace(within, plan=plan) if within else None,
+            forecasts=sum(report.forecasts for report in reports),
+            held=dict(sum((Counter(report.held) for report in reports), Counter())),
+            replans=tuple(replan for report in reports for replan in report.replans),
+            problems=tuple(dict.fromkeys(problem for report in reports for problem in report.problems)),
+            calls=tuple(call for report in reports for call in report.calls),
+            losses=tuple(loss for report in reports for loss in report._losses),
         )
 
     @property
@@ -124,7 +174,7 @@ class Report:
         return full / total if total > 0 else None
 
     def _seconds(self, skip: bool) -> list[float]:
-        return [lap if isinstance(lap, float) else lap.seconds for skipped, lap in self._laps if skipped is skip]
+        return [call.seconds for call in self.calls if call.skipped is skip]
 
     def __str__(self) -> str:
         if self.schedule is None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from magpolicy import ArgumentError, RunError, Session
 from magpolicy_torch.evaluation._run import Run, evaluate
 from magpolicy_torch.evaluation._target import FunctionCall
+from magpolicy_torch.host._report import Report
 from magpolicy_torch.residuals._store import ResidualStore
 from torch import Tensor
 
@@ -68,4 +70,5 @@ def _run_of(session: Session, offload: str | None, storage_dtype: torch.dtype | 
             store = _stores[session] = ResidualStore(offload, storage_dtype)
         run = Run(session, store)
         _runs[session] = ref(run)
+        session.report_by(partial(Report.of, session, run.record))
     return run

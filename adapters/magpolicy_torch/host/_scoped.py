@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary
 
-from attrs import define
+from attrs import define, field
 
 T = TypeVar("T")
+_count = itertools.count(1)
 
 
 @define(eq=False)
@@ -18,6 +20,8 @@ class _Key:
     """What a context holds of a value."""
 
     outer: _Key | None
+    number: int = field(factory=lambda: next(_count), init=False)
+    """Of all keys, the later one has the larger number."""
 
 
 class Scoped(Generic[T]):
@@ -43,6 +47,14 @@ class Scoped(Generic[T]):
                 return value
             key = key.outer
         return None
+
+    @property
+    def since(self) -> int:
+        """When the value in this context was set: of several variables, the one set last has the largest number. 0: none is."""
+        key = self._key.get()
+        while key is not None and key not in self._values:
+            key = key.outer
+        return 0 if key is None else key.number
 
     @contextlib.contextmanager
     def set(self, value: T) -> Iterator[None]:

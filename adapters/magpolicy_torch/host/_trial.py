@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from magpolicy import ArgumentError, Schedule, attach
+from magpolicy import AdapterError, ArgumentError, Schedule, attach, attached
 from magpolicy_torch.device import _accelerator
 from torch import Tensor, nn
 
@@ -49,6 +49,7 @@ class Trial:
         if "schedule" in self._options:
             raise ArgumentError("options['schedule'] is given: the trial runs the schedules it is called with; leave it out")
         self._full: dict[tuple[int, int], list[list[Tensor]]] = {}
+        self._check_free()
         with attach(target, schedule=Schedule.from_mask([True]), **self._options):
             pass  # what cannot be driven is said now
 
@@ -58,6 +59,7 @@ class Trial:
         Raises:
             AdapterError: something was attached to the target since.
         """
+        self._check_free()
         key = schedule.first_step, schedule.steps
         if key not in self._full:
             every = {name: [True] * schedule.steps for name in schedule.streams}
@@ -65,6 +67,15 @@ class Trial:
         pairs = zip(self._run(schedule), self._full[key], strict=True)
         errors = [float((a - b).square().mean()) for found, full in pairs for a, b in zip(found, full, strict=True)]
         return sum(errors) / len(errors)
+
+    def _check_free(self) -> None:
+        """Make sure that no handle of the user's would be replaced."""
+        try:
+            handles = attached(self._target)
+        except AdapterError:  # an adapter that does not say
+            return
+        if handles:
+            raise AdapterError(f"target={type(self._target).__name__} is attached already; detach() its handle first")
 
     def _run(self, schedule: Schedule) -> Iterator[list[Tensor]]:
         """The latents of each sample."""

@@ -59,6 +59,12 @@ def widest(device: torch.device) -> torch.dtype:
     return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
 
 
+def numbers(measured: Tensor) -> list[float]:
+    """What was measured, (n), as numbers; waits for the device. Of a DTensor that of all ranks."""
+    whole: Tensor = measured.full_tensor() if hasattr(measured, "full_tensor") else measured
+    return [float(number) for number in whole.tolist()]
+
+
 def some_tokens(residual: Tensor, channel_dim: int, wanted: int) -> tuple[slice, ...]:
     """What picks about ``wanted`` evenly spaced places of each sample, along the last dimension but that of channels."""
     tokens = residual.ndim - 2 if channel_dim % max(residual.ndim, 1) == residual.ndim - 1 else residual.ndim - 1

@@ -17,7 +17,8 @@ from attrs import Factory, define
 import magpolicy
 import torch
 from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, RunError, Session, StreamMoments
-from magpolicy.adapter import PRIOR_SHARE
+from magpolicy.adapter import PRIOR_SHARE, digest
+from magpolicy_torch.ranks._group import RankGroup
 from magpolicy_torch.residuals._arithmetic import CHUNK, whole, widest
 from torch import Tensor
 
@@ -51,6 +52,8 @@ class _Stream:
     """Per evaluation, inner products with every slot and then what ``_EXTRA`` names, summed over tokens."""
     compared: list[list[int]] = Factory(list)
     """Per evaluation, the steps in the slots."""
+    elements: float = 0.0
+    """Of how many elements the rows are sums."""
 
 
 @define(eq=False)
@@ -130,6 +133,7 @@ class Moments:
             if entry is None:
                 window = new.new_zeros(len(new), self.window + 1, new.shape[1])
                 entry = self._streams[stream] = _Stream(window, [-1] * (self.window + 1), residual.shape)
+                entry.elements = float(new.numel())
                 self.note(residual=residual)
                 self.about["dtype"] = str(residual.dtype).removeprefix("torch.")
             step = (entry.steps[-1] + 1 if entry.steps else 0) if step is None else step
@@ -257,7 +261,7 @@ class Moments:
 
     def _measured(self, name: str) -> StreamMoments:
         entry = self._streams[name]
-        rows, elements = self._summed(entry.rows, entry.window)
+        rows, elements = self._summed(entry.rows, entry)
         slots, window = len(entry.labels), self.window
         place = {step: index for index, step in enumerate(entry.steps)}
         gram = np.full((len(rows), window + 1), np.nan)
@@ -285,7 +289,7 @@ class Moments:
 
     def _crossed(self, names: tuple[str, str]) -> NDArray[np.float64]:
         pair, window = self._pairs[names], self.window
-        rows, elements = self._summed(pair.rows, self._streams[names[0]].window)
+        rows, elements = self._summed(pair.rows, self._streams[names[0]])
         place = {step: index for index, step in enumerate(self.steps)}
         found = np.full((len(place), 2 * window + 1), np.nan)
         for row, places in zip(rows, pair.places, strict=True):
@@ -294,10 +298,35 @@ class Moments:
                     found[place[first], window + place[second] - place[first]] = value / elements
         return found
 
-    def _summed(self, rows: list[Tensor], window: Tensor) -> tuple[NDArray[np.float64], float]:
+    def sum_over(self, group: RankGroup) -> None:
+        """At the end of a run: add what the other ranks measured, so that all have the same; every rank calls this.
+
+        Ranks that share the tokens have measured a part each, and the sums are those of the whole. Where each has all tokens,
+        or a sample of its own, what follows is the mean over ranks: elements are added as products are.
+        """
+        if self.reduce is not None:
+            return
+        tables: list[_Stream | _Pair] = [*self._streams.values(), *self._pairs.values()]
+        about = [(name, entry.steps, len(entry.labels)) for name, entry in self._streams.items()]
+        if not group.ends_alike(digest([self.problem, about, [[*pair, len(e.rows)] for pair, e in self._pairs.items()]])):
+            self.problem = self.problem or "ranks did not measure the same steps and streams; run the model on each alike"
+            return
+        if not tables or self.problem:
+            return
+        count = torch.tensor([entry.elements for entry in self._streams.values()])
+        stacked = [torch.stack(entry.rows) for entry in tables]
+        sums = group.sum(torch.cat([part.flatten().to(stacked[0].device) for part in (*stacked, count.to(stacked[0].dtype))]))
+        parts = torch.split(sums, [part.numel() for part in (*stacked, count)])
+        for entry, part, table in zip(tables, parts, stacked, strict=False):
+            entry.rows = list(part.view_as(table))
+        for entry, elements in zip(self._streams.values(), parts[-1].tolist(), strict=True):
+            entry.elements = elements
+        self.about["ranks"] = group.size
+
+    def _summed(self, rows: list[Tensor], entry: _Stream) -> tuple[NDArray[np.float64], float]:
         """The rows, and the number of elements they are sums over; of all ranks."""
         table = torch.stack(rows)
-        sums = torch.cat([table.flatten(), table.new_tensor([window.shape[0] * window.shape[2]])])
+        sums = torch.cat([table.flatten(), table.new_tensor([entry.elements])])
         if self.reduce is not None:
             reduced = self.reduce(sums)
             sums = reduced if isinstance(reduced, Tensor) else sums

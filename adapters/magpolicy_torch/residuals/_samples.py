@@ -10,7 +10,8 @@ from attrs import Factory, define
 
 import torch
 from magpolicy import ArgumentError
-from magpolicy.adapter import MeasuredPart
+from magpolicy.adapter import MeasuredPart, digest
+from magpolicy_torch.ranks._group import RankGroup
 from magpolicy_torch.residuals._arithmetic import CHUNK, whole, widest
 from torch import Tensor
 
@@ -61,13 +62,28 @@ class ResidualSamples:
         """Bytes held."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self._taken.values())
 
-    def measured(self) -> MeasuredPart | None:
-        """Inner products of all that was looked at; waits for the device. ``None``: nothing that is of use."""
-        if not self._taken:
-            return None
+    def measured(self, group: RankGroup | None = None) -> MeasuredPart | None:
+        """Inner products of all that was looked at; waits for the device. ``None``: nothing that is of use.
+
+        Args:
+            group: the ranks of the run, each of which calls this; means over all of them, by the elements of each.
+        """
         try:
-            return MeasuredPart(list(self._taken), _gram(list(self._taken.values())).cpu().double().numpy())
-        except (ArgumentError, RuntimeError):  # NaN, or zero everywhere; no room for it
+            gram = _gram(list(self._taken.values())) if self._taken else None
+        except RuntimeError:  # no room for it
+            gram = None
+        places = list(self._taken)
+        if group is not None and not group.ends_alike(digest(places if gram is not None else None)):
+            return None
+        if gram is None:
+            return None
+        if group is not None:
+            count = gram.new_tensor([next(iter(self._taken.values())).numel()])
+            sums = group.sum(torch.cat([gram.flatten() * count, count]))
+            gram = (sums[:-1] / sums[-1]).view_as(gram)
+        try:
+            return MeasuredPart(places, gram.cpu().double().numpy())
+        except ArgumentError:  # NaN, or zero everywhere
             return None
 
     @torch.no_grad()

@@ -87,10 +87,19 @@ class ResidualStore:
             older = tuple(o if isinstance(o, Decision) or _fits(o, entry) else Decision.MISMATCH for o in before)
             self._entries[stream] = (entry, *older)
 
+    def finite(self, residual: Tensor) -> bool:
+        """Whether :meth:`put` keeps ``residual``; ``False``: on the CPU, it has NaN or infinity as it would be kept."""
+        return residual.device.type != "cpu" or _is_finite(residual, *self._narrowed(residual.detach()))
+
+    def refuse(self, stream: str, *, keep: int = 1) -> None:
+        """Keep no newest residual, as :meth:`put` does with one that is not finite: another rank's is not."""
+        before = self._entries.pop(stream, ())[: max(keep - 1, 0)]
+        if keep > 0:
+            self._entries[stream] = (Decision.NOT_FINITE, *before)
+
     def _entry(self, residual: Tensor, near: bool) -> _Entry | Decision:
         data, scale = self._narrowed(residual)
-        looked_at = data if scale is None else residual
-        if data.device.type == "cpu" and not bool(torch.isfinite(looked_at).all()):
+        if data.device.type == "cpu" and not _is_finite(residual, data, scale):
             return Decision.NOT_FINITE
         if data is not residual:
             kept = data.float() if scale is None else data.float() * scale
@@ -146,7 +155,12 @@ class ResidualStore:
         return _arithmetic.forecast([_back(entry, last.device, wide) for entry in entries], coefficients).to(last.dtype)
 
     def error(self, stream: str, residual: Tensor, coefficients: Sequence[float], channel_dim: int = -1) -> Tensor | None:
-        """Relative error of the forecast of ``residual``, a scalar on its device; ``None`` if there is no forecast.
+        """Relative error of the forecast of ``residual``, a scalar on its device; ``None`` if there is no forecast."""
+        lengths = self.compared(stream, residual, coefficients, channel_dim)
+        return None if lengths is None else lengths[0] / lengths[1]
+
+    def compared(self, stream: str, residual: Tensor, coefficients: Sequence[float], channel_dim: int = -1) -> Tensor | None:
+        """Lengths of what the forecast of ``residual`` leaves, and of the residual: (2) on its device; ``None``: no forecast.
 
         About a thousand tokens of a sample are compared, evenly spaced along the last dimension of tokens.
         """
@@ -159,8 +173,7 @@ class ResidualStore:
         true = residual.detach()[some].float()
         parts = [_back(e, true.device, torch.float32, some) for e in entries]
         found = _arithmetic.forecast(parts, coefficients) if coefficients else parts[0]
-        error: Tensor = torch.linalg.vector_norm(true - found) / torch.linalg.vector_norm(true)
-        return error
+        return torch.stack([torch.linalg.vector_norm(true - found), torch.linalg.vector_norm(true)])
 
     def bring(self, wanted: Mapping[str, int]) -> None:
         """Begin to copy the newest residuals of these streams, the given number of each, back to their device, unless they are
@@ -242,6 +255,11 @@ def _back(entry: _Entry, device: torch.device, dtype: torch.dtype, some: tuple[s
     if some:  # only here: to copy a part, the host would gather it, and that before main memory has it all
         data = data[some]
     return data.to(dtype) if entry.scale is None else (data.float() * entry.scale).to(dtype)
+
+
+def _is_finite(residual: Tensor, kept: Tensor, scale: Tensor | None) -> bool:
+    """Whether a residual and what is kept of it are finite; 8 bits with a scale hold what has the residual's range."""
+    return bool(torch.isfinite(kept if scale is None else residual).all())
 
 
 def _fits(older: _Entry, newer: _Entry | Decision) -> bool:

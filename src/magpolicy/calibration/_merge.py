@@ -34,9 +34,7 @@ def merge(calibrations: Sequence[Calibration]) -> Calibration:
 
 
 def _check_models(first: Calibration, other: Calibration, place: int) -> None:
-    mine, theirs = (
-        {**dict(c.provenance.get("identity") or {}), "model": c.provenance.get("model")} for c in (first, other)
-    )
+    mine, theirs = ({**dict(c.provenance.get("identity") or {}), "model": c.provenance.get("model")} for c in (first, other))
     for key in ("model", "config", "repo"):
         if mine.get(key) and theirs.get(key) and mine[key] != theirs[key]:
             raise ArgumentError(
@@ -47,10 +45,10 @@ def _check_models(first: Calibration, other: Calibration, place: int) -> None:
 
 def _check_branches(calibrations: Sequence[Calibration], groups: Sequence[frozenset[str]]) -> None:
     """Complain unless each stream is in one group alone, and all are of one run."""
-    for one, other in itertools.combinations(groups, 2):
-        if one & other:
+    for some, others in itertools.combinations(groups, 2):
+        if some & others:
             raise ArgumentError(
-                f"calibrations have streams {sorted(one)} and {sorted(other)}; merge those of equal streams with one another, "
+                f"calibrations have streams {sorted(some)} and {sorted(others)}; merge those of equal streams with one another, "
                 "or those that have no stream in common"
             )
     first = calibrations[0]

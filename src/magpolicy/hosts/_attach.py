@@ -60,6 +60,8 @@ class AttachRequest:
     """Calibrating: tokens that are looked at, at most; ``None``: all."""
     reduce: Callable[[Any], Any] | None = None
     """Calibrating: adds up a tensor of sums over ranks that share the tokens."""
+    group: Any = None
+    """The ranks that run the model together, as the adapter understands it; ``None``: find them; ``False``: each by itself."""
     safeguard: float | bool | Safeguard | None = None
     """Whether a planned run is compared with its plan: see :class:`magpolicy.Safeguard`."""
     learn: bool | str = False
@@ -136,6 +138,7 @@ def attach(
     window: int | None = None,
     tokens: int | None = 2048,
     reduce: Callable[[Any], Any] | None = None,
+    group: Any = None,
 ) -> Any:
     """Attach a policy to a model, and return a handle.
 
@@ -179,9 +182,13 @@ def attach(
         window: while calibrating, take inner products with residuals up to this many evaluations back, and hold that many per
             stream; by default all of the run, or a hundred.
         tokens: while calibrating, use this many tokens at most, chosen at random once; ``None`` uses all.
-        reduce: while calibrating, if ranks share the tokens (sequence parallelism): a function that adds a tensor over ranks,
+        reduce: while calibrating, in place of ``group``: a function that adds a tensor over the ranks that share the tokens,
             in place or as its result, such as ``torch.distributed.all_reduce``. Every rank then has to read
             ``handle.calibration``.
+        group: the processes that run the model together and so have to decide alike: a process group or a device mesh of
+            ``torch.distributed``, or ``False`` where this one is by itself. By default those that the model's weights are
+            sharded over (FSDP, DTensor), or its tokens (context parallelism of diffusers). Every one of them attaches with the
+            same settings, and makes the same runs; see "Several devices" in the documentation.
 
     Returns:
         The adapter's handle: ``.run(steps=...)``, ``.stream(name)``, ``.report``, ``.detach()``, and a context manager.
@@ -248,6 +255,7 @@ def attach(
         window=window,
         tokens=tokens,
         reduce=reduce,
+        group=group,
         safeguard=safeguard,
         learn=_learns(learn, config, given),
     )

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from magpolicy._errors import AdapterError, MagPolicyError
 from magpolicy.plugin_system._registry import plugins, registry
+
+changing = threading.RLock()
+"""Held while something is attached or detached: what is attached is looked up, and then replaced."""
 
 
 def preset_for(target: Any) -> Any:
@@ -19,7 +25,8 @@ def attach(target: Any, request: Any) -> Any:
     Raises:
         AdapterError: none does.
     """
-    handle = _first("attach", target, {"target": target, "request": request})
+    with changing:
+        handle = _first("attach", target, {"target": target, "request": request})
     if handle is not None:
         return handle
     unused = [f"{info.name} ({info.problem})" for info in plugins() if info.problem]
@@ -28,6 +35,25 @@ def attach(target: Any, request: Any) -> Any:
         f"target={_kind(target)} is nothing an installed adapter can drive; pass a torch.nn.Module, or a host object whose "
         f"adapter is installed{hint}"
     )
+
+
+def attached(target: Any) -> tuple[Any, ...]:
+    """The handles on ``target``, of all adapters.
+
+    Raises:
+        AdapterError: no adapter knows it, or none that does can say.
+    """
+    found, known = [], False
+    for name, caller in registry().implementing("attached"):
+        for answer in _guarded(name, target, partial(caller, target=target)):
+            known = True
+            found.extend(answer)
+    if not known:
+        raise AdapterError(
+            f"target={_kind(target)} is nothing that an installed adapter can look up; pass what was given to attach, or use "
+            "its handle: handle.detach()"
+        )
+    return tuple(found)
 
 
 def compiled(target: Any, request: Any) -> Any:
@@ -45,15 +71,20 @@ def compiled(target: Any, request: Any) -> Any:
 def _first(hook: str, target: Any, values: dict[str, Any]) -> Any:
     """What the first adapter answers that does not answer ``None``."""
     for name, caller in registry().implementing(hook):
-        try:
-            answer = caller(**values)
-        except MagPolicyError:
-            raise
-        except Exception as error:
-            raise AdapterError(f"target: plugin {name} failed on {_kind(target)}: {type(error).__name__}: {error}") from error
+        answer = _guarded(name, target, partial(caller, **values))
         if answer is not None:
             return answer
     return None
+
+
+def _guarded(name: str, target: Any, call: Callable[[], Any]) -> Any:
+    """``call()`` of the plugin of that name; what it raises without meaning to is told with the name."""
+    try:
+        return call()
+    except MagPolicyError:
+        raise
+    except Exception as error:
+        raise AdapterError(f"target: plugin {name} failed on {_kind(target)}: {type(error).__name__}: {error}") from error
 
 
 def _kind(target: Any) -> str:

@@ -127,6 +127,7 @@ class Session:
         self._trace: list[TraceEntry] = []
         self._noted: list[tuple[Any, ...]] = []  # what is to be added to it: an entry takes as long to make as a decision
         self._on_end: list[Callable[[], None]] = []
+        self._make_report: Callable[[], Any] | None = None
         self._first = 0
         self.active = False
 
@@ -313,7 +314,7 @@ class Session:
                 name, self._computed.get(name, ()), step
             ):
                 self._doubted[step, name] = None  # it holds, and was planned to forecast
-            if self._observers.any:
+            if self._observers.of_decisions:
                 self._observers.tell("on_decision", session=self, entry=self.trace[-1])
 
     def _compare(self, call: CallDecision, errors: Mapping[str, float]) -> None:
@@ -352,16 +353,22 @@ class Session:
         self.active, self._pending = False, None
         self._policies.clear()
         callbacks, self._on_end = self._on_end, []
+        make_report, self._make_report = self._make_report, None
         try:
             with contextlib.ExitStack() as every_one:  # one that fails keeps none of the others from freeing
                 for callback in callbacks:
                     every_one.callback(callback)
         finally:
-            self._observers.tell("on_run_end", session=self)
+            self._observers.tell_end(make_report, session=self)
 
     def on_end(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` once when the run ends, also by an exception; adapters free residuals there."""
         self._on_end.append(callback)
+
+    def report_by(self, make: Callable[[], Any]) -> None:
+        """Let ``make`` make the report that observers are given when this run ends. It is called once, if there are some, after
+        the functions of :meth:`on_end`; it must not wait for the device."""
+        self._make_report = make
 
     def coefficients(self, stream: Hashable = SINGLE) -> Coefficients:
         """Between :meth:`decide` and :meth:`commit` of a skip: how ``stream`` forecasts its residual.

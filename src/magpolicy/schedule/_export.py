@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from magpolicy import _checks
+from magpolicy._errors import ArgumentError
 from magpolicy.policy._decision import Decision
 
 if TYPE_CHECKING:
     from magpolicy.schedule._schedule import Schedule
 
-FORMS = ("cache-dit", "sglang", "json")
+FORMS = ("cache-dit", "sglang", "sglang-request", "json")
 
 
 def export(schedule: Schedule, form: str) -> dict[str, Any]:
@@ -20,15 +21,39 @@ def export(schedule: Schedule, form: str) -> dict[str, Any]:
     _checks.one_of("form", form, FORMS)
     if form == "json":
         return to_dict(schedule)
+    _check_one_mask(schedule, form)
+    if form == "cache-dit":
+        return {"steps_computation_mask": schedule.steps_computation_mask, "steps_computation_policy": "static"}
+    computed, skipped = bins(schedule.mask)
     if form == "sglang":
-        computed, skipped = (",".join(map(str, part)) for part in bins(schedule.mask))
         return {
             "SGLANG_CACHE_DIT_ENABLED": "true",
-            "SGLANG_CACHE_DIT_SCM_COMPUTE_BINS": computed,
-            "SGLANG_CACHE_DIT_SCM_CACHE_BINS": skipped,
+            "SGLANG_CACHE_DIT_SCM_COMPUTE_BINS": ",".join(map(str, computed)),
+            "SGLANG_CACHE_DIT_SCM_CACHE_BINS": ",".join(map(str, skipped)),
             "SGLANG_CACHE_DIT_SCM_POLICY": "static",
         }
-    return {"steps_computation_mask": schedule.steps_computation_mask, "steps_computation_policy": "static"}
+    params = {"scm_compute_bins": list(computed), "scm_cache_bins": list(skipped), "scm_policy": "static"}
+    return {"enable_cache_dit": True, "cache_dit_params": params}
+
+
+def _check_one_mask(schedule: Schedule, form: str) -> None:
+    """Engines go by one mask for all streams, which begins with a step that computes.
+
+    Raises:
+        ArgumentError: this schedule has no such mask.
+    """
+    if not schedule.mask[0]:
+        raise ArgumentError(
+            f"form={form!r}: step {schedule.first_step} skips, and engines have nothing to reuse at their first step; "
+            "export a schedule whose first step computes"
+        )
+    for step, decided in enumerate(zip(*schedule.decisions, strict=True)):
+        if len({decision.skip for decision in decided if decision is not Decision.ABSENT}) > 1:
+            streams = ", ".join(schedule.streams)
+            raise ArgumentError(
+                f"form={form!r}: at step {schedule.first_step + step} some of the streams {streams} compute and others skip, "
+                "and engines have one mask for all; plan with batched=True, or export Schedule.from_mask(schedule.mask)"
+            )
 
 
 def bins(mask: Sequence[bool]) -> tuple[tuple[int, ...], tuple[int, ...]]:

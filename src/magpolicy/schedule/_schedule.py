@@ -177,7 +177,12 @@ class Schedule:
 
         Args:
             form: ``"cache-dit"``: arguments of its ``DBCacheConfig``. ``"sglang"``: environment variables of SGLang-diffusion's
-                step computation masking. ``"json"``: :meth:`to_dict`.
+                step computation masking, for all requests of a server. ``"sglang-request"``: the same as fields of one request,
+                ``enable_cache_dit`` and ``cache_dit_params``. ``"json"``: :meth:`to_dict`.
+
+        Raises:
+            ArgumentError: an unknown form; or, for an engine, a schedule whose first step skips, or whose streams skip
+                different steps.
         """
         return _export.export(self, form)
 

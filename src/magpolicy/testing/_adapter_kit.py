@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from magpolicy._errors import ArgumentError
 from magpolicy.hookspecs import hookimpl
 from magpolicy.plugin_system._registry import manager
 from magpolicy.policy._decision import Decision
@@ -33,8 +34,9 @@ class AdapterRig(Protocol):
 
     tolerance: float
     """Relative rounding of the model's dtype, e.g. 1e-5 for float32."""
-    # Two further attributes are optional: `batches = False` for a model that takes one sample a call, `resizes = False` for one
-    # whose inputs have one size. The checks that need these are left out then.
+    # Three further attributes are optional: `batches = False` for a model that takes one sample a call, `resizes = False` for
+    # one whose inputs have one size, `replaces = False` for an adapter that refuses to attach again. The checks that need these
+    # are left out then.
 
     def attach(self, **settings: Any) -> Any:
         """Attach to the model; keyword arguments of :func:`magpolicy.attach`. Returns the handle."""
@@ -87,7 +89,7 @@ def check_adapter(make: Callable[[], AdapterRig]) -> tuple[str, ...]:
         AssertionError: the adapter breaks a contract; the message names it.
     """
     rig = make()
-    needs = {"batched streams apart": "batches", "another shape computes": "resizes"}
+    needs = {"batched streams apart": "batches", "another shape computes": "resizes", "attaching again": "replaces"}
     checks = {name: check for name, check in CHECKS.items() if getattr(rig, needs.get(name, ""), True)}
     for name, check in checks.items():
         try:
@@ -112,6 +114,25 @@ def _transparent(rig: AdapterRig) -> None:
         _same(rig.run(handle, 4), plain, "a policy that never skips changes the output")
     assert rig.traces() == before, "detaching leaves traces"
     _same(rig.run(None, 4), plain, "the detached model's output changed")
+
+
+def _attaching_again(rig: AdapterRig) -> None:
+    before, ratios = rig.traces(), curve_for(6)
+    first = rig.attach(ratios=ratios, **NEVER)
+    expected = rig.run(first, 6)
+    try:
+        rig.attach(ratios=ratios, threshold=-1.0)
+    except ArgumentError:
+        _same(rig.run(first, 6), expected, "wrong settings took a handle's place")
+    else:
+        raise AssertionError("threshold=-1 was taken")
+    second = rig.attach(ratios=ratios, **EAGER)
+    first.detach()
+    rig.run(second, 6)
+    assert second.report.skipped, "the handle that was attached last does not decide"
+    assert first.report.skipped == 0, "a handle that was replaced no longer tells its last run"
+    second.detach()
+    assert rig.traces() == before, "a handle that was replaced leaves traces"
 
 
 def _exact(rig: AdapterRig) -> None:
@@ -274,6 +295,7 @@ def _close(found: NDArray[Any], expected: NDArray[Any], tolerance: float, compla
 
 CHECKS: dict[str, Callable[[AdapterRig], None]] = {
     "transparent": _transparent,
+    "attaching again": _attaching_again,
     "exact": _exact,
     "skips run no blocks": _skips_run_no_blocks,
     "as simulated": _as_simulated,

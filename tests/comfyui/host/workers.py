@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from host.fetch import RELEASES, Unavailable, obtain
+from host.fetch import Unavailable, chosen, obtain
 
 WORKER = "MAGPOLICY_COMFYUI_WORKER"
 _MARK = "magpolicy-report "
@@ -141,9 +141,9 @@ def version_of(item: pytest.Item) -> str | None:
 
 
 def versions() -> Sequence[str]:
-    """Those to test with here: in a worker its own, else all, or those in ``$MAGPOLICY_COMFYUI`` (with commas)."""
-    chosen = os.environ.get(WORKER) or os.environ.get("MAGPOLICY_COMFYUI")
-    return tuple(RELEASES) if not chosen else tuple(chosen.split(","))
+    """Those to test with here: in a worker its own, else all that were chosen."""
+    own = os.environ.get(WORKER)
+    return (own,) if own else tuple(chosen())
 
 
 def setup(config: pytest.Config) -> None:

