@@ -48,7 +48,7 @@ def _check_branches(calibrations: Sequence[Calibration], groups: Sequence[frozen
     for some, others in itertools.combinations(groups, 2):
         if some & others:
             raise ArgumentError(
-                f"calibrations have streams {sorted(some)} and {sorted(others)}; merge those of equal streams with one another, "
+                f"calibrations have streams {sorted(some)} and {sorted(others)}; merge those of equal streams together, "
                 "or those that have no stream in common"
             )
     first = calibrations[0]
