@@ -19,7 +19,15 @@ from pathlib import Path
 
 import grimp
 
-PACKAGES = ("magpolicy", "magpolicy_torch", "magpolicy_metrics", "magpolicy_diffusers", "magpolicy_comfyui")
+PACKAGES = (
+    "magpolicy",
+    "magpolicy_torch",
+    "magpolicy_metrics",
+    "magpolicy_diffusers",
+    "magpolicy_comfyui",
+    "magpolicy_vllm_omni",
+    "magpolicy_sglang",
+)
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "docs" / "assets" / "architecture.svg"
 Box = tuple[str, str]

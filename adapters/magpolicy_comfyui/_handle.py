@@ -32,7 +32,7 @@ class Handle(Attached):
 
     def __init__(self, patcher: Any, attachment: _runs.Attachment, request: AttachRequest | None = None) -> None:
         super().__init__(request)
-        self.patcher = patcher
+        self.patcher = self.target = patcher
         self._attachment = attachment
 
     @classmethod

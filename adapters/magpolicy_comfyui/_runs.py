@@ -60,7 +60,9 @@ class Attachment:
 
     def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         guider = executor.class_obj
-        before, driver = self.driver, RunDriver(self.settings, self.lessons)
+        owner = self.owner()  # inside its handle.settings(...), there are others
+        settings = self.settings if owner is None else Settings.of_request(owner.request)
+        before, driver = self.driver, RunDriver(settings, self.lessons)
         for kind, wrapper in driver.wrappers():
             comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, guider.model_options, is_model_options=True)
         self.driver = driver

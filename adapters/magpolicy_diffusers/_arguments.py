@@ -12,11 +12,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
+from magpolicy_torch.adapter import Times
 from torch import Tensor
-
-Times = tuple[float, float]
-"""The highest and the lowest timestep in a call: where tokens have their own, a clean one has the lowest, or the highest where
-1 is clean."""
 
 _TIME = re.compile(r"(.*_)?(timesteps?|time)|t")
 # Arguments in which the branches of guidance differ: text, class, pooled embeddings, and switches such as skip_layers. Not the

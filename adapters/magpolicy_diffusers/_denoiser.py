@@ -12,9 +12,9 @@ from weakref import WeakValueDictionary
 from attrs import define
 
 from magpolicy import AdapterError, AttachRequest
-from magpolicy_diffusers._arguments import Arguments, Times
+from magpolicy_diffusers._arguments import Arguments
 from magpolicy_diffusers._block_stacks import stack_of
-from magpolicy_torch.adapter import BlockStack, CallInterceptor, HostCall, HostModel, Patch, Scoped, stack_for, unwrap
+from magpolicy_torch.adapter import BlockStack, CallInterceptor, HostCall, HostModel, Patch, Scoped, Times, stack_for, unwrap
 from torch import nn
 
 if TYPE_CHECKING:

@@ -45,7 +45,7 @@ class Handle(AttachedToLoop):
         request = evolve(request, group=SharedBy(modules.values(), request.group))
         super().__init__(request)
         self._names = tuple(modules)
-        self._learner = Learner.of(request, lambda: self.identity, self.provenance)
+        self._learner = Learner(request, lambda: self.identity, self.provenance)
         self.driver: Scoped[RunDriver] = Scoped("magpolicy_driver")
         self._last: Sequence[HostRun] = ()
         self._of_pipeline = not isinstance(unwrap(target), diffusers.ModelMixin)

@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from magpolicy import ArgumentError, AttachRequest, Schedule, Session
-from magpolicy_diffusers._arguments import Times
-from magpolicy_diffusers._noise_levels import Levels, SchedulerClock, TimestepClock
 from magpolicy_diffusers._provenance import guidance
 from magpolicy_diffusers._streams import BATCHED, StreamNames
 from magpolicy_torch import adapter
+from magpolicy_torch.adapter import Levels, SchedulerClock, Times, TimestepClock
 
 if TYPE_CHECKING:
     from magpolicy_diffusers._denoiser import DenoiserCall

@@ -24,6 +24,7 @@ from magpolicy_torch.host._host_run import HostRun
 from magpolicy_torch.host._identity import classes_of, identity_of
 from magpolicy_torch.host._known_models import KnownModel, near_misses, rows_of
 from magpolicy_torch.host._learning import Learner, Lesson
+from magpolicy_torch.host._noise_levels import Levels, SchedulerClock, Times, TimestepClock
 from magpolicy_torch.host._report import Report
 from magpolicy_torch.host._scoped import Scoped
 from magpolicy_torch.host._streams import StreamNamer
@@ -32,6 +33,7 @@ from magpolicy_torch.pictures._grid import BRIGHTER, GridRow, draw_grid
 from magpolicy_torch.pictures._similarity import Similarity, SimilarityMeter
 from magpolicy_torch.ranks._find import SharedBy
 from magpolicy_torch.ranks._group import RankGroup
+from magpolicy_torch.residuals._arithmetic import apply
 from magpolicy_torch.residuals._moments import Moments, versions
 from magpolicy_torch.residuals._store import ResidualStore
 
@@ -49,6 +51,7 @@ __all__ = [
     "Layout",
     "Learner",
     "Lesson",
+    "Levels",
     "Moments",
     "Patch",
     "RankGroup",
@@ -56,6 +59,7 @@ __all__ = [
     "Report",
     "ResidualStore",
     "Run",
+    "SchedulerClock",
     "Scoped",
     "SharedBy",
     "Similarity",
@@ -63,7 +67,10 @@ __all__ = [
     "StackSpec",
     "StackTable",
     "StreamNamer",
+    "Times",
+    "TimestepClock",
     "Trial",
+    "apply",
     "check_options",
     "checked_seeds",
     "classes_of",

@@ -20,7 +20,7 @@ from magpolicy.catalog._identity import ModelIdentity, config_digest, digest, re
 from magpolicy.catalog._kept import kept_for
 from magpolicy.catalog._learned import learned, remember
 from magpolicy.catalog._matching import PresetMatches, named
-from magpolicy.planning._target import SPEEDS
+from magpolicy.planning._target import SPEEDS, speedup_of
 from magpolicy.policy._semantics import semantics
 from magpolicy.run._alike import decides_by
 from magpolicy.run._call import CallDecision, StreamDecision
@@ -73,5 +73,6 @@ __all__ = [
     "semantics",
     "should_compute_all",
     "simulate_config",
+    "speedup_of",
     "whole",
 ]

@@ -125,6 +125,12 @@ AUTO = [
     ("WAN21_T2V", {"dim": 1536, "num_layers": 30}, {}, "wan2.1-t2v-1.3b"),
     ("WAN21_T2V", WAN_14B, {}, "wan2.1-t2v-14b"),
     ("WAN21_T2V", WAN_14B, {"start_step": 0, "last_step": 4}, "wan2.2-t2v-a14b"),
+    *(
+        ("WAN21_T2V", WAN_14B, {"scheduler": scheduler, "steps": 20}, "wan2.1-t2v-14b")
+        for scheduler in ("ddim_uniform", "beta", "linear_quadratic", "kl_optimal")
+    ),
+    ("WAN21_T2V", WAN_14B, {"scheduler": "karras", "last_step": 2}, "wan2.2-t2v-a14b"),
+    ("WAN21_T2V", WAN_14B, {"scheduler": "ddim_uniform", "steps": 20, "denoise": 0.5}, "wan2.2-t2v-a14b"),
     ("WAN21_I2V", WAN_14B, {}, "wan2.1-i2v-14b-480p"),
     ("WAN21_Vace", WAN_14B, {}, "wan2.1-vace-14b"),
     ("WAN22_T2V", {"dim": 3072, "num_layers": 30}, {}, "wan2.2-ti2v-5b-t2v"),
@@ -453,6 +459,16 @@ def test_attaching_again_and_without_the_handle(comfyui: Path) -> None:
     assert of_clone.report.skipped == first.report.skipped, "a clone has what was on the patcher"
     assert magpolicy.detach(clone) == 1
     assert not clone.get_all_wrappers("outer_sample")
+
+
+def test_settings_of_one_sampling(comfyui: Path) -> None:
+    patcher = models.make("Flux")
+    with magpolicy.attach(patcher, speedup=2.0, learn=False) as handle:
+        with handle.settings(speedup=4.0):
+            running.sample(patcher, "Flux", steps=12)
+            assert handle.report.computed == 3
+        running.sample(patcher, "Flux", steps=12)
+        assert handle.report.computed == 6
 
 
 def test_attach(comfyui: Path) -> None:

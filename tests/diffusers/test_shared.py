@@ -384,3 +384,28 @@ def test_a_compiled_model_is_compiled_once_for_all(alone):
                 torch.testing.assert_close(run(own), alone[name])
     assert counter.frame_count == 2, "one graph computes, one skips"
     torch.compiler.reset()
+
+
+def test_settings_of_one_call(alone):
+    pipe, found = made(), {}
+    with magpolicy.attach(pipe, **schedule("one")) as handle:
+        for name in MASKS:
+            with handle.settings(**schedule(name)):
+                assert torch.equal(run(pipe), alone[name])
+                assert handle.report.strip == strip(name)
+        assert torch.equal(run(pipe), alone["one"])
+        with handle.settings(speedup=1):
+            assert torch.equal(run(pipe), alone["none"])
+
+    async def task(name):
+        own = second(pipe)
+        with magpolicy.attach(own, **schedule("two")) as handle, handle.settings(**schedule(name)):
+            await asyncio.sleep(0)
+            found[name] = await asyncio.to_thread(run, own)
+
+    async def every():
+        await asyncio.gather(*map(task, MASKS))
+
+    asyncio.run(every())
+    for name in MASKS:
+        assert torch.equal(found[name], alone[name])

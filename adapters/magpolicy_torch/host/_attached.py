@@ -16,9 +16,14 @@ from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, RunError
 from magpolicy.adapter import ModelIdentity
 from magpolicy_torch.host._report import Report
 from magpolicy_torch.host._scoped import Scoped
+from magpolicy_torch.residuals._store import ResidualStore
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+SETTINGS_KEPT = 64
+"""Settings of requests that a handle remembers, with their plans."""
 
 
 class AttachedRun(Protocol):
@@ -54,6 +59,8 @@ class Attached(abc.ABC):
 
     def __init__(self, request: AttachRequest | None = None) -> None:
         self._request = request
+        self._settings: Scoped[AttachRequest] = Scoped("magpolicy_settings")
+        self._known: dict[Any, tuple[AttachRequest, AttachRequest]] = {}
         self._lock = threading.Lock()
         self._active = 0
         self._undo = ExitStack()
@@ -68,7 +75,46 @@ class Attached(abc.ABC):
         """
         if self._request is None:
             raise RunError("request: this kind of handle does not say what was asked of it")
-        return self._request
+        return self._settings.get() or self._request
+
+    @contextmanager
+    def settings(self, **changes: Any) -> Iterator[Self]:
+        """Other settings for the runs that are begun inside the with block, in this thread or task.
+
+        >>> with handle.settings(speedup=2.5):  # doctest: +SKIP
+        ...     pipe(prompt)
+
+        Settings that are not given stay those of the with block around, or of ``attach``; ``None`` stands for the default of
+        ``attach``. What contradicts a setting is left out: a target takes the place of another target, and of the rule.
+        Threads that are started inside do not inherit them; tasks of an event loop and ``asyncio.to_thread`` do.
+
+        Args:
+            changes: the arguments of :func:`magpolicy.attach` that say what decides and how residuals are kept.
+
+        Raises:
+            ArgumentError: a setting is wrong, or is settled when a model is attached (``blocks``, ``scope``).
+            RunError: this kind of handle does not say what was asked of it.
+        """
+        with self._settings.set(self._changed(changes)):
+            yield self
+
+    def _changed(self, changes: Mapping[str, Any]) -> AttachRequest:
+        """The request with these changes; the same object for the same changes, so that its plans are made once."""
+        request = self.request
+        key: Any = (id(request), tuple(sorted(changes.items())))
+        try:
+            before, found = self._known.get(key, (request, None))
+        except TypeError:  # settings that cannot be compared
+            key, before, found = None, request, None
+        if found is None or before is not request:
+            found = request.changed(getattr(self, "target", getattr(self, "module", None)), changes)
+            ResidualStore(found.offload, found.storage_dtype)  # complains now
+            if key is not None:
+                with self._lock:
+                    if len(self._known) >= SETTINGS_KEPT:
+                        self._known.clear()
+                    self._known[key] = request, found
+        return found
 
     @property
     @abc.abstractmethod

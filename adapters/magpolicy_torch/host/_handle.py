@@ -107,7 +107,7 @@ class Handle(AttachedToLoop):
         self.module = module
         self.stack = stack
         self._model = HostModel(unwrap(module), stack)
-        self._learner = Learner.of(request, lambda: self.identity, self.provenance)
+        self._learner = Learner(request, lambda: self.identity, self.provenance)
         self._run: Scoped[HostRun] = Scoped("magpolicy_run")
         self._last: HostRun | None = None
 

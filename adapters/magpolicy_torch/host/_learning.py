@@ -30,6 +30,7 @@ from magpolicy_torch.ranks._find import given, group_of, several_processes
 from magpolicy_torch.ranks._group import Occasion, RankGroup
 from magpolicy_torch.residuals._samples import ResidualSamples
 
+_CONFIGS_KEPT = 64
 IN_FULL = "learn='first': every step computes, and later runs are planned from it"
 
 
@@ -210,11 +211,12 @@ class _Model:
     """What serves as long as nothing is known: runs of other streams taught it."""
     made_in_full: dict[bool, int] = field(factory=dict, init=False)
     """Steps of the longest run in full that was made here of the whole schedule (``True``), and of a part of one."""
-    _config: tuple[RunConfig, RunConfig] | None = None
-    """What was asked for, and the same as it is planned from what is known."""
+    _configs: dict[int, tuple[RunConfig, RunConfig]] = field(factory=dict, init=False)
+    """What was asked for, by its identity, and the same as it is planned from what is known."""
 
     def now_known(self, known: Calibration | None) -> None:
-        self.known, self._config = known, None
+        self.known = known
+        self._configs.clear()
 
     def config_for(self, request: AttachRequest, whole: bool, steps: int | None) -> RunConfig:
         """What the next run goes by; the same object while nothing new is known, which spares planning again."""
@@ -222,10 +224,14 @@ class _Model:
             return always_compute(IN_FULL)
         if steps is not None and self.known is None and not can_teach(None, whole=whole, full=False, levels=None, steps=steps):
             return request.config if self.other is None else request.config.taught_by(self.other)
-        if self._config is None or self._config[0] is not request.config:
+        found = self._configs.get(id(request.config))
+        if found is None:
+            if len(self._configs) >= _CONFIGS_KEPT:
+                self._configs.clear()
             asked, known = request.config, self.known or self.other
-            self._config = asked, asked.while_learning() if known is None else asked.taught_by(known)
-        return self._config[1]
+            planned = asked.while_learning() if known is None else asked.taught_by(known)
+            found = self._configs[id(asked)] = asked, planned
+        return found[1]
 
     def _wants_all(self, whole: bool, steps: int | None) -> bool:
         """Whether a run should compute every step: the longest one that did is half as long at most."""

@@ -65,16 +65,6 @@ class RankGroup:
         distributed.all_reduce(sums, group=self.process_group)
         return sums.to(tensor.device)
 
-    def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is true on some rank."""
-        return bool(self.largest({"flag": float(flag)})["flag"])
-
-    def largest(self, values: Mapping[str, float]) -> dict[str, float]:
-        """For each name the largest value of all ranks; nan if one has nan. Every rank has the same names, in one order."""
-        told = self.tell(Occasion.STEP, 0, list(values.values()))
-        columns = zip(*told, strict=True) if told is not None else ([value] for value in values.values())
-        return {name: _largest(column) for name, column in zip(values, columns, strict=True)}
-
     def tell(self, occasion: Occasion, step: int, numbers: Sequence[float]) -> list[tuple[float, ...]] | None:
         """Within a run: the numbers of each rank, as many on each; ``None`` if a rank has left the run, here or before.
 
@@ -97,14 +87,6 @@ class RankGroup:
                 )
             found = [(*before, *value[1:]) for before, value in zip(found or [()] * self.size, values, strict=True)]
         return found
-
-    def agree(self, digest: str, what: str) -> None:
-        """Make sure that all ranks have the same ``digest``; ``what`` it is of, in words.
-
-        Raises:
-            RunError: they have not, on every rank.
-        """
-        self.begin({what: (digest, digest)})
 
     def begin(self, parts: Mapping[str, tuple[str, str]], occasion: Occasion = Occasion.START) -> None:
         """Begin something together, and make sure that ranks agree: a run waits for ranks that are still in the one before.
@@ -182,7 +164,3 @@ def _device_of(group: Any) -> torch.device:
     if "cpu" in kinds:
         return torch.device("cpu")
     return torch.device(kinds[0], torch.get_device_module(kinds[0]).current_device())
-
-
-def _largest(values: Sequence[float]) -> float:
-    return next((value for value in values if value != value), max(values))

@@ -45,10 +45,10 @@ def _check_models(first: Calibration, other: Calibration, place: int) -> None:
 
 def _check_branches(calibrations: Sequence[Calibration], groups: Sequence[frozenset[str]]) -> None:
     """Complain unless each stream is in one group alone, and all are of one run."""
-    for some, others in itertools.combinations(groups, 2):
-        if some & others:
+    for some, more in itertools.combinations(groups, 2):
+        if some & more:
             raise ArgumentError(
-                f"calibrations have streams {sorted(some)} and {sorted(others)}; merge those of equal streams together, "
+                f"calibrations have streams {sorted(some)} and {sorted(more)}; merge those of equal streams together, "
                 "or those that have no stream in common"
             )
     first = calibrations[0]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import NoneType
+from types import NoneType, SimpleNamespace
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError, PresetError
@@ -32,6 +32,27 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "calibration": ((Calibration, str, Path), "a Calibration, or the path of one"),
     "schedule": ((Schedule,), "a Schedule; try Schedule.from_mask(mask)"),
 }
+
+_TARGETS = ("speedup", "computed", "error")
+_OF_A_RULE = ("rule", "threshold", "max_skips", "retention", "start_step", "end_step", "semantics")
+OF_A_RUN = (
+    *_TARGETS, *_KINDS, "ratios", *_OF_A_RULE, "forced", "steps", "expert_step", "forecast", "damping", "objective", "guidance",
+    "safeguard", "learn", "calibrate", "window", "tokens", "offload", "storage_dtype",
+)  # fmt: skip
+"""What can differ from run to run."""
+_APART = (frozenset(_TARGETS), frozenset({*_KINDS, "ratios", "calibrate"}))
+"""Of these one at most is given."""
+_ONLY_RULE = frozenset({"rule", "threshold", "start_step", "end_step", "semantics"})
+_ONLY_PLAN = frozenset({*_TARGETS, "objective", "guidance", "safeguard"})
+_EXCLUDE = (
+    (frozenset(_TARGETS), _ONLY_RULE | {"schedule", "calibrate"}),
+    (_ONLY_RULE, _ONLY_PLAN | {"schedule", "calibrate", "learn"}),
+    (
+        frozenset({"schedule", "calibrate"}),
+        _ONLY_RULE | _ONLY_PLAN | {"max_skips", "retention", "forced", "expert_step", "learn"},
+    ),
+)
+"""Where one of the first is given anew, the others no longer hold."""
 
 
 @frozen(kw_only=True)
@@ -67,6 +88,32 @@ class AttachRequest:
     learn: bool | str = False
     """Whether runs are measured, and later ones planned from what they taught; ``"first"``: the first one computes every
     step."""
+
+    arguments: Mapping[str, Any] = field(factory=dict, repr=False, eq=False)
+    """The arguments of :func:`magpolicy.attach` that it was made of."""
+
+    def changed(self, target: Any, changes: Mapping[str, Any]) -> AttachRequest:
+        """The same with other settings, as ``attach`` would make it of both. What contradicts a change is left out.
+
+        Args:
+            target: what is attached to.
+            changes: arguments of :func:`magpolicy.attach`, of those that can differ from run to run.
+
+        Raises:
+            ArgumentError: a setting is unknown, out of range, or no matter of a run.
+        """
+        for name in changes:
+            if name not in OF_A_RUN:
+                settled = "is settled when a model is attached; attach again" if name in self.arguments else "is not known"
+                raise ArgumentError(f"settings({name}=...) {settled}; settings takes {', '.join(OF_A_RUN)}")
+        given = {name for name, value in changes.items() if value is not None and value is not False}
+        left_out = {other for names in _APART for name in names & given for other in names - {name}}
+        for names, others in _EXCLUDE:
+            left_out |= others if names & given else set()
+        fresh = {"start_step": 0, "calibrate": False, "tokens": 2048}
+        kept = {name: fresh.get(name) if name in left_out - given else value for name, value in self.arguments.items()}
+        wanted = {name: fresh.get(name) if value is None else value for name, value in changes.items()}
+        return evolve(request_for(target, {**kept, **wanted}), group=self.group)
 
     def length(self, steps: int | None, sigmas: Sequence[float] | None) -> int | None:
         """Evaluations per stream of a run of so many steps, or of these noise levels, if that is known."""
@@ -197,69 +244,83 @@ def attach(
         ArgumentError: a setting is missing, unknown or out of range. Nothing was patched.
         AdapterError: no installed adapter can drive ``target``. Nothing was patched.
     """
+    arguments = {name: value for name, value in locals().items() if name != "target"}
+    return _dispatch.attach(target, request_for(target, arguments))
+
+
+def request_for(target: Any, arguments: Mapping[str, Any]) -> AttachRequest:
+    """What :func:`attach` asks of an adapter, for these arguments of it.
+
+    Raises:
+        ArgumentError: as :func:`attach`.
+    """
+    asked = SimpleNamespace(**arguments)
     sources: dict[str, Any] = {
-        "preset": preset,
-        "ratios": ratios,
-        "curve": curve,
-        "calibration": calibration,
-        "schedule": schedule,
+        "preset": asked.preset,
+        "ratios": asked.ratios,
+        "curve": asked.curve,
+        "calibration": asked.calibration,
+        "schedule": asked.schedule,
     }
     given = {name: value for name, value in sources.items() if value is not None}
-    _checks.one_of("calibrate", calibrate, (False, True))
-    _checks.one_of("rule", rule, (None, "published"))
-    _checks.one_of("learn", learn, (None, True, False, "first"))
-    if len(given) + bool(calibrate) > 1:
-        names = ", ".join([*given, *(["calibrate"] if calibrate else [])])
+    _checks.one_of("calibrate", asked.calibrate, (False, True))
+    _checks.one_of("rule", asked.rule, (None, "published"))
+    _checks.one_of("learn", asked.learn, (None, True, False, "first"))
+    if len(given) + bool(asked.calibrate) > 1:
+        names = ", ".join([*given, *(["calibrate"] if asked.calibrate else [])])
         raise ArgumentError(f"{names} given: pass one of preset, ratios, curve, calibration, schedule or calibrate=True")
     for name, (kinds, meant) in _KINDS.items():
         if not isinstance(given.get(name), (*kinds, NoneType)):
             raise ArgumentError(f"{name}={_checks._short(given[name])} must be {meant}")
-    if isinstance(ratios, str | Path):
-        raise ArgumentError(f"ratios={ratios!r} must be numbers; try preset={str(ratios)!r}")
-    targets = {"speedup": speedup, "computed": computed, "error": error}
-    if calibrate and (aims := [name for name, value in targets.items() if value is not None]):
+    if isinstance(asked.ratios, str | Path):
+        raise ArgumentError(f"ratios={asked.ratios!r} must be numbers; try preset={str(asked.ratios)!r}")
+    targets = {"speedup": asked.speedup, "computed": asked.computed, "error": asked.error}
+    if asked.calibrate and (aims := [name for name, value in targets.items() if value is not None]):
         raise ArgumentError(f"{aims[0]} given: calibrate=True computes every step; leave {aims[0]} out")
-    _checks.one_of("scope", scope, SCOPES)
-    _checks.one_of("offload", offload, (None, "cpu"))
+    _checks.one_of("scope", asked.scope, SCOPES)
+    _checks.one_of("offload", asked.offload, (None, "cpu"))
     settings: dict[str, Any] = {
-        "threshold": threshold,
-        "max_skips": max_skips,
-        "retention": retention,
-        "start_step": start_step,
-        "end_step": end_step,
-        "forced": forced,
-        "semantics": semantics,
-        "expert_step": expert_step,
-        "forecast": forecast,
-        "damping": damping,
-        "objective": objective,
-        "guidance": guidance,
+        "threshold": asked.threshold,
+        "max_skips": asked.max_skips,
+        "retention": asked.retention,
+        "start_step": asked.start_step,
+        "end_step": asked.end_step,
+        "forced": asked.forced,
+        "semantics": asked.semantics,
+        "expert_step": asked.expert_step,
+        "forecast": asked.forecast,
+        "damping": asked.damping,
+        "objective": asked.objective,
+        "guidance": asked.guidance,
         **targets,
     }
     source = next(iter(given.values()), None)
-    config = always_compute() if calibrate else _config(target, source, rule, settings)
-    if safeguard and not config.schedules:
-        raise ArgumentError(f"safeguard={_checks._short(safeguard)} compares a run with its plan; try speedup=2.0 with it")
+    config = always_compute() if asked.calibrate else _config(target, source, asked.rule, settings)
+    if asked.safeguard and not config.schedules:
+        raise ArgumentError(
+            f"safeguard={_checks._short(asked.safeguard)} compares a run with its plan; try speedup=2.0 with it"
+        )
+    steps = asked.steps
     if steps is not None:
         config.prepare(*config.length(_checks.steps(steps, example="28"), None))
-    elif ratios is not None or schedule is not None:
+    elif asked.ratios is not None or asked.schedule is not None:
         steps = config.length(None, None)[0]
-    request = AttachRequest(
+    return AttachRequest(
+        arguments=dict(arguments),
         config=config.for_any_run(),
         steps=steps,
-        blocks=blocks,
-        scope=scope,
-        offload=offload,
-        storage_dtype=storage_dtype,
-        calibrate=calibrate,
-        window=window,
-        tokens=tokens,
-        reduce=reduce,
-        group=group,
-        safeguard=safeguard,
-        learn=_learns(learn, config, given),
+        blocks=asked.blocks,
+        scope=asked.scope,
+        offload=asked.offload,
+        storage_dtype=asked.storage_dtype,
+        calibrate=asked.calibrate,
+        window=asked.window,
+        tokens=asked.tokens,
+        reduce=asked.reduce,
+        group=asked.group,
+        safeguard=asked.safeguard,
+        learn=_learns(asked.learn, config, given),
     )
-    return _dispatch.attach(target, request)
 
 
 def _learns(learn: bool | str | None, config: RunConfig, given: Mapping[str, Any]) -> bool | str:

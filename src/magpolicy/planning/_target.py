@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from attrs import field, frozen
+from attrs.converters import optional
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
@@ -18,32 +19,27 @@ SPEEDS = {"quality": 1.5, "balanced": 2.0, "fast": 3.0}
 """Names for speedups."""
 
 
-def named_speed(value: Any) -> Any:
-    """The speedup that a name stands for; anything but text as it is.
+def speedup_of(value: Any) -> float:
+    """A speedup, in evaluations over computed ones, given as a number or by its name.
 
     Raises:
-        ArgumentError: no speedup has that name.
+        ArgumentError: it is no number >= 1, and no speedup has that name.
     """
-    if not isinstance(value, str):
-        return value
-    if value not in SPEEDS:
-        close = difflib.get_close_matches(value.lower(), SPEEDS, n=1)
-        known = ", ".join(f"{name!r} ({speed:g})" for name, speed in SPEEDS.items())
-        hint = close[0] if close else "balanced"
-        raise ArgumentError(f"speedup={_checks._short(value)} must be a number or one of {known}; try {hint!r}")
-    return SPEEDS[value]
-
-
-def _speed(value: float | str | None) -> float | None:
-    number: float | None = named_speed(value)
-    return number
+    if isinstance(value, str):
+        if value not in SPEEDS:
+            close = difflib.get_close_matches(value.lower(), SPEEDS, n=1)
+            known = ", ".join(f"{name!r} ({speed:g})" for name, speed in SPEEDS.items())
+            hint = close[0] if close else "balanced"
+            raise ArgumentError(f"speedup={_checks._short(value)} must be a number or one of {known}; try {hint!r}")
+        value = SPEEDS[value]
+    return _checks.number("speedup", value, 1, example="2.0")
 
 
 @frozen(kw_only=True)
 class PlanTarget:
     """Arguments of :func:`magpolicy.plan`, checked; ``None``: as the source says."""
 
-    speedup: float | None = field(default=None, converter=_speed)
+    speedup: float | None = field(default=None, converter=optional(speedup_of))
     computed: int | None = None
     error: float | None = None
     max_skips: int | None = None
@@ -111,7 +107,6 @@ class PlanTarget:
 
 
 _CHECKS: dict[str, Callable[[Any], Any]] = {
-    "speedup": lambda v: _checks.number("speedup", v, 1, example="2.0"),
     "computed": lambda v: _checks.whole("computed", v, 1, example="14"),
     "error": lambda v: _checks.number("error", v, 0, example="0.05"),
     "max_skips": lambda v: _checks.whole("max_skips", v, 0, example="3"),

@@ -16,11 +16,9 @@ right angles: parts of one would not cancel.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from attrs import frozen
 from numpy.typing import NDArray
 
 from magpolicy.calibration import _gram
@@ -39,44 +37,6 @@ RIDGES = (1e-6, 1e-4, 1e-2)
 """Shares of the curvature that are added to it, in turn, where a coefficient is too large."""
 
 
-@frozen(eq=False)
-class _Skips:
-    """The n skipped evaluations of a schedule."""
-
-    at: Ints
-    """(n,) where."""
-    computed: Ints
-    """(n, ORDER+1) the evaluations computed before each, newest first; -1 where there is none."""
-
-
-@frozen(eq=False)
-class _Unknowns:
-    """The m coefficients to find: each multiplies the difference of two residuals, in one stream, at one skip."""
-
-    skip: Ints
-    stream: Ints
-    order: Ints
-    """0 of a skip's c1, 1 of its c2."""
-    newer: Ints
-    older: Ints
-    """The two residuals, numbered through all streams one after another."""
-
-
-def _bounded_solution(curvature: Floats, slope: Floats) -> Floats:
-    """(m,) the coefficients that make the cost least, none above the bound.
-
-    Where one is, differences that are next to nothing are held for more than they are, until none is; at last it is cut.
-    """
-    best = np.asarray(np.linalg.solve(curvature, slope), dtype=np.float64)
-    for ridge in RIDGES:
-        if np.abs(best).max() <= _gram.LARGEST:
-            return best
-        diagonal = np.diag(curvature)
-        best = np.asarray(np.linalg.solve(curvature + ridge * np.diag(diagonal + diagonal.mean()), slope), dtype=np.float64)
-    bounded: Floats = np.clip(best, -_gram.LARGEST, _gram.LARGEST)
-    return bounded
-
-
 class Trajectory:
     """Scores schedules of one run by the latent's distance from its way, and fits their forecasts.
 
@@ -88,20 +48,21 @@ class Trajectory:
     """
 
     def __init__(self, tables: ErrorTables, sizes: Floats, forbidden: Bools, weights: Floats) -> None:
-        self._tables, self._forbidden = tables, forbidden
-        self._order = FITTED_ORDERS.get(tables.forecast, 0)
-        self._streams = list(tables.forecasts)
-        form = tables.quadratic_form()
-        unknown = np.isnan(form)
-        self._unknown = unknown.astype(np.float32) if unknown.any() else None
-        self._form = np.nan_to_num(form)
+        self._tables = tables
+        self._order = FITTED_ORDERS.get(tables.forecast)
+        form = tables.quadratic_form().reshape(len(tables.forecasts), tables.count, -1, tables.count)
+        unknown = np.isnan(form).any(axis=(0, 2))
+        self._unknown = np.asarray(unknown, dtype=np.float32) if unknown.any() else None
+        self._forms = _blocks(np.nan_to_num(form), mixed=tables.factors is not None)
         share = shares_of_run(sizes)
         self._weights = np.outer(share, share) * weights
+        self._forbidden = np.zeros_like(forbidden)  # [a, j, m]: to skip all from j to j+m
+        np.logical_or.accumulate(forbidden[:, :, 1:-1], axis=2, out=self._forbidden[:, :, 2:])
 
     def cost(self, computed: Sequence[int]) -> float:
         """The cost of computing these evaluations only, forecasts being the best; infinite where a skip is not allowed."""
-        skips = self._skips(computed)
-        return np.inf if skips is None else self._fit(skips)[1]
+        chains = self._chains(computed)
+        return np.inf if chains is None else self._fit(chains)[1]
 
     def fit(self, computed: Sequence[int]) -> dict[str, dict[int, Coefficients]]:
         """Per stream the coefficients of each skip with which computing these evaluations costs least.
@@ -109,133 +70,137 @@ class Trajectory:
         Raises:
             ValueError: a skip is not allowed.
         """
-        skips = self._skips(computed)
-        if skips is None:
+        chains = self._chains(computed)
+        if chains is None:
             raise ValueError(f"{computed}: not all that is skipped there may be")
-        coefficients = zip(self._streams, self._fit(skips)[0], strict=True)
+        coefficients = zip(self._tables.forecasts, self._fit(chains)[0], strict=True)
         return {
-            name: {int(i): trimmed(row.tolist()) for i, row in zip(skips.at, rows, strict=True)} for name, rows in coefficients
+            name: {i: trimmed(row) for i, row in zip(chains[0].tolist(), rows.T.tolist(), strict=True)}
+            for name, rows in coefficients
         }
 
-    def _skips(self, computed: Sequence[int]) -> _Skips | None:
-        """The evaluations between the computed ones; ``None`` where one may not be skipped."""
-        longest, count = self._tables.longest_gap, self._tables.count
-        following = np.array([*computed[1:], count])
-        taken = np.array(computed)
-        if (following - taken).max() > longest:
-            return None
-        gap = np.repeat(np.arange(len(taken)), following - taken - 1)
-        at = np.flatnonzero(~np.isin(np.arange(count), taken) & (np.arange(count) > taken[0]))
-        padded = np.concatenate([np.full(ORDER, -1), taken])
-        before = padded[gap[:, None] + np.arange(ORDER, -1, -1)]
-        a = np.where(before[:, 1] >= 0, before[:, 0] - before[:, 1], 0)
-        if (a > longest).any() or self._forbidden[a, before[:, 0], at - before[:, 0]].any():
-            return None
-        return _Skips(at, before)
-
-    def _fit(self, skips: _Skips) -> tuple[Floats, float]:
-        """The best coefficients (streams, n, ORDER), and the cost with them."""
-        coefficients = self._given(skips)
-        errors, fitted = self._errors(skips, coefficients), self._fitted(skips)
-        weights = self._weights_of(skips, fitted | (coefficients != 0).any(axis=0))
-        unknowns = self._unknowns(skips, fitted)
-        if not len(unknowns.skip):
-            return coefficients, self._cost(errors, weights)
-        weights, curvature = self._convex(unknowns, weights)
-        slope = self._slope(unknowns, errors, weights)
-        best = _bounded_solution(curvature, slope)
-        coefficients[unknowns.stream, unknowns.skip, unknowns.order] = best
-        saved = float(best @ (2 * slope - curvature @ best))
-        return coefficients, max(self._cost(errors, weights) - saved, 0.0)
-
-    def _convex(self, unknowns: _Unknowns, weights: Floats) -> tuple[Floats, Floats]:
-        """Weights with which the cost has a least value, and its curvature with them.
-
-        The cost is a squared length and never negative, unless products that are not known were left out of it. Without them it
-        may fall without end. The products of different steps then count for half, a fifth, and at last not at all.
+    def _chains(self, computed: Sequence[int]) -> Ints | None:
+        """(ORDER+2, n) each skipped evaluation, and below it those computed before, newest first; the first of the run stands
+        for those that there are not. ``None`` where one may not be skipped.
         """
-        single = np.diag(np.diagonal(weights))
-        for common in (1.0, 0.5, 0.2):
-            mixed = common * weights + (1 - common) * single
-            curvature = self._curvature(unknowns, mixed)
-            if self._unknown is None or np.linalg.eigvalsh(curvature)[0] > 0:
-                return mixed, curvature
-        return single, self._curvature(unknowns, single)
+        chains = []
+        q = p = j = computed[0]
+        for following in (*computed[1:], self._tables.count):
+            if following - j > self._tables.longest_gap or self._forbidden[j - p, j, following - j]:
+                return None
+            chains += [(i, j, p, q) for i in range(j + 1, following)]
+            q, p, j = p, j, following
+        return np.array(chains, dtype=np.int64).reshape(-1, ORDER + 2).T
 
-    def _given(self, skips: _Skips) -> Floats:
-        """(streams, n, ORDER) the coefficients of a forecast that is not fitted; 0 of one that is."""
-        coefficients = np.zeros((len(self._streams), len(skips.at), ORDER))
-        if not self._order:
-            j, p = skips.computed[:, 0], skips.computed[:, 1]
-            for s, name in enumerate(self._streams):
-                coefficients[s, :, 0] = self._tables.forecasts[name].coefficient[np.where(p >= 0, j - p, 0), j, skips.at - j]
-        return coefficients
+    def _fit(self, chains: Ints) -> tuple[Floats, float]:
+        """The best coefficients (streams, order, n), and the cost with them."""
+        given = self._given(chains)
+        chains = self._used(chains, given)
+        products = self._products(chains)
+        weights = self._weights_of(chains)
+        curvature, slope, held = _terms(products, weights)
+        if given is None:
+            for common in (0.5, 0.2, 0.0) if self._unknown is not None else ():
+                # The cost is a squared length and never negative, unless products that are not known were left out of it.
+                # Without them it may fall without end; then products of different steps count for less, at last not at all.
+                if np.linalg.eigvalsh(_steadied(curvature)).min(initial=1.0) > 0:
+                    break
+                curvature, slope, held = _terms(products, np.where(np.eye(len(weights), dtype=bool), weights, common * weights))
+            curvature = _steadied(curvature)
+            best = _bounded_solution(curvature, slope)
+        else:
+            best = given.reshape(slope.shape)
+        saved = float((best * (2 * slope - (curvature @ best[..., None])[..., 0])).sum())
+        return best.reshape(len(self._tables.forecasts), len(chains) - 2, chains.shape[1]), max(held - saved, 0.0)
 
-    def _fitted(self, skips: _Skips) -> Bools:
-        """(n, ORDER) the coefficients that are fitted: those for which there are residuals, all products being known."""
-        fitted: Bools = (skips.computed[:, 1:] >= 0) & (np.arange(ORDER) < self._order)
+    def _given(self, chains: Ints) -> Floats | None:
+        """(streams, 1, n) the coefficients of a forecast that is not fitted; ``None`` of one that is."""
+        if self._order is not None:
+            return None
+        i, j, p = chains[:3]
+        return np.array([[table.coefficient[j - p, j, i - j]] for table in self._tables.forecasts.values()])
+
+    def _used(self, chains: Ints, given: Floats | None) -> Ints:
+        """(order+2, n) the chains as far as there are coefficients and inner products; what is left out repeats what is before.
+
+        A coefficient then multiplies no difference.
+        """
+        chains = chains[: 3 if self._order is None else self._order + 2]
+        if given is not None:
+            return np.stack([*chains[:2], np.where(given.any(axis=(0, 1)), chains[2], chains[1])])
         if self._unknown is None:
-            return fitted
-        residuals = np.column_stack([skips.at, skips.computed])
-        for order in range(self._order):
-            for a, b in itertools.combinations(range(order + 3), 2):
-                for s in range(len(self._streams)):
-                    offset = s * self._tables.count
-                    fitted[:, order] &= self._unknown[offset + residuals[:, a], offset + residuals[:, b]] == 0
-        return np.logical_and.accumulate(fitted, axis=1)
+            return chains
+        used, known = [*chains[:2]], self._unknown[chains[0], chains[1]] == 0
+        for row in chains[2:]:
+            known = np.logical_and.reduce([known, *(self._unknown[row, other] == 0 for other in used)])
+            used.append(np.where(known, row, used[-1]))
+        return np.stack(used)
 
-    def _unknowns(self, skips: _Skips, fitted: Bools) -> _Unknowns:
-        stream, skip, order = np.nonzero(np.broadcast_to(fitted, (len(self._streams), *fitted.shape)))
-        offset = stream * self._tables.count
-        newer, older = skips.computed[skip, order], skips.computed[skip, order + 1]
-        return _Unknowns(skip, stream, order, offset + newer, offset + older)
+    def _products(self, chains: Ints) -> Floats:
+        """(B, M, order+1, n, M, order+1, n) inner products of the differences along the chains, of a block's M streams."""
+        blocks, size, _ = self._forms.shape
+        streams = size // self._tables.count
+        places = (np.arange(streams)[:, None, None] * self._tables.count + chains).ravel()
+        rows = self._forms.take(places, axis=1).reshape(blocks, streams, *chains.shape, size)
+        rows = rows[:, :, :-1] - rows[:, :, 1:]
+        both = rows.take(places, axis=-1).reshape(*rows.shape[:-1], streams, *chains.shape)
+        found: Floats = both[..., :-1, :] - both[..., 1:, :]
+        return found
 
-    def _errors(self, skips: _Skips, coefficients: Floats) -> Floats:
-        """(n, streams*N) each skip's error as a sum of residuals."""
-        n, count = len(skips.at), self._tables.count
-        rows = np.zeros((n, len(self._streams), count))
-        row = np.arange(n)
-        rows[row, :, skips.at] = 1.0
-        for s in range(len(self._streams)):
-            for back, weight in enumerate(_gram.on_residuals(coefficients[s].T)):
-                known = skips.computed[:, back] >= 0
-                rows[row[known], s, skips.computed[known, back]] -= weight[known]
-        return rows.reshape(n, len(self._streams) * count)
-
-    def _weights_of(self, skips: _Skips, used: Bools) -> Floats:
-        """(n, n) what the products of errors are multiplied by: 0 where one is not known.
-
-        ``used`` is (n, ORDER), True for the coefficients that a forecast has.
-        """
-        weights: Floats = self._weights[np.ix_(skips.at, skips.at)]
+    def _weights_of(self, chains: Ints) -> Floats:
+        """(n, n) what the products of errors are multiplied by: 0 where one is not known."""
+        weights: Floats = self._weights.take(chains[0], axis=0).take(chains[0], axis=1)
         if self._unknown is None:
             return weights
-        residuals = np.zeros((len(skips.at), self._tables.count), np.float32)  # 1 for those that an error is made of
-        row = np.arange(len(skips.at))
-        residuals[row, skips.at] = residuals[row, skips.computed[:, 0]] = 1.0
-        for order in range(ORDER):
-            for back in (order, order + 1):
-                residuals[row[used[:, order]], skips.computed[used[:, order], back]] = 1.0
-        everywhere = np.tile(residuals, len(self._streams))
-        apart = everywhere @ self._unknown @ everywhere.T > 0.5
+        residuals = np.zeros((chains.shape[1], self._tables.count), np.float32)  # 1 for those that an error is made of
+        residuals[np.arange(chains.shape[1]), chains] = 1.0
+        apart = residuals @ self._unknown @ residuals.T > 0.5
         np.fill_diagonal(apart, False)
         return np.where(apart, 0.0, weights)
 
-    def _cost(self, errors: Floats, weights: Floats) -> float:
-        return max(float((weights * (errors @ self._form @ errors.T)).sum()), 0.0)
 
-    def _curvature(self, unknowns: _Unknowns, weights: Floats) -> Floats:
-        """(m, m) half of the cost's second derivatives."""
-        moved = self._form[unknowns.newer] - self._form[unknowns.older]
-        products = moved[:, unknowns.newer] - moved[:, unknowns.older]
-        curvature: Floats = weights[np.ix_(unknowns.skip, unknowns.skip)] * products
-        # Differences that vanish, or are alike, leave a coefficient open; it is then small.
-        diagonal = np.diag_indices_from(curvature)
-        curvature[diagonal] += 1e-6 * curvature[diagonal] + 1e-12 * max(float(curvature[diagonal].max()), 1e-300)
-        return curvature
+def _blocks(form: Floats, *, mixed: bool) -> Floats:
+    """(B, D, D) a form (S, N, S, N): one block of all streams, or where they do not mix, one of each."""
+    streams, count = form.shape[:2]
+    if mixed:
+        return form.reshape(1, streams * count, streams * count)
+    return form[np.arange(streams), :, np.arange(streams), :]
 
-    def _slope(self, unknowns: _Unknowns, errors: Floats, weights: Floats) -> Floats:
-        """(m,) half of what the cost falls by for each coefficient, where all are 0."""
-        products = (self._form[unknowns.newer] - self._form[unknowns.older]) @ errors.T
-        slope: Floats = (weights[unknowns.skip] * products).sum(axis=1)
-        return slope
+
+def _terms(products: Floats, weights: Floats) -> tuple[Floats, Floats, float]:
+    """The curvature (B, m, m), the slope (B, m) and the value of the cost where all coefficients are 0."""
+    weighted = products * weights[:, None, None, :]
+    slope = weighted[:, :, 1:, :, :, 0].sum(axis=(-2, -1))
+    unknowns = slope[0].size
+    curvature = weighted[:, :, 1:, :, :, 1:].reshape(len(slope), unknowns, unknowns)
+    return curvature, slope.reshape(len(slope), unknowns), float(weighted[:, :, 0, :, :, 0].sum())
+
+
+def _steadied(curvature: Floats) -> Floats:
+    """The curvature with a little more of its diagonal: differences that vanish, or are alike, leave a coefficient small."""
+    diagonal = np.diagonal(curvature, axis1=1, axis2=2)
+    most = np.maximum(diagonal.max(axis=1, keepdims=True, initial=0.0), 1e-300)
+    return _with_diagonal(curvature, 1e-6 * diagonal + 1e-12 * most)
+
+
+def _with_diagonal(matrices: Floats, added: Floats) -> Floats:
+    """Matrices (B, m, m) with (B, m) added on their diagonals."""
+    found = matrices.copy()
+    np.einsum("bmm->bm", found)[...] += added
+    return found
+
+
+def _bounded_solution(curvature: Floats, slope: Floats) -> Floats:
+    """(B, m) the coefficients that make the cost least, none above the bound.
+
+    Where one is, differences that are next to nothing are held for more than they are, until none is; at last it is cut.
+    """
+    best = np.asarray(np.linalg.solve(curvature, slope[..., None]), dtype=np.float64)[..., 0]
+    diagonal = np.diagonal(curvature, axis1=1, axis2=2)
+    for ridge in RIDGES:
+        if np.abs(best).max(initial=0.0) <= _gram.LARGEST:
+            return best
+        added = ridge * (diagonal + diagonal.mean(axis=1, keepdims=True))
+        best = np.asarray(np.linalg.solve(_with_diagonal(curvature, added), slope[..., None]), dtype=np.float64)[..., 0]
+    bounded: Floats = np.clip(best, -_gram.LARGEST, _gram.LARGEST)
+    return bounded

@@ -231,13 +231,17 @@ def followers(schedule: Schedule) -> Callable[[str], ScheduledPolicy]:
     return lambda stream: ScheduledPolicy(before + masks.get(stream, schedule.masks[0]))
 
 
+_PREPARED_KEPT = 16
+
+
 def latest(last: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
-    """What ``make`` makes, made anew only for another key: the next run is most often like the last."""
+    """What ``make`` makes, made anew only for another key: most runs are like one of the last few."""
     found = last.get(key)
     if found is None:
         found = make()
-        last.clear()
-        last[key] = found
+        if len(last) >= _PREPARED_KEPT:
+            last.clear()
+        last[key] = found  # another thread may have made it too: they are alike
     return found
 
 

@@ -43,8 +43,8 @@ def test_settings_left_out_are_the_presets(server: Server) -> None:
 @pytest.mark.parametrize(
     ("inputs", "steps", "said"),
     [
-        ({"magcache_thresh": -2}, 20, "magcache_thresh=-2 must be >= 0"),
-        ({"retention_ratio": 2}, 20, "retention_ratio=2 must be from 0 to 1"),
+        ({"magcache_thresh": -2}, 20, "magcache_thresh=-2 must be a number from -1 to 10"),
+        ({"retention_ratio": 2}, 20, "retention_ratio=2 must be a number from -1 to 1"),
         ({"magcache_K": 1.5}, 20, "magcache_K=1.5 must be a whole number"),
         ({"model_type": "file: ../server.json"}, 20, "is not one of the node's list"),
         ({"model_type": "nothing"}, 20, "model_type='nothing' is not known"),

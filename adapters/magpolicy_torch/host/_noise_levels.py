@@ -1,4 +1,4 @@
-"""Where in its run a call stands: told by a pipeline's scheduler, or by the timestep that the model is given."""
+"""Where in its run a call stands: told by a scheduler of diffusers or like those, or by the timestep given to the model."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 from attrs import define, frozen
 
 from magpolicy.adapter import ScheduleSpan
-from magpolicy_diffusers._arguments import Times
 from torch import Tensor
+
+Times = tuple[float, float]
+"""The highest and the lowest timestep in a call: where tokens have their own, a clean one has the lowest, or the highest where
+1 is clean."""
 
 
 @frozen
