@@ -20,6 +20,7 @@ from magpolicy_torch.evaluation._run import Run
 from magpolicy_torch.host._attached import Attached, AttachedToLoop
 from magpolicy_torch.host._compile import check_options, compile_module
 from magpolicy_torch.host._handle import stack_for
+from magpolicy_torch.host._held import Held
 from magpolicy_torch.host._host_run import HostRun
 from magpolicy_torch.host._identity import classes_of, identity_of
 from magpolicy_torch.host._known_models import KnownModel, near_misses, rows_of
@@ -33,6 +34,7 @@ from magpolicy_torch.pictures._grid import BRIGHTER, GridRow, draw_grid
 from magpolicy_torch.pictures._similarity import Similarity, SimilarityMeter
 from magpolicy_torch.ranks._find import SharedBy
 from magpolicy_torch.ranks._group import RankGroup
+from magpolicy_torch.residuals._arithmetic import apply
 from magpolicy_torch.residuals._moments import Moments, versions
 from magpolicy_torch.residuals._store import ResidualStore
 
@@ -43,6 +45,7 @@ __all__ = [
     "BlockStack",
     "CallInterceptor",
     "GridRow",
+    "Held",
     "HostCall",
     "HostModel",
     "HostRun",
@@ -69,6 +72,7 @@ __all__ = [
     "Times",
     "TimestepClock",
     "Trial",
+    "apply",
     "check_options",
     "checked_seeds",
     "classes_of",
