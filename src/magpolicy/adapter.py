@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from magpolicy._checks import whole
 from magpolicy._errors import require
-from magpolicy._files import PRESET_ENDINGS, file_name, names_a_file
 from magpolicy.calibration._completed import MeasuredPart
 from magpolicy.calibration._lessons import can_teach, joined, lesson_of, should_compute_all
 from magpolicy.calibration._prior import PRIOR_SHARE
@@ -19,6 +18,7 @@ from magpolicy.catalog._identity import ModelIdentity, config_digest, digest, re
 from magpolicy.catalog._kept import kept_for
 from magpolicy.catalog._learned import learned, remember
 from magpolicy.catalog._matching import PresetMatches, named
+from magpolicy.files._names import PRESET_ENDINGS, file_name, names_a_file
 from magpolicy.planning._target import SPEEDS, speedup_of
 from magpolicy.policy._semantics import semantics
 from magpolicy.run._alike import decides_by

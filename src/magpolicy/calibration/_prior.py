@@ -116,7 +116,7 @@ def prior_calibration(
     cosines = directions.cosines(_flow_levels(np.asarray(sigmas)))
     ratios = {name: (1.0,) * len(sigmas) if run is None else run.of(name) for name in names}
     inside = np.ones(len(sigmas), dtype=bool) if curve is None else np.asarray(curve.covers(places))
-    norms = {name: np.where(inside, np.cumprod(ratios[name]), np.nan) for name in names}
+    norms = {name: np.where(inside, _norms(ratios[name]), np.nan) for name in names}
     turned = np.maximum(0.0, 1 - np.append(1.0, np.diagonal(cosines, -1)))
     provenance: dict[str, Any] = {"from": PROVENANCE, "norms": CONSTANT if curve is None else "published ratios"}
     return Calibration(
@@ -128,6 +128,16 @@ def prior_calibration(
         cross={(a, b): _crossed(norms[a], norms[b], LIKENESS * cosines) for a, b in itertools.combinations(names, 2)},
         provenance=provenance,
     )
+
+
+_MOST = 1e20
+"""Of a norm, and one over it the least: squares of residuals stay what a calibration may hold."""
+
+
+def _norms(ratios: Sequence[float]) -> Floats:
+    with np.errstate(over="ignore", under="ignore"):
+        found: Floats = np.clip(np.cumprod(ratios), 1 / _MOST, _MOST)
+    return found
 
 
 def with_prior(measured: Calibration, *, directions: Directions = DIRECTIONS) -> Calibration:
