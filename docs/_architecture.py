@@ -26,6 +26,7 @@ PACKAGES = (
     "magpolicy_diffusers",
     "magpolicy_comfyui",
     "magpolicy_vllm_omni",
+    "magpolicy_sglang",
 )
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "docs" / "assets" / "architecture.svg"

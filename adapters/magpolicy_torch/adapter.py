@@ -33,6 +33,7 @@ from magpolicy_torch.pictures._grid import BRIGHTER, GridRow, draw_grid
 from magpolicy_torch.pictures._similarity import Similarity, SimilarityMeter
 from magpolicy_torch.ranks._find import SharedBy
 from magpolicy_torch.ranks._group import RankGroup
+from magpolicy_torch.residuals._arithmetic import apply
 from magpolicy_torch.residuals._moments import Moments, versions
 from magpolicy_torch.residuals._store import ResidualStore
 
@@ -69,6 +70,7 @@ __all__ = [
     "Times",
     "TimestepClock",
     "Trial",
+    "apply",
     "check_options",
     "checked_seeds",
     "classes_of",

@@ -125,6 +125,12 @@ AUTO = [
     ("WAN21_T2V", {"dim": 1536, "num_layers": 30}, {}, "wan2.1-t2v-1.3b"),
     ("WAN21_T2V", WAN_14B, {}, "wan2.1-t2v-14b"),
     ("WAN21_T2V", WAN_14B, {"start_step": 0, "last_step": 4}, "wan2.2-t2v-a14b"),
+    *(
+        ("WAN21_T2V", WAN_14B, {"scheduler": scheduler, "steps": 20}, "wan2.1-t2v-14b")
+        for scheduler in ("ddim_uniform", "beta", "linear_quadratic", "kl_optimal")
+    ),
+    ("WAN21_T2V", WAN_14B, {"scheduler": "karras", "last_step": 2}, "wan2.2-t2v-a14b"),
+    ("WAN21_T2V", WAN_14B, {"scheduler": "ddim_uniform", "steps": 20, "denoise": 0.5}, "wan2.2-t2v-a14b"),
     ("WAN21_I2V", WAN_14B, {}, "wan2.1-i2v-14b-480p"),
     ("WAN21_Vace", WAN_14B, {}, "wan2.1-vace-14b"),
     ("WAN22_T2V", {"dim": 3072, "num_layers": 30}, {}, "wan2.2-ti2v-5b-t2v"),

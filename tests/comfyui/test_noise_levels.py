@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 LAWS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+LISTS = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 KINDS = ["FLOW", "FLUX", "EPS", "V_PREDICTION", "FLOW_COSMOS", "EDM", "V_PREDICTION_CONTINUOUS"]
 
 
@@ -50,6 +51,81 @@ def test_parts_are_parts_of_the_whole(comfyui: Path, kind: str, steps: int, data
     whole = found.whole(found.levels)
     assert len(whole) == found.steps
     assert all(a > b for a, b in itertools.pairwise(whole))
+
+
+SHIFTS = st.one_of(st.none(), st.floats(1.0, 12.0))
+
+
+def listed(kind: str, scheduler: str, steps: int, shift: float | None) -> tuple[Any, list[float]]:
+    """What a scheduler of ComfyUI makes of ``steps``, and the sampling it is for."""
+    import comfy.samplers
+
+    flow = kind in ("FLOW", "FLUX")
+    sampling = sampling_of(kind, (None if shift is None else shift / 4 if kind == "FLUX" else shift) if flow else None)
+    return sampling, [float(s) for s in comfy.samplers.calculate_sigmas(sampling, scheduler, steps)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@LISTS
+@given(steps=st.integers(4, 60), shift=SHIFTS)
+def test_a_whole_run_of_every_scheduler_is_whole(comfyui: Path, kind: str, steps: int, shift: float | None) -> None:
+    """Also where it begins nearly a step below the top, as ``ddim_uniform``; and whatever the sampler evaluates in between."""
+    import comfy.samplers
+
+    from magpolicy_comfyui._noise_levels import span_of
+
+    for scheduler in comfy.samplers.SCHEDULER_NAMES:
+        sampling, sigmas = listed(kind, scheduler, steps, shift)
+        twice = [sigma for pair in itertools.pairwise(sigmas) for sigma in pair][:-1]  # as heun
+        for evaluations in (sigmas[:-1], twice):
+            found = span_of(evaluations, sigmas, sampling)
+            assert (found.first, found.after) == (0, 0), (scheduler, sigmas)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@LISTS
+@given(steps=st.integers(4, 60), shift=SHIFTS, data=st.data())
+def test_a_part_of_every_scheduler_is_a_part(
+    comfyui: Path, kind: str, steps: int, shift: float | None, data: st.DataObject
+) -> None:
+    """Whatever begins a step below the top, of its own steps, or leaves noise behind."""
+    import comfy.samplers
+
+    from magpolicy_comfyui._noise_levels import span_of
+
+    for scheduler in comfy.samplers.SCHEDULER_NAMES:
+        sampling, sigmas = listed(kind, scheduler, steps, shift)
+        whole = span_of(sigmas[:-1], sigmas, sampling)
+        first = data.draw(st.integers(0, len(sigmas) - 2), label="first")
+        stop = data.draw(st.integers(first + 1, len(sigmas) - 1), label="stop")
+        found = span_of(sigmas[first:stop], sigmas[first : stop + 1], sampling)
+        begins, ends = whole.levels[first], (*whole.levels, 0.0)[stop]
+        step = (begins - ends) / (stop - first)
+        late = first > 0 and (1 - begins >= step or scheduler == "ddim_uniform")
+        if late and ends == 0:
+            assert found.first > 0, (scheduler, sigmas[first : stop + 1])
+        if late or ends > 0.01:
+            assert found.partial or first == 0, (scheduler, sigmas[first : stop + 1])
+        if ends > 0.01:
+            assert found.after > 0, (scheduler, sigmas[first : stop + 1])
+
+
+@pytest.mark.parametrize("kind", ["FLOW", "FLUX", "EPS"])
+@pytest.mark.parametrize("scheduler", ["ddim_uniform", "simple", "sgm_uniform"])
+@LISTS
+@given(steps=st.integers(4, 60), denoise=st.floats(0.1, 0.9))
+def test_a_weaker_denoise_lies_where_it_was_cut_from(
+    comfyui: Path, kind: str, scheduler: str, steps: int, denoise: float
+) -> None:
+    from magpolicy_comfyui._noise_levels import span_of
+
+    sampling, sigmas = listed(kind, scheduler, int(steps / denoise), None)
+    part = sigmas[-(steps + 1) :]
+    found = span_of(part[:-1], part, sampling)
+    assert found.partial == (len(part) < len(sigmas))
+    assert found.after == 0
+    cut = len(sigmas) - len(part)  # steps are cut to the entries of a table, so a short part says it less exactly
+    assert abs(found.first - cut) <= 1 + 0.03 * len(sigmas)
 
 
 @LAWS
