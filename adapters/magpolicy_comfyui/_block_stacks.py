@@ -44,7 +44,8 @@ TABLE = {
     "hidream_o1.model.HiDreamO1Transformer": StackSpec(whole=True),
     # Beyond eight seconds, it runs its layers several times in a call, for one window after another.
     "minimax_music.dit.MiniMaxMusic3DiT": StackSpec(whole=True),
-    # In a call of two conditions, its blocks have them in the other order.
+    # In a call of two conditions, their blocks have them in the other order than the call.
+    "hunyuan3dv2_1.hunyuandit.HunYuanDiTPlain": StackSpec(whole=True),
     "seedvr.model.NaDiT": StackSpec(whole=True),
     # Several models in one, of which a call runs one; two of them on sparse tensors.
     "trellis2.model.Trellis2": StackSpec(whole=True),
