@@ -132,6 +132,8 @@ class RunDriver(abc.ABC):
         run, self.run = self.run, None
         if run is not None:
             run.end()
+            if self.learner is not None:
+                run.note(self.learner.provenance)
             if run.in_vain:
                 self.warn(run.in_vain)
 
