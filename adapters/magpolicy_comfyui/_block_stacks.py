@@ -28,7 +28,9 @@ TABLE = {
     # Few blocks of pixels come after the patches'; they are given the sample anew, and run on skips too.
     "pixeldit.model.PixDiT_T2I": StackSpec("patch_blocks", Layout("x", "y")),
     "pixeldit.pid.PidNet": StackSpec(
-        "patch_blocks", Layout("x", "y"), side_branches=lambda m: m.lq_proj.gate_modules[1:]  # the first is before the stack
+        "patch_blocks",
+        Layout("x", "y"),
+        side_branches=lambda m: m.lq_proj.gate_modules[1:],  # the first is before the stack
     ),
     # Control branches and adapters: what they give is added between the blocks. What is added after the last block is outside
     # the stack, and needed.

@@ -226,7 +226,7 @@ TINY: dict[str, Tiny] = {
     "Hunyuan3Dv2_1": Tiny(
         {"in_channels": 64, "context_dim": 32, "hidden_size": 64, "mlp_ratio": 2.0, "num_heads": 4, "depth": 5,
          "qkv_bias": False, "guidance_cond_proj_dim": None, "num_moe_layers": 2},
-        _MESH, text=(9, 32),
+        _MESH, text=(9, 32), whole=True,
     ),
     "HiDream": Tiny(
         {"attention_head_dim": 16, "axes_dims_rope": [4, 6, 6], "caption_channels": [32, 32], "max_resolution": [16, 16],

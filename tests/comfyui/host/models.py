@@ -80,9 +80,9 @@ def _cut(model: Any) -> None:
     """Three narrow layers in the place of MiniMaxMusic3's 36, whose figures stand in its code; on the CPU."""
     transformer = model.diffusion_transformer.transformer
     kind = type(transformer.layers[0])
-    import comfy.ops
+    from comfy.ops import disable_weight_init
 
-    transformer.layers = torch.nn.ModuleList(kind(2048, 64, 64, torch.float32, "cpu", comfy.ops.disable_weight_init) for _ in range(3))
+    transformer.layers = torch.nn.ModuleList(kind(2048, 64, 64, torch.float32, "cpu", disable_weight_init) for _ in range(3))
     model.to_empty(device="cpu")
 
 
@@ -96,7 +96,8 @@ def draw(module: torch.nn.Module, seed: int = 1) -> None:
             scale = 0.5 / max(1, parameter[0].numel() if parameter.ndim > 1 else 16) ** 0.5
             parameter.copy_(1 + 0.1 * noise if norm else scale * noise)
         for name, buffer in module.named_buffers():
-            if name.endswith(("pos_embed", "inv_freq", "y_embedding", "beta")):  # of a checkpoint; till then whatever was in memory
+            # of a checkpoint; till then whatever was in memory
+            if name.endswith(("pos_embed", "inv_freq", "y_embedding", "beta")):
                 buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
 
 

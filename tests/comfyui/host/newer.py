@@ -23,8 +23,8 @@ _PIXELDIT = {
 }  # fmt: skip
 _WAN_REF: dict[str, Any] = WAN | {"in_dim": 20}
 _VOXELS = {
-    "trellis2_generation_mode": "shape_generation", "trellis2_coords": torch.tensor([[0, i, i // 2, i // 3] for i in range(12)]),
-    "trellis2_coord_counts": torch.tensor([12]),
+    "trellis2_generation_mode": "shape_generation", "trellis2_coord_counts": torch.tensor([12]),
+    "trellis2_coords": torch.tensor([[0, i, i // 2, i // 3] for i in range(12)]),
 }  # fmt: skip
 
 TINY: dict[str, Tiny] = {

@@ -84,6 +84,13 @@ def custom(patcher: Any, name: str, sigmas: Any, *, sampler: str = "euler", cfg:
     return samples
 
 
+def version() -> tuple[int, ...]:
+    """Of the ComfyUI that is imported here."""
+    import comfyui_version
+
+    return tuple(map(int, comfyui_version.__version__.split(".")[:3]))
+
+
 @contextlib.contextmanager
 def quiet() -> Any:
     """Without progress bars and ComfyUI's talk."""
