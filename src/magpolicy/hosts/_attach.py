@@ -226,7 +226,9 @@ def attach(
         learn: measure runs as they are made, keep what they teach in the user's folder, and plan later runs from it, also those
             of another process. ``"first"``: a first run computes every step, which teaches most. By default runs are measured
             if they are planned and no source is given; ``False`` measures and writes nothing.
-        calibrate: compute every step and measure the residuals, for ``handle.calibration`` and ``handle.curve``.
+        calibrate: compute every step and measure the residuals, for ``handle.calibration`` and ``handle.curve``. Where each
+            rank evaluates one branch of guidance, :meth:`Calibration.merge` and ``magpolicy_torch.joint_calibration`` make one
+            calibration of both.
         window: while calibrating, take inner products with residuals up to this many evaluations back, and hold that many per
             stream; by default all of the run, or a hundred.
         tokens: while calibrating, use this many tokens at most, chosen at random once; ``None`` uses all.
