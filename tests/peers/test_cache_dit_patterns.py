@@ -1,7 +1,7 @@
 """The ways in which cache-dit's tests let blocks take and return their states, under cache-dit and under ours.
 
-The behaviours are those of ``tests/api/test_forward_pattern.py`` in cache-dit's repository, which only asks that a pipeline of such
-blocks runs; the blocks here are our own, and compute something, so that what a skip returns can be checked.
+The behaviours are those of ``tests/api/test_forward_pattern.py`` in cache-dit's repository, which only asks that a pipeline of
+such blocks runs; the blocks here are our own, and compute something, so that what a skip returns can be checked.
 """
 
 import pytest
