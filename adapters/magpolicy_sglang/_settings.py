@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import magpolicy
-from magpolicy import ArgumentError
-from magpolicy.adapter import checked_request
+from magpolicy import ArgumentError, AttachRequest
 
 VARIABLE = "MAGPOLICY_SGLANG"
 """The environment variable with the server's settings: a JSON object, or the path of a file with one."""
@@ -47,7 +46,7 @@ def of_server() -> dict[str, Any] | None:
     settings = checked(VARIABLE, found)
     if not (_RULE & settings.keys() and not _SOURCES & settings.keys()):  # the rule goes by a preset of the model to come
         try:
-            checked_request(settings)
+            AttachRequest.of(settings)
         except ArgumentError as error:
             raise ArgumentError(f"{VARIABLE}: {error}") from error
     return settings

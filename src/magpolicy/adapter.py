@@ -20,7 +20,6 @@ from magpolicy.catalog._kept import kept_for
 from magpolicy.catalog._learned import learned, remember
 from magpolicy.catalog._matching import PresetMatches, named
 from magpolicy.files._names import PRESET_ENDINGS, file_name, names_a_file
-from magpolicy.hosts._attach import checked_request
 from magpolicy.planning._target import SPEEDS, speedup_of
 from magpolicy.policy._semantics import semantics
 from magpolicy.run._alike import decides_by
@@ -49,7 +48,6 @@ __all__ = [
     "calibration_of",
     "can_teach",
     "check_fits",
-    "checked_request",
     "config_digest",
     "decides_by",
     "differences",

@@ -94,6 +94,16 @@ class AttachRequest:
     arguments: Mapping[str, Any] = field(factory=dict, repr=False, eq=False)
     """The arguments of :func:`magpolicy.attach` that it was made of."""
 
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> AttachRequest:
+        """What ``attach(target, **settings)`` would ask of an adapter, before there is a target: for hosts that are told their
+        settings when they start.
+
+        Raises:
+            ArgumentError: as ``attach``; also where the rule is asked for, and nothing says by which ratios.
+        """
+        return request_for(None, {**_DEFAULTS, **settings})
+
     def changed(self, target: Any, changes: Mapping[str, Any]) -> AttachRequest:
         """The same with other settings, as ``attach`` would make it of both. What contradicts a change is left out.
 
@@ -252,16 +262,6 @@ def attach(
     """
     arguments = {name: value for name, value in locals().items() if name != "target"}
     return _dispatch.attach(target, request_for(target, arguments))
-
-
-def checked_request(settings: Mapping[str, Any]) -> AttachRequest:
-    """What ``attach(target, **settings)`` would ask of an adapter, before there is a target: for a host that is told its
-    settings when it starts.
-
-    Raises:
-        ArgumentError: as :func:`attach`; also where the rule is asked for, and nothing says by which ratios.
-    """
-    return request_for(None, {**_DEFAULTS, **settings})
 
 
 def request_for(target: Any, arguments: Mapping[str, Any]) -> AttachRequest:
