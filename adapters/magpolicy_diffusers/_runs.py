@@ -106,7 +106,11 @@ class RunDriver(abc.ABC):
             must_compute = f"another cache was enabled on {denoiser.name}, so every step computes"
         before = bool(run.record.past_end)
         try:
-            result = run.evaluate(denoiser.model, streams, call.original, call.args, call.kwargs, must_compute=must_compute)
+            if run.session.active:
+                result = run.evaluate(denoiser.model, streams, call.original, call.args, call.kwargs, must_compute=must_compute)
+            else:  # the loop goes on after the run's last step
+                run.record.past_end.extend(streams)
+                result = call.compute()
         except BaseException:
             self.failed()
             raise

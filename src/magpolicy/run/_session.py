@@ -209,14 +209,14 @@ class Session:
 
         Returns:
             the call; its ``commit`` or ``cancel`` must follow before the next one. ``None`` if one of these streams has no
-            evaluation left, or the host's position is past the run's last.
+            evaluation left.
 
         Raises:
             RunError: no run is under way, the last call is not ended, or the step lies outside the run or before a stream's.
         """
         names = tuple(map(str, streams))
         nexts = [self.step(name) for name in names]
-        if max([*nexts, earliest or 0]) >= self.steps:
+        if max(nexts, default=0) >= self.steps:
             return None
         if step is None:
             step = max(nexts if earliest is None else [*nexts, earliest], default=0)
