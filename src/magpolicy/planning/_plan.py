@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from magpolicy._keywords import suggests
 from magpolicy.catalog._source import PlanSource
 from magpolicy.planning._objective import Objective
 from magpolicy.planning._planner import solve, solve_all
@@ -12,6 +13,7 @@ from magpolicy.planning._target import PlanTarget
 from magpolicy.schedule._schedule import Schedule
 
 
+@suggests
 def plan(
     source: PlanSource,
     *,
@@ -89,6 +91,7 @@ def plan(
     return solve(request.problem(), target)
 
 
+@suggests
 def trade_off(
     source: PlanSource,
     *,
