@@ -110,6 +110,16 @@ def positions(name: str, values: Iterable[Any] | None, steps: int) -> frozenset[
     return frozenset(value % steps for value in result)
 
 
+def inside(name: str, values: Iterable[Any] | None, steps: int) -> tuple[tuple[int, ...] | None, str]:
+    """Those of ``values`` that a run of ``steps`` steps has, and in words which it has not."""
+    if values is None:
+        return None, ""
+    given = [whole(f"{name}[...]", value, -(2**31), example="-1 for the last step") for value in listed(name, values, "steps")]
+    outside = [step for step in given if not -steps <= step < steps]
+    words = f"{name} holds {', '.join(map(str, outside))}, which a run of {steps} step{'s' * (steps > 1)} has not"
+    return tuple([step for step in given if step not in outside]), words if outside else ""
+
+
 def window(start: Any, end: Any, steps: int) -> tuple[int, int]:
     """First and last step (both inclusive) at which skipping is allowed; a negative end counts from the run's end."""
     first = whole("start_step", start, 0, example="0")

@@ -23,6 +23,7 @@ from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._gram import Floats
+from magpolicy.calibration._likeness import LIKENESS, banded_cross
 from magpolicy.calibration._moments import StreamMoments
 from magpolicy.policy._curve import SINGLE, Curve
 
@@ -31,8 +32,6 @@ CONSTANT = "constant"
 """What the provenance of a calibration that the prior made says of norms which nothing is known of."""
 PRIOR_SHARE = 0.03
 """The :attr:`magpolicy.Calibration.prior_share` of what runs measure. In the lab it is worth up to 9 dB, and loses none."""
-LIKENESS = 0.95
-"""Inner product of two streams' residuals at the same two levels, over that within one stream."""
 
 
 @frozen
@@ -209,9 +208,5 @@ def _as_wide(table: Floats, first: int, width: int) -> Floats:
 
 
 def _crossed(first: Floats, second: Floats, cosines: Floats) -> Floats:
-    """(N, 2N-1) inner products between two streams, ``[i, N-1+d]`` being of i and i+d."""
-    count = len(first)
-    whole = first[:, None] * second[None, :] * cosines
-    i, j = np.arange(count)[:, None], np.arange(count)[:, None] + np.arange(1 - count, count)[None, :]
-    found: Floats = np.where((j >= 0) & (j < count), whole[i, np.clip(j, 0, count - 1)], np.nan)
-    return found
+    """(N, 2N-1) inner products between two streams of these norms."""
+    return banded_cross(first[:, None] * second[None, :] * cosines)

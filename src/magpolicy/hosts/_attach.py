@@ -197,7 +197,8 @@ def attach(
     what flow models have in common. ``speedup``, ``computed`` and ``error`` plan for something else; ``rule="published"`` and
     the settings of :func:`magpolicy.simulate` apply the rule instead.
 
-    A run that is too short for its target gets the nearest plan, and a :class:`magpolicy.PlanWarning`.
+    A run that does not fit the settings, such as one too short for its target, goes by what is nearest to them, and a
+    :class:`magpolicy.PlanWarning` says so once.
 
     Args:
         target: a diffusers pipeline or model, a ``torch.nn.Module``, or an object of another installed adapter.
@@ -207,7 +208,8 @@ def attach(
         ratios: one ratio a step, or a mapping from stream to such.
         curve: a calibrated curve.
         calibration: a calibration, or the path of one.
-        schedule: a schedule to follow, or the path of one.
+        schedule: a schedule to follow, or the path of one. It is stretched over a run of another number of steps, without its
+            forecasts.
         rule: ``"published"``: the rule decides, with the settings that were published for the model.
         steps: steps of a run, if the host does not say them (a pipeline's scheduler does); ``run(steps=...)`` overrides it.
         forecast: ``"hold"``, ``"linear"``, ``"calibrated"`` (two residuals a stream) or, of a run that is planned,
@@ -228,7 +230,9 @@ def attach(
         learn: measure runs as they are made, keep what they teach in the user's folder, and plan later runs from it, also those
             of another process. ``"first"``: a first run computes every step, which teaches most. By default runs are measured
             if they are planned and no source is given; ``False`` measures and writes nothing.
-        calibrate: compute every step and measure the residuals, for ``handle.calibration`` and ``handle.curve``.
+        calibrate: compute every step and measure the residuals, for ``handle.calibration`` and ``handle.curve``. Where each
+            rank evaluates one branch of guidance, :meth:`Calibration.merge` and ``magpolicy_torch.joint_calibration`` make one
+            calibration of both.
         window: while calibrating, take inner products with residuals up to this many evaluations back, and hold that many per
             stream; by default all of the run, or a hundred.
         tokens: while calibrating, use this many tokens at most, chosen at random once; ``None`` uses all.
