@@ -39,7 +39,10 @@ def test_an_argument_without_its_name_is_said(function):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: magpolicy.plan("flux", computed=100), r"computed=100 is more than the 28 evaluations of the run; try computed=28"),
+        (
+            lambda: magpolicy.plan("flux", computed=100),
+            r"computed=100 is more than the 28 evaluations of the run; try computed=28",
+        ),
         (lambda: magpolicy.keep("x"), r"calibration='x' must be a Calibration; try load_calibration"),
         (lambda: magpolicy.simulate([1, "a"]), r"ratios\[1\]='a' must be a number"),
         (lambda: magpolicy.Schedule.from_dict({}), r"'streams' is missing; give what to_dict\(\) returned"),

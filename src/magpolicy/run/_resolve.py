@@ -119,7 +119,7 @@ def _refuse(settings: Mapping[str, Any], why: str) -> None:
 def _plan(chosen: Any, target: PlanTarget) -> RunConfig:
     target.check_target()
     content, what = SourceContent.of(chosen), _in_words(chosen)
-    _check_experts(content.preset, target.expert_step)
+    content.check_expert_step(target.expert_step)
     if content.calibration is None:
         what = f"the general prior, {'norms taken for constant' if chosen is None else f'norms of {what}'}"
     plan = Plan(
@@ -149,7 +149,7 @@ def _rule(
         raise ArgumentError("forecast='calibrated' needs a Calibration or a planned Schedule; try forecast='linear'")
     if forecast == "second-order":
         raise ArgumentError("forecast='second-order' is fitted to a plan; try speedup=2.0, or forecast='calibrated'")
-    _check_experts(preset, window["expert_step"])
+    content.check_expert_step(window["expert_step"])
     published = {name: _setting(preset, calibration, name, value) for name, value in rule.items()}
     threshold, max_skips = check_rule(published["threshold"], published["max_skips"])
     forced, expert_step = window["forced"], window["expert_step"]
@@ -170,16 +170,6 @@ def _rule(
         calibration=calibration,
         forecast=forecast,
         damping=damping,
-    )
-
-
-def _check_experts(preset: Preset | None, expert_step: Any) -> None:
-    """A published table says whether its model has two experts; a calibration or ratios of one's own do not."""
-    if expert_step is None or preset is None or not preset.settings or preset.expert_boundary is not None:
-        return
-    raise ArgumentError(
-        f"expert_step={_checks._short(expert_step)}: the model of preset {preset.name!r} has no second expert; "
-        "leave expert_step out"
     )
 
 
