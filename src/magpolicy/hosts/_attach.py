@@ -12,6 +12,7 @@ from attrs import evolve, field, frozen
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError, PresetError
+from magpolicy._keywords import suggests
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.catalog._matching import PresetMatches
 from magpolicy.catalog._presets import Preset
@@ -162,6 +163,7 @@ class AttachRequest:
         return place(self.config.with_guidance(guidance), span).session(self.safeguard)
 
 
+@suggests
 def attach(
     target: Any,
     *,
