@@ -13,6 +13,7 @@ from magpolicy_sglang._handle import ATTACHED
 
 from . import engine, plugins
 from .plugins import logged, started
+from .ranks import on_two
 
 FORKED = True
 
@@ -255,3 +256,23 @@ def signatures() -> dict[str, bool]:
         "same": keyed({"speedup": 2.0}) == keyed({"speedup": 2.0}),
         "other": keyed({"speedup": 2.0}) == keyed({"speedup": 3.0}),
     }
+
+
+def together(kind: str, parallel: dict[str, Any], asks: list[Any], steps: int = 12) -> list[dict[str, Any]]:
+    """A request that two workers share, in full and by magpolicy: what each of them finds."""
+    started()
+
+    def work(rank: int) -> dict[str, Any]:
+        here = engine.Server(kind, num_gpus=2, **parallel)
+        plain = here.run(here.request(steps, guided=True, asks=False))
+        with _blocks_counted(here) as ran:
+            out = here.run(here.request(steps, guided=True, asks=asks[rank]))
+        handle = ATTACHED[here.stage]
+        report = handle.report
+        return {
+            "mask": _mask(report), "streams": sorted({entry.stream for entry in report.trace}), "blocks": len(ran),
+            "difference": _share(plain, out), "sum": float(out.double().sum()), "problems": list(report.problems),
+            "held": handle.residuals_held,
+        }  # fmt: skip
+
+    return on_two(work)
