@@ -1,4 +1,4 @@
-"""Weights in other forms than plain tensors, and weights that move: what runs is as simulated, and never skipping changes nothing."""
+"""Weights that are no plain tensors, and weights that move: what runs is as simulated, never skipping changes nothing."""
 
 from __future__ import annotations
 
@@ -63,6 +63,8 @@ def test_weights_that_move_between_steps(comfyui: Path, name: str, lora: bool) -
     from comfy.patcher_extension import WrappersMP
 
     patcher = models.make(name)
+    if lora and name == "SDXL" and running.version() < (0, 33):
+        pytest.skip("moved so often, weights of a U-Net lose their patches in this ComfyUI, without a node of ours too")
     if lora:
         weights = {k: p for k, p in patcher.model.named_parameters() if k.endswith("weight") and p.ndim == 2}
         generator = torch.Generator().manual_seed(5)
