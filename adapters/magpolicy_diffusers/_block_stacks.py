@@ -19,7 +19,9 @@ TABLE = {
     "Flux3Transformer2DModel": StackSpec("mode_blocks.image,single_transformer_blocks"),
     # The generated tokens follow the understood ones, in arguments and result.
     "Cosmos3OmniTransformer": StackSpec(layout=Layout("gen_seq", text="und_seq", result=1, text_result=0)),
-    "RFD4ProteinaTransformer": StackSpec(layout=Layout("values")),
+    "RFD4ProteinaTransformer": StackSpec("transformer_layers", layout=Layout("values")),
+    # A list of this name is found where it holds several blocks only.
+    "T5FilmDecoder": StackSpec("decoders"),
     # Control branches and adapters: their results are added between the blocks. What is added after the last block is outside
     # the stack, and needed.
     "WanVACETransformer3DModel": StackSpec(

@@ -17,7 +17,7 @@ from magpolicy_diffusers._denoiser import Denoiser
 from magpolicy_diffusers._pipeline import denoisers_of, unwatch, watch, watcher
 from magpolicy_diffusers._provenance import conditions, identity, provenance
 from magpolicy_diffusers._runs import GivenRun, HostRun, OwnLoop, PipelineCall, RunDriver
-from magpolicy_torch.adapter import AttachedToLoop, BlockStack, Learner, Scoped, SharedBy, StreamNamer, classes_of, unwrap
+from magpolicy_torch.adapter import AttachedToLoop, BlockStack, Held, Learner, Scoped, SharedBy, StreamNamer, classes_of, unwrap
 
 if TYPE_CHECKING:
     from magpolicy.adapter import ModelIdentity
@@ -50,10 +50,14 @@ class Handle(AttachedToLoop):
         self._last: Sequence[HostRun] = ()
         self._of_pipeline = not isinstance(unwrap(target), diffusers.ModelMixin)
         self._kind = type(target).__name__
-        # The models keep this handle alive, and they may outlive the pipeline.
-        self._target: Callable[[], Any] = weakref.ref(target) if self._of_pipeline else lambda: target
         distinct = {id(unwrap(module)): module for module in modules.values()}
-        self.denoisers = tuple(Denoiser.of(module, request, replaced) for module in distinct.values())
+        denoisers = [Denoiser.of(module, request, replaced) for module in distinct.values()]
+        self._held = tuple([(Held(denoiser), Held(denoiser.module)) for denoiser in denoisers])
+        self._scope = denoisers[0].stack.scope
+        self._shown = f"{self._kind}, {', '.join(repr(denoiser.stack) for denoiser in denoisers)}"
+        self._target = Held(target)
+        if self._of_pipeline:  # the models keep this handle alive, and they may outlive the pipeline
+            self._target.loosen()
 
     @classmethod
     def attach(cls, target: Any, request: AttachRequest) -> Handle:
@@ -100,12 +104,30 @@ class Handle(AttachedToLoop):
     @property
     def target(self) -> Any:
         """What it is attached to; ``None`` if that is a pipeline that was freed. A handle keeps no pipeline alive."""
-        return self._target()
+        return self._target.get()
+
+    @property
+    def denoisers(self) -> tuple[Denoiser, ...]:
+        """Its models, each with its blocks; none where it is detached, and no other handle is on them."""
+        return tuple([denoiser for held, _ in self._held if (denoiser := held.get()) is not None])
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The same without what was put around them.
+
+        Raises:
+            RunError: they are gone.
+        """
+        return tuple([held.need("module") for _, held in self._held])
+
+    def loosen(self) -> None:
+        for held in (self._target, *(held for both in self._held for held in both)):
+            held.loosen()
 
     @property
     def _pipe(self) -> Any:
         """The pipeline; ``None`` for a model by itself, and where the pipeline was freed."""
-        return self._target() if self._of_pipeline else None
+        return self._target.get() if self._of_pipeline else None
 
     @property
     def takes_strays(self) -> bool:
@@ -114,19 +136,18 @@ class Handle(AttachedToLoop):
 
     @property
     def module(self) -> nn.Module:
-        """The model attached to, of a pipeline its first denoiser."""
-        module: nn.Module = self.denoisers[0].module
-        return module
+        """The model attached to, of a pipeline its first denoiser. A handle that is detached keeps it no longer."""
+        return self.modules[0]
 
     @property
     def stack(self) -> BlockStack:
         """The blocks that are bypassed in it."""
-        return self.denoisers[0].stack
+        return self._held[0][0].need("stack").stack
 
     @property
     def scope(self) -> str:
         """What a skip leaves out: ``"stack"``, or ``"model"`` where that was asked for or no stack can be separated."""
-        return self.stack.scope
+        return self._scope
 
     @property
     def residuals_held(self) -> int:
@@ -150,14 +171,14 @@ class Handle(AttachedToLoop):
         return self._last if driver is None or driver.run is None else driver.runs
 
     def provenance(self) -> Mapping[str, Any]:
-        return provenance(self._pipe, [denoiser.module for denoiser in self.denoisers])
+        return provenance(self._pipe, self.modules)
 
     def conditions(self) -> Mapping[str, Any]:
         return conditions(self._pipe)
 
     @property
     def identity(self) -> ModelIdentity:
-        return identity(self._pipe, [denoiser.module for denoiser in self.denoisers])
+        return identity(self._pipe, self.modules)
 
     @contextmanager
     def open_run(self, steps: int | None, sigmas: Sequence[float] | None, start: int) -> Iterator[None]:
@@ -195,7 +216,7 @@ class Handle(AttachedToLoop):
         if isinstance(self.driver.get(), PipelineCall):  # a subclass calls its parent's
             return call()
         modules = denoisers_of(self._pipe)
-        strange = [name for name in self._names if modules.get(name) not in [d.module for d in self.denoisers]]
+        strange = [name for name in self._names if modules.get(name) not in self.modules]
         if strange:
             self.warn(f"{', '.join(strange)} of {type(self._pipe).__name__} is not what was attached to; attach again")
         with (
@@ -226,8 +247,7 @@ class Handle(AttachedToLoop):
     def _boundary(self) -> float | None:
         """Where the second expert takes over, as a share of pure noise (Wan2.2's ``boundary_ratio``)."""
         share = getattr(getattr(self._pipe, "config", None), "boundary_ratio", None)
-        return float(share) if share is not None and len(self.denoisers) > 1 else None
+        return float(share) if share is not None and len(self._held) > 1 else None
 
     def __repr__(self) -> str:
-        stacks = ", ".join(repr(denoiser.stack) for denoiser in self.denoisers)
-        return f"<Handle on {self._kind}, {stacks}, {'' if self._attached else 'not '}attached>"
+        return f"<Handle on {self._shown}, {'' if self._attached else 'not '}attached>"

@@ -6,11 +6,11 @@ import abc
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from magpolicy import ArgumentError, AttachRequest, Schedule, Session
+from magpolicy import AttachRequest, Session
 from magpolicy_diffusers._provenance import guidance
 from magpolicy_diffusers._streams import BATCHED, StreamNames
 from magpolicy_torch import adapter
-from magpolicy_torch.adapter import Levels, SchedulerClock, Times, TimestepClock
+from magpolicy_torch.adapter import SchedulerClock, Times, TimestepClock
 
 if TYPE_CHECKING:
     from magpolicy_diffusers._denoiser import DenoiserCall
@@ -132,6 +132,8 @@ class RunDriver(abc.ABC):
         run, self.run = self.run, None
         if run is not None:
             run.end()
+            if self.learner is not None:
+                run.note(self.learner.provenance)
             if run.in_vain:
                 self.warn(run.in_vain)
 
@@ -270,7 +272,7 @@ class PipelineCall(RunDriver):
             self._finished = False
             levels, start = self._clock.levels, self._clock.index
             asked = self._next_request(len(levels.timesteps), start)
-            session = _session(asked, levels, self._boundary, guidance(self._pipe))
+            session = asked.session_over(levels.span(self._boundary), guidance=guidance(self._pipe))
             self._begin(session, start, levels.noise(), self._pipe)
         elif self.run is not None:
             self.run.step = self._clock.index
@@ -289,14 +291,3 @@ class PipelineCall(RunDriver):
     def close(self) -> None:
         super().close()
         self._own.close()
-
-
-def _session(request: AttachRequest, levels: Levels, boundary: float | None, scale: float | None) -> Session:
-    """A session for what a scheduler is about to run."""
-    given, steps = request.config.given, len(levels.timesteps)
-    if isinstance(given, Schedule) and given.steps != steps:
-        raise ArgumentError(
-            f"num_inference_steps makes {steps} evaluations, but the schedule has {given.steps}; attach with a "
-            f"schedule of {steps} steps"
-        )
-    return request.session_over(levels.span(boundary), guidance=scale)

@@ -2,6 +2,7 @@
 from .blocks._layout import Layout
 from .blocks._stack import BlockStack
 from .evaluation._run import Run, evaluate
+from .host._branches import joint_calibration
 from .host._handle import Handle
 from .host._report import Report, TimedCall
 from .host._run_step import run_step
@@ -19,6 +20,7 @@ __all__ = [
     "Run",
     "TimedCall",
     "evaluate",
+    "joint_calibration",
     "run_step",
     "trial",
 ]

@@ -20,6 +20,7 @@ from magpolicy_torch.evaluation._run import Run
 from magpolicy_torch.host._attached import Attached, AttachedToLoop
 from magpolicy_torch.host._compile import check_options, compile_module
 from magpolicy_torch.host._handle import stack_for
+from magpolicy_torch.host._held import Held
 from magpolicy_torch.host._host_run import HostRun
 from magpolicy_torch.host._identity import classes_of, identity_of
 from magpolicy_torch.host._known_models import KnownModel, near_misses, rows_of
@@ -44,6 +45,7 @@ __all__ = [
     "BlockStack",
     "CallInterceptor",
     "GridRow",
+    "Held",
     "HostCall",
     "HostModel",
     "HostRun",

@@ -35,6 +35,7 @@ from .policy._policy import MagPolicy
 from .policy._semantics import Semantics, semantics, semantics_names
 from .run._session import Session
 from .run._simulate import Sweep, SweepRow, simulate, sweep
+from .schedule._file import load_schedule
 from .schedule._schedule import Schedule
 from .schedule._trace import TraceEntry
 
@@ -80,6 +81,7 @@ __all__ = [
     "library",
     "load_calibration",
     "load_preset",
+    "load_schedule",
     "manager",
     "plan",
     "plugins",

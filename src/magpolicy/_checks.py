@@ -8,6 +8,10 @@ from typing import Any
 
 from magpolicy._errors import ArgumentError
 
+MAX_RATIO = 1e6
+"""Of the norms of two residuals in a row; published ones lie between 0.3 and 2. Beyond it, products leave what floats hold."""
+MAX_LEVEL = 1e9
+"""Of noise; the sigmas of a schedule whose last signal is rescaled to nothing reach a few thousand."""
 MAX_STEPS = 100_000  # far above any sampler; a list this long is a mistake, not a run
 
 
@@ -60,6 +64,10 @@ def ratios(name: str, values: Iterable[Any]) -> tuple[float, ...]:
     for index, value in enumerate(result):
         if not (value > 0.0 and math.isfinite(value)):
             raise ArgumentError(f"{name}[{index}]={value} must be a finite ratio > 0; calibrate that step again")
+        if not 1 / MAX_RATIO <= value <= MAX_RATIO:
+            raise ArgumentError(
+                f"{name}[{index}]={value} must be a ratio from {1 / MAX_RATIO:g} to {MAX_RATIO:g}; calibrate that step again"
+            )
     return result
 
 
@@ -74,8 +82,8 @@ def levels(name: str, values: Iterable[Any]) -> tuple[float, ...]:
     if not result:
         raise ArgumentError(f"{name}={_short(values)} must hold at least one noise level, e.g. the scheduler's sigmas")
     for index, value in enumerate(result):
-        if not (value >= 0.0 and math.isfinite(value)):
-            raise ArgumentError(f"{name}[{index}]={value} must be a finite noise level >= 0")
+        if not 0.0 <= value <= MAX_LEVEL:
+            raise ArgumentError(f"{name}[{index}]={value} must be a finite noise level >= 0, and at most {MAX_LEVEL:g}")
     return result
 
 
@@ -106,6 +114,16 @@ def positions(name: str, values: Iterable[Any] | None, steps: int) -> frozenset[
         if value >= steps:
             raise ArgumentError(f"{name} holds step {value}, the run has {steps}; use 0 to {steps - 1}, or -1 for the last")
     return frozenset(value % steps for value in result)
+
+
+def inside(name: str, values: Iterable[Any] | None, steps: int) -> tuple[tuple[int, ...] | None, str]:
+    """Those of ``values`` that a run of ``steps`` steps has, and in words which it has not."""
+    if values is None:
+        return None, ""
+    given = [whole(f"{name}[...]", value, -(2**31), example="-1 for the last step") for value in listed(name, values, "steps")]
+    outside = [step for step in given if not -steps <= step < steps]
+    words = f"{name} holds {', '.join(map(str, outside))}, which a run of {steps} step{'s' * (steps > 1)} has not"
+    return tuple([step for step in given if step not in outside]), words if outside else ""
 
 
 def window(start: Any, end: Any, steps: int) -> tuple[int, int]:

@@ -6,10 +6,20 @@ import importlib
 from types import ModuleType
 
 
+def printable(text: str) -> str:
+    """``text`` with everything written out that a terminal would act on, or could not show; lines and tabs stay."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 class MagPolicyError(Exception):
-    """Base class of every error magpolicy raises on purpose."""
+    """Base class of every error magpolicy raises on purpose. Its message holds no control characters, whatever it names."""
 
     __module__ = "magpolicy"
+
+    def __init__(self, message: object = "", *more: object) -> None:
+        super().__init__(printable(message) if isinstance(message, str) else message, *more)
 
 
 class ArgumentError(MagPolicyError, ValueError):

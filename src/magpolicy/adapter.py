@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from magpolicy._checks import whole
 from magpolicy._errors import require
-from magpolicy._files import PRESET_ENDINGS, file_name, names_a_file
 from magpolicy.calibration._completed import MeasuredPart
 from magpolicy.calibration._lessons import can_teach, joined, lesson_of, should_compute_all
+from magpolicy.calibration._likeness import ASSUMED, banded_cross
 from magpolicy.calibration._prior import PRIOR_SHARE
 from magpolicy.catalog._entries import LibraryEntry, entries, entry, forget
 from magpolicy.catalog._fitting import calibration_of, check_fits, differences, fits
@@ -19,6 +19,7 @@ from magpolicy.catalog._identity import ModelIdentity, config_digest, digest, re
 from magpolicy.catalog._kept import kept_for
 from magpolicy.catalog._learned import learned, remember
 from magpolicy.catalog._matching import PresetMatches, named
+from magpolicy.files._names import PRESET_ENDINGS, file_name, names_a_file
 from magpolicy.planning._target import SPEEDS, speedup_of
 from magpolicy.policy._semantics import semantics
 from magpolicy.run._alike import decides_by
@@ -29,6 +30,7 @@ from magpolicy.run._resolve import always_compute, resolve
 from magpolicy.run._simulate import simulate_config
 
 __all__ = [
+    "ASSUMED",
     "PRESET_ENDINGS",
     "PRIOR_SHARE",
     "SPEEDS",
@@ -42,6 +44,7 @@ __all__ = [
     "ScheduleSpan",
     "StreamDecision",
     "always_compute",
+    "banded_cross",
     "calibration_of",
     "can_teach",
     "check_fits",

@@ -142,7 +142,7 @@ def test_schedules_in_files_are_compared_by_what_a_calibration_says(model, run, 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["missing.json", "speedup=2"], "missing.json holds no schedule"),
+        (["missing.json", "speedup=2"], "missing.json cannot be read"),
         (["speed=2", "speedup=2"], "'speed' in 'speed=2' is not known; use computed, damping"),
         (["speedup=quick", "speedup=2"], "speedup='quick' must be a number"),
         (["threshold=0.1", "speedup=2"], "max_skips=None"),

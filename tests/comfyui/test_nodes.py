@@ -385,21 +385,6 @@ def test_the_browser_and_the_log_are_told(
     json.dumps(data)
 
 
-def test_the_origin_beside_is_pointed_out(
-    comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    import folder_paths
-
-    from magpolicy_comfyui.nodes import _nodes
-
-    monkeypatch.setattr(folder_paths, "get_folder_paths", lambda name: [str(tmp_path)])
-    _nodes._say_if_beside()
-    assert not caplog.records
-    (tmp_path / "ComfyUI-MagCache").mkdir()
-    _nodes._say_if_beside()
-    assert "ComfyUI-MagCache" in caplog.text
-
-
 def test_a_handle_while_a_sampling_is_under_way(comfyui: Path) -> None:
     import comfy.sample
 

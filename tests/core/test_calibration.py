@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import magpolicy
 from magpolicy import ArgumentError, Calibration, StreamMoments, simulate
+from magpolicy.calibration._gram import cross_inner, inner
 from magpolicy.testing import strategies
 
 LAWS = settings(max_examples=60, deadline=None)
@@ -148,10 +150,81 @@ def test_merging_brings_others_to_the_first_ones_levels_and_says_where_it_is_fro
     assert merged.sigmas == fine.sigmas
     assert merged.provenance == {"model": "m", "seed": [1, 2], "samples": 2}
     assert merged.aliases == ("a", "b")
-    with pytest.raises(ArgumentError, match="streams"):
-        Calibration.merge([fine, Calibration.from_residuals({"other": [np.ones((1, 2))] * 40}, sigmas=fine.sigmas)])
     with pytest.raises(ArgumentError, match="at least one"):
         Calibration.merge([])
+
+
+def branches(seed: int, apart: float = 0.3, steps: int = 8):
+    """Residuals of two streams that move alike, but for ``apart`` of their own."""
+    random = np.random.default_rng(seed)
+    common, *own = (np.cumsum(random.normal(size=(steps, 3, 16)), axis=0) for _ in range(3))
+    return {name: common + apart * each for name, each in zip(("cond", "uncond"), own, strict=True)}
+
+
+def alone(residuals, name, **about):
+    return attrs.evolve(Calibration.from_residuals({name: residuals[name]}), provenance={"model": "m", **about})
+
+
+def products(calibration):
+    """All inner products, stream by stream."""
+    steps = np.indices((calibration.steps,) * 2)
+    own = [inner(calibration.streams[name].gram, *steps) for name in ("cond", "uncond")]
+    between = cross_inner(calibration.cross["cond", "uncond"], *steps)
+    return np.block([[own[0], between], [between.T, own[1]]])
+
+
+@LAWS
+@given(st.integers(0, 2**32 - 1), st.floats(0, 3))
+def test_branches_measured_one_by_one_merge_into_products_of_some_residuals(seed, apart):
+    residuals = branches(seed, apart)
+    merged = Calibration.merge([alone(residuals, name) for name in ("cond", "uncond")])
+    together = Calibration.from_residuals(residuals)
+    assert merged.streams == together.streams
+    every = products(merged)
+    assert np.linalg.eigvalsh(every).min() > -1e-9 * np.trace(every)
+    assert "assumed" in merged.provenance["between_streams"]
+
+
+def test_branches_that_are_equal_are_taken_to_be_alike_but_for_a_twentieth():
+    residuals = branches(1, apart=0)
+    merged = Calibration.merge([alone(residuals, name) for name in ("cond", "uncond")])
+    within = inner(merged.streams["cond"].gram, *np.indices((8, 8)))
+    assert np.allclose(products(merged)[:8, 8:], 0.95 * within)
+    schedule = magpolicy.plan(merged, computed=4, guidance=3.0)
+    assert schedule.streams == ("cond", "uncond")
+
+
+def test_branches_of_several_samples_merge_in_any_order():
+    first, second = branches(1), branches(2)
+    each = [alone(r, name) for r in (first, second) for name in ("cond", "uncond")]
+    merged = Calibration.merge(each)
+    assert merged.merged == 2
+    assert Calibration.merge([each[i] for i in (0, 3, 2, 1)]) == merged
+
+
+def test_branches_with_products_that_are_not_known_have_none_between():
+    residuals = branches(1)
+    made = [Calibration.from_residuals({name: residuals[name]}, window=2) for name in residuals]
+    assert Calibration.merge(made).cross == {}
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        (lambda r: [Calibration.from_residuals(r)], r"streams \['cond'\] and \['cond', 'uncond'\].*no stream in common"),
+        (lambda r: [alone(r, "uncond", model="other")], r"calibrations\[1\] is of another model \(model other\).*one model"),
+        (lambda r: [alone(r, "cond", model="other")], r"calibrations\[1\] is of another model"),
+        (lambda r: [alone(r, "uncond", identity={"config": "b"})], r"calibrations\[1\] is of another model \(config b\)"),
+        (
+            lambda r: [alone({"uncond": r["uncond"][:5]}, "uncond")],
+            r"calibrations\[1\] of \['uncond'\] has other noise levels \(5 from 1 to 0.2\).*resample",
+        ),
+    ],
+)
+def test_what_does_not_merge_is_one_clear_error(others, words):
+    residuals = branches(1)
+    with pytest.raises(ArgumentError, match=f"(?s){words}"):
+        Calibration.merge([alone(residuals, "cond", identity={"config": "a"}), *others(residuals)])
 
 
 def smooth(steps, low=0.02):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from attrs import evolve
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import magpolicy
@@ -13,6 +13,7 @@ from magpolicy.calibration._completed import completed, read_at
 from magpolicy.calibration._lessons import Taught
 from magpolicy.calibration._prior import prior_calibration, with_prior
 
+LAWS = settings(deadline=None)  # a plan or two in each example: on a busy machine the default's 0.2 s are over
 STEPS = 12
 LEVELS = tuple(1 - i / STEPS for i in range(STEPS))
 
@@ -56,6 +57,7 @@ def test_a_run_in_full_is_measured_as_a_calibration_measures_it():
     np.testing.assert_allclose(found.cross["cond", "uncond"], expected.cross["cond", "uncond"], rtol=1e-9)
 
 
+@LAWS
 @given(st.sets(st.integers(0, STEPS - 1), min_size=1), st.integers(0, 5), st.lists(st.integers(1, STEPS - 1), max_size=2))
 def test_whatever_was_computed_is_kept_and_the_rest_is_the_gram_matrix_of_some_path(steps, seed, experts):
     every = residuals(seed=seed)
@@ -137,6 +139,7 @@ def test_a_short_run_in_full_does_not_outweigh_a_long_one_that_skips():
     assert not can_teach(skipped, whole=True, full=True, levels=short.sigmas, steps=4)
 
 
+@LAWS
 @given(st.integers(4, 60), st.integers(1, 60), st.booleans(), st.booleans(), st.booleans())
 def test_what_cannot_teach_is_never_worth_more(steps, computed, whole, full, known_full):
     known = lesson(range(STEPS)) if known_full else lesson((0, 3, 6, 9))
@@ -201,6 +204,7 @@ def test_a_short_run_teaches_nothing():
     assert can_teach(None, whole=True, full=True, levels=None, steps=4)
 
 
+@LAWS
 @given(
     st.sets(st.integers(0, STEPS - 1), min_size=3),
     st.lists(st.floats(0.01, 1.0), min_size=4, max_size=30, unique=True).map(lambda v: sorted(v, reverse=True)),
@@ -239,6 +243,7 @@ def test_what_nobody_taught_is_no_lesson():
     assert Taught.of(Calibration(sigmas=LEVELS, streams=lesson().streams, provenance={"taught": {"runs": 1, "odd": 2}})) is None
 
 
+@LAWS
 @given(st.floats(0.0, 1.0))
 def test_a_share_of_the_prior_keeps_the_norms(share):
     known = lesson((0, 1, 4, 7, 11))

@@ -182,7 +182,7 @@ def error_of(file):
         ("deep_ratios.json", b'{"name": "a", "ratios": ' + b"[" * 500 + b"1" + b"]" * 500 + b"}", "ratios"),
         ("deep_table.json", b'{"name": "a", "ratios": ' + b'{"a":' * 500 + b"1" + b"}" * 500 + b"}", "ratios"),
         ("long_number.json", b'{"name": "a", "ratios": [' + b"9" * 5000 + b"]}", "JSON"),
-        ("latin1.json", '{"name": "café"}'.encode("latin-1"), "cannot be read"),
+        ("latin1.json", '{"name": "café"}'.encode("latin-1"), "save it as UTF-8"),
         ("zero.json", b"\0" * 100, "not valid JSON"),
         ("empty.toml", b"", "name"),
         ("json.toml", b'{"name": "mine"}', "not valid TOML"),

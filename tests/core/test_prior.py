@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from magpolicy import ArgumentError, Calibration, Curve, RunError, Schedule, Session, expected_errors, plan, preset, presets
 from magpolicy.calibration import _gram
-from magpolicy.calibration._prior import DIRECTIONS, LIKENESS, Directions, prior_calibration
+from magpolicy.calibration._likeness import LIKENESS
+from magpolicy.calibration._prior import DIRECTIONS, Directions, prior_calibration
 from magpolicy.planning._trust import ENOUGH, LEAST, START, ForecastTrust
 
 STEPS = 28

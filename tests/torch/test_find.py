@@ -76,6 +76,17 @@ def test_what_cannot_be_told_is_an_error_that_says_what_to_do(lists, message):
     assert "forward" not in model.__dict__
 
 
+@pytest.mark.parametrize("sides", [("down_blocks", "up_blocks"), ("input_blocks", "output_blocks")], ids="-".join)
+@pytest.mark.parametrize("inside", [False, True], ids=["only its own lists", "a transformer at its entrance"])
+def test_no_list_of_a_u_net_is_its_depth(kit, sides, inside):
+    """Neither its way down, where it is of one class, nor what stands in front: skipping those would save next to nothing."""
+    model = Holder(**{sides[0]: some(kit.Block), sides[1]: some(Other)})
+    if inside:
+        model.transformer_in = Holder(transformer_blocks=some(kit.Block, 1))
+    with pytest.raises(AdapterError, match="is a U-Net, which has no stack of blocks; use scope='model'"):
+        BlockStack.find(model)
+
+
 def test_two_models_in_one(kit):
     model = Holder(encoder=Holder(blocks=some(kit.Block)), decoder=Holder(blocks=some(kit.Block)))
     with pytest.raises(AdapterError, match=r"encoder.*decoder"):

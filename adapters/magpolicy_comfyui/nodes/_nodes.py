@@ -7,11 +7,11 @@ from typing import Any
 
 import magpolicy
 from magpolicy.adapter import ModelIdentity
-from magpolicy_comfyui import _install, _model_presets
+from magpolicy_comfyui import _model_presets
 from magpolicy_comfyui._compile import compile_model
 from magpolicy_comfyui._identity import identity_of, kept_of
 from magpolicy_comfyui._run_report import RunReport
-from magpolicy_comfyui._runs import Attachment, attach, attached, log
+from magpolicy_comfyui._runs import Attachment, attach, attached
 from magpolicy_comfyui._settings import Settings
 from magpolicy_comfyui._sources import SampledModel
 from magpolicy_comfyui.nodes import _preset_menu, _report
@@ -238,19 +238,3 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "MagPolicyPreview": "MagCache Preview",
     "MagPolicyReport": "MagCache Report",
 }
-
-
-def _say_if_beside() -> None:
-    """ComfyUI-MagCache beside this pack has nodes of the same names."""
-    import folder_paths
-
-    for place in folder_paths.get_folder_paths("custom_nodes"):
-        for folder in _install.origins(Path(place)):
-            log.warning(
-                "magpolicy: %s is installed too, and has nodes of the same names; which of them a workflow gets is left to "
-                "ComfyUI. Remove that folder, or use the nodes named (magpolicy).",
-                folder,
-            )
-
-
-_say_if_beside()

@@ -30,6 +30,8 @@ _NAMES = (
     ("visual_transformer_blocks",),
 )
 STACK_NAMES = frozenset(name for names in _NAMES for name in names)
+# What goes down and what comes up again in a U-Net: no list of such a model, and none inside it, is all of its depth.
+_U_NET_NAMES = ({"down_blocks", "up_blocks"}, {"input_blocks", "output_blocks"})
 _DEPTH = 3  # how deep below wrappers a model's lists are looked for
 
 Layouts = Layout | Mapping[type[nn.Module], Layout] | Sequence[Layout] | None
@@ -100,6 +102,9 @@ class BlockStack:
         Raises:
             AdapterError: as :meth:`find`.
         """
+        names = {name for name, _ in module.named_children()}
+        if any(pair <= names for pair in _U_NET_NAMES):
+            raise AdapterError(f"target={type(module).__name__} is a U-Net, which has no stack of blocks; use scope='model'")
         level = [("", module)]
         for depth in range(_DEPTH):
             found = {path: lists for path, parent in level if (lists := _lists(parent, named=depth > 0))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from magpolicy import AdapterError
 from torch import nn
 
 
@@ -13,6 +14,9 @@ def unwrap(value: Any, *, peft: bool = False) -> Any:
 
     Args:
         peft: go on to the model in a ``PeftModel``. That calls its forward alone, so it is the model, but not what is called.
+
+    Raises:
+        AdapterError: a ``DataParallel`` over several devices, which makes copies of the model at each call.
     """
     while (inner := _inner(value, peft)) is not None:
         value = inner
@@ -26,6 +30,14 @@ def _inner(value: Any, peft: bool) -> Any:
     if kind is not None and isinstance(value, kind):
         return value.get_base_model() if peft else None
     if isinstance(value, nn.parallel.DistributedDataParallel):
+        return value.module
+    if isinstance(value, nn.DataParallel):
+        if len(value.device_ids) > 1:
+            raise AdapterError(
+                f"target holds a DataParallel over {len(value.device_ids)} devices, which runs copies of "
+                f"{type(value.module).__name__} that know of no step before; use one process a device, with "
+                "DistributedDataParallel or the module itself"
+            )
         return value.module
     inner = getattr(value, "_orig_mod", None)
     return inner if isinstance(inner, nn.Module) else None

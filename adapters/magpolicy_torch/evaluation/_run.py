@@ -77,6 +77,7 @@ class Run:
         self.store.clear()
         self.second.clear()
         self.turns.clear()
+        self.specs.clear()  # they hold parts of the model
 
     def forecast(self, call: CallDecision, batch: int) -> tuple[Tensor, Tensor | None] | Decision:
         """The residuals that a skip uses, of the hidden states and of the second stream; or the reason why there are none.

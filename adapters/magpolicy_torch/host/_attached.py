@@ -107,7 +107,7 @@ class Attached(abc.ABC):
         except TypeError:  # settings that cannot be compared
             key, before, found = None, request, None
         if found is None or before is not request:
-            found = request.changed(getattr(self, "target", getattr(self, "module", None)), changes)
+            found = request.changed(self.target if hasattr(self, "target") else getattr(self, "module", None), changes)
             ResidualStore(found.offload, found.storage_dtype)  # complains now
             if key is not None:
                 with self._lock:
@@ -177,7 +177,9 @@ class Attached(abc.ABC):
             RunError: not calibrating, no run yet, a run that was stopped, or a model whose blocks could not be followed.
             ArgumentError: the residuals make no calibration (another resolution midway, NaN).
         """
-        found = self._latest("calibration").calibration(self.provenance())
+        run = self._latest("calibration")
+        noted = getattr(run, "provenance", None)
+        found = run.calibration(self.provenance() if noted is None else noted)
         return evolve(found, name=found.name or ModelIdentity.of(found).name(found.streams))
 
     @property
@@ -205,6 +207,10 @@ class Attached(abc.ABC):
         """Detach, whatever is under way: what it is attached to is gone."""
         self._attached = False
         self._undo.close()
+        self.loosen()
+
+    def loosen(self) -> None:  # noqa: B027  (a handle that keeps no model has nothing to do)
+        """Keep nothing of the model alive: it is detached. Reports, and what was measured, stay."""
 
     def __enter__(self) -> Self:
         return self

@@ -16,6 +16,7 @@ from magpolicy_torch.blocks._unwrap import unwrap
 from magpolicy_torch.evaluation._interceptor import CallInterceptor, HostCall
 from magpolicy_torch.evaluation._model import HostModel
 from magpolicy_torch.host._attached import AttachedToLoop
+from magpolicy_torch.host._held import Held
 from magpolicy_torch.host._host_run import HostRun
 from magpolicy_torch.host._identity import classes_of, identity_of
 from magpolicy_torch.host._learning import Learner
@@ -104,9 +105,8 @@ class Handle(AttachedToLoop):
 
     def __init__(self, module: nn.Module, stack: BlockStack, request: AttachRequest) -> None:
         super().__init__(request)
-        self.module = module
-        self.stack = stack
-        self._model = HostModel(unwrap(module), stack)
+        self._held = Held(module), Held(stack), Held(HostModel(unwrap(module), stack))
+        self._scope, self._shown = stack.scope, f"{type(unwrap(module, peft=True)).__name__}, {stack!r}"
         self._learner = Learner(request, lambda: self.identity, self.provenance)
         self._run: Scoped[HostRun] = Scoped("magpolicy_run")
         self._last: HostRun | None = None
@@ -142,6 +142,20 @@ class Handle(AttachedToLoop):
     def _leave(self) -> None:
         _handles.pop(id(unwrap(self.module)), None)
 
+    @property
+    def module(self) -> nn.Module:
+        """The model attached to. A handle that is detached keeps it no longer."""
+        return self._held[0].need("module")
+
+    @property
+    def stack(self) -> BlockStack:
+        """The blocks that are bypassed in it."""
+        return self._held[1].need("stack")
+
+    def loosen(self) -> None:
+        for held in self._held:
+            held.loosen()
+
     @contextmanager
     def open_run(self, steps: int | None, sigmas: Sequence[float] | None, start: int) -> Iterator[None]:
         if self._run.get() is not None:
@@ -163,6 +177,7 @@ class Handle(AttachedToLoop):
                     raise
                 finally:
                     run.end()
+                    run.note(self.provenance)
                     if run.in_vain:
                         self.warn(run.in_vain)
                     with self._lock:
@@ -171,7 +186,7 @@ class Handle(AttachedToLoop):
     @property
     def scope(self) -> str:
         """What a skip leaves out: the block ``"stack"``, or the whole ``"model"``."""
-        return self.stack.scope
+        return self._scope
 
     def try_go_to(self, step: int) -> bool:
         run = self._run.get()
@@ -196,7 +211,7 @@ class Handle(AttachedToLoop):
         return type(unwrap(self.module, peft=True)).__name__
 
     def __repr__(self) -> str:
-        return f"<Handle on {self._name}, {self.stack!r}, {'' if self._attached else 'not '}attached>"
+        return f"<Handle on {self._shown}, {'' if self._attached else 'not '}attached>"
 
     def _forward(self, original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run = self._run.get()
@@ -206,10 +221,11 @@ class Handle(AttachedToLoop):
                 once=True,
             )
             return original(*args, **kwargs)
-        if self._model.under_way:  # the model calls itself: part of the evaluation under way
+        model = self._held[2].need("module")
+        if model.under_way:  # the model calls itself: part of the evaluation under way
             return original(*args, **kwargs)
         before = bool(run.record.past_end)
-        result = run.evaluate(self._model, self.named_streams.get() or ("single",), original, args, kwargs)
+        result = run.evaluate(model, self.named_streams.get() or ("single",), original, args, kwargs)
         if run.record.past_end and not before:
             self.warn(
                 f"{self._name} was evaluated more often than the run's {run.session.steps} steps; the rest computes. "

@@ -62,6 +62,9 @@ class HostRun:
         self.lesson = lesson
         self._request, self._noise = request, noise
         self._runs: dict[BlockStack, Run] = {}
+        self._unsupported = False
+        self.provenance: Mapping[str, Any] | None = None
+        """Which model it measured, noted at its end: that model may change, or go."""
         self.group = group_of(request.group)
         """The ranks that make this run together; ``None``: this process alone."""
         session.begin(start)
@@ -184,10 +187,17 @@ class HostRun:
         finally:
             for run in self._runs.values():
                 run.free()
+            self._unsupported = self.unsupported
+            self._runs.clear()  # what is kept of it for reports keeps no blocks alive
             if self.moments is not None and self.group is not None and self._went_to_its_end:
                 self.moments.sum_over(self.group)
             if self.lesson is not None:
                 self.lesson.end(self.session, self.group)
+
+    def note(self, describe: Callable[[], Mapping[str, Any]]) -> None:
+        """At its end, if it measured a model: note which one."""
+        if self.moments is not None and self._went_to_its_end:
+            self.provenance = dict(describe())
 
     @property
     def _went_to_its_end(self) -> bool:
@@ -197,7 +207,7 @@ class HostRun:
     @property
     def unsupported(self) -> bool:
         """Whether some call's blocks could not be followed."""
-        return any(run.unsupported for run in self._runs.values())
+        return self._unsupported or any(run.unsupported for run in self._runs.values())
 
     @property
     def in_vain(self) -> str:

@@ -124,7 +124,7 @@ class Learner:
         describe: Callable[[], Mapping[str, Any]] = dict,
         streams: Iterable[str] | None = None,
     ) -> None:
-        self._request, self._identify, self._describe = request, identify, describe
+        self._request, self._identify, self.provenance = request, identify, describe
         self._streams = None if streams is None else tuple(streams)
         self._lock = threading.Lock()
         self._models: dict[ModelIdentity, _Model] = {}
@@ -179,7 +179,7 @@ class Learner:
 
     def learn(self, identity: ModelIdentity, lesson: Calibration, group: RankGroup | None = None) -> None:
         """Keep what a run taught, if it is worth more than what is known. Of ranks the first one does, and tells the others."""
-        about = {**self._describe(), **lesson.provenance}
+        about = {**self.provenance(), **lesson.provenance}
         lesson = evolve(lesson, provenance=about)
         with self._lock:
             model = self._models[identity]

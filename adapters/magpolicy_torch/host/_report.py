@@ -65,8 +65,8 @@ class Report:
     advice: str = ""
     """One thing to do that would bring runs closer to the full run at the same speed; empty if there is none."""
     problems: tuple[str, ...] = ()
-    """Why calls computed that could have skipped, in words (``reasons`` counts them all), and in what the run differs from the
-    one that its calibration was measured in."""
+    """In words: in what the run differs from what was asked, since it is too short for it; why calls computed that could have
+    skipped (``reasons`` counts them all); and in what the run differs from the one that its calibration was measured in."""
     model: str = ""
     """Class of the model that was called; of two experts that of the first. Empty where a function was called."""
     calls: tuple[TimedCall, ...] = field(default=(), repr=False, eq=False)
@@ -98,7 +98,7 @@ class Report:
             session.replans,
             session.source,
             session.advice if skips else "",  # a run in full is the full run
-            tuple(record.problems),
+            (*filter(None, [session.differs]), *record.problems),
             model,
             tuple(TimedCall(skipped, lap) for skipped, lap in record.laps),
             tuple(record.losses),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ class SharedBy:
 
     def __init__(self, modules: Iterable[nn.Module], given: Any = None) -> None:
         self.given = given
-        self._modules = tuple(modules)
+        self._modules = tuple([weakref.ref(module) for module in modules])  # requests are kept beyond their models
         self._made: dict[Ranks, Any] = {}
         if several_processes():
             self()
@@ -42,7 +43,7 @@ class SharedBy:
         """The ranks that the next run is shared by; ``None`` if this one is by itself."""
         if self.given is False or not several_processes():
             return None
-        found = list(_groups_of(self.given)) if self.given is not None else list(_found(self._modules))
+        found = list(_groups_of(self.given)) if self.given is not None else list(_found(self._alive))
         groups: dict[Ranks, Any] = {}
         for ranks, group in found:
             if len(ranks) > 1:
@@ -50,6 +51,10 @@ class SharedBy:
         if not groups:
             return None
         return RankGroup(self._joined(groups))
+
+    @property
+    def _alive(self) -> list[nn.Module]:
+        return [module for reference in self._modules if (module := reference()) is not None]
 
     def _joined(self, groups: dict[Ranks, Any]) -> Any:
         """The process group of all of them: the one that holds the others, or the default group."""

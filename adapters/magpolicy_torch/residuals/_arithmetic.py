@@ -44,6 +44,12 @@ def forecast(residuals: Sequence[Tensor], coefficients: Sequence[float]) -> Tens
     return found.add_(torch.sub(before, oldest[0]), alpha=coefficients[1]) if oldest else found
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor: of a DTensor that of all ranks, which they gather here; any other as it is."""
+    full = getattr(tensor, "full_tensor", None)
+    return tensor if full is None else full()
+
+
 CHUNK = 2**22
 """Elements that are widened at a time."""
 

@@ -19,7 +19,7 @@ import torch
 from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, RunError, Session, StreamMoments
 from magpolicy.adapter import PRIOR_SHARE, digest
 from magpolicy_torch.ranks._group import RankGroup
-from magpolicy_torch.residuals._arithmetic import CHUNK, widest
+from magpolicy_torch.residuals._arithmetic import CHUNK, whole, widest
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -127,7 +127,8 @@ class Moments:
             return
         # inference_mode(False): the window is written to in calls of any mode.
         with torch.inference_mode(False), torch.no_grad():
-            new = self._tokens_of(residual.detach(), channel_dim)
+            residual = whole(residual.detach())
+            new = self._tokens_of(residual, channel_dim)
             entry = self._streams.get(stream)
             if entry is None:
                 window = new.new_zeros(len(new), self.window + 1, new.shape[1])
@@ -241,6 +242,16 @@ class Moments:
             provenance={**(provenance or {}), **seen},
             prior_share=PRIOR_SHARE,
         )
+
+    def held(self) -> dict[str, Tensor]:
+        """Per stream the residuals of the whole run, (N, tokens * channels); empty unless the window spans it."""
+        found, steps = {}, self.steps
+        for name in self.whole:
+            entry = self._streams[name]
+            if not set(steps) <= set(entry.labels):
+                return {}
+            found[name] = entry.window[:, [entry.labels.index(step) for step in steps]].movedim(1, 0).flatten(1)
+        return found
 
     def _check(self) -> None:
         if self.problem:

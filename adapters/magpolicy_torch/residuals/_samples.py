@@ -12,7 +12,7 @@ import torch
 from magpolicy import ArgumentError
 from magpolicy.adapter import MeasuredPart, digest
 from magpolicy_torch.ranks._group import RankGroup
-from magpolicy_torch.residuals._arithmetic import CHUNK, widest
+from magpolicy_torch.residuals._arithmetic import CHUNK, whole, widest
 from torch import Tensor
 
 ROWS = 128
@@ -41,7 +41,7 @@ class ResidualSamples:
         if not self.usable:
             return
         try:
-            new = self._few(residual.detach(), channel_dim)
+            new = self._few(whole(residual.detach()), channel_dim)
         except RuntimeError:  # no room, or a kind of tensor that has no gather: the run goes on all the same
             self.usable = False
             self.clear()

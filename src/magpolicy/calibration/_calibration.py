@@ -221,19 +221,25 @@ class Calibration:
 
     @classmethod
     def merge(cls, calibrations: Iterable[Calibration]) -> Calibration:
-        """One calibration of several samples: it averages inner products, and keeps those of each sample for its largest error.
+        """One calibration of several samples, or of streams that were measured one by one.
 
-        The order does not matter, nor whether samples are merged one by one. If noise levels differ, all are resampled to those
-        of the first one, and then it matters which is first.
+        Of samples it averages inner products, and keeps those of each for its largest error. The order does not matter, nor
+        whether samples are merged one by one. If noise levels differ, all are resampled to those of the first one, and then
+        it matters which is first.
+
+        Calibrations that have no stream in common become one of all their streams: those of the branches of guidance, where
+        each was evaluated by itself (CFG parallelism). Nobody has seen their residuals together then, so 0.95 of what is within
+        the streams is assumed between them, which the provenance says. Where both ranks are there,
+        :func:`magpolicy_torch.joint_calibration` measures it instead.
 
         Raises:
-            ArgumentError: nothing to merge, or other streams.
+            ArgumentError: nothing to merge, calibrations of different models, streams that some have in common and some have
+                not, or branches at different noise levels.
         """
         given = _checks.listed("calibrations", calibrations, "Calibrations")
         if not given or not all(isinstance(one, cls) for one in given):
             raise ArgumentError(f"calibrations={_checks._short(given)} must hold at least one Calibration")
-        first = given[0]
-        return _merge.merge([first, *(c if c.sigmas == first.sigmas else c.resample(sigmas=first.sigmas) for c in given[1:])])
+        return _merge.merge(given)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it to one ``.json`` or ``.safetensors`` file, which :func:`load_calibration` and :func:`preset` read.

@@ -23,8 +23,9 @@ from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._gram import Floats, cross_inner, inner
+from magpolicy.calibration._likeness import LIKENESS
 from magpolicy.calibration._moments import StreamMoments
-from magpolicy.calibration._prior import DIRECTIONS, LIKENESS, Directions, _banded, _crossed, _flow_levels
+from magpolicy.calibration._prior import DIRECTIONS, Directions, _banded, _crossed, _flow_levels
 
 _JITTER = 1e-9
 """Added to the diagonal: two evaluations of a second-order sampler may be at one level."""

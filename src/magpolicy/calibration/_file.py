@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,15 @@ def load_calibration(path: str | os.PathLike[str]) -> Calibration:
         MissingExtraError: ``.safetensors`` needs the ``files`` extra.
     """
     file = Path(path)
-    header, tables = _format.read(file)
+    return calibration_in(file, *_format.read(file))
+
+
+def calibration_in(file: Path, header: Any, tables: Mapping[str, Floats] = MappingProxyType({})) -> Calibration:
+    """The calibration that a file's content says.
+
+    Raises:
+        PresetError: it is none; names the file, and what is wrong.
+    """
     try:
         return _put_together(header, tables)
     except PresetError as error:

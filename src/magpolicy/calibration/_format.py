@@ -13,25 +13,30 @@ import numpy as np
 
 from magpolicy import _checks
 from magpolicy._errors import PresetError, require
-from magpolicy._files import CALIBRATION_ENDINGS, JSON, SAFETENSORS, ending_of, size_of, write_whole
 from magpolicy.calibration._gram import Floats
+from magpolicy.files._names import CALIBRATION_ENDINGS, JSON, SAFETENSORS, ending_of
+from magpolicy.files._reading import TooLarge, bytes_of, json_of, size_of
+from magpolicy.files._writing import write_whole
 
 if TYPE_CHECKING:
     from magpolicy.calibration._calibration import Calibration
 
 KIND, VERSION = "magpolicy-calibration", 1
-MAX_BYTES = 200_000_000  # two streams of 1000 evaluations, window 16 and 500 samples take 136 MB
+MAX_BYTES = {JSON: 40_000_000, SAFETENSORS: 200_000_000}
+"""A number takes 20 bytes of JSON, and 40 MB are read in a second or two. Two streams of 1000 evaluations, window 16 and 500
+samples take 136 MB as safetensors."""
 _ENDINGS = " or ".join(CALIBRATION_ENDINGS)
 
 
-def save(calibration: Calibration, path: str | os.PathLike[str]) -> None:
-    """See :meth:`magpolicy.Calibration.save`."""
+def save(calibration: Calibration, path: str | os.PathLike[str], *, new: bool = False) -> None:
+    """See :meth:`magpolicy.Calibration.save`; ``new``: only if there is no such file yet, else a :class:`FileExistsError`."""
     file = Path(path)
     ending = ending_of(file)
     if ending not in CALIBRATION_ENDINGS:
         raise PresetError(f"path={str(path)!r} must end in {_ENDINGS}; try {file.stem}{JSON}")
     header, tables = _taken_apart(calibration)
     try:
+        json_of(json.dumps(header, allow_nan=False))  # what could not be read again is not written
         if ending == JSON:
             written = json.dumps(_with_tables(header, tables), allow_nan=False, indent=1).encode()
         else:
@@ -41,7 +46,16 @@ def save(calibration: Calibration, path: str | os.PathLike[str]) -> None:
         raise PresetError(
             f"provenance={_checks._short(dict(calibration.provenance))} must hold what JSON can: {error}; leave that out"
         ) from error
-    write_whole(file, written)
+    if len(written) > MAX_BYTES[ending]:
+        raise PresetError(f"path={str(path)!r} would have {len(written)} bytes, {_at_most(ending)}; {_SMALLER[ending]}")
+    write_whole(file, written, new=new)
+
+
+_SMALLER = {JSON: f"save it as {SAFETENSORS}", SAFETENSORS: "calibrate with a smaller window or fewer tokens"}
+
+
+def _at_most(ending: str) -> str:
+    return f"a calibration in {ending} has at most {MAX_BYTES[ending]}"
 
 
 def read(file: Path) -> tuple[Any, Mapping[str, Floats]]:
@@ -51,29 +65,32 @@ def read(file: Path) -> tuple[Any, Mapping[str, Floats]]:
         PresetError: the file cannot be read, or is none of the two formats.
         MissingExtraError: ``.safetensors`` needs the ``files`` extra.
     """
+    ending = SAFETENSORS if ending_of(file) == SAFETENSORS else JSON
+    reads = _safetensors if ending == SAFETENSORS else _json
     try:
-        size = size_of(file)
-        if size > MAX_BYTES:
-            raise PresetError(f"{file} has {size} bytes, a calibration has at most {MAX_BYTES}; is it the right file?")
-        content = b"" if ending_of(file) == SAFETENSORS else file.read_bytes()
-    except (OSError, ValueError) as error:
+        return reads(file)
+    except TooLarge as error:
+        raise PresetError(f"{file} has {error.size} bytes, {_at_most(ending)}; is it the right file?") from error
+    except OSError as error:
         raise PresetError(f"{file} cannot be read: {error}; give the path of a {_ENDINGS} file") from error
-    if ending_of(file) == SAFETENSORS:
-        return _read_safetensors(file)
-    try:
-        return json.loads(content.decode("utf-8")), {}
-    except (ValueError, RecursionError) as error:
-        raise PresetError(f"{file} is not valid JSON: {error}") from error
+    except ValueError as error:
+        raise PresetError(f"{file} holds no calibration: {error}; it must be one that Calibration.save wrote") from error
 
 
-def _read_safetensors(file: Path) -> tuple[Any, Mapping[str, Floats]]:
+def _json(file: Path) -> tuple[Any, Mapping[str, Floats]]:
+    return json_of(bytes_of(file, MAX_BYTES[JSON])), {}
+
+
+def _safetensors(file: Path) -> tuple[Any, Mapping[str, Floats]]:
     library = require("safetensors.numpy", "files")  # brings safe_open along
+    size_of(file.stat(), MAX_BYTES[SAFETENSORS])
     try:
         with library.safe_open(file, framework="numpy") as opened:
-            names = list(opened.keys())
-            return json.loads(opened.metadata()["calibration"]), {name: opened.get_tensor(name) for name in names}
+            header = opened.metadata()["calibration"]
+            tables = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (it is no mapping)
     except Exception as error:  # the library has an error of its own, of no public base
-        raise PresetError(f"{file} holds no calibration: {error!r}; it must be one that Calibration.save wrote") from error
+        raise ValueError(repr(error)) from error
+    return json_of(header), tables
 
 
 def is_calibration(raw: Any) -> bool:

@@ -11,6 +11,9 @@ from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 from magpolicy.calibration._gram import Floats
 
+MAX_PRODUCT = 1e40
+"""Of two residuals, per element: more than float32 holds. A product of three of them is still a float."""
+
 
 def matrix(name: str, value: Any, dimensions: int) -> Floats:
     """``value`` as a read-only array of float64 with that many axes; nan stands for what is not known."""
@@ -22,6 +25,8 @@ def matrix(name: str, value: Any, dimensions: int) -> Floats:
         raise ArgumentError(f"{name}={_checks._short(value)} must be an array of numbers with {dimensions} axes, none empty")
     if np.isinf(matrix).any():
         raise ArgumentError(f"{name} holds infinity; calibrate in a dtype in which the residual's squares are finite")
+    if (large := np.abs(matrix) > MAX_PRODUCT).any():
+        raise ArgumentError(f"{name} holds {matrix[large][0]:g}, at most {MAX_PRODUCT:g} is read; calibrate again")
     matrix.flags.writeable = False
     return matrix
 
@@ -48,7 +53,7 @@ def _as_cosine(value: Any) -> tuple[float, ...]:
 
 def _statistics(name: str, value: Any) -> tuple[float, ...]:
     given = _checks.listed(name, value, "numbers")
-    return tuple(_checks.number(f"{name}[{i}]", v, -1e-6, example="0.0") for i, v in enumerate(given))
+    return tuple(_checks.number(f"{name}[{i}]", v, -1e-6, MAX_PRODUCT, example="0.0") for i, v in enumerate(given))
 
 
 @frozen(eq=False)

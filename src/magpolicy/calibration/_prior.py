@@ -23,6 +23,7 @@ from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._gram import Floats
+from magpolicy.calibration._likeness import LIKENESS, banded_cross
 from magpolicy.calibration._moments import StreamMoments
 from magpolicy.policy._curve import SINGLE, Curve
 
@@ -31,8 +32,6 @@ CONSTANT = "constant"
 """What the provenance of a calibration that the prior made says of norms which nothing is known of."""
 PRIOR_SHARE = 0.03
 """The :attr:`magpolicy.Calibration.prior_share` of what runs measure. In the lab it is worth up to 9 dB, and loses none."""
-LIKENESS = 0.95
-"""Inner product of two streams' residuals at the same two levels, over that within one stream."""
 
 
 @frozen
@@ -116,7 +115,7 @@ def prior_calibration(
     cosines = directions.cosines(_flow_levels(np.asarray(sigmas)))
     ratios = {name: (1.0,) * len(sigmas) if run is None else run.of(name) for name in names}
     inside = np.ones(len(sigmas), dtype=bool) if curve is None else np.asarray(curve.covers(places))
-    norms = {name: np.where(inside, np.cumprod(ratios[name]), np.nan) for name in names}
+    norms = {name: np.where(inside, _norms(ratios[name]), np.nan) for name in names}
     turned = np.maximum(0.0, 1 - np.append(1.0, np.diagonal(cosines, -1)))
     provenance: dict[str, Any] = {"from": PROVENANCE, "norms": CONSTANT if curve is None else "published ratios"}
     return Calibration(
@@ -128,6 +127,16 @@ def prior_calibration(
         cross={(a, b): _crossed(norms[a], norms[b], LIKENESS * cosines) for a, b in itertools.combinations(names, 2)},
         provenance=provenance,
     )
+
+
+_MOST = 1e20
+"""Of a norm, and one over it the least: squares of residuals stay what a calibration may hold."""
+
+
+def _norms(ratios: Sequence[float]) -> Floats:
+    with np.errstate(over="ignore", under="ignore"):
+        found: Floats = np.clip(np.cumprod(ratios), 1 / _MOST, _MOST)
+    return found
 
 
 def with_prior(measured: Calibration, *, directions: Directions = DIRECTIONS) -> Calibration:
@@ -199,9 +208,5 @@ def _as_wide(table: Floats, first: int, width: int) -> Floats:
 
 
 def _crossed(first: Floats, second: Floats, cosines: Floats) -> Floats:
-    """(N, 2N-1) inner products between two streams, ``[i, N-1+d]`` being of i and i+d."""
-    count = len(first)
-    whole = first[:, None] * second[None, :] * cosines
-    i, j = np.arange(count)[:, None], np.arange(count)[:, None] + np.arange(1 - count, count)[None, :]
-    found: Floats = np.where((j >= 0) & (j < count), whole[i, np.clip(j, 0, count - 1)], np.nan)
-    return found
+    """(N, 2N-1) inner products between two streams of these norms."""
+    return banded_cross(first[:, None] * second[None, :] * cosines)

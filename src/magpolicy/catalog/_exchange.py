@@ -7,11 +7,10 @@ from pathlib import Path
 from attrs import evolve
 
 from magpolicy._errors import PresetError
-from magpolicy._files import CALIBRATION_ENDINGS, JSON, ending_of, file_name
 from magpolicy.catalog._entries import LibraryEntry, entries
 from magpolicy.catalog._file import load_preset, save_preset
 from magpolicy.catalog._folder import free_file, keep, library, made
-from magpolicy.catalog._presets import Preset
+from magpolicy.files._names import CALIBRATION_ENDINGS, JSON, ending_of, file_name
 
 
 def take_in(path: Path, name: str = "", *, replace: bool = False) -> Path:
@@ -53,19 +52,12 @@ def give_out(one: LibraryEntry, path: Path) -> Path:
     file = path / f"{file_name(one.name)}{JSON}" if path.is_dir() else path
     calibration = one.preset.calibration
     if calibration is None:
-        _save_table(one.preset, file)
+        save_preset(one.preset, file)
     elif ending_of(file) in CALIBRATION_ENDINGS:
         calibration.save(file)
     else:
         raise PresetError(f"{file} must end in {' or '.join(CALIBRATION_ENDINGS)}, or be a folder; try {file.stem}{JSON}")
     return file
-
-
-def _save_table(preset: Preset, file: Path) -> None:
-    try:
-        save_preset(preset, file)
-    except OSError as error:
-        raise PresetError(f"{file} cannot be written: {error}; give a path in a folder you can write to") from error
 
 
 def _of_that_name(name: str, calibrated: bool) -> LibraryEntry | None:

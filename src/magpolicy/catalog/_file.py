@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +11,18 @@ from attrs import field, frozen
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError, PresetError, require
-from magpolicy._files import JSON, SAFETENSORS, TOML, ending_of, size_of
 from magpolicy.calibration._calibration import Calibration
-from magpolicy.calibration._file import load_calibration
-from magpolicy.calibration._format import KIND, is_calibration
+from magpolicy.calibration._file import calibration_in, load_calibration
+from magpolicy.calibration._format import KIND, MAX_BYTES, is_calibration
 from magpolicy.catalog._presets import Preset, checked
+from magpolicy.files._names import JSON, SAFETENSORS, TOML, ending_of
+from magpolicy.files._reading import TooLarge, bytes_of, json_of, toml_of
+from magpolicy.files._writing import write_whole
 from magpolicy.policy._curve import Curve
+from magpolicy.schedule._file import holds_schedule
 
-MAX_BYTES = 4_000_000  # the largest published table takes 12 kB
-_DEEP = re.compile(r"\s*\[*\s*[A-Za-z_\"'][^=]{0,40}?(\.[^.=]*){20}")
-"""A key whose reading takes time that grows with the square of its length."""
+MAX_PRESET = 4_000_000
+"""Bytes; the largest published table takes 12 kB."""
 _EXAMPLE = 'e.g. {"name": "my-model", "ratios": [1.0, 1.02, 0.99], "threshold": 0.06, "max_skips": 3, "retention": 0.2}'
 
 
@@ -58,7 +58,9 @@ def load_preset(path: str | os.PathLike[str]) -> Preset:
         return preset_of(load_calibration(file), file)
     raw = _parse(file)
     if is_calibration(raw):
-        return preset_of(load_calibration(file), file)
+        return preset_of(calibration_in(file, raw), file)
+    if holds_schedule(raw):
+        raise PresetError(f"{file} holds a schedule, which is for one run; try schedule={str(path)!r}, or `magpolicy simulate`")
     content = _structure(file, raw)
     try:
         curve = Curve(content.ratios, sigmas=content.sigmas, first_step=content.first_step)
@@ -95,16 +97,11 @@ def preset_of(calibration: Calibration, path: str | os.PathLike[str] | None = No
     )
 
 
-def _head(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return stream.read(200)
-
-
 def save_preset(preset: Preset, path: str | os.PathLike[str]) -> None:
     """Write the curve and recommended settings of ``preset`` as JSON that :func:`load_preset` reads back.
 
     Raises:
-        PresetError: a setting is out of range, or ``path`` does not end in ``.json``.
+        PresetError: a setting is out of range, ``path`` does not end in ``.json``, or it cannot be written.
     """
     if ending_of(path) != JSON:
         raise PresetError(f"path={str(path)!r} must end in {JSON}, which is what is written; try {Path(path).stem}{JSON}")
@@ -123,26 +120,23 @@ def save_preset(preset: Preset, path: str | os.PathLike[str]) -> None:
         "ratios": {name: list(values) for name, values in curve.ratios.items()},
     }
     kept = {key: value for key, value in content.items() if value not in (None, "", [])}
-    Path(path).write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    write_whole(Path(path), (json.dumps(kept, indent=1) + "\n").encode())
 
 
 def _parse(file: Path) -> Any:
-    try:
-        size = size_of(file)
-        if size > MAX_BYTES and KIND.encode() not in _head(file):
-            raise PresetError(f"{file} has {size} bytes, a preset has at most {MAX_BYTES}; is it the right file?")
-        text = file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that cannot be one
-        raise PresetError(f"{file} cannot be read: {error}; give the path of a {JSON} or {TOML} file") from error
     toml = ending_of(file) == TOML
-    if toml and (deep := next((line for line in text.splitlines() if _DEEP.match(line)), None)):
-        raise PresetError(f"{file}: the key {_checks._short(deep)} is nested too deep for a preset; {_EXAMPLE}")
     try:
-        if toml:
-            return require("tomllib" if sys.version_info >= (3, 11) else "tomli", "files").loads(text)
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise PresetError(f"{file} is not valid {'TOML' if toml else 'JSON'}: {error}") from error
+        content = bytes_of(file, MAX_BYTES[JSON])
+        if len(content) > MAX_PRESET and KIND.encode() not in content[:200]:
+            raise TooLarge(len(content))
+    except TooLarge as error:
+        raise PresetError(f"{file} has {error.size} bytes, a preset has at most {MAX_PRESET}; is it the right file?") from error
+    except (OSError, ValueError) as error:  # ValueError: a path that cannot be one
+        raise PresetError(f"{file} cannot be read: {error}; give the path of a {JSON} or {TOML} file") from error
+    try:
+        return toml_of(content) if toml else json_of(content)
+    except ValueError as error:
+        raise PresetError(f"{file} is not valid {'TOML' if toml else 'JSON'}: {error}; {_EXAMPLE}") from error
 
 
 def _structure(file: Path, raw: Any) -> _File:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import warnings
@@ -9,12 +10,13 @@ from pathlib import Path
 
 import platformdirs
 
-from magpolicy._errors import MagPolicyError, PresetError, PresetWarning
-from magpolicy._files import JSON, PRESET_ENDINGS, ending_of, file_name
+from magpolicy._errors import MagPolicyError, PresetError, PresetWarning, printable
 from magpolicy.calibration._calibration import Calibration
+from magpolicy.calibration._format import save
 from magpolicy.catalog._file import load_preset
 from magpolicy.catalog._identity import digest
 from magpolicy.catalog._presets import Preset
+from magpolicy.files._names import JSON, PRESET_ENDINGS, ending_of, file_name
 
 HOME = "MAGPOLICY_HOME"
 
@@ -55,10 +57,21 @@ def keep_in(folder: Path, calibration: Calibration, *, ending: str = JSON) -> Pa
     if not calibration.name:
         raise PresetError("name='' must be a text of at least one character; try attrs.evolve(calibration, name='my-model')")
     made(folder)
+    for _ in range(_ATTEMPTS):  # another writer may take the file that was free
+        with contextlib.suppress(FileExistsError):
+            return _kept(folder, calibration, ending)
+    raise PresetError(f"name={calibration.name!r} cannot be kept in {folder}: others write to it all the time; try again")
+
+
+_ATTEMPTS = 100
+
+
+def _kept(folder: Path, calibration: Calibration, ending: str) -> Path:
     before = [file for file, preset in _in(folder) if preset.name == calibration.name and preset.calibration is not None]
     same_ending = (file for file in before if ending_of(file) == ending)
-    file = next(same_ending, None) or free_file(folder, calibration.name, ending)
-    calibration.save(file)
+    its_own = next(same_ending, None)
+    file = its_own or free_file(folder, calibration.name, ending)
+    save(calibration, file, new=its_own is None)
     for other in before:
         if other != file:
             other.unlink(missing_ok=True)
@@ -149,4 +162,4 @@ def _read(file: Path, *_: int) -> Preset | str:
 
 @functools.lru_cache(maxsize=512)  # each once
 def _tell(problem: str) -> None:
-    warnings.warn(f"{problem}; left out of the presets", PresetWarning, stacklevel=5)
+    warnings.warn(f"{printable(problem)}; left out of the presets", PresetWarning, stacklevel=5)

@@ -11,12 +11,12 @@ from pathlib import Path
 from attrs import evolve
 
 from magpolicy._errors import LibraryWarning, MagPolicyError, PresetError
-from magpolicy._files import JSON, file_name
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._lessons import Taught
 from magpolicy.catalog._folder import HOME, library, made, presets_in
 from magpolicy.catalog._identity import KEY, ModelIdentity
 from magpolicy.catalog._presets import Preset
+from magpolicy.files._names import JSON, file_name
 
 FOLDER = "learned"
 DATE = "learned"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from magpolicy import _checks
 from magpolicy._errors import PresetError
-from magpolicy._files import names_a_file
 from magpolicy.catalog._file import load_preset
 from magpolicy.catalog._learned import learned_of
 from magpolicy.catalog._listing import Listing
 from magpolicy.catalog._presets import Preset
+from magpolicy.files._names import names_a_file
 
 
 class PresetMatches(tuple[Preset, ...]):

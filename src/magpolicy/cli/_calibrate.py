@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from magpolicy._errors import require
-from magpolicy._files import CALIBRATION_ENDINGS
 from magpolicy.catalog._folder import keep, made
 from magpolicy.catalog._folder import library as folder
 from magpolicy.cli import _output, _pipeline
 from magpolicy.cli._params import Command, examples
+from magpolicy.files._names import CALIBRATION_ENDINGS
 
 
 @click.command(

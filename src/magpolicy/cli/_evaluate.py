@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import click
 from magpolicy._errors import require
 from magpolicy.cli import _output
 from magpolicy.cli._params import Command, examples
+from magpolicy.files._reading import bytes_of, json_of
 
 _NAMES = {
     "psnr": "PSNR (dB)",
@@ -20,6 +20,7 @@ _NAMES = {
     "image_reward": "ImageReward",
     "vbench": "VBench",
 }
+_MAX_BYTES = 10_000_000  # of a file of prompts
 _LOWER = ("lpips",)  # the smaller the nearer
 
 
@@ -27,8 +28,8 @@ def _prompts(ctx: click.Context, param: click.Parameter, path: Path | None) -> d
     if path is None:
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = json_of(bytes_of(path, _MAX_BYTES))
+    except (OSError, ValueError) as error:
         raise click.BadParameter(f"{path} is no JSON: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
         raise click.BadParameter(f'{path} must map file names to prompts; try {{"cat.png": "a cat"}}')

@@ -15,6 +15,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from magpolicy._errors import printable
 from magpolicy.schedule._schedule import COMPUTE, SKIP
 
 NOTHING = "-"
@@ -48,7 +49,7 @@ def console() -> Console:
 
 def say(text: str = "", style: str = "") -> None:
     """A line of text."""
-    console().print(Text(text, style))
+    console().print(Text(printable(text), style))
 
 
 def say_json(value: Any) -> None:
@@ -58,7 +59,7 @@ def say_json(value: Any) -> None:
 
 def say_strip(text: str) -> None:
     """A line that holds a strip of computed and skipped steps."""
-    line = Text(text)
+    line = Text(printable(text))
     line.highlight_regex(f"{COMPUTE}+", "cyan")
     line.highlight_regex(f"{SKIP}+", "bright_black")
     console().print(line)
@@ -115,5 +116,4 @@ def _cell(value: Any) -> str:
         return f"{value:g}"
     if isinstance(value, tuple | list):
         return ", ".join(map(_cell, value)) or NOTHING
-    plain = str(value).replace("\0", "\\0").encode("utf-8", "backslashreplace").decode("utf-8")  # a name may hold anything
-    return " ".join(plain.split())
+    return " ".join(printable(str(value)).split())  # a name may hold anything

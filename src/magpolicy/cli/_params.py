@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +13,8 @@ from click.shell_completion import CompletionItem
 
 from magpolicy import presets, semantics_names
 from magpolicy._errors import ArgumentError, MagPolicyError, MissingExtraError
-from magpolicy._files import names_a_file
+from magpolicy.files._names import names_a_file
+from magpolicy.files._reading import json_of
 
 MAX_SETTINGS = 100_000  # ten times what a sweep does in about a second
 MAX_INPUT = 4_000_000  # bytes; as much as a preset file may have
@@ -111,8 +111,8 @@ def _read_ratios() -> Any:
         if len(raw) > MAX_INPUT:
             raise ValueError(f"more than {MAX_INPUT} bytes")
         text = raw.decode("utf-8-sig")
-        return json.loads(text) if text.lstrip().startswith(("[", "{")) else _ratios(text)
-    except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 are ValueErrors
+        return json_of(text) if text.lstrip().startswith(("[", "{")) else _ratios(text)
+    except ValueError as error:
         raise click.UsageError(f"SOURCE: standard input holds no ratios: {error}") from error
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import click
 
 from magpolicy._checks import MAX_STEPS
-from magpolicy._errors import require
+from magpolicy._errors import PresetError, require
 from magpolicy.cli import _output
+from magpolicy.files._writing import writable
 
 _LOADING = ("dtype", "device", "offload", "trust_remote_code")
 
@@ -61,8 +62,10 @@ def output(what: str, *endings: str, required: bool = True) -> Callable[[Any], A
             return None
         if path.suffix.lower() not in endings:
             raise click.BadParameter(f"{path} must end in {' or '.join(endings)}")
-        if not path.resolve().parent.is_dir():
-            raise click.BadParameter(f"{path.resolve().parent} is no folder; make it first")
+        try:
+            writable(path, "output")
+        except PresetError as error:
+            raise click.BadParameter(str(error)) from error
         return path
 
     kind = click.Path(dir_okay=False, path_type=Path)

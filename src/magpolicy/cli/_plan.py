@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +56,11 @@ GUIDANCE = click.option("--guidance", type=float, metavar="S", help="Guidance sc
 @click.option("--export", "form", type=click.Choice(FORMS), help="Print it for another engine.")
 @JSON
 @click.option(
-    "--output", "-o", type=FILE, metavar="FILE", help="Write the schedule as JSON, for `compare` and `Schedule.from_dict`."
+    "--output",
+    "-o",
+    type=FILE,
+    metavar="FILE",
+    help="Write it as JSON; `simulate`, `compare` and attach(schedule=FILE) take it.",
 )
 @click.option("--plot", type=FILE, metavar="FILE", help="Draw it, and error against speed; needs the `plot` extra.")
 def plan(source: Any, form: str | None, as_json: bool, output: Path | None, plot: Path | None, **settings: Any) -> None:
@@ -72,6 +75,7 @@ def plan(source: Any, form: str | None, as_json: bool, output: Path | None, plot
     schedule = magpolicy.plan(source, **settings)
     if output is not None:
         _write(output, schedule)
+        click.echo(f"schedule: {output.resolve()}", err=as_json or form is not None)
     if plot is not None:
         _draw(source, schedule, plot, settings)
     if form is not None and not as_json:
@@ -102,9 +106,9 @@ def summary(schedule: magpolicy.Schedule) -> str:
 
 def _write(path: Path, schedule: magpolicy.Schedule) -> None:
     try:
-        path.write_text(json.dumps(schedule.to_dict(), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise click.BadParameter(f"{path}: {error}", param_hint="'--output'") from error
+        schedule.save(path)
+    except magpolicy.MagPolicyError as error:
+        raise click.BadParameter(str(error), param_hint="'--output'") from error
 
 
 def _draw(source: Any, schedule: magpolicy.Schedule, path: Path, settings: dict[str, Any]) -> None:
@@ -146,9 +150,9 @@ class ScheduleSpec(Source):
 
     def _read(self, path: Path, param: click.Parameter | None, ctx: click.Context | None) -> magpolicy.Schedule:
         try:
-            return magpolicy.Schedule.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            self.fail(f"{path} holds no schedule: {error}; give a file of `plan --output`, or speedup=2", param, ctx)
+            return magpolicy.load_schedule(path)
+        except magpolicy.MagPolicyError as error:
+            self.fail(f"{error}; or give settings, such as speedup=2", param, ctx)
 
 
 def _value(text: str) -> Any:

@@ -13,6 +13,7 @@ import magpolicy
 from magpolicy._errors import MagPolicyError, RunError, require
 from magpolicy.cli import _output, _pipeline
 from magpolicy.cli._params import Command, NumberList, SpeedList, examples
+from magpolicy.files._writing import write_whole
 
 
 @click.command(
@@ -73,6 +74,6 @@ def refine(
     except Exception as fault:  # whatever a pipeline may say
         raise RunError(f"run {made + 1} failed, and nothing is written: {type(fault).__name__}: {fault}") from fault
     schedules = [schedule.to_dict() for schedule in found.schedules]
-    output.write_text(json.dumps(schedules if len(schedules) > 1 else schedules[0], indent=1) + "\n", encoding="utf-8")
+    write_whole(output, (json.dumps(schedules if len(schedules) > 1 else schedules[0], indent=1) + "\n").encode())
     for schedule, error in zip(found.schedules, found.errors, strict=True):
         _output.say_strip(f"{schedule}  mean squared error {error:.3g}")

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from magpolicy._errors import MissingExtraError, require
 from magpolicy.cli import _output, _pipeline
 from magpolicy.cli._params import Command, SpeedList, examples
+from magpolicy.files._writing import write_whole
 from magpolicy.planning._target import SPEEDS
 
 _HEADERS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS"}
@@ -78,7 +79,7 @@ def try_(load: Any, speeds: tuple[float | str, ...], output: Path, no_learn: boo
         "picture": str((output / "grid.png").resolve()),
         "attach": f"magpolicy.attach(pipe, speedup={json.dumps(chosen)})",
     }
-    (output / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_whole(output / "results.json", (json.dumps(result, indent=1) + "\n").encode())
     if as_json:
         _output.say_json(result)
         return

@@ -22,6 +22,7 @@ from magpolicy.run._config import RunConfig
 from magpolicy.run._placing import ScheduleSpan, place
 from magpolicy.run._resolve import RULE, always_compute, asks_for_the_rule, has_settings, resolve
 from magpolicy.run._session import Session
+from magpolicy.schedule._file import load_schedule
 from magpolicy.schedule._schedule import Schedule
 
 SCOPES = ("stack", "model")
@@ -30,7 +31,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "preset": ((Preset, Calibration, str, Path, PresetMatches), "a preset's name, alias or file, or a Preset; see presets()"),
     "curve": ((Curve, Calibration), "a Curve; try Curve(ratios)"),
     "calibration": ((Calibration, str, Path), "a Calibration, or the path of one"),
-    "schedule": ((Schedule,), "a Schedule; try Schedule.from_mask(mask)"),
+    "schedule": ((Schedule, str, Path), "a Schedule, or the path of one; try Schedule.from_mask(mask)"),
 }
 
 _TARGETS = ("speedup", "computed", "error")
@@ -157,7 +158,7 @@ def attach(
     ratios: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
     curve: Curve | Calibration | None = None,
     calibration: Calibration | str | Path | None = None,
-    schedule: Schedule | None = None,
+    schedule: Schedule | str | Path | None = None,
     rule: str | None = None,
     threshold: float | None = None,
     max_skips: int | None = None,
@@ -194,7 +195,8 @@ def attach(
     what flow models have in common. ``speedup``, ``computed`` and ``error`` plan for something else; ``rule="published"`` and
     the settings of :func:`magpolicy.simulate` apply the rule instead.
 
-    A run that is too short for its target gets the nearest plan, and a :class:`magpolicy.PlanWarning`.
+    A run that does not fit the settings, such as one too short for its target, goes by what is nearest to them, and a
+    :class:`magpolicy.PlanWarning` says so once.
 
     Args:
         target: a diffusers pipeline or model, a ``torch.nn.Module``, or an object of another installed adapter.
@@ -204,7 +206,8 @@ def attach(
         ratios: one ratio a step, or a mapping from stream to such.
         curve: a calibrated curve.
         calibration: a calibration, or the path of one.
-        schedule: a schedule to follow.
+        schedule: a schedule to follow, or the path of one. It is stretched over a run of another number of steps, without its
+            forecasts.
         rule: ``"published"``: the rule decides, with the settings that were published for the model.
         steps: steps of a run, if the host does not say them (a pipeline's scheduler does); ``run(steps=...)`` overrides it.
         forecast: ``"hold"``, ``"linear"``, ``"calibrated"`` (two residuals a stream) or, of a run that is planned,
@@ -225,7 +228,9 @@ def attach(
         learn: measure runs as they are made, keep what they teach in the user's folder, and plan later runs from it, also those
             of another process. ``"first"``: a first run computes every step, which teaches most. By default runs are measured
             if they are planned and no source is given; ``False`` measures and writes nothing.
-        calibrate: compute every step and measure the residuals, for ``handle.calibration`` and ``handle.curve``.
+        calibrate: compute every step and measure the residuals, for ``handle.calibration`` and ``handle.curve``. Where each
+            rank evaluates one branch of guidance, :meth:`Calibration.merge` and ``magpolicy_torch.joint_calibration`` make one
+            calibration of both.
         window: while calibrating, take inner products with residuals up to this many evaluations back, and hold that many per
             stream; by default all of the run, or a hundred.
         tokens: while calibrating, use this many tokens at most, chosen at random once; ``None`` uses all.
@@ -272,6 +277,8 @@ def request_for(target: Any, arguments: Mapping[str, Any]) -> AttachRequest:
     for name, (kinds, meant) in _KINDS.items():
         if not isinstance(given.get(name), (*kinds, NoneType)):
             raise ArgumentError(f"{name}={_checks._short(given[name])} must be {meant}")
+    if isinstance(asked.schedule, str | Path):
+        given["schedule"] = _read(asked.schedule)
     if isinstance(asked.ratios, str | Path):
         raise ArgumentError(f"ratios={asked.ratios!r} must be numbers; try preset={str(asked.ratios)!r}")
     targets = {"speedup": asked.speedup, "computed": asked.computed, "error": asked.error}
@@ -321,6 +328,13 @@ def request_for(target: Any, arguments: Mapping[str, Any]) -> AttachRequest:
         safeguard=asked.safeguard,
         learn=_learns(asked.learn, config, given),
     )
+
+
+def _read(path: str | Path) -> Schedule:
+    try:
+        return load_schedule(path)
+    except ArgumentError as error:
+        raise ArgumentError(f"schedule={str(path)!r}: {error}") from error
 
 
 def _learns(learn: bool | str | None, config: RunConfig, given: Mapping[str, Any]) -> bool | str:

@@ -25,6 +25,7 @@ from magpolicy.policy._step_table import Limits
 from magpolicy.run._config import Calibrate, Fixed, RunConfig
 from magpolicy.run._planned import Plan
 from magpolicy.run._rule import Rule
+from magpolicy.schedule._file import schedule_in
 from magpolicy.schedule._schedule import Schedule
 
 
@@ -57,6 +58,8 @@ def resolve(
         ArgumentError: something is missing, unknown or out of range.
     """
     factor = check_forecast(forecast, damping)[1]
+    if isinstance(source, str | Path) and (kept := schedule_in(source)) is not None:
+        source = kept
     targets: dict[str, Any] = {
         "speedup": speedup,
         "computed": computed,

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magpolicy import _checks
-from magpolicy._errors import ArgumentError
+from magpolicy._errors import ArgumentError, PresetError
+from magpolicy.files._names import JSON, ending_of
+from magpolicy.files._writing import write_whole
 from magpolicy.policy._decision import Decision
 
 if TYPE_CHECKING:
@@ -89,6 +94,14 @@ def _stream(schedule: Schedule, index: int) -> dict[str, Any]:
     if any(schedule.checks[index]):
         row["checks"] = [check and [list(check[0]), check[1]] for check in schedule.checks[index]]
     return row
+
+
+def save(schedule: Schedule, path: str | os.PathLike[str]) -> None:
+    """See :meth:`magpolicy.Schedule.save`."""
+    file = Path(path)
+    if ending_of(file) != JSON:
+        raise PresetError(f"path={str(path)!r} must end in {JSON}; try {file.stem or 'schedule'}{JSON}")
+    write_whole(file, (json.dumps(to_dict(schedule), indent=1) + "\n").encode())
 
 
 def arguments_of(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -190,6 +190,14 @@ class Schedule:
         """As plain JSON values; :meth:`from_dict` reads them back."""
         return _export.to_dict(self)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a ``.json`` file, which :func:`magpolicy.load_schedule` reads.
+
+        Raises:
+            PresetError: ``path`` does not end in ``.json``, or cannot be written.
+        """
+        _export.save(self, path)
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Schedule:
         """The schedule :meth:`to_dict` wrote.
@@ -199,7 +207,7 @@ class Schedule:
         """
         try:
             return cls.from_decisions(**_export.arguments_of(data))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
             raise ArgumentError(f"data={_checks._short(data)} is not a schedule's to_dict(): {error!r}") from error
 
     @classmethod
