@@ -124,6 +124,8 @@ def _evaluations(sampler: Sampler, flux: bool) -> tuple[list[float], list[float]
             f"start_at_step={sampler.start_at_step}: nothing of the schedule of {sampler.steps} steps is left to sample"
         )
     levels = [float(sigma) for sigma in sigmas]
+    if any(level != level for level in levels):
+        raise ArgumentError(f"shift={sampler.shift} leaves no noise levels to sample at; try 3")
     name = sampler.sampler_name
     if name is None or name not in comfy.samplers.SAMPLER_NAMES:
         return levels[:-1], levels, model_sampling, False
