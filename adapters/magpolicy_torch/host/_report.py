@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 
 from attrs import Factory, evolve, field, frozen
 
@@ -44,7 +45,7 @@ class Report:
 
     __module__ = "magpolicy_torch"
 
-    trace: tuple[TraceEntry, ...]
+    trace: tuple[TraceEntry, ...] = field(repr=False)
     """Every decision, also those after the run's last step (``Decision.PAST_END``), and those of evaluations that the run was
     not known to make (``Decision.UNLISTED``), in the order they were made: with such, every evaluation has a number of its own.
     """
@@ -180,6 +181,12 @@ class Report:
 
     def _seconds(self, skip: bool) -> list[float]:
         return [call.seconds for call in self.calls if call.skipped is skip]
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the steps as a picture, and the report's lines under it."""
+        picture = "" if self.schedule is None else self.schedule._repr_html_()
+        lines = "".join(f"<li>{escape(line)}</li>" for line in str(self).splitlines()[self.schedule is not None :])
+        return f"{picture}<ul>{lines}</ul>"
 
     def __str__(self) -> str:
         if self.schedule is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError, RunError
+from magpolicy._keywords import suggests
 from magpolicy.calibration._forecast import History, computed_after
 from magpolicy.catalog._source import PlanSource
 from magpolicy.planning._safeguard import Replan, Safeguard, safeguard_of
@@ -53,6 +54,7 @@ class Session:
 
     __module__ = "magpolicy"
 
+    @suggests
     def __init__(
         self,
         source: PlanSource | Schedule,
