@@ -23,6 +23,7 @@ from magpolicy_comfyui._compile import by_blocks
 from magpolicy_comfyui._denoiser import Denoiser
 from magpolicy_comfyui._identity import identity_of
 from magpolicy_comfyui._learning import Lessons, about, teaches
+from magpolicy_comfyui._made import MadeLatents
 from magpolicy_comfyui._noise_levels import span_of, steps_of
 from magpolicy_comfyui._other_caches import other_cache
 from magpolicy_comfyui._run_report import RunReport
@@ -55,6 +56,8 @@ class Attachment:
     """Of the sampling under way."""
     run_report: RunReport | None = None
     """Of the last sampling."""
+    made: MadeLatents = field(factory=MadeLatents)
+    """What the last samplings returned."""
     lessons: Lessons = field(factory=Lessons)
     owner: Callable[[], Handle | None] = lambda: None
     """A weak reference to the handle that ``magpolicy.attach`` gave; a node's has none."""
@@ -84,8 +87,10 @@ class Attachment:
             for kind, _ in driver.wrappers():
                 wrappers.get(kind, {}).pop(KEY, None)
             self.run_report = driver.report()
-        if self.finished is not None and self.run_report is not None:
-            self.finished(self, self.run_report)
+        if self.run_report is not None:
+            self.made.add(result, self.run_report)
+            if self.finished is not None:
+                self.finished(self, self.run_report)
         return result
 
 
