@@ -100,6 +100,13 @@ def test_a_calibration_measured_in_the_engine_serves_there(engine, kind, guided)
     assert found["problems"] == []
 
 
+def test_a_calibration_of_diffusers_serves_and_one_of_another_model_is_refused(engine):
+    about = {"model": "WanTransformer3DModel", "pipeline": "WanPipeline", "versions": {"diffusers": "0.42.1"}}
+    assert engine.ask("calibrated", kind="wan", guided=True, about=about)["mask"].count("C") == 6
+    with pytest.raises(Exception, match="was measured on a QwenImageTransformer2DModel, target is a WanTransformer3DModel"):
+        engine.ask("calibrated", kind="wan", guided=True, about={**about, "model": "QwenImageTransformer2DModel"})
+
+
 def test_attached_by_hand_replaced_and_detached(engine):
     found = engine.ask("attached_by_hand", kind="wan")
     assert (found["mask"].count("C"), found["asked"].count("C")) == (4, 8)
@@ -235,8 +242,8 @@ def test_workers_that_share_a_request_decide_alike(engine, kind, parallel, strea
     assert [(each["held"], each["problems"]) for each in found] == [(0, [])] * 2
     assert found[0]["sum"] == found[1]["sum"]
     assert sum(each["blocks"] for each in found) == alone["blocks"][0] * (1 if len(streams[0]) == 1 else 2)
-    # The engine itself makes something else of SD3's latents where two workers share them; and with tensor parallelism each part
-    # of the random weights is another one.
+    # The engine itself makes something else of SD3's latents where two workers share them; with tensor parallelism each part of
+    # the random weights is another one.
     another = "tp_size" in parallel or (kind == "sd3" and "sp_degree" in parallel)
     assert found[0]["difference"] == pytest.approx(alone["difference"], rel=3.0 if another else 1e-3)
 

@@ -7,6 +7,8 @@ import os
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from attrs import evolve
+
 import magpolicy
 import torch
 from magpolicy_sglang._handle import ATTACHED
@@ -151,13 +153,15 @@ def by_the_rule(kind: str, settings: dict[str, Any], steps: int) -> dict[str, st
     return {"mask": _mask(report), "simulated": _mask_of(simulated)}
 
 
-def calibrated(kind: str, guided: bool) -> dict[str, Any]:
-    """A calibration measured here, and a request that goes by its file."""
+def calibrated(kind: str, guided: bool, *, about: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A calibration measured here, and a request that goes by its file; ``about``: other provenance, as of another host."""
     started()
     here = engine.Server(kind)
     handle = magpolicy.attach(here.stage, calibrate=True)
     here.run(here.request(12, guided=guided))
     measured = handle.calibration
+    if about is not None:
+        measured = evolve(measured, provenance=about)
     handle.detach()
     path = os.path.join(os.environ["MAGPOLICY_HOME"], "measured.json")
     measured.save(path)
