@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from types import NoneType, SimpleNamespace
 from typing import Any
@@ -93,6 +94,16 @@ class AttachRequest:
 
     arguments: Mapping[str, Any] = field(factory=dict, repr=False, eq=False)
     """The arguments of :func:`magpolicy.attach` that it was made of."""
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> AttachRequest:
+        """What ``attach(target, **settings)`` would ask of an adapter, before there is a target: for hosts that are told their
+        settings when they start.
+
+        Raises:
+            ArgumentError: as ``attach``; also where the rule is asked for, and nothing says by which ratios.
+        """
+        return request_for(None, {**_DEFAULTS, **settings})
 
     def changed(self, target: Any, changes: Mapping[str, Any]) -> AttachRequest:
         """The same with other settings, as ``attach`` would make it of both. What contradicts a change is left out.
@@ -384,3 +395,6 @@ def _known(target: Any, *, needed: bool) -> Any:
             "curve and calibration, or plan: speedup=2.0"
         )
     return PresetMatches.of(known) if isinstance(known, list | tuple) else known
+
+
+_DEFAULTS = {name: each.default for name, each in signature(attach).parameters.items() if name != "target"}
