@@ -18,11 +18,12 @@ from comfy.patcher_extension import WrappersMP
 from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, MagPolicyError, RunError
 from magpolicy.adapter import Placement, RunConfig, ScheduleSpan, check_fits, place
 from magpolicy_comfyui import _dry_run, _model_presets
-from magpolicy_comfyui._advice import advice, too_short
+from magpolicy_comfyui._advice import advice
 from magpolicy_comfyui._compile import by_blocks
 from magpolicy_comfyui._denoiser import Denoiser
 from magpolicy_comfyui._identity import identity_of
 from magpolicy_comfyui._learning import Lessons, about, teaches
+from magpolicy_comfyui._made import MadeLatents
 from magpolicy_comfyui._noise_levels import span_of, steps_of
 from magpolicy_comfyui._run_report import RunReport
 from magpolicy_comfyui._settings import Settings
@@ -49,6 +50,8 @@ class Attachment:
     """Of the sampling under way."""
     run_report: RunReport | None = None
     """Of the last sampling."""
+    made: MadeLatents = field(factory=MadeLatents)
+    """What the last samplings returned."""
     lessons: Lessons = field(factory=Lessons)
     owner: Callable[[], Handle | None] = lambda: None
     """A weak reference to the handle that ``magpolicy.attach`` gave; a node's has none."""
@@ -78,8 +81,10 @@ class Attachment:
             for kind, _ in driver.wrappers():
                 wrappers.get(kind, {}).pop(KEY, None)
             self.run_report = driver.report()
-        if self.finished is not None and self.run_report is not None:
-            self.finished(self, self.run_report)
+        if self.run_report is not None:
+            self.made.add(result, self.run_report)
+            if self.finished is not None:
+                self.finished(self, self.run_report)
         return result
 
 
@@ -213,8 +218,6 @@ class RunDriver:
         placed = place(config, span)
         self.run = HostRun(evolve(request, config=placed.config), placed, span, lesson)
         self.source = "calibration" if settings.calibrate else _name(placed.config, source)
-        if short := too_short(settings, self.run.session.schedule):
-            self.notes.append(short)
 
     def _lesson(self, request: AttachRequest, guider: Any, span: ScheduleSpan) -> adapter.Lesson | None:
         if not teaches(request):
