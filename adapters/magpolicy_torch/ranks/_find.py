@@ -112,9 +112,9 @@ def _gathered(module: nn.Module) -> Iterator[Any]:
     """The shares of weights of FSDP2 that are gathered now: with ``reshard_after_forward=False`` they stay so after a call, and
     no parameter shows that there are shares."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    kind: type | None = getattr(fsdp, "FSDPModule", None)
-    for inner in module.modules() if kind is not None else ():
-        if kind is not None and isinstance(inner, kind):
+    kind: Any = getattr(fsdp, "FSDPModule", ())
+    for inner in module.modules():
+        if isinstance(inner, kind):
             state = inner._get_fsdp_state()
             groups = getattr(state, "_fsdp_param_groups", None)
             for group in [getattr(state, "_fsdp_param_group", None)] if groups is None else groups:
