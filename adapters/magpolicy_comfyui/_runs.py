@@ -200,13 +200,13 @@ class RunDriver:
     def _begin(self, sampler: Any, guider: Any, sigmas: Any, seed: Any, noise: Any) -> None:
         if len(sigmas) < 2:
             return
-        settings = self.settings
         self._levels, known = _dry_run.dry_run(sampler, guider, sigmas, seed, noise.ndim)
         steps = [float(s) for s in sigmas]
         if not known and len(steps) > 2:
             self.notes.append("this sampler's evaluations are not known ahead; one a step is assumed")
         span = span_of(self._levels, steps, guider.inner_model.model_sampling)
         source = self._chosen(guider, span, noise.shape)
+        settings = self.settings
         self._streams = StreamNames(guider.conds)
         self._conditions = {"guidance": guidance_of(guider)}
         request = settings.request(settings.config(source, span, steps_of(self._levels, steps)))
@@ -229,8 +229,7 @@ class RunDriver:
     def _chosen(self, guider: Any, span: ScheduleSpan, shape: Sequence[int]) -> Any:
         """What decides is made from this: what was set, or what fits the model and this run; ``None``: nothing is known.
 
-        Raises:
-            PresetError: nothing is known, but the rule is to decide.
+        If nothing is known, but the rule was to decide, the run is planned, and the report says so.
         """
         settings, source = self.settings, self.settings.source
         if settings.calibrate or (source is None and settings.given is None):
@@ -239,7 +238,8 @@ class RunDriver:
         if self.model is not None and not settings.calibrate:
             source = self.model.for_rule() if settings.needs_table else self.model.for_plan(span)
             if source is None and settings.needs_table:
-                raise _model_presets.unknown(guider.inner_model)
+                self.settings = settings.without_table()
+                self._say(_model_presets.unknown(type(guider.inner_model).__name__))
             return source
         if settings.follow_steps and getattr(source, "name", None):
             source = _model_presets.longer(source.name, span.steps)
