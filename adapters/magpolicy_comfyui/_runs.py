@@ -18,7 +18,7 @@ from comfy.patcher_extension import WrappersMP
 from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, MagPolicyError, RunError
 from magpolicy.adapter import Placement, RunConfig, ScheduleSpan, check_fits, place
 from magpolicy_comfyui import _dry_run, _model_presets
-from magpolicy_comfyui._advice import advice, too_short
+from magpolicy_comfyui._advice import advice
 from magpolicy_comfyui._compile import by_blocks
 from magpolicy_comfyui._denoiser import Denoiser
 from magpolicy_comfyui._identity import identity_of
@@ -213,8 +213,6 @@ class RunDriver:
         placed = place(config, span)
         self.run = HostRun(evolve(request, config=placed.config), placed, span, lesson)
         self.source = "calibration" if settings.calibrate else _name(placed.config, source)
-        if short := too_short(settings, self.run.session.schedule):
-            self.notes.append(short)
 
     def _lesson(self, request: AttachRequest, guider: Any, span: ScheduleSpan) -> adapter.Lesson | None:
         if not teaches(request):

@@ -76,7 +76,7 @@ class Settings:
             calibrate=request.calibrate,
             offload=request.offload,
             storage_dtype=request.storage_dtype,
-            given=request.config,
+            given=request.config.for_any_run(warns=False),  # the run's report says it
             window=request.window,
             tokens=request.tokens,
             safeguard=request.safeguard,
@@ -116,16 +116,19 @@ class Settings:
         return self.given or self._resolved(source, *self._may_skip(span, sampler_steps), span.steps)
 
     def _resolved(self, source: Any, start: int = 0, end: int | None = None, steps: int = 0) -> RunConfig:
-        """The settings on ``source``; ``start`` and ``end`` are the first and the last of ``steps`` that may be skipped."""
+        """The settings on ``source``, for a run of any length, whose report says what did not fit; ``start`` and ``end`` are
+        the first and the last of ``steps`` that may be skipped."""
+        return self._checked(source, start, end, steps).for_any_run(warns=False)
+
+    def _checked(self, source: Any, start: int, end: int | None, steps: int) -> RunConfig:
         if isinstance(source, Schedule):
             return resolve(source)
         if self.speedup is not None:
             last = steps - 1 if end is None else end
             forced = [i for i in range(steps) if not start <= i <= last]
-            planned = resolve(
+            return resolve(
                 source, speedup=self.speedup, forced=forced or None, semantics=self.semantics, forecast=self.forecast
             )
-            return planned.for_any_run()
         if isinstance(source, str):  # of several presets by that name, the one that has what is not set here
             source = named(source).with_settings([name for name, value in self._rule.items() if value is None])
         return resolve(

@@ -21,7 +21,7 @@ from magpolicy_torch.host._attached import Attached, AttachedToLoop
 from magpolicy_torch.host._compile import check_options, compile_module
 from magpolicy_torch.host._handle import stack_for
 from magpolicy_torch.host._held import Held
-from magpolicy_torch.host._host_run import HostRun
+from magpolicy_torch.host._host_run import HostRun, trains
 from magpolicy_torch.host._identity import classes_of, identity_of
 from magpolicy_torch.host._known_models import KnownModel, near_misses, rows_of
 from magpolicy_torch.host._learning import Learner, Lesson
@@ -85,6 +85,7 @@ __all__ = [
     "rows_of",
     "seeded",
     "stack_for",
+    "trains",
     "unwrap",
     "versions",
 ]

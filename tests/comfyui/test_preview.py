@@ -193,7 +193,6 @@ NAMES = ("model_type", "magcache_thresh", "retention_ratio", "magcache_K", "star
 SAMPLING = ("steps", "sampler_name", "scheduler", "denoise", "cfg", "shift", "start_at_step", "end_at_step", "custom")
 
 
-@pytest.mark.filterwarnings("ignore:speedup=:magpolicy.PlanWarning")
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     node=st.sampled_from(["MagCache", "MagPolicySpeedUp", "else"]),

@@ -227,8 +227,5 @@ class Handle(AttachedToLoop):
         before = bool(run.record.past_end)
         result = run.evaluate(model, self.named_streams.get() or ("single",), original, args, kwargs)
         if run.record.past_end and not before:
-            self.warn(
-                f"{self._name} was evaluated more often than the run's {run.session.steps} steps; the rest computes. "
-                "Is steps right?"
-            )
+            self.warn(run.too_long())
         return result

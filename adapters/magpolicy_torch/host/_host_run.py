@@ -21,10 +21,11 @@ from magpolicy_torch.ranks._find import group_of
 from magpolicy_torch.ranks._group import RankGroup
 from magpolicy_torch.residuals._moments import Moments, calibrated, curve_of, measured, moments_for
 from magpolicy_torch.residuals._store import ResidualStore
-from torch import nn
+from torch import Tensor, nn
 
 _MEND = ". Describe its blocks, blocks=BlockStack(..., layout=...), or skip the whole model, scope='model'; please report it"
 _CHECKPOINTING = "with gradient checkpointing the backward pass runs the blocks again, so every step computes"
+_GRADIENTS = "gradients of what it is given are wanted, and a skip has none of the blocks, so every step computes"
 
 
 class HostRun:
@@ -121,9 +122,11 @@ class HostRun:
         run = self.on(model.stack)
         if not self.model:
             self.model, *_ = classes_of(model.module)
-        if must_compute or checkpointing(model.module):
+        if torch.is_grad_enabled():
+            must_compute = must_compute or gradients(model.module, args, kwargs)
+        if must_compute:
             run.unsupported.update(streams)
-            run.record.problem(must_compute or _CHECKPOINTING)
+            run.record.problem(must_compute)
         return model.evaluate(run, streams, call, args, kwargs, earliest=self.step, levels=self._noise)
 
     def on(self, stack: BlockStack) -> Run:
@@ -140,6 +143,13 @@ class HostRun:
             run = self._runs[stack] = Run(self.session, store, self.moments, samples, channel_dim, self.record, self.group)
             self.scope, self.stack = stack.scope, stack.description
         return run
+
+    def too_long(self) -> str:
+        """What to tell the user, and the report, where more was evaluated than the run has steps."""
+        steps = f"{self.session.steps} steps"
+        words = f"{self.model} was evaluated more often than the run's {steps}; the rest computes. Is steps right?"
+        self.record.problem(words)
+        return words
 
     def forget(self, streams: Sequence[str]) -> None:
         """Drop the residuals of these streams."""
@@ -242,6 +252,18 @@ class HostRun:
         return measured(what, self.moments, self.unsupported)
 
 
-def checkpointing(module: nn.Module) -> bool:
-    """Whether the backward pass will run blocks again: those that the forward pass skipped it must not."""
-    return torch.is_grad_enabled() and bool(getattr(module, "gradient_checkpointing", False))
+def gradients(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Why a call with gradients on must compute, in words; empty if it need not.
+
+    The backward pass must not run blocks again that the forward pass skipped; and where nothing but what the model is given
+    has gradients (guidance by a loss), they are what is wanted. In a loop that merely left out ``no_grad`` weights have some.
+    """
+    if getattr(module, "gradient_checkpointing", False):
+        return _CHECKPOINTING
+    given = any(isinstance(value, Tensor) and value.requires_grad for value in (*args, *kwargs.values()))
+    return _GRADIENTS if given and not any(weight.requires_grad for weight in module.parameters()) else ""
+
+
+def trains(module: nn.Module) -> bool:
+    """Whether calls of now train ``module``: gradients are on, it is in training mode, and weights have some."""
+    return torch.is_grad_enabled() and module.training and any(weight.requires_grad for weight in module.parameters())

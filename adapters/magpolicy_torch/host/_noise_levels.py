@@ -10,6 +10,8 @@ from attrs import define, frozen
 from magpolicy.adapter import ScheduleSpan
 from torch import Tensor
 
+_THOUSANDTHS = 160.0
+"""A highest timestep above this is in thousandths of pure noise; sigmas of the usual schedules are lower."""
 Times = tuple[float, float]
 """The highest and the lowest timestep in a call: where tokens have their own, a clean one has the lowest, or the highest where
 1 is clean."""
@@ -152,6 +154,17 @@ class TimestepClock:
     count: int = 0
     value: Times | None = None
     rising: bool | None = None
+
+    def place(self, steps: int, *, rising: bool) -> int:
+        """Position of the timestep of now in a run of ``steps`` steps, taken for even ones.
+
+        Timesteps are shares of pure noise or thousandths of it; of other units (angles, sigmas) nothing can be told, and of
+        one within a step of either end it is not known which end it is: such a run is at its beginning.
+        """
+        highest = 0.0 if self.value is None else self.value[0]
+        share = highest if highest <= 1.001 else highest / 1000 if _THOUSANDTHS < highest <= 1001 else 0.0
+        before = int((share if rising else 1 - share) * steps + 1e-3)  # spacings that lead begin a little lower
+        return before if 0 < before < steps - 1 and share * steps > 1 else 0
 
     def tell(self, timestep: Times | None) -> str:
         """``"same"`` step, ``"next"``, ``"back"``: the beginning of another run, or ``"untold"``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 
 from attrs import Factory, evolve, field, frozen
 
@@ -44,7 +45,7 @@ class Report:
 
     __module__ = "magpolicy_torch"
 
-    trace: tuple[TraceEntry, ...]
+    trace: tuple[TraceEntry, ...] = field(repr=False)
     """Every decision, also those after the run's last step (``Decision.PAST_END``)."""
     schedule: Schedule | None
     """The steps of the run, with its forecasts and, where it did as planned, the errors expected of them; ``None`` if nothing
@@ -63,8 +64,8 @@ class Report:
     advice: str = ""
     """One thing to do that would bring runs closer to the full run at the same speed; empty if there is none."""
     problems: tuple[str, ...] = ()
-    """Why calls computed that could have skipped, in words (``reasons`` counts them all), and in what the run differs from the
-    one that its calibration was measured in."""
+    """In words: in what the run differs from what was asked, since it is too short for it; why calls computed that could have
+    skipped (``reasons`` counts them all); and in what the run differs from the one that its calibration was measured in."""
     model: str = ""
     """Class of the model that was called; of two experts that of the first. Empty where a function was called."""
     calls: tuple[TimedCall, ...] = field(default=(), repr=False, eq=False)
@@ -95,7 +96,7 @@ class Report:
             session.replans,
             session.source,
             session.advice if skips else "",  # a run in full is the full run
-            tuple(record.problems),
+            (*filter(None, [session.differs]), *record.problems),
             model,
             tuple(TimedCall(skipped, lap) for skipped, lap in record.laps),
             tuple(record.losses),
@@ -175,6 +176,12 @@ class Report:
 
     def _seconds(self, skip: bool) -> list[float]:
         return [call.seconds for call in self.calls if call.skipped is skip]
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the steps as a picture, and the report's lines under it."""
+        picture = "" if self.schedule is None else self.schedule._repr_html_()
+        lines = "".join(f"<li>{escape(line)}</li>" for line in str(self).splitlines()[self.schedule is not None :])
+        return f"{picture}<ul>{lines}</ul>"
 
     def __str__(self) -> str:
         if self.schedule is None:

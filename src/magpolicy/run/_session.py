@@ -11,6 +11,7 @@ from typing import Any
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError, RunError
+from magpolicy._keywords import suggests
 from magpolicy.calibration._forecast import History, computed_after
 from magpolicy.catalog._source import PlanSource
 from magpolicy.planning._safeguard import Replan, Safeguard, safeguard_of
@@ -53,6 +54,7 @@ class Session:
 
     __module__ = "magpolicy"
 
+    @suggests
     def __init__(
         self,
         source: PlanSource | Schedule,
@@ -138,7 +140,7 @@ class Session:
         self._replans.clear()
         self._guard = None if self.schedule is None else safeguard_of(self._guarded, self.schedule, prepared.request)
         self._prepared_for = first
-        self._doubtful = prepared.doubtful
+        self._doubtful, self._differs = prepared.doubtful, prepared.differs
 
     def _go_by(self, prepared: PreparedRun) -> None:
         self._make, self._forecast, self.schedule = prepared.policy, prepared.forecast, prepared.schedule
@@ -156,6 +158,8 @@ class Session:
             raise ArgumentError(f"step={step} lies outside this run of {self.steps} steps; use 0 to {self.steps - 1}")
         if self._left or step != self._prepared_for:
             self._start_by(self.config.prepare(self.steps, self.sigmas, step), step)
+        if self._differs and self.config.nearest is not None:
+            self.config.nearest.tell(self._differs)
         self._policies.clear()
         self._computed.clear()
         self._calls.clear()
@@ -416,6 +420,11 @@ class Session:
     def advice(self) -> str:
         """One thing to do that would bring runs closer to the full run at the same speed, in words; empty if there is none."""
         return self.config.advice
+
+    @property
+    def differs(self) -> str:
+        """In what the run differs from what was asked, in words, as its length does not allow it; empty if in nothing."""
+        return self._differs
 
     @property
     def replans(self) -> tuple[Replan, ...]:

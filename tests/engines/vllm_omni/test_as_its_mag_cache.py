@@ -1,7 +1,7 @@
 """What vLLM-Omni's tests assert of its mag_cache backend, asserted of it and of ours on the engine's own FLUX.1.
 
-The behaviours are those of ``TestMagCacheBackend`` in ``tests/diffusion/cache/test_cache_backends.py`` of vLLM-Omni's repository,
-which has a mock for the pipeline and for the hooks; here both are real, and the words are ours.
+The behaviours are those of ``TestMagCacheBackend`` in ``tests/diffusion/cache/test_cache_backends.py`` of vLLM-Omni's
+repository, which has a mock for the pipeline and for the hooks; here both are real, and the words are ours.
 """
 
 from __future__ import annotations
