@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import functools
 import inspect
+from pipes import PIPES
 from typing import Any
 
 from attrs import frozen
-from pipes import PIPES
 from zoo import CASES, UNETS
 
 import diffusers
 import magpolicy
 
-ELSEWHERE = "attach to its pipelines' own models: "
 WHY_NOT = {
     "DiffusionGemmaPipeline": "A language model that denoises tokens; it has no transformer of diffusers.",
+    "DreamLiteMobilePipeline": "Its U-Net was not tried.",
+    "DreamLitePipeline": "Its U-Net was not tried.",
     "FluxPriorReduxPipeline": "Encodes a picture as a prompt; nothing is denoised.",
     "LLaDA2Pipeline": "A language model that denoises tokens; it has no transformer of diffusers.",
     "LTX2LatentUpsamplePipeline": "Enlarges latents in one step.",
     "LTX2VideoDiffusionDecodePipeline": "Decodes latents in a few steps of its own, inside the decoder's forward.",
     "LTXLatentUpsamplePipeline": "Enlarges latents in one step.",
-    "StableCascadeDecoderPipeline": "Its U-Net is named decoder: attach to pipe.decoder in a run of your own.",
+    "StableCascadeCombinedPipeline": "It calls two pipelines of its own: attach to pipe.prior_pipe.",
+    "StableCascadeDecoderPipeline": "Its U-Net is named decoder: attach to pipe.decoder.",
+    "UniDiffuserPipeline": "Deprecated in diffusers; its U-Net was not tried.",
+    "WuerstchenPriorPipeline": "Deprecated in diffusers; its prior was not tried.",
 }
 """Where no denoiser is found by its name, and why."""
 OLD = "Deprecated in diffusers, and its models have names of their own."

@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from .unets import UNETS as _unets
+from . import unets
 
 CASES = {
     case.cls: case
@@ -12,5 +12,5 @@ CASES = {
     for case in importlib.import_module(f"{__name__}.{info.name}").CASES
 }
 """Those with a stack of blocks, and what is no denoiser."""
-UNETS = {case.cls: case for case in _unets}
+UNETS = {case.cls: case for case in unets.UNETS}
 """Those that a skip leaves out whole."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._case import Case, Draw
-
 import torch
+
+from ._case import Case, Draw
 
 COND_DOWN, COND_UP = ("DownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
 SMALL: dict[str, Any] = {
-    "block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 2, "cross_attention_dim": 8, "attention_head_dim": 4,
+    "block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 2, "cross_attention_dim": 8,
+    "attention_head_dim": 4,
 }  # fmt: skip
 IMAGE: dict[str, Any] = SMALL | {"sample_size": 8, "down_block_types": COND_DOWN, "up_block_types": COND_UP}
 
@@ -37,8 +38,9 @@ UNETS = [
     Case(
         cls="UNet2DModel",
         config={
-            "sample_size": 8, "block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 2, "attention_head_dim": 4,
-            "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+            "sample_size": 8, "block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 2,
+            "attention_head_dim": 4, "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+            "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
         },
         inputs=lambda d: {"sample": d.noise(3, d.size, d.size), "timestep": d.time()},
         conditioned=False,
@@ -88,8 +90,8 @@ UNETS = [
     Case(
         cls="I2VGenXLUNet",
         config={
-            "sample_size": 8, "block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 2, "cross_attention_dim": 8,
-            "attention_head_dim": 16, "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
+            "sample_size": 8, "block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 2,
+            "cross_attention_dim": 8, "attention_head_dim": 16, "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
             "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
         },
         inputs=lambda d: _video(d) | {
@@ -99,8 +101,8 @@ UNETS = [
     Case(
         cls="Kandinsky3UNet",
         config={
-            "time_embedding_dim": 8, "groups": 2, "attention_head_dim": 4, "layers_per_block": 1, "block_out_channels": (8, 8),
-            "cross_attention_dim": 8, "encoder_hid_dim": 8,
+            "time_embedding_dim": 4, "groups": 2, "attention_head_dim": 4, "layers_per_block": 3,
+            "block_out_channels": (32, 64), "cross_attention_dim": 8, "encoder_hid_dim": 8,
         },
         inputs=lambda d: _image(d) | {"encoder_attention_mask": torch.ones(d.batch, 5)},
     ),
@@ -110,7 +112,8 @@ UNETS = [
             "in_channels": 4, "out_channels": 4, "timestep_ratio_embedding_dim": 8, "conditioning_dim": 8,
             "block_out_channels": (8, 8), "num_attention_heads": (0, 2), "down_num_layers_per_block": (1, 1),
             "up_num_layers_per_block": (1, 1), "down_blocks_repeat_mappers": (1, 1), "up_blocks_repeat_mappers": (1, 1),
-            "block_types_per_layer": (("SDCascadeResBlock", "SDCascadeTimestepBlock"),) + (
+            "block_types_per_layer": (
+                ("SDCascadeResBlock", "SDCascadeTimestepBlock"),
                 ("SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock"),
             ),
             "clip_text_in_channels": 8, "clip_text_pooled_in_channels": 8, "clip_image_in_channels": 8, "clip_seq": 1,
