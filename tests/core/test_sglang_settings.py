@@ -16,7 +16,7 @@ def test_a_request_asks_for_settings_for_none_or_for_nothing():
 
 def test_a_wrong_value_is_named_before_there_is_a_model(monkeypatch):
     monkeypatch.setenv(settings.VARIABLE, '{"speedup": 0.5}')
-    with pytest.raises(magpolicy.ArgumentError, match="^MAGPOLICY_SGLANG: speedup=0.5 must be >= 1; try 2.0$"):
+    with pytest.raises(magpolicy.ArgumentError, match=r"^MAGPOLICY_SGLANG: speedup=0\.5 must be >= 1; try 2\.0$"):
         settings.of_server()
 
 

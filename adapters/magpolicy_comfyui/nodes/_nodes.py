@@ -186,7 +186,7 @@ class MagPolicyPreview:
 
 
 class MagPolicyReport:
-    """What the last sampling of a model computed and skipped, why, and how much faster it was: a picture and a text."""
+    """What the sampling that made a latent computed and skipped, why, and how much faster it was: a picture and a text."""
 
     CATEGORY = CATEGORY
     DESCRIPTION = __doc__
@@ -206,7 +206,8 @@ class MagPolicyReport:
 
     def report(self, latent: Any, model: Any) -> dict[str, Any]:
         attachment = attached(model)
-        run_report = None if attachment is None else attachment.run_report
+        # One model may be sampled several times in a prompt; of what has gone through other nodes since, the last one is told.
+        run_report = None if attachment is None else attachment.made.report_of(latent.get("samples")) or attachment.run_report
         if run_report is None:
             why = "this model has no MagCache node before it" if attachment is None else "no sampling was run with this model"
             text, image = f"nothing to report: {why}", picture(magpolicy.Schedule.from_mask([True]))

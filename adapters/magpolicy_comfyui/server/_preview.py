@@ -124,6 +124,8 @@ def _evaluations(sampler: Sampler, flux: bool) -> tuple[list[float], list[float]
             f"start_at_step={sampler.start_at_step}: nothing of the schedule of {sampler.steps} steps is left to sample"
         )
     levels = [float(sigma) for sigma in sigmas]
+    if any(level != level for level in levels):
+        raise ArgumentError(f"shift={sampler.shift} leaves no noise levels to sample at; try 3")
     name = sampler.sampler_name
     if name is None or name not in comfy.samplers.SAMPLER_NAMES:
         return levels[:-1], levels, model_sampling, False
@@ -140,15 +142,12 @@ def _dry_run_alone(sampler: Any, guider: Any, sigmas: Any) -> list[float] | None
     """
     import torch
 
-    model = _dry_run.NotingModel(guider, _dry_run.MOST * len(sigmas))
-    noise = torch.ones((1, 1, 1, 1), device=sigmas.device)
-    extra = {"model_options": {"transformer_options": {"sample_sigmas": sigmas}}, "seed": 0}
     try:
         with torch.no_grad():
-            sampler.sample(model, sigmas, extra, None, noise, torch.zeros_like(noise), None, True)
-    except Exception:  # of a sampler that follows what the model returns
+            found = _dry_run.rehearse(sampler, guider, sigmas, seed=0, dimensions=4)
+    except Exception:
         return None
-    return model.evaluations or None
+    return list(found.sigmas) if found.known else None
 
 
 def _sigmas(sampler: Sampler, patcher: Any, model_sampling: Any) -> Any:

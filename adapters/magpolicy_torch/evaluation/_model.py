@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from contextvars import ContextVar
 from typing import Any
 
@@ -25,6 +26,10 @@ from torch import Tensor, nn
 
 COMPUTES = " computes: "
 """Between the name of a model whose blocks could not be followed, and why."""
+ANSWERED = (
+    "something else answered in the place of the blocks, such as another cache: two caches would go on from one another's "
+    "results, so this one computes the rest of the run; use one of them"
+)
 
 _KINDS_KEPT = 64  # kinds of calls that are remembered: shapes, switches, optional arguments
 # What a skip may raise that was not tried before: its parts met another call than the one observed. No interruption is among
@@ -54,6 +59,8 @@ class HostModel:
         self.mounting = Mounting(module, stack)
         self.specs: dict[Any, CallSpec] = {}
         """What is known of calls, by their kind."""
+        self.works: Sequence[nn.Module] = stack.blocks
+        """Modules of which some run in every call that computes."""
         self._lock = threading.Lock()
 
     @property
@@ -119,8 +126,10 @@ class ModelCall:
 
     # A computed call.
 
-    def compute(self, *, useful: bool) -> tuple[Any, Pairs | None]:
+    def compute(self, *, useful: bool) -> tuple[Any, Pairs | Decision | None]:
         # A model that is compiled as a whole goes through one graph whenever it computes, also where nothing comes of it.
+        if self.run.record.yields:
+            return self._watch()
         if not self.run.unsupported.isdisjoint(self.streams) or not (useful or self.original.compiling is not None):
             return self.plain(), ()
         spec = self.spec
@@ -129,6 +138,15 @@ class ModelCall:
         except MountingError as error:
             self._problem(str(error))
             return self.plain(), None
+
+    def _watch(self) -> tuple[Any, Pairs | Decision]:
+        """Another cache is at work: look whether the blocks run at all."""
+        ran: list[nn.Module] = []
+        with ExitStack() as hooks:
+            for module in {part: None for work in self.model.works for part in (work, *work.children())}:
+                hooks.callback(module.register_forward_pre_hook(lambda module, _: ran.append(module)).remove)
+            result = self.plain()
+        return result, () if ran else Decision.ANSWERED
 
     def _observe(self) -> tuple[Any, Pairs | None]:
         """The first call of its kind, its blocks watched."""
@@ -144,11 +162,14 @@ class ModelCall:
         self.run.specs.update(dict.fromkeys(self.streams, spec))
         return result, observation.pairs
 
-    def _tap(self, spec: CallSpec, *, useful: bool) -> tuple[Any, Pairs | None]:
+    def _tap(self, spec: CallSpec, *, useful: bool) -> tuple[Any, Pairs | Decision | None]:
         mounts = _lent(spec)
         try:
             mounted = self._mounted(spec, mounts, "copy" if spec.in_place else "compute")
             result = mounted(self.original, self.args, self.kwargs)
+            if mounts.io.before is None and mounts.io.after is None:  # the blocks ran when such a call was observed
+                self._yield()
+                return result, Decision.ANSWERED
             return result, self._pairs(spec, mounts.io) if useful else ()
         finally:
             mounts.io.clear()
@@ -201,7 +222,9 @@ class ModelCall:
         finally:
             mounts.io.clear()
             spec.idle.append(mounts)
-        if reason is not None and containers is not None:
+        if reason is Decision.ANSWERED:
+            self._yield()
+        elif reason is not None and containers is not None:
             containers.restore()
         if reason is Decision.UNSUPPORTED:
             return self._unsupported("on a skip it called its blocks otherwise than when it computed")
@@ -213,6 +236,8 @@ class ModelCall:
         io, mounted = mounts.io, self._mounted(spec, mounts, route)
         io.residual, io.second_residual = residual, second
         result = (mounted.eager if eager else mounted)(self.original, self.args, self.kwargs)
+        if route == "full" and not (io.order or io.strange or io.misfit):
+            return result, Decision.ANSWERED
         if io.strange or ((route == "full" or io.order) and tuple(io.order) != spec.order):
             return None, Decision.UNSUPPORTED
         return (None, Decision.MISMATCH) if io.misfit else (result, None)
@@ -227,7 +252,7 @@ class ModelCall:
         except _NOT_SO:
             return None, Decision.MISMATCH if io.misfit else Decision.UNSUPPORTED
         if reason is not None:
-            return None, reason
+            return result, reason
         spec.route = "full"
         spec.images.add((residual.shape, residual.dtype, residual.device))
         if spec is not self.spec:
@@ -257,6 +282,11 @@ class ModelCall:
         if mounted is None or mounted.stale:
             mounted = mounts.made[what] = self.model.mounting.parts(spec, mounts.io, what)
         return mounted
+
+    def _yield(self) -> None:
+        """Compute from now on: another cache is at work."""
+        self.run.record.yields = True
+        self.run.record.problem(ANSWERED)
 
     def _unsupported(self, why: str) -> tuple[None, Decision]:
         self.run.unsupported.update(self.streams)

@@ -244,16 +244,23 @@ def evaluate(
     if levels is not None and call.step < len(levels):
         call.sigma = levels[call.step]
     device, skip, started = target.device, call.skip, perf_counter()
+    residuals: Residuals = {}
+    errors: dict[str, float] = {}
+    cosines: dict[str, float] = {}
     timer = None if device is not None and device.type == "cpu" else Timer(device)
     try:
         reason, possible = None, _possible(run, streams)
         if skip:
             taken = run.forecast(call, target.batch) if possible else Decision.UNSUPPORTED
             result, reason = (None, taken) if isinstance(taken, Decision) else target.skip(*taken)
-        if not skip or reason is not None:
+        if reason is Decision.ANSWERED:
+            skip = False
+        elif not skip or reason is not None:
             skip = False
             run.make_room(call)
             result, pairs = target.compute(useful=possible and (run.measures or call.useful))
+            if isinstance(pairs, Decision):
+                reason, pairs = pairs, None
             if pairs is None:
                 run.unsupported.update(streams)
             residuals = run.residuals(call, pairs or (), target.batch)
@@ -262,7 +269,7 @@ def evaluate(
         call.cancel()
         run.send_away()
         raise
-    run.record.laps.append((skip, perf_counter() - started if timer is None else timer.stop()))
+    run.record.laps.append((skip or reason is Decision.ANSWERED, perf_counter() - started if timer is None else timer.stop()))
     if skip:
         call.commit()
     else:
@@ -277,4 +284,4 @@ def _possible(run: Run, streams: Sequence[str]) -> bool:
     if _functorch.peek_interpreter_stack() is not None:
         run.record.problem(_TRANSFORMED)
         return False
-    return run.unsupported.isdisjoint(streams)
+    return not run.record.yields and run.unsupported.isdisjoint(streams)

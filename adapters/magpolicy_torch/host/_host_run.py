@@ -10,9 +10,10 @@ import torch
 from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, Decision, Session
 from magpolicy.adapter import calibration_of, decides_by, differences, digest
 from magpolicy_torch.blocks._stack import BlockStack
+from magpolicy_torch.device._timer import Timer
 from magpolicy_torch.evaluation._interceptor import HostCall
 from magpolicy_torch.evaluation._model import COMPUTES, HostModel
-from magpolicy_torch.evaluation._record import Record
+from magpolicy_torch.evaluation._record import Record, Unlisted
 from magpolicy_torch.evaluation._run import Run
 from magpolicy_torch.host._identity import classes_of
 from magpolicy_torch.host._learning import Lesson
@@ -113,11 +114,13 @@ class HostRun:
         kwargs: dict[str, Any],
         *,
         must_compute: str = "",
+        yields: bool = False,
     ) -> Any:
         """Evaluate one call of ``model`` at the current step. A stream that was evaluated there already is at its next step.
 
         Args:
             must_compute: why this call cannot skip, in words.
+            yields: whether that is because another cache is at work in the model.
         """
         run = self.on(model.stack)
         if not self.model:
@@ -127,7 +130,30 @@ class HostRun:
         if must_compute:
             run.unsupported.update(streams)
             run.record.problem(must_compute)
+            run.record.yields |= yields
         return model.evaluate(run, streams, call, args, kwargs, earliest=self.step, levels=self._noise)
+
+    def compute(self, streams: Sequence[str], call: Callable[[], Any], *, evaluation: int, sigma: float, why: str) -> Any:
+        """Make a call that has no place in the run, and note it.
+
+        Args:
+            streams: those of the call.
+            call: makes it.
+            evaluation: which of the host's evaluations it belongs to.
+            sigma: its noise level.
+            why: it has none, in words.
+        """
+        decided, timer = len(self.session.trace), Timer()
+        result = call()
+        self.record.laps.append((False, timer.stop()))
+        self.record.unlisted.extend(Unlisted(evaluation, stream, sigma, decided) for stream in streams)
+        self.record.problem(why)
+        return result
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether anything was evaluated."""
+        return bool(self.session.trace or self.record.unlisted)
 
     def on(self, stack: BlockStack) -> Run:
         """The run's residuals and records on ``stack``. It frees those of another expert, which this one cannot use."""

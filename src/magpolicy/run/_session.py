@@ -279,7 +279,8 @@ class Session:
 
         Args:
             revised: the reason why a skip was computed after all, e.g. ``Decision.NO_RESIDUAL`` from an adapter that has
-                none of that shape. The accumulators then start afresh, as after any computed step.
+                none of that shape; or ``Decision.ANSWERED`` of a call whose blocks something else answered for. The
+                accumulators then start afresh, as after any computed step.
 
         Raises:
             RunError: nothing was decided, or a computed evaluation is to be revised to a skip.
@@ -293,14 +294,14 @@ class Session:
     ) -> None:
         if self._pending is not call:
             raise RunError(f"commit(): the call at step {call.step} is ended already; call() makes the next one")
-        if revised is not None and not revised.computes:
+        if revised is not None and not revised.computes and revised is not Decision.ANSWERED:
             raise RunError(f"commit({revised}): a decision can only be revised to compute; pass a reason that computes")
         if errors:
             self._compare(call, errors)
         if cosines:
             self._learn_turns(call, cosines)
         step, streams = call.step, call.streams
-        if revised is not None and call.skip:
+        if revised is not None and (call.skip or revised is Decision.ANSWERED):
             call.decision, call.skip = revised, False
             for stream in streams:
                 stream.decision, stream.coefficients = revised, ()

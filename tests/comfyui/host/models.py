@@ -13,8 +13,20 @@ from host import figures, newer
 TINY = figures.TINY | newer.TINY
 
 
-def make(name: str, **changes: Any) -> Any:
-    """A ModelPatcher of the entry ``name``, on the CPU in float32; ``changes`` go to its figures."""
+def make(
+    name: str,
+    *,
+    _dtypes: tuple[torch.dtype, torch.dtype | None] = (torch.float32, None),
+    _operations: Any = None,
+    **changes: Any,
+) -> Any:
+    """A ModelPatcher of the entry ``name``, on the CPU in float32; ``changes`` go to its figures.
+
+    Args:
+        name: of the entry.
+        _dtypes: of its weights, and the one that they are cast to when they are used.
+        _operations: its layers, in the place of those that ComfyUI picks.
+    """
     import comfy.model_patcher
     import comfy.supported_models
 
@@ -29,7 +41,8 @@ def make(name: str, **changes: Any) -> Any:
     small = {"num_heads", "num_head_channels", "num_classes", *entry.unet_extra_config}
     made.unet_config |= {k: v for k, v in TINY[name].config.items() if k in small}
     made.unet_config.pop("attn_precision", None) if not name.startswith("SD") else None
-    made.set_inference_dtype(torch.float32, None)
+    made.set_inference_dtype(*_dtypes)
+    made.custom_operations = _operations
     with torch.no_grad():
         model = made.get_model(_weights(name), "", **_place(name))
     if name == "MiniMaxMusic3":
@@ -37,6 +50,23 @@ def make(name: str, **changes: Any) -> Any:
     draw(model.diffusion_model)
     device = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(model.eval(), load_device=device, offload_device=device)
+
+
+def quantized(name: str, form: str) -> Any:
+    """As :func:`make`, with its linear layers quantized by ComfyUI's own layouts, as a checkpoint of them would be loaded."""
+    import comfy.ops
+    import comfy.quant_ops as quant
+
+    layout = quant.QUANT_ALGOS[form]["comfy_tensor_layout"]
+    operations = comfy.ops.mixed_precision_ops({}, torch.float32, disabled={form})
+    patcher = make(name, _operations=operations)
+    patcher.model.diffusion_model.load_state_dict(make(name).model.diffusion_model.state_dict())
+    for layer in patcher.model.modules():
+        if isinstance(layer, operations.Linear) and layer.in_features % 32 == 0 and layer.out_features % 32 == 0:
+            packed = quant.QuantizedTensor.from_float(layer.weight.detach(), layout)
+            layer.weight = torch.nn.Parameter(packed, requires_grad=False)
+            layer.quant_format, layer.layout_type, layer._full_precision_mm = form, layout, True
+    return patcher
 
 
 _SAID = (
@@ -94,7 +124,7 @@ def draw(module: torch.nn.Module, seed: int = 1) -> None:
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
             norm = parameter.ndim <= 1 and name.endswith(("weight", "scale"))
             scale = 0.5 / max(1, parameter[0].numel() if parameter.ndim > 1 else 16) ** 0.5
-            parameter.copy_(1 + 0.1 * noise if norm else scale * noise)
+            parameter.copy_((1 + 0.1 * noise if norm else scale * noise).to(parameter.dtype))
         for name, buffer in module.named_buffers():
             # of a checkpoint; till then whatever was in memory
             if name.endswith(("pos_embed", "inv_freq", "y_embedding", "beta")):
