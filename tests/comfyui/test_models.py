@@ -62,6 +62,37 @@ def test_a_model_can_be_calibrated(comfyui: Path, name: str) -> None:
     assert all(0 < ratio < 10 for ratios in curve.ratios.values() for ratio in ratios)
 
 
+def _noise(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(7))
+
+
+REFERENCES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "JoyImage": ({"reference_latents": [_noise(1, 16, 1, 8, 8)]}, {}),
+    "MageFlow": ({"reference_latents": [_noise(1, 128, 4, 4)]}, {}),
+    "Boogu": ({"reference_latents": [_noise(1, 16, 8, 8)]}, {}),
+    "TripoSplat": ({"reference_latents": [_noise(1, 128, 2, 2)]}, {"cond2_channels": 128}),
+    "HiDreamO1": ({"reference_latents": [_noise(1, 64, 64, 3).sigmoid()]}, {}),
+    "MiniMaxH3": ({"minimax_keyframes": [{"latent": _noise(1, 24, 1, 4, 4), "resolved_frame_index": 0}]}, {}),
+    "ACEStep15": ({"reference_audio_timbre_latents": [_noise(1, 64, 20)]}, {}),
+    "Ideogram4": ({"attention_mask": torch.tensor([[1, 1, 1, 1, 1, 0, 0]])}, {}),
+    "Anima": ({"t5xxl_ids": torch.arange(1, 8), "t5xxl_weights": torch.ones(7)}, {}),
+}
+"""What prompts of newer classes may hold beside text, and figures that it needs."""
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_more_in_a_prompt_than_text(comfyui: Path, name: str) -> None:
+    more, figures = REFERENCES[name]
+    patcher = models.make(name, **figures)
+    pairs = [models.conditioning(name, seed, **more) for seed in (0, 1)]
+
+    def act(model: Any) -> torch.Tensor:
+        return running.flat(running.sample(model, name, cfg=3.0, positive=pairs[0], negative=pairs[1]))
+
+    attachment = running.check(patcher, CURVE, EXPECTED, act, threshold=1.0, max_skips=2)
+    assert not attachment.run_report.notes
+
+
 def test_a_model_that_goes_over_its_latent_in_windows_is_skipped_as_a_whole(
     comfyui: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
