@@ -12,6 +12,8 @@ import magpolicy
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 diffusers = pytest.importorskip("diffusers", reason="the diffusers extra is not installed")
 
+import itertools
+
 from zoo import CASES  # noqa: E402
 from zoo._case import Draw, Row  # noqa: E402
 
@@ -127,5 +129,5 @@ def test_levels_are_read_as_noise(name):
     scheduler, _ = listed(name)
     noise = Levels.of(scheduler).noise()
     assert noise is not None
-    steps = {b <= a + 1e-6 for a, b in zip(noise, noise[1:], strict=False)}
+    steps = {b <= a + 1e-6 for a, b in itertools.pairwise(noise)}
     assert steps == {True}
