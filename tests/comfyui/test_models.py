@@ -126,6 +126,30 @@ def test_a_model_of_several_stages_skips_in_each(comfyui: Path) -> None:
         running.check(patcher, CURVE, expected, act, threshold=1.0, max_skips=2)
 
 
+@pytest.mark.parametrize("name", models.TINY)
+def test_auto_is_no_error_for_any_model(comfyui: Path, home: Path, name: str) -> None:
+    """Speed up, and MagCache with ``auto``: what has no preset goes by the prior."""
+    from magpolicy_comfyui import NODE_CLASS_MAPPINGS
+    from magpolicy_comfyui._runs import attached
+
+    patcher = models.make(name)
+    rule = {"magcache_thresh": 0.24, "retention_ratio": 0.2, "magcache_K": 4}
+    for node, inputs in {
+        "MagPolicySpeedUp": {"speedup": "balanced", "learn": "off"},
+        "MagCache": {"model_type": "auto"} | rule,
+    }.items():
+        (model,) = NODE_CLASS_MAPPINGS[node]().apply(model=patcher, **inputs)
+        running.sample(model, name, steps=6, cfg=3.0)
+        attachment = attached(model)
+        assert attachment is not None
+        assert attachment.run_report is not None
+        report = attachment.run_report.report
+        assert report.skipped > 0
+        assert node == "MagCache" or (report.computed, attachment.run_report.notes) == (3, [])
+        planned = "general prior" in report.source
+        assert node != "MagCache" or planned == any("no preset was" in note for note in attachment.run_report.notes)
+
+
 def test_video_and_audio_in_one_argument_skip_together(comfyui: Path) -> None:
     nested = pytest.importorskip("comfy.nested_tensor", reason="this ComfyUI has no latents of video and audio")
     patcher, stacks = models.make("LTXAV"), []
