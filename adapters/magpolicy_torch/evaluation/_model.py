@@ -13,6 +13,7 @@ from magpolicy import Decision
 from magpolicy_torch.blocks._entry import REGISTRIES, entry_of
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.blocks._tokens import entering, leaving
+from magpolicy_torch.blocks._unwrap import own_name
 from magpolicy_torch.device import _accelerator
 from magpolicy_torch.evaluation._call_spec import CallSpec, Mounts, same
 from magpolicy_torch.evaluation._containers import Containers
@@ -294,7 +295,7 @@ class ModelCall:
         return None, Decision.UNSUPPORTED
 
     def _problem(self, why: str) -> None:
-        self.run.record.problem(f"{type(self.model.module).__name__}{COMPUTES}{why}")
+        self.run.record.problem(f"{own_name(self.model.module)}{COMPUTES}{why}")
 
 
 def _lent(spec: CallSpec) -> Mounts:
