@@ -70,7 +70,7 @@ def test_the_readme_shows_the_picture_and_the_two_commands_first():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     places = [
         text.index(part)
-        for part in ("](docs/assets/demo.png)", "\nmake demo", "\nmake test", "pip install magpolicy", "```python")
+        for part in ("](docs/assets/demo.png)", "\nmake demo", "\nmake test", 'pip install "magpolicy[', "```python")
     ]
     assert places == sorted(places)
 

@@ -11,6 +11,7 @@ and what the ``diffusers`` extra brings only.
 
 import contextlib
 import copy
+import importlib
 import inspect
 import re
 import sys
@@ -60,6 +61,8 @@ def given(diffusers, torch, folder):
     scheduler.timesteps = scheduler.timesteps.view(-1, 1)  # a batch of one
     text = transformer.config.text_dim
     return {
+        "magpolicy": importlib.import_module("magpolicy"),
+        "pipe": diffusers.FluxPipeline.from_pretrained(folder / "FluxPipeline"),
         "transformer": transformer.eval(),
         "scheduler": scheduler,
         "latents": torch.randn(1, transformer.config.in_channels, 2, 4, 4),
@@ -78,7 +81,8 @@ def main(page, folder):
         namespace["prompt"] = embedding if loop else "a fox"
         with torch.no_grad() if loop else contextlib.nullcontext():
             exec(code, namespace)
-    namespace["worker"]("a fox")
+    if "worker" in namespace:
+        namespace["worker"]("a fox")
 
 
 if __name__ == "__main__":

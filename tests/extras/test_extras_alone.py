@@ -70,8 +70,8 @@ def saved(tmp_path_factory):
     return folder
 
 
-def test_the_page_about_diffusers_runs_with_exactly_the_extras_it_names(environment, saved, tmp_path):
-    page = DOCS / "how-to" / "use-with-diffusers.md"
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "how-to" / "use-with-diffusers.md"], ids=lambda page: page.stem)
+def test_pipelines_of_a_page_run_with_exactly_the_extras_it_names(page, environment, saved, tmp_path):
     extras = address.extras(page.read_text(encoding="utf-8"))
     said = succeeds(environment(*extras), Path(__file__).parent / "diffusers_page.py", page, saved, cwd=tmp_path)
     assert "computed" in said
