@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from magpolicy import Decision
 from magpolicy_torch.blocks._entry import REGISTRIES, entry_of
+from magpolicy_torch.blocks._other_caches import another_on
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.blocks._tokens import entering, leaving
 from magpolicy_torch.device import _accelerator
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 COMPUTES = " computes: "
 """Between the name of a model whose blocks could not be followed, and why."""
 
+_OTHERWISE = "its blocks were not run as in the call that was observed; another cache may stand in for them"
 _KINDS_KEPT = 64  # kinds of calls that are remembered: shapes, switches, optional arguments
 # What a skip may raise that was not tried before: its parts met another call than the one observed. No interruption is among
 # these.
@@ -80,6 +82,11 @@ class HostModel:
             return evaluate(run, streams, call, step=step, earliest=earliest, levels=levels)
         finally:
             _under_way.reset(token)
+
+    def forget(self, kind: Any) -> None:
+        """Calls of this kind are not like that any more; the next one is observed anew."""
+        with self._lock:
+            self.specs.pop(kind, None)
 
     def remember(self, kind: Any, spec: CallSpec) -> None:
         """Calls of this kind are like that."""
@@ -149,7 +156,11 @@ class ModelCall:
         try:
             mounted = self._mounted(spec, mounts, "copy" if spec.in_place else "compute")
             result = mounted(self.original, self.args, self.kwargs)
-            return result, self._pairs(spec, mounts.io) if useful else ()
+            pairs = self._pairs(spec, mounts.io) if useful else ()
+            if pairs is None:
+                self._problem(_OTHERWISE)
+                self.model.forget(self.kind)
+            return result, pairs
         finally:
             mounts.io.clear()
             spec.idle.append(mounts)
@@ -264,6 +275,10 @@ class ModelCall:
         return None, Decision.UNSUPPORTED
 
     def _problem(self, why: str) -> None:
+        if self.model.mounting.stood_in:
+            self.model.mounting.stood_in = False
+            self.run.record.problem(another_on(self.model.module, "which stands in for its blocks as cache-dit does"))
+            return
         self.run.record.problem(f"{type(self.model.module).__name__}{COMPUTES}{why}")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, Decision, Session
 from magpolicy.adapter import calibration_of, decides_by, differences, digest
+from magpolicy_torch.blocks._other_caches import another_cache, another_on, cache_on
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.evaluation._interceptor import HostCall
 from magpolicy_torch.evaluation._model import COMPUTES, HostModel
@@ -62,6 +63,8 @@ class HostRun:
         self._request, self._noise = request, noise
         self._runs: dict[BlockStack, Run] = {}
         self._unsupported = False
+        self.other_cache = ""
+        """Another cache that was on a model, and what that means for the run, in words."""
         self.provenance: Mapping[str, Any] | None = None
         """Which model it measured, noted at its end: that model may change, or go."""
         self.group = group_of(request.group)
@@ -118,13 +121,27 @@ class HostRun:
         Args:
             must_compute: why this call cannot skip, in words.
         """
+        new = model.stack not in self._runs
         run = self.on(model.stack)
         if not self.model:
             self.model, *_ = classes_of(model.module)
         if must_compute or checkpointing(model.module):
             run.unsupported.update(streams)
             run.record.problem(must_compute or _CHECKPOINTING)
+        if cache := cache_on(model.module) if new else self._cache_put_on(model):
+            run.unsupported.update(streams)
+            self.other_cache = self.other_cache or another_on(model.module, cache)
+            run.record.problem(self.other_cache)
         return model.evaluate(run, streams, call, args, kwargs, earliest=self.step, levels=self._noise)
+
+    def _cache_put_on(self, model: HostModel) -> str:
+        """The cache that was enabled since the run began, as far as the model and the ends of its stack show it at a glance."""
+        if getattr(model.module, "_cache_config", None) is not None:
+            return cache_on(model.module)
+        for module in (model.module, model.stack.blocks[0], model.stack.blocks[-1]):
+            if getattr(module.__dict__.get("_diffusers_hook"), "hooks", None):
+                return another_cache((model.module, *model.stack.blocks))
+        return ""
 
     def on(self, stack: BlockStack) -> Run:
         """The run's residuals and records on ``stack``. It frees those of another expert, which this one cannot use."""
@@ -185,11 +202,12 @@ class HostRun:
 
     @property
     def in_vain(self) -> str:
-        """Why no step was skipped of those that were to be, as a sentence for the user; empty if one was, or none was to be."""
+        """Why no step was skipped of those that were to be, as a sentence for the user; empty if one was, or none was to be.
+        Where another cache was on one of two experts, that is said though the other one skipped."""
         reasons = [entry.decision for entry in self.session.trace]
         wanted = len(reasons) if self.moments is not None else reasons.count(Decision.UNSUPPORTED)
         if not (wanted and self.unsupported) or any(reason.skip for reason in reasons):
-            return ""
+            return self.other_cache if wanted else ""
         done = "nothing was skipped of what was to be" if self.moments is None else "nothing was measured"
         unfollowed = any(COMPUTES in words for words in self.record.problems)
         return f"{done}: {'; '.join(self.record.problems)}{_MEND if unfollowed else ''}"
