@@ -1,9 +1,9 @@
-"""What a user of the nodes is told beside the figures: what would bring runs closer to the full run, and what cannot be had."""
+"""What a user of the nodes is told beside the figures: what would bring runs closer to the full run."""
 
 from __future__ import annotations
 
-from magpolicy import Calibration, Schedule
-from magpolicy.adapter import SPEEDS, RunConfig
+from magpolicy import Calibration
+from magpolicy.adapter import RunConfig
 from magpolicy_comfyui._settings import Settings
 
 
@@ -20,16 +20,6 @@ def advice(settings: Settings, config: RunConfig) -> str:
     if _is_calibrated(config):  # learned from runs that skipped
         return "set learn to 'first run in full' for one run"
     return "run again: the next run is planned from what this one teaches"
-
-
-def too_short(settings: Settings, schedule: Schedule | None) -> str:
-    """What to say of a run that has too few steps for the speedup asked for; empty if it has enough."""
-    if settings.speedup is None or schedule is None:
-        return ""
-    asked = SPEEDS.get(str(settings.speedup), settings.speedup)
-    if schedule.steps >= 2 * float(asked):
-        return ""
-    return f"{schedule.steps} steps are too few for a speedup of {float(asked):g}; {schedule.computed} of them compute"
 
 
 def _is_calibrated(config: RunConfig) -> bool:

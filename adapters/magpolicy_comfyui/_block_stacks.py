@@ -20,6 +20,18 @@ TABLE = {
     # Samples are the last but one dimension: (time, height, width, batch, channels).
     "cosmos.model.GeneralDIT": StackSpec("blocks", Layout("x", batch=3)),
     "cosmos.predict2.MiniTrainDIT": StackSpec(layout=Layout("x_B_T_H_W_D")),
+    "boogu.model.BooguTransformer2DModel": StackSpec(
+        "double_stream_layers,single_stream_layers",
+        (Layout("img_hidden_states", "instruct_hidden_states"), Layout("hidden_states")),
+    ),
+    "ace.ace_step15.AceStepConditionGenerationModel": StackSpec("decoder.layers"),
+    # Few blocks of pixels come after the patches'; they are given the sample anew, and run on skips too.
+    "pixeldit.model.PixDiT_T2I": StackSpec("patch_blocks", Layout("x", "y")),
+    "pixeldit.pid.PidNet": StackSpec(
+        "patch_blocks",
+        Layout("x", "y"),
+        side_branches=lambda m: m.lq_proj.gate_modules[1:],  # the first is before the stack
+    ),
     # Control branches and adapters: what they give is added between the blocks. What is added after the last block is outside
     # the stack, and needed.
     "wan.model.VaceWanModel": StackSpec(
@@ -30,6 +42,15 @@ TABLE = {
     ),
     # Its blocks are not called: it runs parts of them by other names, and looks into all of them.
     "wan.model_animate2.WanAnimate2Model": StackSpec(whole=True),
+    # Its layers return what is kept of the prompt for later calls beside their tokens; those calls are given fewer tokens.
+    "hidream_o1.model.HiDreamO1Transformer": StackSpec(whole=True),
+    # Beyond eight seconds, it runs its layers several times in a call, for one window after another.
+    "minimax_music.dit.MiniMaxMusic3DiT": StackSpec(whole=True),
+    # In a call of two conditions, their blocks have them in the other order than the call.
+    "hunyuan3dv2_1.hunyuandit.HunYuanDiTPlain": StackSpec(whole=True),
+    "seedvr.model.NaDiT": StackSpec(whole=True),
+    # Several models in one, of which a call runs one; two of them on sparse tensors.
+    "trellis2.model.Trellis2": StackSpec(whole=True),
 }
 _STACKS = StackTable(TABLE, package="comfy", below="comfy.ldm")
 

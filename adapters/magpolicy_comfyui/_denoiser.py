@@ -39,6 +39,7 @@ class Denoiser:
         else:
             self.stack = BlockStack.whole(self._whole)
             self._model = HostModel(self._whole, self.stack)
+            self._model.works = tuple(module.children())  # the one block is called also where nothing in it runs
         self._held_by = _holders(module, self.stack)
 
     @property
@@ -51,9 +52,13 @@ class Denoiser:
         """Whether somebody stands in front of it already: it is called from inside its own call."""
         return CallInterceptor.on(self.module)
 
-    def evaluate(self, run: HostRun, streams: Sequence[str], call: Callable[[], Any]) -> Any:
-        """``call()``, in which the first call of the model is the evaluation of ``streams`` at the step that ``run`` is at."""
-        with self._intercepted(partial(self._evaluate, run, streams)):
+    def evaluate(self, run: HostRun, streams: Sequence[str], call: Callable[[], Any], other_cache: str = "") -> Any:
+        """``call()``, in which the first call of the model is the evaluation of ``streams`` at the step that ``run`` is at.
+
+        Args:
+            other_cache: why it computes because of another cache on the model, in words; empty if there is none.
+        """
+        with self._intercepted(partial(self._evaluate, run, streams, other_cache)):
             return call()
 
     @contextmanager
@@ -73,14 +78,20 @@ class Denoiser:
             interceptor.remove()
 
     def _evaluate(
-        self, run: HostRun, streams: Sequence[str], original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        run: HostRun,
+        streams: Sequence[str],
+        other_cache: str,
+        original: HostCall,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         if self._whole is not None:
             sample = args[0] if args else kwargs.get("x")
             if not isinstance(sample, Tensor):
                 return original(*args, **kwargs)
             original, args, kwargs = self._whole.called(sample, partial(original, *args, **kwargs))
-        return run.evaluate(self._model, streams, original, args, kwargs)
+        return run.evaluate(self._model, streams, original, args, kwargs, other_cache=other_cache)
 
 
 def _positional(kwargs: Mapping[str, Any]) -> bool:

@@ -50,7 +50,7 @@ def span_of(evaluations: Sequence[float], sigmas: Sequence[float], sampling: Any
 def _around(steps: Sequence[float], evaluations: int, unit: float) -> tuple[int, int]:
     """Evaluations of the whole schedule before and after a run of so many, of which ``steps`` says the places of its steps."""
     begin, end, count = steps[0], steps[-1], len(steps) - 1
-    if begin <= end:
+    if not begin > end:  # nor where a level is not a number
         return 0, 0
     step, each = (begin - end) / count, evaluations / count
     if cut := _space_of_one_cut_from_its_end(steps, unit):

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import importlib
 import logging
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import magpolicy
 from magpolicy_comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+from magpolicy_comfyui._prompt_server import prompt_server
+from magpolicy_comfyui._same_names import SameNames, tell_when_loaded
 from magpolicy_comfyui.server import _routes
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]
 
 WEB_DIRECTORY = str(Path(__file__).parent / "web")
+log = logging.getLogger("magpolicy")
 _PLUGINS = ("magpolicy_torch._plugin", "magpolicy_comfyui._plugin")
 
 
@@ -25,15 +31,24 @@ def _register_plugins() -> None:
             manager.register(plugin, name=f"magpolicy:{name}")
 
 
-def _add_routes() -> None:
-    from server import PromptServer
-
-    server = getattr(PromptServer, "instance", None)
+def _add_routes(server: Any) -> None:
     if server is None:
         return  # the nodes are used without a server, as in scripts and tests
     if not _routes.add_routes(server):
-        logging.warning("magpolicy: the node pack is in custom_nodes twice; remove one of the two folders")
+        log.warning("magpolicy: the node pack is in custom_nodes twice; remove one of the two folders")
+
+
+def _known_nodes() -> Mapping[str, Any]:
+    """The nodes of all packs so far."""
+    return getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", None) or {}
+
+
+def _tell_of_same_names(server: Any) -> None:
+    names = SameNames.before(NODE_CLASS_MAPPINGS, _known_nodes())
+    tell_when_loaded(names, server, _known_nodes, lambda line: log.warning("magpolicy: %s", line))
 
 
 _register_plugins()
-_add_routes()
+_server = prompt_server()
+_add_routes(_server)
+_tell_of_same_names(_server)

@@ -18,12 +18,14 @@ from comfy.patcher_extension import WrappersMP
 from magpolicy import AdapterError, ArgumentError, AttachRequest, Calibration, MagPolicyError, RunError
 from magpolicy.adapter import Placement, RunConfig, ScheduleSpan, check_fits, place
 from magpolicy_comfyui import _dry_run, _model_presets
-from magpolicy_comfyui._advice import advice, too_short
+from magpolicy_comfyui._advice import advice
 from magpolicy_comfyui._compile import by_blocks
 from magpolicy_comfyui._denoiser import Denoiser
 from magpolicy_comfyui._identity import identity_of
 from magpolicy_comfyui._learning import Lessons, about, teaches
+from magpolicy_comfyui._made import MadeLatents
 from magpolicy_comfyui._noise_levels import span_of, steps_of
+from magpolicy_comfyui._other_caches import other_cache
 from magpolicy_comfyui._run_report import RunReport
 from magpolicy_comfyui._settings import Settings
 from magpolicy_comfyui._sources import SampledModel
@@ -35,6 +37,11 @@ if TYPE_CHECKING:
 
 KEY = "magpolicy"
 log = logging.getLogger("magpolicy")
+_FOLLOWS = "this sampler chooses its noise levels by what the model returns, nothing is known of them ahead: all of it computes"
+_MORE = "the sampler makes more evaluations than are known of it ahead, or other ones: those compute"
+_UNNAMED = "ComfyUI did not say which conditions are in a call: such calls compute"
+_AGAIN = "a condition was evaluated again at the same step: such calls compute"
+_SHIFTED = "each is taken for the step that it belongs to"
 _SHARED = "nothing is learned or measured so: sample once on one device for that"
 
 
@@ -49,6 +56,8 @@ class Attachment:
     """Of the sampling under way."""
     run_report: RunReport | None = None
     """Of the last sampling."""
+    made: MadeLatents = field(factory=MadeLatents)
+    """What the last samplings returned."""
     lessons: Lessons = field(factory=Lessons)
     owner: Callable[[], Handle | None] = lambda: None
     """A weak reference to the handle that ``magpolicy.attach`` gave; a node's has none."""
@@ -78,8 +87,10 @@ class Attachment:
             for kind, _ in driver.wrappers():
                 wrappers.get(kind, {}).pop(KEY, None)
             self.run_report = driver.report()
-        if self.finished is not None and self.run_report is not None:
-            self.finished(self, self.run_report)
+        if self.run_report is not None:
+            self.made.add(result, self.run_report)
+            if self.finished is not None:
+                self.finished(self, self.run_report)
         return result
 
 
@@ -160,16 +171,19 @@ class RunDriver:
     """What was found out of the model, where no preset was set."""
     _conditions: Mapping[str, Any] = field(factory=dict)
     """How the run is made, by the names that a calibration notes; a value of ``None`` is not known."""
-    _computes: bool = False
-    """Whether every call computes from now on."""
+    _computes: str = ""
+    """Why every call computes from now on; empty if not all do."""
     _streams: StreamNames = field(factory=StreamNames)
-    _levels: Sequence[float] = ()
-    """The sigma of each evaluation that the sampler is expected to make."""
-    _next: int = 0
-    """The first of them that is still to come."""
+    _place: _dry_run.Place = field(factory=lambda: _dry_run.Place(_dry_run.Evaluations((), ())))
+    """Which of the evaluations that the sampler is expected to make each one is."""
     _at: int | None = None
     """The one under way; ``None``: none of them is."""
-    _unexpected: int = 0
+    _made: int = 0
+    """Evaluations that were begun."""
+    _sigma: float = 0.0
+    """Noise level of the last one."""
+    _other: str = ""
+    """Why every call computes because of another cache on the model; empty if there is none."""
     _denoisers: list[Denoiser] = field(factory=list)
 
     def wrappers(self) -> tuple[tuple[str, Callable[..., Any]], ...]:
@@ -183,8 +197,14 @@ class RunDriver:
     def _sample(self, executor: Any, guider: Any, sigmas: Any, extra_args: Any, *args: Any, **kwargs: Any) -> Any:
         """Around the sampler: its noise levels are known, nothing is evaluated yet."""
         noise = kwargs["noise"] if "noise" in kwargs else args[1]
+        count = _dry_run.StepCount()
+        if args:
+            args = (count.before(args[0]), *args[1:])
+        else:
+            kwargs["callback"] = count.before(kwargs.get("callback"))
         try:
             self._begin(executor.class_obj, guider, sigmas, extra_args.get("seed"), noise)
+            self._place.count = count
         except MagPolicyError as error:  # the picture is worth more than the speed
             self._say(f"every step computes: {error}")
         except Exception as error:  # a fault of ours is no reason to lose it either
@@ -195,16 +215,18 @@ class RunDriver:
     def _begin(self, sampler: Any, guider: Any, sigmas: Any, seed: Any, noise: Any) -> None:
         if len(sigmas) < 2:
             return
-        settings = self.settings
-        self._levels, known = _dry_run.dry_run(sampler, guider, sigmas, seed, noise.ndim)
+        expected = _dry_run.dry_run(sampler, guider, sigmas, seed, noise.ndim)
+        self._place, levels = _dry_run.Place(expected), expected.sigmas
         steps = [float(s) for s in sigmas]
-        if not known and len(steps) > 2:
+        if not (expected.known or expected.follows) and len(steps) > 2:
             self.notes.append("this sampler's evaluations are not known ahead; one a step is assumed")
-        span = span_of(self._levels, steps, guider.inner_model.model_sampling)
+        self._other = other_cache(guider.model_options)
+        span = span_of(levels, steps, guider.inner_model.model_sampling)
         source = self._chosen(guider, span, noise.shape)
+        settings = self.settings
         self._streams = StreamNames(guider.conds)
         self._conditions = {"guidance": guidance_of(guider)}
-        request = settings.request(settings.config(source, span, steps_of(self._levels, steps)))
+        request = settings.request(settings.config(source, span, steps_of(levels, steps)))
         kind = type(guider.inner_model).__name__
         check_fits(request.config.given, [kind], host="ComfyUI", roles=adapter.StreamNamer.roles)
         lesson = self._lesson(request, guider, span)
@@ -213,8 +235,6 @@ class RunDriver:
         placed = place(config, span)
         self.run = HostRun(evolve(request, config=placed.config), placed, span, lesson)
         self.source = "calibration" if settings.calibrate else _name(placed.config, source)
-        if short := too_short(settings, self.run.session.schedule):
-            self.notes.append(short)
 
     def _lesson(self, request: AttachRequest, guider: Any, span: ScheduleSpan) -> adapter.Lesson | None:
         if not teaches(request):
@@ -226,8 +246,7 @@ class RunDriver:
     def _chosen(self, guider: Any, span: ScheduleSpan, shape: Sequence[int]) -> Any:
         """What decides is made from this: what was set, or what fits the model and this run; ``None``: nothing is known.
 
-        Raises:
-            PresetError: nothing is known, but the rule is to decide.
+        If nothing is known, but the rule was to decide, the run is planned, and the report says so.
         """
         settings, source = self.settings, self.settings.source
         if settings.calibrate or (source is None and settings.given is None):
@@ -236,7 +255,8 @@ class RunDriver:
         if self.model is not None and not settings.calibrate:
             source = self.model.for_rule() if settings.needs_table else self.model.for_plan(span)
             if source is None and settings.needs_table:
-                raise _model_presets.unknown(guider.inner_model)
+                self.settings = settings.without_table()
+                self._say(_model_presets.unknown(type(guider.inner_model).__name__))
             return source
         if settings.follow_steps and getattr(source, "name", None):
             source = _model_presets.longer(source.name, span.steps)
@@ -247,11 +267,10 @@ class RunDriver:
         if self.run is None:
             return executor(x, timestep, *args, **kwargs)
         self._streams.begin_step()
-        self._at = _dry_run.matches(self._levels, self._next, float(timestep.max()))
-        if self._at is None:
-            self._unexpected += 1
-        else:
-            self._next = self._at + 1
+        self._made += 1
+        self._sigma = float(timestep.max())
+        self._at = self._place.of(self._sigma)
+        if self._at is not None:
             for run in self._runs:
                 run.go_to(run.first + self._at)
         try:
@@ -276,19 +295,37 @@ class RunDriver:
         def call() -> Any:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
-        if self.run is None or self._at is None or self._computes:
+        if self.run is None:
             return call()
         with self._lock:
             run = self._run_on(options.get("multigpu_thread_device"), self.run)
             streams = self._streams.of(options, x.shape[0])
-        if streams is None or any(run.session.step(stream) > run.step for stream in streams):
-            return call()
+        if why := self._unplaced(run, streams):
+            return self._compute(run, streams, call, why)
+        assert streams is not None
         with by_blocks(executor.class_obj):
             with self._lock:
                 denoiser = self._denoiser_of(executor.class_obj)
-            if denoiser is None or denoiser.busy:
+            if denoiser is None:
+                return self._compute(run, streams, call, self._computes)
+            if denoiser.busy:
                 return call()
-            return denoiser.evaluate(run, streams, call)
+            return denoiser.evaluate(run, streams, call, self._other)
+
+    def _unplaced(self, run: HostRun, streams: Sequence[str] | None) -> str:
+        """Why a call that is made now has no place in the run, in words; empty if it has one."""
+        if self._computes:
+            return self._computes
+        if self._place.expected.follows:
+            return _FOLLOWS
+        if self._at is None:
+            return _MORE
+        if streams is None:
+            return _UNNAMED
+        return _AGAIN if any(run.session.step(stream) > run.step for stream in streams) else ""
+
+    def _compute(self, run: HostRun, streams: Sequence[str] | None, call: Callable[[], Any], why: str) -> Any:
+        return run.compute(streams or ("cond",), call, evaluation=self._made, sigma=self._sigma, why=why)
 
     @property
     def _runs(self) -> Sequence[HostRun]:
@@ -312,8 +349,8 @@ class RunDriver:
         try:
             denoiser = Denoiser(module, model.latent_format.latent_channels)
         except AdapterError as error:
-            self._say(f"every step computes: {error}")
-            self._computes = True
+            self._computes = f"every step computes: {error}"
+            log.warning("magpolicy: %s", self._computes)
             return None
         self._denoisers.append(denoiser)
         return denoiser
@@ -335,12 +372,14 @@ class RunDriver:
                 log.warning("magpolicy: %s", run.in_vain)  # the report says it already
         if len(self._by_device) > 1:
             self.notes.append(f"{len(self._by_device)} devices shared the conditions; {_SHARED}")
-        if self._unexpected:
-            self.notes.append(f"{self._unexpected} evaluations at other noise levels than the sampler's list; they computed")
+        if self._place.shifted:
+            self.notes.append(
+                f"the model was told another noise level than the sampler's list {self._place.shifted} times; {_SHIFTED}"
+            )
 
     def report(self) -> RunReport | None:
         """What was done so far; ``None`` if nothing was evaluated under a policy."""
-        run, runs = self.run, [run for run in self._runs if run.session.trace]
+        run, runs = self.run, [run for run in self._runs if run.evaluated]
         if run is None or not runs:
             return None
         report = adapter.Report.together([each.report for each in runs], run.session.schedule)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from magpolicy import AttachRequest, Preset, Schedule
 from magpolicy.adapter import Placement, RunConfig, ScheduleSpan, always_compute, named, place, resolve
@@ -13,6 +13,8 @@ from magpolicy_torch.adapter import ResidualStore
 
 CAUTIOUS: dict[str, Any] = {"threshold": 0.06, "max_skips": 3, "retention": 0.2}
 """What the rule goes by where neither the user nor the preset says it: a calibration recommends no settings."""
+USUAL_SPEEDUP = "balanced"
+"""Of plans, where no number is set."""
 
 
 @frozen(kw_only=True)
@@ -57,6 +59,14 @@ class Settings:
         """Whether a preset has to be found for the model: the rule needs one, a plan and a calibration do without."""
         return self.source is None and self.given is None and self.speedup is None and not self.calibrate
 
+    def without_table(self) -> Settings:
+        """What is done in place of these where nothing is known of the model: what Speed up does, at its usual speed.
+
+        A threshold has nothing to go by there, so the settings of the rule have no say; which steps may be skipped stays.
+        """
+        forecast = self.forecast if self.forecast in ("hold", "linear") else None  # others need a calibration
+        return evolve(self, speedup=USUAL_SPEEDUP, semantics=None, forecast=forecast)
+
     def check(self) -> None:
         """Complain about settings that no run could have.
 
@@ -76,7 +86,7 @@ class Settings:
             calibrate=request.calibrate,
             offload=request.offload,
             storage_dtype=request.storage_dtype,
-            given=request.config,
+            given=request.config.for_any_run(warns=False),  # the run's report says it
             window=request.window,
             tokens=request.tokens,
             safeguard=request.safeguard,
@@ -116,16 +126,19 @@ class Settings:
         return self.given or self._resolved(source, *self._may_skip(span, sampler_steps), span.steps)
 
     def _resolved(self, source: Any, start: int = 0, end: int | None = None, steps: int = 0) -> RunConfig:
-        """The settings on ``source``; ``start`` and ``end`` are the first and the last of ``steps`` that may be skipped."""
+        """The settings on ``source``, for a run of any length, whose report says what did not fit; ``start`` and ``end`` are
+        the first and the last of ``steps`` that may be skipped."""
+        return self._checked(source, start, end, steps).for_any_run(warns=False)
+
+    def _checked(self, source: Any, start: int, end: int | None, steps: int) -> RunConfig:
         if isinstance(source, Schedule):
             return resolve(source)
         if self.speedup is not None:
             last = steps - 1 if end is None else end
             forced = [i for i in range(steps) if not start <= i <= last]
-            planned = resolve(
+            return resolve(
                 source, speedup=self.speedup, forced=forced or None, semantics=self.semantics, forecast=self.forecast
             )
-            return planned.for_any_run()
         if isinstance(source, str):  # of several presets by that name, the one that has what is not set here
             source = named(source).with_settings([name for name, value in self._rule.items() if value is None])
         return resolve(

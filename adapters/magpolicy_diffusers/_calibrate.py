@@ -38,9 +38,17 @@ def load(
         progress: show bars while it loads and runs.
 
     Raises:
+        ArgumentError: there is no such device.
         AdapterError: it cannot be loaded.
     """
     device = device or default_device()
+    try:
+        torch.empty(1, device=device)
+    except Exception as error:  # each backend has its own
+        why = str(error).splitlines()[0]
+        raise ArgumentError(
+            f"device={device!r} cannot be used: {why}; leave it out, which takes {default_device()!r}"
+        ) from error
     wanted = DTYPES[dtype or ("float32" if device == "cpu" else "bfloat16")]
     if not progress:
         diffusers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]

@@ -14,7 +14,18 @@ from attrs import define
 from magpolicy import AdapterError, AttachRequest
 from magpolicy_diffusers._arguments import Arguments
 from magpolicy_diffusers._block_stacks import stack_of
-from magpolicy_torch.adapter import BlockStack, CallInterceptor, HostCall, HostModel, Patch, Scoped, Times, stack_for, unwrap
+from magpolicy_torch.adapter import (
+    BlockStack,
+    CallInterceptor,
+    HostCall,
+    HostModel,
+    Patch,
+    Scoped,
+    Times,
+    own_name,
+    stack_for,
+    unwrap,
+)
 from torch import nn
 
 if TYPE_CHECKING:
@@ -60,7 +71,7 @@ class Denoiser:
     def __init__(self, target: nn.Module, stack: BlockStack) -> None:
         module = unwrap(target)
         self.module, self.stack = module, stack
-        self.name = type(module).__name__
+        self.name = own_name(module)
         self.arguments = Arguments(type(module).forward.__get__(module))
         self.model = HostModel(module, self.stack)
         self.context: ContextVar[str | None] = ContextVar("magpolicy_cache_context", default=None)

@@ -17,7 +17,18 @@ from magpolicy_diffusers._denoiser import Denoiser
 from magpolicy_diffusers._pipeline import denoisers_of, is_watched, unwatch, watch, watcher
 from magpolicy_diffusers._provenance import conditions, identity, provenance
 from magpolicy_diffusers._runs import GivenRun, HostRun, OwnLoop, PipelineCall, RunDriver
-from magpolicy_torch.adapter import AttachedToLoop, BlockStack, Held, Learner, Scoped, SharedBy, StreamNamer, classes_of, unwrap
+from magpolicy_torch.adapter import (
+    AttachedToLoop,
+    BlockStack,
+    Held,
+    Learner,
+    Scoped,
+    SharedBy,
+    StreamNamer,
+    classes_of,
+    own_name,
+    unwrap,
+)
 
 if TYPE_CHECKING:
     from magpolicy.adapter import ModelIdentity
@@ -55,7 +66,7 @@ class Handle(AttachedToLoop):
         self.driver: Scoped[RunDriver] = Scoped("magpolicy_driver")
         self._last: Sequence[HostRun] = ()
         self._of_pipeline = not isinstance(unwrap(target), diffusers.ModelMixin)
-        self._kind = type(target).__name__
+        self._kind = own_name(target)
         distinct = {id(unwrap(module)): module for module in modules.values()}
         denoisers = [Denoiser.of(module, request, replaced) for module in distinct.values()]
         self._held = tuple([(Held(denoiser), Held(denoiser.module)) for denoiser in denoisers])

@@ -6,11 +6,11 @@ import abc
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from magpolicy import ArgumentError, AttachRequest, Schedule, Session
+from magpolicy import AttachRequest, Session
 from magpolicy_diffusers._provenance import guidance
 from magpolicy_diffusers._streams import BATCHED, StreamNames
 from magpolicy_torch import adapter
-from magpolicy_torch.adapter import Levels, SchedulerClock, Times, TimestepClock
+from magpolicy_torch.adapter import SchedulerClock, Times, TimestepClock, trains
 
 if TYPE_CHECKING:
     from magpolicy_diffusers._denoiser import DenoiserCall
@@ -104,12 +104,16 @@ class RunDriver(abc.ABC):
         must_compute = "more calls come at a step than can be told apart, so all compute" if run.streams.too_many else ""
         before = bool(run.record.past_end)
         try:
-            result = run.evaluate(denoiser.model, streams, call.original, call.args, call.kwargs, must_compute=must_compute)
+            if run.session.active:
+                result = run.evaluate(denoiser.model, streams, call.original, call.args, call.kwargs, must_compute=must_compute)
+            else:  # the loop goes on after the run's last step
+                run.record.past_end.extend(streams)
+                result = call.compute()
         except BaseException:
             self.failed()
             raise
         if run.record.past_end and not before:
-            self.warn(f"{denoiser.name} was evaluated more often than the run's {run.session.steps} steps; the rest computes")
+            self.warn(run.too_long())
         self.left()
         return result
 
@@ -171,6 +175,7 @@ class OwnLoop(RunDriver):
         super().__init__(asked, warn, learner)
         self._pipe, self._began = pipe, began
         self._clock = TimestepClock()
+        self._start, self._rises = 0, False
         self.problem = "nothing says how long the run is: give attach(..., steps=28), or use 'with handle.run(steps=28):'"
 
     def enter(self, timestep: Timestep) -> HostRun | None:
@@ -180,21 +185,45 @@ class OwnLoop(RunDriver):
         if moved == "untold":
             self.problem = "it is given no timestep, so nothing tells the step; use 'with handle.run(steps=28):'"
             return None
-        if self.run is None or moved == "back" or self._clock.count >= self.run.session.steps:
-            self._clock.count = 0
-            self._clock.rising = None
-            del self.runs[:-1]
-            self._began(self)
-            return self._begin(self._next_request(self.asked().steps).session(), pipe=self._pipe)
+        last = self.runs[-1] if self.runs else None
+        if moved != "back" and last is not None and self._clock.count >= last.session.steps > 1:
+            last.step = self._clock.count  # the loop goes on after the last step: it is longer than was said
+            return last
+        if moved == "next" and self._clock.rising is not self._rises:
+            self._rises = bool(self._clock.rising)
+            if 0 < self._start == self._clock.count - 1:  # what began midway counts from the other end, its second step shows
+                return self._anew(self._rises)
+        if self.run is None or moved == "back":
+            return self._anew()
         if moved == "next":
             self.run.go_to(self._clock.count)
         return self.run
+
+    def call(self, call: DenoiserCall, streams: Sequence[str] | None) -> Any:
+        if trains(call.denoiser.module):
+            self.warn(
+                f"{call.denoiser.name} is in training mode, and gradients are on: blocks that are skipped would get none, so "
+                "nothing is skipped. To sample, call it under torch.no_grad(), or after model.eval()",
+                once=True,
+            )
+            return call.compute()
+        return super().call(call, streams)
+
+    def _anew(self, rising: bool | None = None) -> HostRun:
+        """Begin a run where the clock is: at the beginning, or midway (image to image)."""
+        steps = self.asked().steps
+        assert steps is not None
+        self._clock.rising = rising
+        self._start = self._clock.count = self._clock.place(steps, rising=self._rises)
+        del self.runs[:-1]
+        self._began(self)
+        return self._begin(self._next_request(steps, self._start).session(), self._start, pipe=self._pipe)
 
     def left(self) -> None:
         run = self.run
         if run is None:
             return
-        if self._clock.count == 0 and (again := run.streams.repeats):
+        if self._clock.count == self._start and (again := run.streams.repeats):
             # Two streams that nothing tells apart; or a run was broken off at its first step, and this one is another. Which of
             # them, the next step will show: until then there is nothing to reuse.
             run.forget(again)
@@ -270,7 +299,7 @@ class PipelineCall(RunDriver):
             self._finished = False
             levels, start = self._clock.levels, self._clock.index
             asked = self._next_request(len(levels.timesteps), start)
-            session = _session(asked, levels, self._boundary, guidance(self._pipe))
+            session = asked.session_over(levels.span(self._boundary), guidance=guidance(self._pipe))
             self._begin(session, start, levels.noise(), self._pipe)
         elif self.run is not None:
             self.run.step = self._clock.index
@@ -289,14 +318,3 @@ class PipelineCall(RunDriver):
     def close(self) -> None:
         super().close()
         self._own.close()
-
-
-def _session(request: AttachRequest, levels: Levels, boundary: float | None, scale: float | None) -> Session:
-    """A session for what a scheduler is about to run."""
-    given, steps = request.config.given, len(levels.timesteps)
-    if isinstance(given, Schedule) and given.steps != steps:
-        raise ArgumentError(
-            f"num_inference_steps makes {steps} evaluations, but the schedule has {given.steps}; attach with a "
-            f"schedule of {steps} steps"
-        )
-    return request.session_over(levels.span(boundary), guidance=scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import magpolicy
 
@@ -21,8 +22,22 @@ def attach(target: Any, request: magpolicy.AttachRequest) -> StageHandle | None:
     from magpolicy_sglang._handle import ATTACHED, StageHandle
 
     handle = StageHandle(target, request)
-    handle.install((lambda: ATTACHED.__setitem__(target, handle), lambda: _forget(target, handle)))
+    stage = ref(target)
+    handle.install(
+        (lambda: ATTACHED.__setitem__(target, handle), lambda: _forget(stage(), handle)), replaces=ATTACHED.get(target)
+    )
     return handle
+
+
+@magpolicy.hookimpl
+def attached(target: Any) -> list[StageHandle] | None:
+    """The handle on a denoising stage of SGLang."""
+    if not _ours(target):
+        return None
+    from magpolicy_sglang._handle import ATTACHED
+
+    handle = ATTACHED.get(target)
+    return [] if handle is None else [handle]
 
 
 @magpolicy.hookimpl
@@ -44,5 +59,5 @@ def _ours(target: Any) -> bool:
 def _forget(target: Any, handle: Any) -> None:
     from magpolicy_sglang._handle import ATTACHED
 
-    if ATTACHED.get(target) is handle:
+    if target is not None and ATTACHED.get(target) is handle:
         del ATTACHED[target]

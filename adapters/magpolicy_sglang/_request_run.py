@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from attrs import evolve
 
 import magpolicy_torch
 import torch
 from magpolicy import AttachRequest
-from magpolicy.adapter import ScheduleSpan
 from magpolicy_sglang._seam import SeamCall
-from magpolicy_torch.adapter import BlockStack, HostRun
+from magpolicy_torch.adapter import BlockStack, HostRun, Levels, classes_of
 from torch import nn
 
 
-def span_of(timesteps: list[float], sigmas: list[float], full: float, boundary: float | None) -> ScheduleSpan:
-    """The evaluations of a loop, one for each timestep.
+def placed(scheduler: Any, timesteps: Sequence[float]) -> tuple[Levels, int]:
+    """The schedule that a loop over ``timesteps`` is of, and where on it the loop begins (an image to start from).
 
-    Args:
-        timesteps: as the loop goes through them.
-        sigmas: the scheduler's noise levels, or none.
-        full: the timestep of pure noise.
-        boundary: the timestep below which the second of two experts works.
+    A scheduler that lists other timesteps tells no levels: they are read from the timesteps then.
     """
-    count = len(timesteps)
-    levels = sigmas[:count]
-    if len(levels) < count or max(levels) > 1.001:
-        levels = [timestep / full for timestep in timesteps]
-    known = all(0 <= level <= 1.001 for level in levels)
-    switch = None if boundary is None else sum(timestep >= boundary for timestep in timesteps)
-    flow = tuple(max(level, 1e-6) for level in levels) if known else ()
-    return ScheduleSpan(tuple(1 - i / count for i in range(count)), flow, expert_step=switch)
+    known, whole = Levels.of(scheduler), tuple(map(float, timesteps))
+    if known is not None and known.timesteps[-len(whole) :] == whole:
+        return known, len(known.timesteps) - len(whole)
+    if known is not None:
+        return evolve(known, timesteps=whole, sigmas=()), 0
+    return Levels(whole, 1000.0, ()), 0
 
 
 class RequestRun(HostRun):
@@ -38,20 +33,27 @@ class RequestRun(HostRun):
 
     Args:
         request: what was asked of magpolicy.
-        span: the evaluations of its loop.
+        levels: the schedule.
+        start: where on it the loop begins.
         req: the engine's request.
         guidance: the guidance scale, where there is guidance in two calls.
+        boundary: the timestep below which the second of two experts works.
     """
 
-    def __init__(self, request: AttachRequest, span: ScheduleSpan, req: Any, guidance: float | None) -> None:
-        super().__init__(request, request.session_over(span, guidance=guidance), noise=span.flow or None)
-        self._levels = span.flow or None
-        self._req = req
+    def __init__(
+        self, request: AttachRequest, levels: Levels, start: int, req: Any, guidance: float | None, boundary: float | None
+    ) -> None:
+        span = levels.span(None if boundary is None else boundary / levels.full)
+        self._levels = levels.noise()
+        super().__init__(request, request.session_over(span, guidance=guidance), start, self._levels)
+        self._start, self._req = start, req
 
     def call(self, model: nn.Module, stack: BlockStack, step: int, original: Callable[[], Any], device: torch.device) -> Any:
-        """Evaluate one call of ``model``; the request says which branch of guidance it is."""
-        self.go_to(step)
+        """Evaluate one call of ``model`` in the loop's step; the request says which branch of guidance it is."""
+        self.go_to(self._start + step)
+        if not self.model:
+            self.model, *_ = classes_of(model)
         stream, run, first = "uncond" if self._req.is_cfg_negative else "cond", self.on(stack), stack.entrance
         assert first is not None
         target = SeamCall(model, first, original, self._req, run, device)
-        return magpolicy_torch.evaluate(run, (stream,), target, earliest=step, levels=self._levels)
+        return magpolicy_torch.evaluate(run, (stream,), target, earliest=self.step, levels=self._levels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Mapping
@@ -9,45 +10,26 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from magpolicy import ArgumentError
+import magpolicy
+from magpolicy import ArgumentError, AttachRequest
 
 VARIABLE = "MAGPOLICY_SGLANG"
 """The environment variable with the server's settings: a JSON object, or the path of a file with one."""
 KEY = "magpolicy"
 """Where ``diffusers_kwargs`` of a request has its own."""
-KEYWORDS = (
-    "calibration",
-    "computed",
-    "damping",
-    "end_step",
-    "error",
-    "expert_step",
-    "forced",
-    "forecast",
-    "guidance",
-    "max_skips",
-    "objective",
-    "offload",
-    "preset",
-    "ratios",
-    "retention",
-    "rule",
-    "safeguard",
-    "semantics",
-    "speedup",
-    "start_step",
-    "threshold",
-)
+_NOT_HERE = frozenset({"target", "blocks", "scope", "steps", "curve", "schedule", "storage_dtype", "group"})
+_MEASURES = frozenset({"learn", "calibrate", "window", "tokens", "reduce"})
+KEYWORDS = tuple(sorted(inspect.signature(magpolicy.attach).parameters.keys() - _NOT_HERE - _MEASURES))
 """The keywords of :func:`magpolicy.attach` that a server or a request can set."""
-_AIMS = frozenset({"computed", "error", "speedup"})
-_RULE = frozenset({"max_skips", "retention", "rule", "threshold"})
+_SOURCES = frozenset({"calibration", "preset", "ratios"})
+_RULE = frozenset({"end_step", "rule", "semantics", "start_step", "threshold"})
 
 
 def of_server() -> dict[str, Any] | None:
     """The settings of the environment; ``None`` if there are none.
 
     Raises:
-        ArgumentError: they are no JSON object of known keywords.
+        ArgumentError: they are no JSON object of known keywords, or a value is wrong.
     """
     text = os.environ.get(VARIABLE, "").strip()
     if not text:
@@ -61,27 +43,26 @@ def of_server() -> dict[str, Any] | None:
         found = json.loads(text)
     except ValueError as error:
         raise ArgumentError(f'{VARIABLE} must be a JSON object, as {{"speedup": 2.0}}; {error}') from None
-    return checked(VARIABLE, found)
+    settings = checked(VARIABLE, found)
+    if not (_RULE & settings.keys() and not _SOURCES & settings.keys()):  # the rule goes by a preset of the model to come
+        try:
+            AttachRequest.of(settings)
+        except ArgumentError as error:
+            raise ArgumentError(f"{VARIABLE}: {error}") from error
+    return settings
 
 
-def of_request(server: Mapping[str, Any] | None, extra: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What one request goes by: the server's settings, and its own in place of these; ``None``: not by magpolicy.
+def of_request(extra: Mapping[str, Any] | None) -> dict[str, Any] | bool | None:
+    """What one request asks for itself: settings in place of the server's, ``False`` (compute), or ``None`` (nothing).
 
     Args:
         extra: the ``diffusers_kwargs`` of the request.
 
     Raises:
-        ArgumentError: its own are no mapping of known keywords, or ``False``.
+        ArgumentError: it is no mapping of known keywords, nor ``False``.
     """
     own = (extra or {}).get(KEY)
-    if own is None:
-        return None if server is None else dict(server)
-    if own is False:
-        return None
-    asked = checked(f"diffusers_kwargs[{KEY!r}]", own)
-    # Another aim takes the place of the server's, and so does the rule; the source (a calibration, a preset) stays.
-    other = _AIMS | _RULE if (_AIMS | _RULE) & asked.keys() else frozenset()
-    return {key: value for key, value in (server or {}).items() if key not in other} | asked
+    return own if own is None or own is False else checked(f"diffusers_kwargs[{KEY!r}]", own)
 
 
 def checked(where: str, settings: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from magpolicy_torch.blocks._layout import Layout
 from magpolicy_torch.blocks._patch import Patch
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.blocks._stack_spec import StackSpec, StackTable
-from magpolicy_torch.blocks._unwrap import unwrap
+from magpolicy_torch.blocks._unwrap import own_class, own_name, unwrap
 from magpolicy_torch.device._accelerator import default as default_device
 from magpolicy_torch.device._accelerator import forked
 from magpolicy_torch.evaluation._interceptor import CallInterceptor, HostCall
@@ -21,7 +21,7 @@ from magpolicy_torch.host._attached import Attached, AttachedToLoop
 from magpolicy_torch.host._compile import check_options, compile_module
 from magpolicy_torch.host._handle import stack_for
 from magpolicy_torch.host._held import Held
-from magpolicy_torch.host._host_run import HostRun
+from magpolicy_torch.host._host_run import HostRun, trains
 from magpolicy_torch.host._identity import classes_of, identity_of
 from magpolicy_torch.host._known_models import KnownModel, near_misses, rows_of
 from magpolicy_torch.host._learning import Learner, Lesson
@@ -82,9 +82,12 @@ __all__ = [
     "forked",
     "identity_of",
     "near_misses",
+    "own_class",
+    "own_name",
     "rows_of",
     "seeded",
     "stack_for",
+    "trains",
     "unwrap",
     "versions",
 ]

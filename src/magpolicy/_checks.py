@@ -53,10 +53,7 @@ def steps(value: Any, *, example: str) -> int:
 
 def ratios(name: str, values: Iterable[Any]) -> tuple[float, ...]:
     """Magnitude ratios: finite, positive floats, at least one."""
-    try:
-        result = _floats(values)
-    except (TypeError, ValueError, OverflowError):
-        raise ArgumentError(f"{name}={_short(values)} must be a sequence of numbers, one ratio a step") from None
+    result = _floats(name, values, "one ratio a step")
     if not result:
         raise ArgumentError(f"{name}={_short(values)} must hold at least one ratio; calibrate the model or name a preset")
     if len(result) > MAX_STEPS:
@@ -73,10 +70,7 @@ def ratios(name: str, values: Iterable[Any]) -> tuple[float, ...]:
 
 def levels(name: str, values: Iterable[Any]) -> tuple[float, ...]:
     """Noise levels of the evaluations, not negative; a trailing 0 (the end of a scheduler's list) is dropped."""
-    try:
-        result = _floats(values)
-    except (TypeError, ValueError, OverflowError):
-        raise ArgumentError(f"{name}={_short(values)} must be a sequence of numbers, one noise level a step") from None
+    result = _floats(name, values, "one noise level a step")
     if len(result) > 1 and result[-1] == 0.0:
         result = result[:-1]
     if not result:
@@ -116,6 +110,16 @@ def positions(name: str, values: Iterable[Any] | None, steps: int) -> frozenset[
     return frozenset(value % steps for value in result)
 
 
+def inside(name: str, values: Iterable[Any] | None, steps: int) -> tuple[tuple[int, ...] | None, str]:
+    """Those of ``values`` that a run of ``steps`` steps has, and in words which it has not."""
+    if values is None:
+        return None, ""
+    given = [whole(f"{name}[...]", value, -(2**31), example="-1 for the last step") for value in listed(name, values, "steps")]
+    outside = [step for step in given if not -steps <= step < steps]
+    words = f"{name} holds {', '.join(map(str, outside))}, which a run of {steps} step{'s' * (steps > 1)} has not"
+    return tuple([step for step in given if step not in outside]), words if outside else ""
+
+
 def window(start: Any, end: Any, steps: int) -> tuple[int, int]:
     """First and last step (both inclusive) at which skipping is allowed; a negative end counts from the run's end."""
     first = whole("start_step", start, 0, example="0")
@@ -146,10 +150,41 @@ def one_of(name: str, value: Any, choices: Sequence[Any]) -> Any:
     return value
 
 
-def _floats(values: Iterable[Any]) -> tuple[float, ...]:
-    if isinstance(values, str | bytes):
-        raise TypeError("text is not a sequence of numbers")
-    return tuple(map(float, values))
+def instance(name: str, value: Any, kind: type, meant: str) -> None:
+    """Make sure that ``value`` is of a kind."""
+    if not isinstance(value, kind):
+        raise ArgumentError(f"{name}={_short(value)} must be {meant}")
+
+
+def nearest(text: str, known: Iterable[str], count: int = 3) -> str:
+    """What may have been meant, as the beginning of a sentence; empty if nothing comes near."""
+    import difflib  # late: few mistakes are made
+
+    by_lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(text.lower(), by_lower, n=count, cutoff=0.5)
+    return f"did you mean {', '.join(by_lower[name] for name in close)}? " if close else ""
+
+
+def _floats(name: str, values: Iterable[Any], meant: str) -> tuple[float, ...]:
+    try:
+        if isinstance(values, str | bytes):
+            raise TypeError("text is not a sequence of numbers")
+        given = tuple(values)
+    except TypeError:
+        raise ArgumentError(f"{name}={_short(values)} must be a sequence of numbers, {meant}") from None
+    try:
+        return tuple(map(float, given))
+    except (TypeError, ValueError, OverflowError):
+        index, value = next((i, v) for i, v in enumerate(given) if not _is_float(v))
+        raise ArgumentError(f"{name}[{index}]={_short(value)} must be a number, one of a sequence: {meant}") from None
+
+
+def _is_float(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def _short(value: Any) -> str:

@@ -20,6 +20,7 @@ from magpolicy.catalog._kept import kept_for
 from magpolicy.catalog._learned import learned, remember
 from magpolicy.catalog._matching import PresetMatches, named
 from magpolicy.files._names import PRESET_ENDINGS, file_name, names_a_file
+from magpolicy.planning._stopping import PlanningStopped, stop_planning_when
 from magpolicy.planning._target import SPEEDS, speedup_of
 from magpolicy.policy._semantics import semantics
 from magpolicy.run._alike import decides_by
@@ -39,6 +40,7 @@ __all__ = [
     "MeasuredPart",
     "ModelIdentity",
     "Placement",
+    "PlanningStopped",
     "PresetMatches",
     "RunConfig",
     "ScheduleSpan",
@@ -74,5 +76,6 @@ __all__ = [
     "should_compute_all",
     "simulate_config",
     "speedup_of",
+    "stop_planning_when",
     "whole",
 ]

@@ -360,7 +360,7 @@ MISTAKES = {
     "simulate flux --part 3": "'3' is not of the form A:B",
     "simulate flux --part 3:99": "must lie within the run's 28 steps",
     "simulate flux --steps 0": "0 is not in the range",
-    "simulate flux --semantics mine": "--semantics='mine' is not known; use one of magpolicy, ",
+    "simulate flux --semantics mine": "--semantics='mine' is not known; `magpolicy semantics` lists all 3",
     "simulate flux --plot /no/such/folder/x.png": "Invalid value for '--plot': /no/such/folder/x.png",
     "simulate flux --bogus": "No such option",
     "sweep flux --thresholds 3:1": "'3:1' is not a list of numbers; try 0.02:0.3:0.02",

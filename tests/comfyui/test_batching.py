@@ -31,8 +31,9 @@ def apart_until(last: int) -> Callable[..., float]:
     return lambda *args, **kwargs: float("inf") if next(asked) <= last else 0.0
 
 
-# Its forward takes the batch apart into two conditions, and fails where there is one.
-NAMES = [name for name in models.TINY if name != "Hunyuan3Dv2_1"]
+NAMES = [name for name in models.TINY if name != "MiniMaxH3"]  # that one has a condition a call, always
+NOT_ALIKE = {"ACEStep15", "SeedVR2"}
+"""Without a node too, they make one thing of two conditions in a call and another of each alone."""
 
 
 @pytest.mark.parametrize(("memory", "moments"), [(together_until, range(2, 7)), (apart_until, (2, 4))], ids=["short", "freed"])
@@ -46,12 +47,20 @@ def test_memory_that_changes_midway(
 ) -> None:
     """Of every model: the streams of a call are others than before, and each goes on with its own residual."""
     patcher = models.make(name)
+    if name == "Hunyuan3Dv2_1" and running.version() < (0, 33):
+        pytest.skip("its forward takes the batch apart into two conditions in this ComfyUI, and fails where there is one")
+    steady, _ = running.under(patcher, CURVE, **RULE)
+    monkeypatch.setattr(patcher.model, "memory_required", lambda *args, **kwargs: 0.0)
+    expected = running.flat(running.sample(steady, name, steps=STEPS, cfg=3.0))
     sizes: set[int] = set()
     for last in moments:
         node, attachment = running.under(patcher, CURVE, **RULE)
         spy = running.Spy.on(node)
         monkeypatch.setattr(patcher.model, "memory_required", memory(last))
-        assert torch.isfinite(running.sample(node, name, steps=STEPS, cfg=3.0)).all()
+        made = running.flat(running.sample(node, name, steps=STEPS, cfg=3.0))
+        assert torch.isfinite(made).all()
+        if name not in NOT_ALIKE:  # each stream went on with its own residual, whatever order a model has its conditions in
+            torch.testing.assert_close(made, expected, rtol=1e-3, atol=1e-3)
         report = attachment.run_report.report
         assert not {"mismatch", "unsupported", "no_residual"} & report.reasons.keys(), f"asked {last} times"
         running.same(report.schedule, EXPECTED)

@@ -172,7 +172,7 @@ def test_a_rehearsal_leaves_no_trace(comfyui: Path, sampler: str) -> None:
     guider.inner_model = patcher.model
     sigmas = comfy.samplers.KSampler(patcher, 6, "cpu", sampler, "simple").sigmas
     before = torch.get_rng_state()
-    evaluations, known = dry_run(comfy.samplers.sampler_object(sampler), guider, sigmas, 3, 4)
-    assert known
+    found = dry_run(comfy.samplers.sampler_object(sampler), guider, sigmas, 3, 4)
+    assert found.known
     assert torch.equal(torch.get_rng_state(), before)
-    assert evaluations == pytest.approx(spy.sigmas)
+    assert found.sigmas == pytest.approx(spy.sigmas)

@@ -117,7 +117,7 @@ def test_an_expert_switch_given_in_noise_levels_is_found():
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("flux.1-dve", "flux.1-dev"), ("wan2.1-t2v-1.3", "wan2.1-t2v-1.3b"), ("Qwen/QwenImage", "qwen/qwen-image")],
+    [("flux.1-dve", "flux.1-dev"), ("wan2.1-t2v-1.3", "wan2.1-t2v-1.3b"), ("Qwen/QwenImage", "Qwen/Qwen-Image")],
 )
 def test_an_unknown_name_suggests_what_comes_close(name, near):
     with pytest.raises(PresetError, match="did you mean") as caught:
@@ -127,11 +127,17 @@ def test_an_unknown_name_suggests_what_comes_close(name, near):
     assert len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize("name", ["", "zzzzzzzzzz", "…", "a" * 10_000, 5, None])
+@pytest.mark.parametrize("name", ["", "zzzzzzzzzz", "…", "a" * 10_000])
 def test_a_name_like_nothing_says_where_to_look(name):
     with pytest.raises(PresetError, match="magpolicy presets") as caught:
         preset(name)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("name", [5, None, ["flux"]])
+def test_what_is_no_name_is_said(name):
+    with pytest.raises(PresetError, match=r"must be a preset's name, alias or file; try 'flux\.1-dev'"):
+        preset(name)
 
 
 def test_presets_is_a_mapping():

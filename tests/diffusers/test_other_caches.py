@@ -175,7 +175,30 @@ def test_a_cache_that_comes_during_a_run_has_the_rest_of_it(name, by_config):
     pipe = FLUX.make()
     with magpolicy.attach(pipe, **SKIPPING) as handle, pytest.warns(UserWarning, match="another cache, "):
         run(pipe, callback_on_step_end=put_on, callback_on_step_end_tensor_inputs=[])
-    assert handle.report.strip == "██·███"
+    assert handle.report.strip[:3] == "██·"
+    assert not any(entry.decision.skip for entry in handle.report.trace[3:])
+
+
+@pytest.mark.parametrize(("name", "by_config"), WAYS)
+def test_the_report_says_what_ran_of_what_the_other_cache_let_through(name, by_config):
+    pipe, ran = FLUX.make(), [False]
+
+    def next_step(pipe, step, *_):
+        ran.append(False)
+        return {}
+
+    with magpolicy.attach(pipe, **SKIPPING) as handle:
+        enable(pipe, name, by_config)
+        for block in handle.stack.blocks:
+            for part in block.modules():
+                if not list(part.children()):
+                    part.register_forward_pre_hook(lambda *_: ran.__setitem__(-1, True))
+        with pytest.warns(UserWarning, match="another cache, "):
+            run(pipe, callback_on_step_end=next_step, callback_on_step_end_tensor_inputs=[])
+    assert handle.report.strip == "".join("█" if each else "·" for each in ran[:-1])
+    assert ("·" in handle.report.strip) == (name in ("MagCache", "TaylorSeer lite", "of one's own")), (
+        "others run a part of them"
+    )
 
 
 def test_a_cache_on_one_of_two_experts():

@@ -1,6 +1,7 @@
 """A model in the user's own loop: the timestep tells the step, contexts or conditions tell the branches."""
 
 import contextvars
+import threading
 import warnings
 
 import pytest
@@ -13,7 +14,7 @@ pytest.importorskip("diffusers", reason="the diffusers extra is not installed")
 
 from zoo import CASES  # noqa: E402
 from zoo._bare import skipped, watch  # noqa: E402
-from zoo._case import Draw, Row  # noqa: E402
+from zoo._case import Draw, Row, tensors  # noqa: E402
 
 WAN, FLUX = CASES["WanTransformer3DModel"], CASES["FluxTransformer2DModel"]
 REVERSED = CASES["Lumina2Transformer2DModel"]  # its timestep rises: 1 - noise level
@@ -225,10 +226,18 @@ def test_without_a_length_nothing_is_skipped_and_that_is_said(model):
             handle.report  # noqa: B018
 
 
-def test_more_calls_than_steps_begin_another_run(model):
+def test_a_loop_that_is_longer_than_was_said_computes_the_rest(model):
+    """It does not begin again at the lower noise levels of its end; the next one is a run of its own."""
     with magpolicy.attach(model, ratios=[1.0] * 3, threshold=1.0, max_skips=2, retention=0.0) as handle:
-        loop(model, 5, texts=("a cat",))
-        assert handle.report.schedule.steps == 2
+        for _ in range(2):
+            with pytest.warns(UserWarning, match="evaluated more often than the run's 3 steps"):
+                loop(model, 5)
+            report = handle.report
+            assert (report.schedule.steps, handle.residuals_held) == (3, 0)
+            assert report.reasons["past_end"] == 4
+            assert "Is steps right?" in str(report)
+        loop(model, 3)
+        assert handle.report.reasons == {"no_residual": 2, "reused": 4}
         with handle.run(), handle.stream("cond"), pytest.warns(UserWarning, match="more often"):
             loop(model, 5, texts=("a cat",))
         assert [e.decision for e in handle.report.trace][3:] == [Decision.PAST_END] * 2
@@ -253,3 +262,126 @@ def test_calibrating_gives_the_curve_at_its_noise_levels():
     for step in range(1, 5):
         assert curve.of("cond")[step] == pytest.approx(float((norms[step] / norms[step - 1]).mean()), rel=1e-4)
     assert torch.equal(outputs[2][0], FLUX.call(model, draw(2, 5))[0])
+
+
+# Loops that begin midway, turn, break off, or train.
+
+
+def timed(model, timesteps, case=FLUX, **changes):
+    """The strip of the last run, of calls at these timesteps, in the units of the model's own argument."""
+    for level in timesteps:
+        case.call(
+            model,
+            Draw(
+                (
+                    Row(
+                        (0, round(level, 4)),
+                    ),
+                ),
+                level=level,
+            ),
+            **changes,
+        )
+
+
+def falling(count, top=1.0):
+    return [top * (1 - i / count) for i in range(count)]
+
+
+@pytest.mark.parametrize("case", [WAN, FLUX, REVERSED], ids=["thousandths", "shares", "rising"])
+@pytest.mark.parametrize(("top", "count", "start"), [(0.6, 6, 4), (0.3, 3, 7), (0.901, 10, 0), (1.0, 10, 0), (0.1, 1, 0)])
+def test_image_to_image_begins_where_its_noise_is(case, top, count, start):
+    """In any units, and from either end; spacings that lead begin a little below the top."""
+    model, told = case.make(), case is not REVERSED or count == 10
+    with magpolicy.attach(model, steps=10, speedup=2.0, learn=False) as handle:
+        for _ in range(2):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                warnings.simplefilter("ignore", magpolicy.PlanWarning)
+                timed(model, falling(count, top), case)
+            schedule = handle.report.schedule
+            if told:
+                assert (schedule.first_step, schedule.steps) == (start, count)
+            elif count > 1:  # that it counts from the other end, the second step shows, and then the run begins anew
+                assert (schedule.first_step, schedule.steps) == (start + 1, count - 1)
+            told = told or count > 1
+
+
+def test_an_inversion_and_the_way_back():
+    """Noise that rises is a run from its first call, and where the timestep turns another one begins."""
+    model = FLUX.make()
+    with magpolicy.attach(model, steps=10, speedup=2.0, learn=False) as handle:
+        for _ in range(2):
+            for way in (falling(10)[::-1], falling(10)):
+                timed(model, way)
+                assert (handle.report.schedule.first_step, handle.report.strip) == (0, "██·█·█··█·")
+
+
+def test_a_loop_that_breaks_off_and_one_inside_another():
+    model = FLUX.make()
+    with magpolicy.attach(model, steps=10, speedup=2.0, learn=False) as handle:
+        timed(model, falling(10)[:4])
+        timed(model, falling(10))
+        assert handle.report.strip == "██·█·█··█·"
+        timed(model, falling(10)[:5])
+        timed(model, falling(10))  # inside
+        assert handle.report.strip == "██·█·█··█·"
+        timed(model, falling(10)[5:])  # the rest of the one around: its residuals are gone, so it begins anew, where it is
+        schedule = handle.report.schedule
+        assert (schedule.first_step, schedule.steps, schedule.mask[0]) == (5, 5, True)
+    assert handle.residuals_held == 0
+
+
+def test_loops_in_threads_do_not_see_each_other():
+    """Two at once, step by step in turns, give what each gives alone."""
+    model, turns, found, ways = FLUX.make(), threading.Barrier(2), {}, {"whole": falling(6), "late": falling(6, 0.6)}
+
+    def steps_of(way, wait):
+        for level in way:
+            wait()
+            yield FLUX.call(
+                model,
+                Draw(
+                    (
+                        Row(
+                            (0, round(level, 4)),
+                        ),
+                    ),
+                    level=level,
+                ),
+            )[0]
+
+    with magpolicy.attach(model, steps=10, speedup=2.0, learn=False):
+        alone = {name: list(steps_of(way, lambda: None)) for name, way in ways.items()}
+
+        def one(name):
+            found[name] = list(steps_of(ways[name], lambda: turns.wait(60)))
+
+        threads = [threading.Thread(target=one, args=(name,)) for name in ways]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert {name: all(map(torch.equal, found[name], alone[name])) for name in ways} == {"whole": True, "late": True}
+
+
+def test_what_trains_is_never_skipped():
+    """Blocks get the gradients that they get with nothing attached, and a word says why nothing was skipped."""
+    model = FLUX.make().requires_grad_().train()
+
+    def gradients():
+        model.zero_grad()
+        for level in (0.9, 0.7, 0.5):
+            result = tensors(model(**FLUX.inputs(Draw((Row((0, level)),), level=level))))
+            sum(part.square().sum() for part in result).backward()
+        return [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
+
+    plain = gradients()
+    with magpolicy.attach(model, steps=3, speedup=3.0, learn=False):
+        with pytest.warns(UserWarning, match="training mode, and gradients are on"):
+            found = gradients()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            gradients()
+    assert len(found) == len(plain) > 20
+    assert all(map(torch.equal, found, plain))

@@ -1,6 +1,7 @@
 """``attach(pipe, speedup=...)`` and ``attach(pipe, calibrate=True)`` on real pipelines."""
 
 import json
+import warnings
 
 import pytest
 
@@ -200,3 +201,29 @@ def test_a_known_model_needs_nothing_but_a_speed():
     assert report.source == "a plan from the general prior, norms of preset 'flux.1-dev'"
     assert report.schedule == plan("flux.1-dev", sigmas=report.schedule.sigmas, speedup=2.5)
     assert report.schedule.sigmas == pytest.approx(pipe.scheduler.sigmas[:-1].tolist())
+
+
+@pytest.mark.parametrize("cls", ["FluxImg2ImgPipeline", "StableDiffusion3Img2ImgPipeline"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"speedup": 2.5}, {"speedup": 4.0, "safeguard": True}, {"preset": "flux.1-dev"}, {"schedule": [1, 0, 0, 1, 0, 0]}],
+    ids=str,
+)
+def test_image_to_image_of_any_strength(cls, settings):
+    """No number of steps and no strength is an error inside of the call; what cannot be had is told once for each run."""
+    case = PIPES[cls]
+    way, pipe = next(iter(case.ways)), case.make()
+    if "schedule" in settings:
+        settings = {"schedule": magpolicy.Schedule.from_mask(settings["schedule"])}
+    with magpolicy.attach(pipe, **settings) as handle:
+        for steps, strength in [(1, 1.0), (4, 0.26), (4, 0.5), (8, 0.3), (8, 1.0)]:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", magpolicy.PlanWarning)
+                case.run(pipe, way, steps, strength=strength)
+            said = [str(w.message) for w in caught if w.category is magpolicy.PlanWarning]
+            report = handle.report
+            ran = len({entry.step for entry in report.trace})
+            assert len(said) <= 1
+            assert set(said) <= set(report.problems)
+            if "speedup" in settings:  # what the rule decides, or the schedule given, stands
+                assert report.computed >= min(2, ran)

@@ -88,7 +88,7 @@ def test_what_fails_leaves_the_pipeline_as_it_was():
         with pytest.raises(error):
             calling(case, pipe, "distilled", **wrong)(Schedule.from_mask([True] * STEPS))
     run = calling(case, pipe, "distilled")
-    with pytest.raises(ArgumentError, match="makes 8 evaluations, but the schedule has 3"):
+    with pytest.raises(ArgumentError, match="the schedule given has 3 steps, this run 8"):
         run(Schedule.from_mask([True] * 3))
     with magpolicy.attach(pipe, schedule=Schedule.from_mask([True] * STEPS)):
         with pytest.raises(AdapterError, match="attached already; detach"):

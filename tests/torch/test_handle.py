@@ -573,3 +573,39 @@ def test_a_run_in_a_generator_that_is_closed_in_another_context(plain):
             with handle.run():
                 plain()
         assert handle.report.trace[0].stream == "single"
+
+
+def test_gradients_of_what_a_model_is_given_are_those_of_its_blocks():
+    """Guidance by a loss: of frozen weights, only the latents' gradients can be meant. A skip would have none of the blocks."""
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(3))
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = block(x).tanh()
+            return x
+
+    net = Net().requires_grad_(False)
+
+    def gradients():
+        torch.manual_seed(0)
+        found = []
+        for _ in range(6):
+            x = torch.randn(1, 4, 8, requires_grad=True)
+            net(x).sum().backward()
+            found.append(x.grad)
+        return found
+
+    plain = gradients()
+    with magpolicy.attach(net, speedup=2.0, learn=False) as handle:
+        with pytest.warns(UserWarning, match="gradients of what it is given are wanted"), handle.run(steps=6):
+            found = gradients()
+        assert all(map(torch.equal, found, plain))
+        assert any("gradients" in words for words in handle.report.problems)
+        with handle.run(steps=6), torch.no_grad():
+            for _ in range(6):
+                net(torch.zeros(1, 4, 8))
+        assert handle.report.skipped == 3

@@ -227,15 +227,22 @@ def test_gradient_modes(case, mode):
     torch.testing.assert_close(again, first, rtol=1e-5, atol=1e-6)
 
 
-def test_a_residual_made_in_inference_mode_serves_a_step_with_gradients(plain, kit):
+def test_a_step_whose_input_wants_gradients_computes_also_after_inference_mode(plain, kit):
     x = kit.noise(1, (1, 9, 8))
-    with follow(plain, 1, 0) as handle, handle.run():
-        with torch.inference_mode():
-            plain.module(x)
-        leaf = x.clone().requires_grad_()
-        plain.module(leaf).sum().backward()
-    assert handle.report.skipped == 1
-    torch.testing.assert_close(leaf.grad, torch.full_like(x, 2.0))  # through the input only: d 2(x+r) / dx
+    leaf, alone = x.clone().requires_grad_(), x.clone().requires_grad_()
+
+    def attached():
+        with follow(plain, 1, 0) as handle, handle.run():
+            with torch.inference_mode():
+                plain.module(x)
+            plain.module(leaf).sum().backward()
+        return handle.report
+
+    with pytest.warns(UserWarning, match="gradients of what it is given"):
+        report = attached()
+    assert report.skipped == 0
+    plain.module(alone).sum().backward()
+    assert torch.equal(leaf.grad, alone.grad)  # through the blocks too, which a skip has none of
 
 
 def test_a_residual_that_is_not_finite_is_not_reused(plain, kit):
@@ -321,6 +328,10 @@ def test_an_order_that_cannot_be_bypassed_computes_and_is_never_tried_again(kit,
         outputs = [net(x, order), net(x, order), net(x)]
     for output in outputs[:2]:
         assert torch.equal(output, plain)
+    if not order:  # no block was asked: something else answered, and once is enough
+        assert decisions(handle) == [Decision.SCHEDULED, Decision.ANSWERED, Decision.ANSWERED, Decision.UNSUPPORTED]
+        assert net.calls == 4
+        return
     assert decisions(handle) == [Decision.SCHEDULED, *[Decision.UNSUPPORTED] * 3]
     assert net.calls == 5, "the first skip runs the model again, the later ones are known not to work"
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Any
-
+from magpolicy_comfyui._prompt_server import prompt_server
 from magpolicy_comfyui._run_report import RunReport
 from magpolicy_comfyui._runs import Attachment, log
 
@@ -15,15 +13,10 @@ def finished(attachment: Attachment, run_report: RunReport) -> None:
     """Log the report, and send it to the browser."""
     log.info("magpolicy: %s", run_report.text)
     node = attachment.settings.node
-    server = _server()
+    server = prompt_server()
     if server is None or node is None:
         return
     try:
         server.send_sync(EVENT, {"node": node, **run_report.to_dict()})
     except Exception as error:  # a picture is not lost for a message
         log.warning("magpolicy: the report could not be sent to the browser: %s", error)
-
-
-def _server() -> Any:
-    module = sys.modules.get("server")  # not there where ComfyUI is used as a library
-    return getattr(getattr(module, "PromptServer", None), "instance", None)

@@ -8,7 +8,7 @@ from typing import Any
 import magpolicy
 from magpolicy.adapter import named, names_a_file
 from magpolicy_comfyui import _model_presets
-from magpolicy_comfyui._advice import advice, too_short
+from magpolicy_comfyui._advice import advice
 from magpolicy_comfyui._settings import CAUTIOUS
 from magpolicy_comfyui._sources import SampledModel
 from magpolicy_comfyui.nodes import _inputs, _preset_menu
@@ -82,7 +82,7 @@ def _of_magcache(inputs: Mapping[str, Any], sampler: Mapping[str, Any], seen: An
     steps = sampler.get("steps")
     source = seen.for_rule()
     if source is None:
-        raise magpolicy.PresetError("model_type=auto: no preset was calibrated on this model; use Speed up (magpolicy)")
+        return _shown(settings.without_table(), None, sampler, [_model_presets.unknown()], seen)
     if isinstance(source, str):
         source = named(_model_presets.longer(source, steps if isinstance(steps, int) else 0)).with_settings(CAUTIOUS)
     return _shown(settings, source, sampler, _the_presets(settings, source), seen)
@@ -112,7 +112,6 @@ def _shown(settings: Any, source: Any, values: Mapping[str, Any], notes: list[st
         remark = remark or "the model's own shift is known when it runs; a step may differ"
     if values.get("steps") is None:
         notes = [*notes, f"{sampler.steps} steps" + (f", as the preset {preset.name}" if preset is not None else "")]
-    short = too_short(settings, schedule)
     return {
         "headline": f"{schedule.computed} of {schedule.steps} computed · {schedule.speedup:.2f}x",
         "strip": schedule.strip,
@@ -121,5 +120,5 @@ def _shown(settings: Any, source: Any, values: Mapping[str, Any], notes: list[st
         "preset": None if preset is None else preset.name,
         "decides": found.config.source,
         "advice": advice(settings, found.config),
-        "notes": [*notes, *filter(None, (remark, short))],
+        "notes": [*notes, *filter(None, (remark, found.differs))],
     }

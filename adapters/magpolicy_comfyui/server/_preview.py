@@ -9,7 +9,7 @@ from typing import Any
 from attrs import evolve, frozen
 
 from magpolicy import ArgumentError, Schedule
-from magpolicy.adapter import RunConfig, place, whole
+from magpolicy.adapter import Placement, RunConfig, place, whole
 from magpolicy_comfyui import _dry_run, _model_presets, _noise_levels
 from magpolicy_comfyui._learning import next_config
 from magpolicy_comfyui._settings import Settings
@@ -76,6 +76,13 @@ class Preview:
     """What decides."""
     remark: str | None = None
     """Where it is not known exactly."""
+    differs: str = ""
+    """In what it differs from what was asked."""
+
+    @classmethod
+    def of(cls, placed: Placement, remark: str | None) -> Preview:
+        """Of a run."""
+        return cls(placed.simulate(), placed.config, remark, placed.differs)
 
 
 def preview(
@@ -91,7 +98,7 @@ def preview(
     if found is None:
         placed = settings.place(source, sampler.steps)
         placed = evolve(placed, config=next_config(settings, placed.config, sampler.steps, *known).with_guidance(sampler.cfg))
-        return Preview(placed.simulate(), placed.config, "evenly spaced steps, one evaluation each, are assumed")
+        return Preview.of(placed, "evenly spaced steps, one evaluation each, are assumed")
     evaluations, levels, model_sampling, certain = found
     span = _noise_levels.span_of(evaluations, levels, model_sampling)
     if settings.follow_steps:
@@ -99,7 +106,7 @@ def preview(
     config = settings.config(source, span, _noise_levels.steps_of(evaluations, levels))
     remark = None if certain else "one evaluation a step is assumed: this sampler's are known when it runs"
     placed = place(next_config(settings, config, span.steps, *known).with_guidance(sampler.cfg), span)
-    return Preview(placed.simulate(), placed.config, remark)
+    return Preview.of(placed, remark)
 
 
 def _evaluations(sampler: Sampler, flux: bool) -> tuple[list[float], list[float], Any, bool] | None:
@@ -117,6 +124,8 @@ def _evaluations(sampler: Sampler, flux: bool) -> tuple[list[float], list[float]
             f"start_at_step={sampler.start_at_step}: nothing of the schedule of {sampler.steps} steps is left to sample"
         )
     levels = [float(sigma) for sigma in sigmas]
+    if any(level != level for level in levels):
+        raise ArgumentError(f"shift={sampler.shift} leaves no noise levels to sample at; try 3")
     name = sampler.sampler_name
     if name is None or name not in comfy.samplers.SAMPLER_NAMES:
         return levels[:-1], levels, model_sampling, False
@@ -133,15 +142,12 @@ def _dry_run_alone(sampler: Any, guider: Any, sigmas: Any) -> list[float] | None
     """
     import torch
 
-    model = _dry_run.NotingModel(guider, _dry_run.MOST * len(sigmas))
-    noise = torch.ones((1, 1, 1, 1), device=sigmas.device)
-    extra = {"model_options": {"transformer_options": {"sample_sigmas": sigmas}}, "seed": 0}
     try:
         with torch.no_grad():
-            sampler.sample(model, sigmas, extra, None, noise, torch.zeros_like(noise), None, True)
-    except Exception:  # of a sampler that follows what the model returns
+            found = _dry_run.rehearse(sampler, guider, sigmas, seed=0, dimensions=4)
+    except Exception:
         return None
-    return model.evaluations or None
+    return list(found.sigmas) if found.known else None
 
 
 def _sigmas(sampler: Sampler, patcher: Any, model_sampling: Any) -> Any:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import magpolicy
+from magpolicy.adapter import PlanningStopped, stop_planning_when
 from magpolicy_comfyui.server._answers import SETTINGS, answer
+from magpolicy_comfyui.server._one_at_a_time import GivenUp, OneAtATime, TooMany
 
 ROUTE = "/magpolicy/simulate"
 MAX_BYTES = 65_536
@@ -18,18 +19,55 @@ MAX_BYTES = 65_536
 
 def add_routes(server: Any) -> bool:
     """Add the pack's routes to a ``PromptServer``; whether that was still to do (a pack installed twice is loaded twice)."""
-    if getattr(server, "magpolicy_routes", False):
+    if hasattr(server, "magpolicy_previews"):
         return False
+    if not hasattr(server, "routes"):
+        return True  # what stands for a server in somebody's script answers no browser
     from aiohttp import web
 
+    previews = OneAtATime()
+
     async def simulate(request: Any) -> Any:
-        body = await request.content.read(MAX_BYTES + 1)
-        status, values = await asyncio.to_thread(preview, body)
+        def left() -> bool:
+            return request.transport is None or request.transport.is_closing()
+
+        status, values = await asked(previews, await request.content.read(MAX_BYTES + 1), left)
         return web.json_response(values, status=status)
 
     server.routes.post(ROUTE)(simulate)
-    server.magpolicy_routes = True
+    server.magpolicy_previews = previews
     return True
+
+
+async def asked(previews: OneAtATime, body: bytes, left: Callable[[], bool] = lambda: False) -> tuple[int, dict[str, Any]]:
+    """The answer to a panel's question, in its turn; as :func:`preview` says, and two more.
+
+    Args:
+        previews: those that wait.
+        body: as :func:`preview` takes it. With ``panel``, any text, it takes the place of an earlier question of that panel.
+        left: whether whoever asked has gone away.
+
+    Returns:
+        409 with ``error`` if a newer question of the panel came, or nobody waits any more; 429 with ``error`` if many previews
+        wait already.
+    """
+    try:
+        question = _read(body)
+    except magpolicy.MagPolicyError as error:
+        return 400, {"error": str(error)}
+    panel = question.get("panel")
+
+    def work(given_up: Callable[[], bool]) -> tuple[int, dict[str, Any]]:
+        with stop_planning_when(given_up):
+            return _answered(question)
+
+    try:
+        status, values = await previews.answer(panel if isinstance(panel, str) else object(), work, left)
+    except GivenUp as reason:
+        return 409, {"error": str(reason)}
+    except TooMany as reason:
+        return 429, {"error": str(reason)}
+    return status, values
 
 
 def preview(body: bytes) -> tuple[int, dict[str, Any]]:
@@ -48,7 +86,16 @@ def preview(body: bytes) -> tuple[int, dict[str, Any]]:
     """
     try:
         question = _read(body)
+    except magpolicy.MagPolicyError as error:
+        return 400, {"error": str(error)}
+    return _answered(question)
+
+
+def _answered(question: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    try:
         return 200, answer(question)
+    except PlanningStopped:
+        raise
     except magpolicy.MagPolicyError as error:
         return 400, {"error": _in_node_names(str(error))}
     except Exception as error:  # a panel is no reason for a stack trace in the browser

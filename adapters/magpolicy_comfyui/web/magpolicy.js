@@ -6,6 +6,7 @@ import { api } from "../../scripts/api.js";
 const NAME = "magpolicy.panel";
 const WAIT = 120; // ms without a change before the server is asked
 const LOOK = 400; // ms between looks at what does not call back
+const AGAIN = 1000; // ms until a question is asked again that the server gave up, or had no room for
 const LEAST = 52; // px
 const ROW = 60; // most cells in a row of the strip
 const SAMPLING = ["steps", "sampler_name", "scheduler", "denoise", "cfg", "start_at_step", "end_at_step"];
@@ -124,6 +125,7 @@ class Panel {
     this.node = node;
     this.previews = previews;
     this.asked = 0;
+    this.id = Math.random().toString(36).slice(2); // the server answers the newest question of a panel
     this.seen = null; // what the last run's report said of the model, and the file it was of
     this.build();
     const panel = this;
@@ -191,6 +193,8 @@ class Panel {
     hook("onRemoved", () => {
       clearInterval(this.looking);
       clearTimeout(this.timer);
+      this.asked++;
+      this.asking?.abort();
     });
   }
 
@@ -221,7 +225,7 @@ class Panel {
     if (typed !== "") sampler.steps = Number.isNaN(Number(typed)) ? typed : Number(typed);
     this.file = files[0] ? `${files[0].kind}: ${files[0].file}` : "";
     const seen = this.seen?.file === this.file ? this.seen.model : this.file ? (seenFiles()[this.file] ?? null) : null;
-    return { node: node.comfyClass, inputs, sampler, model: files[0] ?? null, seen };
+    return { panel: this.id, node: node.comfyClass, inputs, sampler, model: files[0] ?? null, seen };
   }
 
   // The sampler this node leads to: its widgets, and those of the nodes that tell it the noise levels and the method.
@@ -263,18 +267,25 @@ class Panel {
 
   async ask(question) {
     const turn = ++this.asked;
+    this.asking?.abort(); // the server need not answer what is out of date
+    this.asking = new AbortController();
     let answer;
+    let status;
     try {
       const response = await api.fetchApi("/magpolicy/simulate", {
         method: "POST",
         headers: { "Content-Type": "application/json" },
         body: question,
+        signal: this.asking.signal,
       });
+      status = response.status;
       answer = await response.json();
     } catch (error) {
       answer = { error: `the server did not answer: ${error.message ?? error}` };
     }
-    if (turn === this.asked) this.show(answer); // a later question was asked meanwhile: its answer counts
+    if (turn !== this.asked) return; // a later question was asked meanwhile: its answer counts
+    if (status === 409 || status === 429) this.timer = setTimeout(() => this.ask(question), AGAIN);
+    else this.show(answer);
   }
 
   show(answer) {

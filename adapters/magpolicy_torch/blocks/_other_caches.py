@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from magpolicy_torch.blocks._entry import REGISTRIES, registered
+from magpolicy_torch.blocks._unwrap import own_name
 from torch import nn
 
 _EXACT = ("text_kv_cache",)
 """Hooks that keep only what would be computed again just so."""
+STANDS_IN = "which stands in for its blocks as cache-dit does"
+"""What can be said of a cache that is no hook."""
 
 
 def another_cache(modules: Iterable[nn.Module]) -> str:
@@ -34,7 +37,7 @@ def cache_on(module: nn.Module) -> str:
 
 def another_on(module: nn.Module, cache: str) -> str:
     """What it means for a run that ``cache`` is on its model, in words."""
-    return f"another cache, {cache}, is on {type(module).__name__}: its calls are left to that, and ours skips none of them"
+    return f"another cache, {cache}, is on {own_name(module)}: its calls are left to that, and ours skips none of them"
 
 
 def way_off(module: nn.Module, cache: str) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 from magpolicy import Decision
 from magpolicy_torch.blocks._entry import REGISTRIES, entry_of
-from magpolicy_torch.blocks._other_caches import another_on
+from magpolicy_torch.blocks._other_caches import STANDS_IN, another_on
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.blocks._tokens import entering, leaving
+from magpolicy_torch.blocks._unwrap import own_name
 from magpolicy_torch.device import _accelerator
 from magpolicy_torch.evaluation._call_spec import CallSpec, Mounts, same
 from magpolicy_torch.evaluation._containers import Containers
@@ -26,8 +28,12 @@ from torch import Tensor, nn
 
 COMPUTES = " computes: "
 """Between the name of a model whose blocks could not be followed, and why."""
+ANSWERED = (
+    "something else answered in the place of the blocks, such as another cache: two caches would go on from one another's "
+    "results, so this one computes the rest of the run; use one of them"
+)
 
-_OTHERWISE = "its blocks were not run as in the call that was observed; another cache may stand in for them"
+_OTHERWISE = "its blocks were not run as in the call that was observed"
 _KINDS_KEPT = 64  # kinds of calls that are remembered: shapes, switches, optional arguments
 # What a skip may raise that was not tried before: its parts met another call than the one observed. No interruption is among
 # these.
@@ -56,6 +62,8 @@ class HostModel:
         self.mounting = Mounting(module, stack)
         self.specs: dict[Any, CallSpec] = {}
         """What is known of calls, by their kind."""
+        self.works: Sequence[nn.Module] = stack.blocks
+        """Modules of which some run in every call that computes."""
         self._lock = threading.Lock()
 
     @property
@@ -126,8 +134,10 @@ class ModelCall:
 
     # A computed call.
 
-    def compute(self, *, useful: bool) -> tuple[Any, Pairs | None]:
+    def compute(self, *, useful: bool) -> tuple[Any, Pairs | Decision | None]:
         # A model that is compiled as a whole goes through one graph whenever it computes, also where nothing comes of it.
+        if self.run.yields:
+            return self._watch()
         if not self.run.unsupported.isdisjoint(self.streams) or not (useful or self.original.compiling is not None):
             return self.plain(), ()
         spec = self.spec
@@ -136,6 +146,20 @@ class ModelCall:
         except MountingError as error:
             self._problem(str(error))
             return self.plain(), None
+
+    def _watch(self) -> tuple[Any, Pairs | Decision]:
+        """Another cache is at work: look whether anything in the blocks runs; they are called also if a hook on them answers.
+        Nothing is put into what is compiled."""
+        parts = {part: None for work in self.model.works for part in work.modules()}
+        if self.original.compiling is not None or any(part._compiled_call_impl is not None for part in parts):
+            return self.plain(), ()
+        ran: list[nn.Module] = []
+        with ExitStack() as hooks:
+            for part in parts:
+                if not any(part.children()):
+                    hooks.callback(part.register_forward_pre_hook(lambda module, _: ran.append(module)).remove)
+            result = self.plain()
+        return result, () if ran else Decision.ANSWERED
 
     def _observe(self) -> tuple[Any, Pairs | None]:
         """The first call of its kind, its blocks watched."""
@@ -151,11 +175,13 @@ class ModelCall:
         self.run.specs.update(dict.fromkeys(self.streams, spec))
         return result, observation.pairs
 
-    def _tap(self, spec: CallSpec, *, useful: bool) -> tuple[Any, Pairs | None]:
+    def _tap(self, spec: CallSpec, *, useful: bool) -> tuple[Any, Pairs | Decision | None]:
         mounts = _lent(spec)
         try:
             mounted = self._mounted(spec, mounts, "copy" if spec.in_place else "compute")
             result = mounted(self.original, self.args, self.kwargs)
+            if mounts.io.before is None and mounts.io.after is None:  # the blocks ran when such a call was observed
+                return result, Decision.ANSWERED if self._yield() else None
             pairs = self._pairs(spec, mounts.io) if useful else ()
             if pairs is None:
                 self._problem(_OTHERWISE)
@@ -212,7 +238,9 @@ class ModelCall:
         finally:
             mounts.io.clear()
             spec.idle.append(mounts)
-        if reason is not None and containers is not None:
+        if reason is Decision.ANSWERED:
+            self._yield()
+        elif reason is not None and containers is not None:
             containers.restore()
         if reason is Decision.UNSUPPORTED:
             return self._unsupported("on a skip it called its blocks otherwise than when it computed")
@@ -224,6 +252,8 @@ class ModelCall:
         io, mounted = mounts.io, self._mounted(spec, mounts, route)
         io.residual, io.second_residual = residual, second
         result = (mounted.eager if eager else mounted)(self.original, self.args, self.kwargs)
+        if route == "full" and not (io.order or io.strange or io.misfit):
+            return result, Decision.ANSWERED
         if io.strange or ((route == "full" or io.order) and tuple(io.order) != spec.order):
             return None, Decision.UNSUPPORTED
         return (None, Decision.MISMATCH) if io.misfit else (result, None)
@@ -238,7 +268,7 @@ class ModelCall:
         except _NOT_SO:
             return None, Decision.MISMATCH if io.misfit else Decision.UNSUPPORTED
         if reason is not None:
-            return None, reason
+            return result, reason
         spec.route = "full"
         spec.images.add((residual.shape, residual.dtype, residual.device))
         if spec is not self.spec:
@@ -269,6 +299,13 @@ class ModelCall:
             mounted = mounts.made[what] = self.model.mounting.parts(spec, mounts.io, what)
         return mounted
 
+    def _yield(self) -> bool:
+        """Compute from now on: another cache is at work. Whether it answered without the blocks, as far as that is known."""
+        answered = not self.model.mounting.stood_in
+        self.model.mounting.stood_in = False
+        self.run.yield_to(ANSWERED if answered else another_on(self.model.module, STANDS_IN))
+        return answered
+
     def _unsupported(self, why: str) -> tuple[None, Decision]:
         self.run.unsupported.update(self.streams)
         self._problem(why)
@@ -276,10 +313,9 @@ class ModelCall:
 
     def _problem(self, why: str) -> None:
         if self.model.mounting.stood_in:
-            self.model.mounting.stood_in = False
-            self.run.record.problem(another_on(self.model.module, "which stands in for its blocks as cache-dit does"))
-            return
-        self.run.record.problem(f"{type(self.model.module).__name__}{COMPUTES}{why}")
+            self._yield()
+        else:
+            self.run.record.problem(f"{own_name(self.model.module)}{COMPUTES}{why}")
 
 
 def _lent(spec: CallSpec) -> Mounts:

@@ -59,6 +59,8 @@ class Run:
     """Per stream, how the call was made whose residual is stored."""
     unsupported: set[str] = field(init=False, factory=set)
     """Streams whose calls cannot be bypassed."""
+    yields: bool = field(init=False, default=False)
+    """Whether another cache is at work in the model, so that everything computes that it lets through."""
     refused: set[str] = field(init=False, factory=set)
     """Streams whose last residual cannot be kept, because it is not finite on some rank."""
 
@@ -71,6 +73,16 @@ class Run:
     def measures(self) -> bool:
         """Whether something looks at every residual."""
         return self.moments is not None or self.samples is not None
+
+    def yield_to(self, cache: str) -> None:
+        """Leave the rest to another cache, which is in the model.
+
+        Args:
+            cache: which one, and what that means, in words.
+        """
+        self.yields = True
+        self.record.other_cache = self.record.other_cache or cache
+        self.record.problem(cache)
 
     def free(self) -> None:
         """Free every tensor."""
@@ -244,16 +256,23 @@ def evaluate(
     if levels is not None and call.step < len(levels):
         call.sigma = levels[call.step]
     device, skip, started = target.device, call.skip, perf_counter()
+    residuals: Residuals = {}
+    errors: dict[str, float] = {}
+    cosines: dict[str, float] = {}
     timer = None if device is not None and device.type == "cpu" else Timer(device)
     try:
         reason, possible = None, _possible(run, streams)
         if skip:
             taken = run.forecast(call, target.batch) if possible else Decision.UNSUPPORTED
             result, reason = (None, taken) if isinstance(taken, Decision) else target.skip(*taken)
-        if not skip or reason is not None:
+        if reason is Decision.ANSWERED:
+            skip = False
+        elif not skip or reason is not None:
             skip = False
             run.make_room(call)
             result, pairs = target.compute(useful=possible and (run.measures or call.useful))
+            if isinstance(pairs, Decision):
+                reason, pairs = pairs, None
             if pairs is None:
                 run.unsupported.update(streams)
             residuals = run.residuals(call, pairs or (), target.batch)
@@ -262,7 +281,7 @@ def evaluate(
         call.cancel()
         run.send_away()
         raise
-    run.record.laps.append((skip, perf_counter() - started if timer is None else timer.stop()))
+    run.record.laps.append((skip or reason is Decision.ANSWERED, perf_counter() - started if timer is None else timer.stop()))
     if skip:
         call.commit()
     else:
@@ -277,4 +296,4 @@ def _possible(run: Run, streams: Sequence[str]) -> bool:
     if _functorch.peek_interpreter_stack() is not None:
         run.record.problem(_TRANSFORMED)
         return False
-    return run.unsupported.isdisjoint(streams)
+    return not run.yields and run.unsupported.isdisjoint(streams)

@@ -74,7 +74,7 @@ class ShadowModule:
     def stale(self) -> bool:
         """Whether it has to be made anew: a submodule was put in the place of another (an adapter's layer, another block), or
         somebody stands around the forward by now."""
-        if "forward" in self._root.__dict__ and not self.can_follow(self._root):
+        if not _same(self._root.__dict__, self._seen) and not self.can_follow(self._root):
             return True
         for now, then in self._made_of:  # noqa: SIM110 - on the way of every call: a generator costs more than the comparison
             if not _same(now, then):
@@ -104,9 +104,12 @@ class ShadowModule:
 
     @staticmethod
     def can_follow(root: nn.Module) -> bool:
-        """Whether a shadow can be called: not if somebody stands around the forward who would call ``root``'s."""
+        """Whether a shadow can be called: not if somebody stands around the forward, or a method that it calls, who would call
+        ``root``'s."""
         forward = _own_forward(root)
-        return forward is None or _for(root, root, forward) is not None
+        if forward is not None and _for(root, root, forward) is None:
+            return False
+        return all(_is_method_of(root, value) for _, value in _own_methods(root))
 
     def _follow(self) -> None:
         """Be as ``root`` is now: its attributes and hooks change over time."""
@@ -118,6 +121,8 @@ class ShadowModule:
         forward = _own_forward(self._root)
         if forward is not None:
             attributes["forward"] = _for(self.module, self._root, forward)
+        for name, method in _own_methods(self._root):
+            attributes[name] = MethodType(method.__func__, self.module)
         self._seen, self._left = dict(root), dict(attributes)
 
     def _carry_over(self) -> None:
@@ -135,10 +140,20 @@ def _own_forward(root: nn.Module) -> Any:
     return forward.found if isinstance(forward, Patch) else forward
 
 
+def _own_methods(root: nn.Module) -> list[tuple[str, Any]]:
+    """Methods of the model's class, beside the forward, in whose place something was set on the instance."""
+    mine = [(name, value) for name, value in root.__dict__.items() if callable(value) and not isinstance(value, Patch)]
+    return [(name, value) for name, value in mine if not hasattr(nn.Module, name) and callable(getattr(type(root), name, None))]
+
+
+def _is_method_of(root: nn.Module, value: Any) -> bool:
+    return isinstance(value, MethodType) and value.__self__ is root
+
+
 def _for(module: nn.Module, root: nn.Module, forward: Any) -> Any:
     """``forward``, which was set on ``root``, for ``module``; ``None`` if there is no telling how to make it."""
     bound = root.__dict__.get("_old_forward")
-    if isinstance(forward, MethodType) and forward.__self__ is root:
+    if _is_method_of(root, forward):
         return MethodType(forward.__func__, module)
     if "_hf_hook" in root.__dict__ and isinstance(bound, MethodType) and bound.__self__ is root:
         return functools.partial(_hooked, root, MethodType(bound.__func__, module))

@@ -30,15 +30,18 @@ class Target(Protocol):
     def plain(self) -> Any:
         """The result of the call as it is."""
 
-    def compute(self, *, useful: bool) -> tuple[Any, Pairs | None]:
-        """The result, and what came out of the heavy part and went in; ``None`` if that cannot be told.
+    def compute(self, *, useful: bool) -> tuple[Any, Pairs | Decision | None]:
+        """The result, and what came out of the heavy part and went in. Or ``None`` if that cannot be told, and
+        ``Decision.ANSWERED`` if something else answered in its place.
 
         Args:
             useful: whether anything comes of these.
         """
 
     def skip(self, residual: Tensor, second: Tensor | None) -> tuple[Any, Decision | None]:
-        """The result without the heavy part; or the reason why there is none."""
+        """The result without the heavy part; or the reason why there is none. ``Decision.ANSWERED`` comes with the result that
+        something else gave in its place.
+        """
 
 
 @define(eq=False)

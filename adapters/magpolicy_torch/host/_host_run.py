@@ -11,9 +11,10 @@ from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, Decision
 from magpolicy.adapter import calibration_of, decides_by, differences, digest
 from magpolicy_torch.blocks._other_caches import another_cache, another_on, cache_on
 from magpolicy_torch.blocks._stack import BlockStack
+from magpolicy_torch.device._timer import Timer
 from magpolicy_torch.evaluation._interceptor import HostCall
 from magpolicy_torch.evaluation._model import COMPUTES, HostModel
-from magpolicy_torch.evaluation._record import Record
+from magpolicy_torch.evaluation._record import Record, Unlisted
 from magpolicy_torch.evaluation._run import Run
 from magpolicy_torch.host._identity import classes_of
 from magpolicy_torch.host._learning import Lesson
@@ -22,10 +23,11 @@ from magpolicy_torch.ranks._find import group_of
 from magpolicy_torch.ranks._group import RankGroup
 from magpolicy_torch.residuals._moments import Moments, calibrated, curve_of, measured, moments_for
 from magpolicy_torch.residuals._store import ResidualStore
-from torch import nn
+from torch import Tensor, nn
 
 _MEND = ". Describe its blocks, blocks=BlockStack(..., layout=...), or skip the whole model, scope='model'; please report it"
 _CHECKPOINTING = "with gradient checkpointing the backward pass runs the blocks again, so every step computes"
+_GRADIENTS = "gradients of what it is given are wanted, and a skip has none of the blocks, so every step computes"
 
 
 class HostRun:
@@ -63,8 +65,6 @@ class HostRun:
         self._request, self._noise = request, noise
         self._runs: dict[BlockStack, Run] = {}
         self._unsupported = False
-        self.other_cache = ""
-        """Another cache that was on a model, and what that means for the run, in words."""
         self.provenance: Mapping[str, Any] | None = None
         """Which model it measured, noted at its end: that model may change, or go."""
         self.group = group_of(request.group)
@@ -115,33 +115,50 @@ class HostRun:
         kwargs: dict[str, Any],
         *,
         must_compute: str = "",
+        other_cache: str = "",
     ) -> Any:
         """Evaluate one call of ``model`` at the current step. A stream that was evaluated there already is at its next step.
 
         Args:
             must_compute: why this call cannot skip, in words.
+            other_cache: what another cache on the model means, in words, where the host knows of one.
         """
         new = model.stack not in self._runs
         run = self.on(model.stack)
         if not self.model:
             self.model, *_ = classes_of(model.module)
-        if must_compute or checkpointing(model.module):
+        if torch.is_grad_enabled():
+            must_compute = must_compute or gradients(model.module, args, kwargs)
+        if must_compute:
             run.unsupported.update(streams)
-            run.record.problem(must_compute or _CHECKPOINTING)
-        if cache := cache_on(model.module) if new else self._cache_put_on(model):
-            run.unsupported.update(streams)
-            self.other_cache = self.other_cache or another_on(model.module, cache)
-            run.record.problem(self.other_cache)
+            run.record.problem(must_compute)
+        if not run.yields:
+            cache = other_cache or (cache_on(model.module) if new else _put_on_since(model.module, model.stack))
+            if cache:
+                run.yield_to(other_cache or another_on(model.module, cache))
         return model.evaluate(run, streams, call, args, kwargs, earliest=self.step, levels=self._noise)
 
-    def _cache_put_on(self, model: HostModel) -> str:
-        """The cache that was enabled since the run began, as far as the model and the ends of its stack show it at a glance."""
-        if getattr(model.module, "_cache_config", None) is not None:
-            return cache_on(model.module)
-        for module in (model.module, model.stack.blocks[0], model.stack.blocks[-1]):
-            if getattr(module.__dict__.get("_diffusers_hook"), "hooks", None):
-                return another_cache((model.module, *model.stack.blocks))
-        return ""
+    def compute(self, streams: Sequence[str], call: Callable[[], Any], *, evaluation: int, sigma: float, why: str) -> Any:
+        """Make a call that has no place in the run, and note it.
+
+        Args:
+            streams: those of the call.
+            call: makes it.
+            evaluation: which of the host's evaluations it belongs to.
+            sigma: its noise level.
+            why: it has none, in words.
+        """
+        decided, timer = len(self.session.trace), Timer()
+        result = call()
+        self.record.laps.append((False, timer.stop()))
+        self.record.unlisted.extend(Unlisted(evaluation, stream, sigma, decided) for stream in streams)
+        self.record.problem(why)
+        return result
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether anything was evaluated."""
+        return bool(self.session.trace or self.record.unlisted)
 
     def on(self, stack: BlockStack) -> Run:
         """The run's residuals and records on ``stack``. It frees those of another expert, which this one cannot use."""
@@ -157,6 +174,13 @@ class HostRun:
             run = self._runs[stack] = Run(self.session, store, self.moments, samples, channel_dim, self.record, self.group)
             self.scope, self.stack = stack.scope, stack.description
         return run
+
+    def too_long(self) -> str:
+        """What to tell the user, and the report, where more was evaluated than the run has steps."""
+        steps = f"{self.session.steps} steps"
+        words = f"{self.model} was evaluated more often than the run's {steps}; the rest computes. Is steps right?"
+        self.record.problem(words)
+        return words
 
     def forget(self, streams: Sequence[str]) -> None:
         """Drop the residuals of these streams."""
@@ -198,16 +222,16 @@ class HostRun:
     @property
     def unsupported(self) -> bool:
         """Whether some call's blocks could not be followed."""
-        return self._unsupported or any(run.unsupported for run in self._runs.values())
+        return self._unsupported or any(run.unsupported or run.yields for run in self._runs.values())
 
     @property
     def in_vain(self) -> str:
         """Why no step was skipped of those that were to be, as a sentence for the user; empty if one was, or none was to be.
-        Where another cache was on one of two experts, that is said though the other one skipped."""
+        Where another cache had a part of the run, that is said though ours skipped in the rest."""
         reasons = [entry.decision for entry in self.session.trace]
         wanted = len(reasons) if self.moments is not None else reasons.count(Decision.UNSUPPORTED)
         if not (wanted and self.unsupported) or any(reason.skip for reason in reasons):
-            return self.other_cache if wanted else ""
+            return self.record.other_cache if wanted or Decision.ANSWERED in reasons else ""
         done = "nothing was skipped of what was to be" if self.moments is None else "nothing was measured"
         unfollowed = any(COMPUTES in words for words in self.record.problems)
         return f"{done}: {'; '.join(self.record.problems)}{_MEND if unfollowed else ''}"
@@ -260,6 +284,28 @@ class HostRun:
         return measured(what, self.moments, self.unsupported)
 
 
-def checkpointing(module: nn.Module) -> bool:
-    """Whether the backward pass will run blocks again: those that the forward pass skipped it must not."""
-    return torch.is_grad_enabled() and bool(getattr(module, "gradient_checkpointing", False))
+def _put_on_since(module: nn.Module, stack: BlockStack) -> str:
+    """A cache that was enabled while a run goes on, in words, as far as the model and its stack's ends show at a glance."""
+    if getattr(module, "_cache_config", None) is not None:
+        return cache_on(module)
+    for each in (module, stack.blocks[0], stack.blocks[-1]):
+        if getattr(each.__dict__.get("_diffusers_hook"), "hooks", None):
+            return another_cache((module, *stack.blocks))
+    return ""
+
+
+def gradients(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Why a call with gradients on must compute, in words; empty if it need not.
+
+    The backward pass must not run blocks again that the forward pass skipped; and where nothing but what the model is given
+    has gradients (guidance by a loss), they are what is wanted. In a loop that merely left out ``no_grad`` weights have some.
+    """
+    if getattr(module, "gradient_checkpointing", False):
+        return _CHECKPOINTING
+    given = any(isinstance(value, Tensor) and value.requires_grad for value in (*args, *kwargs.values()))
+    return _GRADIENTS if given and not any(weight.requires_grad for weight in module.parameters()) else ""
+
+
+def trains(module: nn.Module) -> bool:
+    """Whether calls of now train ``module``: gradients are on, it is in training mode, and weights have some."""
+    return torch.is_grad_enabled() and module.training and any(weight.requires_grad for weight in module.parameters())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 
 from attrs import Factory, evolve, field, frozen
 
@@ -44,8 +45,10 @@ class Report:
 
     __module__ = "magpolicy_torch"
 
-    trace: tuple[TraceEntry, ...]
-    """Every decision, also those after the run's last step (``Decision.PAST_END``)."""
+    trace: tuple[TraceEntry, ...] = field(repr=False)
+    """Every decision, also those after the run's last step (``Decision.PAST_END``), and those of evaluations that the run was
+    not known to make (``Decision.UNLISTED``), in the order they were made: with such, every evaluation has a number of its own.
+    """
     schedule: Schedule | None
     """The steps of the run, with its forecasts and, where it did as planned, the errors expected of them; ``None`` if nothing
     was evaluated."""
@@ -63,8 +66,8 @@ class Report:
     advice: str = ""
     """One thing to do that would bring runs closer to the full run at the same speed; empty if there is none."""
     problems: tuple[str, ...] = ()
-    """Why calls computed that could have skipped, in words (``reasons`` counts them all), and in what the run differs from the
-    one that its calibration was measured in."""
+    """In words: in what the run differs from what was asked, since it is too short for it; why calls computed that could have
+    skipped (``reasons`` counts them all); and in what the run differs from the one that its calibration was measured in."""
     model: str = ""
     """Class of the model that was called; of two experts that of the first. Empty where a function was called."""
     calls: tuple[TimedCall, ...] = field(default=(), repr=False, eq=False)
@@ -74,14 +77,15 @@ class Report:
     @classmethod
     def of(cls, session: Session, record: Record, scope: str = "stack", model: str = "") -> Report:
         """The report of a run so far. Does not wait for the device."""
-        trace = [record.as_carried_out(entry) for entry in session.trace]
-        schedule = Schedule.from_trace(trace, plan=session.schedule) if trace else None
+        carried_out = [record.as_carried_out(entry) for entry in session.trace]
+        trace = record.in_order(carried_out)
+        schedule = Schedule.from_trace(trace, plan=None if record.unlisted else session.schedule) if trace else None
         beyond: Counter[str] = Counter()
         for stream in record.past_end:
             step = session.steps + beyond[stream]
             trace.append(TraceEntry(step, stream, None, Decision.PAST_END, 1.0, 0.0, 0))
             beyond[stream] += 1
-        skips = [(e.step, e.stream) for e in trace if e.decision.skip]
+        skips = [(e.step, e.stream) for e in carried_out if e.decision.skip]
         forecasts = [record.forecasts[key] for key in skips if key in record.forecasts]
         held = Counter(why.reason for why in forecasts if why is not None)
         if doubted := len(set(session.doubted).intersection(skips)):
@@ -95,7 +99,7 @@ class Report:
             session.replans,
             session.source,
             session.advice if skips else "",  # a run in full is the full run
-            tuple(record.problems),
+            (*filter(None, [session.differs]), *record.problems),
             model,
             tuple(TimedCall(skipped, lap) for skipped, lap in record.laps),
             tuple(record.losses),
@@ -114,6 +118,8 @@ class Report:
             return first
         trace = sorted((entry for report in reports for entry in report.trace), key=lambda entry: entry.step)
         within = [entry for entry in trace if entry.decision is not Decision.PAST_END]
+        if any(entry.decision is Decision.UNLISTED for entry in within):
+            plan = None  # its steps have other numbers
         return evolve(
             first,
             trace=tuple(trace),
@@ -129,12 +135,12 @@ class Report:
     @property
     def computed(self) -> int:
         """Number of steps at which the blocks ran in any stream."""
-        return len({e.step for e in self.trace if not e.decision.skip})
+        return len({e.step for e in self.trace if e.decision.computes})
 
     @property
     def skipped(self) -> int:
         """Number of steps at which every stream reused its residual."""
-        return len({e.step for e in self.trace}) - self.computed
+        return len({e.step for e in self.trace}) - len({e.step for e in self.trace if not e.decision.skip})
 
     @property
     def storage_error(self) -> float | None:
@@ -175,6 +181,12 @@ class Report:
 
     def _seconds(self, skip: bool) -> list[float]:
         return [call.seconds for call in self.calls if call.skipped is skip]
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the steps as a picture, and the report's lines under it."""
+        picture = "" if self.schedule is None else self.schedule._repr_html_()
+        lines = "".join(f"<li>{escape(line)}</li>" for line in str(self).splitlines()[self.schedule is not None :])
+        return f"{picture}<ul>{lines}</ul>"
 
     def __str__(self) -> str:
         if self.schedule is None:

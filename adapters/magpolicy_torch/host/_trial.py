@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from magpolicy import AdapterError, ArgumentError, Schedule, attach, attached
+from magpolicy import AdapterError, ArgumentError, PlanWarning, Schedule, attach, attached
 from magpolicy_torch.device import _accelerator
 from torch import Tensor, nn
 
@@ -58,6 +58,7 @@ class Trial:
 
         Raises:
             AdapterError: something was attached to the target since.
+            ArgumentError: the sample is made in another number of steps than the schedule has.
         """
         self._check_free()
         key = schedule.first_step, schedule.steps
@@ -81,7 +82,13 @@ class Trial:
         """The latents of each sample."""
         for sample in self._samples:
             with attach(self._target, schedule=schedule, **self._options) as handle, torch.no_grad():
-                found = [latents.detach().cpu().double() for latents in _tensors(sample(handle))]
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", PlanWarning)  # another schedule than the one to try would run
+                    try:
+                        made = sample(handle)
+                    except PlanWarning as stretched:
+                        raise ArgumentError(str(stretched)) from None
+                found = [latents.detach().cpu().double() for latents in _tensors(made)]
                 if not found:
                     raise ArgumentError("the sample holds no tensor to compare; return the latents")
                 if (computed := handle.report.computed) > schedule.computed:

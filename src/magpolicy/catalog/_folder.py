@@ -10,6 +10,7 @@ from pathlib import Path
 
 import platformdirs
 
+from magpolicy import _checks
 from magpolicy._errors import MagPolicyError, PresetError, PresetWarning, printable
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._format import save
@@ -54,6 +55,7 @@ def keep(calibration: Calibration, *, ending: str = JSON) -> Path:
 
 def keep_in(folder: Path, calibration: Calibration, *, ending: str = JSON) -> Path:
     """As :func:`keep`, into another folder."""
+    _checks.instance("calibration", calibration, Calibration, "a Calibration; try load_calibration(path)")
     if not calibration.name:
         raise PresetError("name='' must be a text of at least one character; try attrs.evolve(calibration, name='my-model')")
     made(folder)

@@ -56,15 +56,15 @@ def preset(name: str | Path) -> Preset:
 
 def named(name: str | Path) -> PresetMatches:
     """Every preset of that name or alias; :func:`preset` returns the first of them."""
+    if not isinstance(name, str | Path):
+        raise PresetError(f"preset={_checks._short(name)} must be a preset's name, alias or file; try 'flux.1-dev'")
     found = PresetMatches() if isinstance(name, Path) else PresetMatches(Listing().every(str(name)))
     if isinstance(name, Path) or (names_a_file(str(name)) and (not found or os.path.exists(name))):
         return PresetMatches([load_preset(name)])
     found = found or PresetMatches(one for one in learned_of() if one.name == name)
     if not found:
-        import difflib
-
-        close = difflib.get_close_matches(str(name).lower(), {n.lower() for n in Listing().names()}, n=4, cutoff=0.4)
-        hint = f"did you mean {', '.join(close)}? " if close else ""
+        hint = _checks.nearest(str(name), Listing().names())
+        mend = "" if hint else ". A model needs none: attach(pipe) plans by what models have in common, and learns from runs"
         shown = _checks._short(str(name))
-        raise PresetError(f"preset={shown} is not known; {hint}`magpolicy presets` lists all {len(Listing())}")
+        raise PresetError(f"preset={shown} is not known; {hint}`magpolicy presets` lists all {len(Listing())}{mend}")
     return found

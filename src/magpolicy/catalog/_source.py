@@ -8,6 +8,8 @@ from typing import Any
 
 from attrs import frozen
 
+from magpolicy import _checks
+from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.catalog._matching import preset
 from magpolicy.catalog._presets import Preset
@@ -51,6 +53,20 @@ class SourceContent:
         if self.calibration is not None and self.preset is None:
             return self.calibration.curve
         return self._ratios if self._ratios is None or isinstance(self._ratios, Curve) else Curve(self._ratios)
+
+    def check_expert_step(self, expert_step: Any) -> None:
+        """A published table says whether its model has a second expert; a calibration, or ratios of one's own, do not.
+
+        Raises:
+            ArgumentError: a step is given at which it takes over, and there is none.
+        """
+        preset = self.preset
+        if expert_step is None or preset is None or not preset.settings or preset.expert_boundary is not None:
+            return
+        raise ArgumentError(
+            f"expert_step={_checks._short(expert_step)}: the model of preset {preset.name!r} has no second expert; "
+            "leave expert_step out"
+        )
 
     @property
     def levels_known(self) -> bool:

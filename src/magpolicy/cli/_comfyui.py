@@ -70,10 +70,11 @@ def status(path: Path | None, as_json: bool) -> None:
         place = _steps().look(path)
         found |= {
             "loader": str(place.loader) if place.installed else None,
+            "state": place.state,
             "clones": list(map(str, place.clones)),
             "origin": list(map(str, place.origin)),
         }
-        remarks = list(_remarks(place))
+        remarks = [*filter(None, [place.remark]), *_remarks(place)]
     if as_json:
         _output.say_json(found)
         return

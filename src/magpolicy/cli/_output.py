@@ -69,22 +69,40 @@ def say_table(headers: Sequence[str], rows: Iterable[Sequence[Any]], *, right: I
     """Rows below their headers; columns named in ``right`` hold numbers."""
     cells = [[_cell(value) for value in row] for row in rows]
     right = set(right)
-    if on_terminal():
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for place, header in enumerate(headers):
-            justify: JustifyMethod = "right" if header in right else "left"
-            table.add_column(header, justify=justify, no_wrap=place == 0, overflow="fold")
-        for row in cells:
-            table.add_row(*map(Text, row))
-        console().print(table, soft_wrap=False)
-        return
     widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
+    if on_terminal():
+        shown = _that_fit(widths, console().width)
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for place, header in enumerate(headers[:shown]):
+            justify: JustifyMethod = "right" if header in right else "left"
+            table.add_column(header, justify=justify, no_wrap=place + 1 < shown, overflow="fold")
+        for row in cells:
+            table.add_row(*map(Text, row[:shown]))
+        console().print(table, soft_wrap=False)
+        if left := headers[shown:]:
+            say(
+                f"Not shown for want of room: {', '.join(left)}. A wider terminal shows them, and so does a pipe.",
+                "dim",
+            )
+        return
     for row in [list(headers), *cells]:
         aligned = (
             cell.rjust(width) if header in right else cell.ljust(width)
             for header, cell, width in zip(headers, row, widths, strict=True)
         )
         click.echo("  ".join(aligned).rstrip())
+
+
+_GAP, _LEAST = 1, 20
+"""Columns between two of a table, and those that the last one needs to be folded into."""
+
+
+def _that_fit(widths: Sequence[int], room: int) -> int:
+    """How many columns of a table are shown whole, but for the last one, which is folded."""
+    for shown in range(len(widths), 1, -1):
+        if sum(widths[: shown - 1]) + _GAP * (shown - 1) + min(widths[shown - 1], _LEAST) <= room:
+            return shown
+    return 1
 
 
 def say_fields(fields: Iterable[tuple[str, Any]]) -> None:

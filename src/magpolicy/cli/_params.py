@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -34,11 +35,27 @@ class Mistake(click.ClickException):
 class Command(click.Command):
     """A command in which magpolicy's errors become one line on stderr and an exit code."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise _elsewhere(ctx, error) or error from error
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except MagPolicyError as error:
             raise _failure(ctx, error) from error
+
+
+def _elsewhere(ctx: click.Context, error: click.NoSuchOption) -> click.UsageError | None:
+    """The same, saying which other command has the option; ``None``: none has."""
+    program = ctx.find_root().command
+    others = program.commands if isinstance(program, click.Group) else {}
+    having = [name for name, other in others.items() if any(error.option_name in param.opts for param in other.params)]
+    if not having:
+        return None
+    return click.UsageError(f"{ctx.info_name} has no {error.option_name}; `magpolicy {having[0]}` has", ctx=ctx)
 
 
 def _failure(ctx: click.Context, error: MagPolicyError) -> click.ClickException:
@@ -150,6 +167,20 @@ class NumberList(_ParamType):
             if self.kind is int and number != int(number):
                 raise ValueError(word)
             yield self.kind(number)
+
+
+class Levels(NumberList):
+    """The noise levels of a run, which fall; sampling in the other direction skips nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(float)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        for place, (before, after) in enumerate(itertools.pairwise(found), 1):
+            if after > before:
+                self.fail(f"noise levels fall, and level {place}, {after:g}, follows {before:g}", param, ctx)
+        return found
 
 
 class Speed(_ParamType):

@@ -12,13 +12,13 @@ import click
 import magpolicy
 from magpolicy.calibration._forecast import FORECASTS
 from magpolicy.cli import _output
-from magpolicy.cli._params import Command, NumberList, Part, Source, Speed, examples
+from magpolicy.cli._params import Command, Levels, NumberList, Part, Source, Speed, examples
 from magpolicy.cli._preview import JSON, SOURCE, STEPS, strip_of
 from magpolicy.planning._objective import OBJECTIVES
 from magpolicy.schedule._export import FORMS
 
 FILE = click.Path(dir_okay=False, path_type=Path)
-SIGMAS = click.option("--sigmas", type=NumberList(float), metavar="S,S,...", help="Or the noise levels of its evaluations.")
+SIGMAS = click.option("--sigmas", type=Levels(), metavar="S,S,...", help="Or the noise levels of its evaluations.")
 GUIDANCE = click.option("--guidance", type=float, metavar="S", help="Guidance scale; as calibrated by default.")
 
 

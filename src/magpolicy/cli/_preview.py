@@ -11,7 +11,7 @@ import click
 import magpolicy
 from magpolicy._checks import MAX_STEPS
 from magpolicy.cli import _output
-from magpolicy.cli._params import MAX_SETTINGS, Command, NumberList, Part, Semantics, Source, examples
+from magpolicy.cli._params import MAX_SETTINGS, Command, Levels, NumberList, Part, Semantics, Source, examples
 from magpolicy.schedule._schedule import COMPUTE, SKIP
 
 SOURCE = click.argument("source", type=Source())
@@ -35,7 +35,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 )
 @SOURCE
 @STEPS
-@click.option("--sigmas", type=NumberList(float), metavar="S,S,...", help="Or the noise levels of its evaluations.")
+@click.option("--sigmas", type=Levels(), metavar="S,S,...", help="Or the noise levels of its evaluations.")
 @click.option("--threshold", type=float, metavar="X", help="Bound on the accumulated error; a preset brings its own.")
 @click.option(
     "--max-skips", "-K", type=int, metavar="K", help="How many steps in a row may be skipped, at most; a preset brings its own."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from types import NoneType, SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from attrs import evolve, field, frozen
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError, PresetError
+from magpolicy._keywords import suggests
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.catalog._matching import PresetMatches
 from magpolicy.catalog._presets import Preset
@@ -93,6 +95,16 @@ class AttachRequest:
     arguments: Mapping[str, Any] = field(factory=dict, repr=False, eq=False)
     """The arguments of :func:`magpolicy.attach` that it was made of."""
 
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> AttachRequest:
+        """What ``attach(target, **settings)`` would ask of an adapter, before there is a target: for hosts that are told their
+        settings when they start.
+
+        Raises:
+            ArgumentError: as ``attach``; also where the rule is asked for, and nothing says by which ratios.
+        """
+        return request_for(None, {**_DEFAULTS, **settings})
+
     def changed(self, target: Any, changes: Mapping[str, Any]) -> AttachRequest:
         """The same with other settings, as ``attach`` would make it of both. What contradicts a change is left out.
 
@@ -151,6 +163,7 @@ class AttachRequest:
         return place(self.config.with_guidance(guidance), span).session(self.safeguard)
 
 
+@suggests
 def attach(
     target: Any,
     *,
@@ -195,7 +208,8 @@ def attach(
     what flow models have in common. ``speedup``, ``computed`` and ``error`` plan for something else; ``rule="published"`` and
     the settings of :func:`magpolicy.simulate` apply the rule instead.
 
-    A run that is too short for its target gets the nearest plan, and a :class:`magpolicy.PlanWarning`.
+    A run that does not fit the settings, such as one too short for its target, goes by what is nearest to them, and a
+    :class:`magpolicy.PlanWarning` says so once.
 
     Args:
         target: a diffusers pipeline or model, a ``torch.nn.Module``, or an object of another installed adapter.
@@ -205,7 +219,8 @@ def attach(
         ratios: one ratio a step, or a mapping from stream to such.
         curve: a calibrated curve.
         calibration: a calibration, or the path of one.
-        schedule: a schedule to follow, or the path of one.
+        schedule: a schedule to follow, or the path of one. It is stretched over a run of another number of steps, without its
+            forecasts.
         rule: ``"published"``: the rule decides, with the settings that were published for the model.
         steps: steps of a run, if the host does not say them (a pipeline's scheduler does); ``run(steps=...)`` overrides it.
         forecast: ``"hold"``, ``"linear"``, ``"calibrated"`` (two residuals a stream) or, of a run that is planned,
@@ -380,3 +395,6 @@ def _known(target: Any, *, needed: bool) -> Any:
             "curve and calibration, or plan: speedup=2.0"
         )
     return PresetMatches.of(known) if isinstance(known, list | tuple) else known
+
+
+_DEFAULTS = {name: each.default for name, each in signature(attach).parameters.items() if name != "target"}

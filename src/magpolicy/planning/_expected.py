@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from magpolicy._errors import ArgumentError
+from magpolicy._keywords import suggests
 from magpolicy.calibration import _gram
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._forecast import History, computed_after
@@ -19,6 +20,7 @@ from magpolicy.planning._objective import distance_weights, shares_of_run, step_
 from magpolicy.schedule._schedule import Schedule
 
 
+@suggests
 def expected_errors(
     source: PlanSource,
     schedule: Schedule,
@@ -57,6 +59,7 @@ def expected_errors(
     return expected
 
 
+@suggests
 def expected_distance(
     source: PlanSource,
     schedule: Schedule,

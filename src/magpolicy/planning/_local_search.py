@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from magpolicy.planning._stopping import look_whether_to_stop
+
 
 def evenly(count: int, computed: int) -> tuple[int, ...]:
     """So many of ``count`` evaluations, as evenly as can be; the last among them and the first two, for a forecast to begin."""
@@ -24,6 +26,7 @@ def improve(
     while moved:
         moved = False
         for index in range(1, len(best)):
+            look_whether_to_stop()
             for candidate in neighbours(best, count, indices=(index,)):
                 if allowed(candidate) and (value := cost(candidate)) < least * (1 - 1e-9):
                     best, least, moved = candidate, value, True

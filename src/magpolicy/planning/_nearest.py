@@ -6,15 +6,34 @@ low strength. Such a run is planned as near to the target as it allows.
 
 from __future__ import annotations
 
+from typing import Any
+
 from attrs import evolve
 
+from magpolicy import _checks
+from magpolicy.planning._objective import LONGEST
 from magpolicy.planning._planner import TargetError, solve
 from magpolicy.planning._problem import PlanProblem
 from magpolicy.planning._target import PlanTarget
 from magpolicy.schedule._schedule import Schedule
 
 FEWEST = 2
-"""Steps that compute at least where a speedup is asked for: a picture of one step's residual is none."""
+"""Steps that compute at least, unless one is asked for: a picture of one step's residual is none."""
+
+
+def fitted(target: PlanTarget, steps: int) -> tuple[PlanTarget, str]:
+    """The target for a run of ``steps`` steps, without what only other runs have; and in words what was left out."""
+    changes: dict[str, Any] = {}
+    forced, outside = _checks.inside("forced", target.forced, steps)
+    words = [outside] if outside else []
+    if outside:
+        changes["forced"] = forced
+    if steps > LONGEST:
+        for name, value in {"objective": "trajectory", "forecast": "second-order"}.items():
+            if getattr(target, name) == value:
+                changes[name] = None
+                words.append(f"{name}={value!r} plans at most {LONGEST} steps, this run has {steps}: it is left out")
+    return (evolve(target, **changes), "; ".join(words)) if changes else (target, "")
 
 
 def solve_nearest(problem: PlanProblem, target: PlanTarget) -> tuple[Schedule, str]:
@@ -27,9 +46,12 @@ def solve_nearest(problem: PlanProblem, target: PlanTarget) -> tuple[Schedule, s
     if target.speedup is not None and (target.budget(problem.count) or 0) < fewest:
         return _with_more(problem, target, fewest)
     try:
-        return solve(problem, target), ""
+        schedule = solve(problem, target)
     except TargetError as error:
-        return _with_more(problem, target, error.least)
+        return _with_more(problem, target, max(error.least, min(target.computed or 0, problem.count)))
+    if target.error is not None and schedule.computed < fewest:
+        return _with_more(problem, target, fewest)
+    return schedule, ""
 
 
 def _with_more(problem: PlanProblem, target: PlanTarget, computed: int) -> tuple[Schedule, str]:

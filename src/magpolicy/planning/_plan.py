@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from magpolicy.catalog._source import PlanSource
+from magpolicy._keywords import suggests
+from magpolicy.catalog._source import PlanSource, SourceContent
 from magpolicy.planning._objective import Objective
 from magpolicy.planning._planner import solve, solve_all
 from magpolicy.planning._problem import PlanRequest
@@ -12,6 +13,7 @@ from magpolicy.planning._target import PlanTarget
 from magpolicy.schedule._schedule import Schedule
 
 
+@suggests
 def plan(
     source: PlanSource,
     *,
@@ -85,10 +87,13 @@ def plan(
         guidance=guidance, expert_step=expert_step,
     )  # fmt: skip
     target.check_target()
+    if expert_step is not None:
+        SourceContent.of(source).check_expert_step(expert_step)
     request = PlanRequest(source=source, target=target, steps=steps, sigmas=sigmas, part=part)
     return solve(request.problem(), target)
 
 
+@suggests
 def trade_off(
     source: PlanSource,
     *,

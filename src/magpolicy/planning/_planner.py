@@ -120,6 +120,11 @@ def _infeasible(problem: PlanProblem, target: PlanTarget, wanted: int | None) ->
     if name == "error":
         return TargetError(f"error={value:g} cannot be kept ({problem.limits}); try a larger error", problem.count)
     plans = len(problem.streams) if target.batched is False else 1
+    if name == "computed" and value > problem.count:
+        return TargetError(
+            f"computed={value:g} is more than the {problem.count} evaluations of the run; try computed={problem.count} or less",
+            problem.count,
+        )
     simplest = evolve(target, objective=OBJECTIVES["latent"], power=None)
     least = min(_paths(problem, simplest, problem.count)) * plans
     total = problem.count * plans

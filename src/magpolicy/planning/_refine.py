@@ -10,6 +10,7 @@ from attrs import evolve, field, frozen
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
+from magpolicy._keywords import suggests
 from magpolicy.catalog._source import Source
 from magpolicy.planning._local_search import evenly, neighbours
 from magpolicy.planning._objective import OBJECTIVES
@@ -47,6 +48,7 @@ class Refined:
         return self.schedules[-1]
 
 
+@suggests
 def refine(
     source: Source,
     run: Run,

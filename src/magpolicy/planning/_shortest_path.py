@@ -7,6 +7,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from magpolicy.calibration._gram import Floats
+from magpolicy.planning._stopping import look_whether_to_stop
 
 
 @frozen
@@ -39,6 +40,7 @@ def shortest_paths(costs: Floats, most: int, start: tuple[int, int] = (0, 0)) ->
     choices: list[NDArray[np.int64]] = []
     paths: dict[int, Path] = {}
     for length in range(1, most + 1):
+        look_whether_to_stop()
         reached = state[:, :, None] + costs[:, :, 1:]
         choice = reached.argmin(axis=0)
         value = np.take_along_axis(reached, choice[None], axis=0)[0]

@@ -8,8 +8,9 @@ import enum
 class Decision(enum.Enum):
     """One decision. ``.skip`` says whether the blocks are skipped, ``.reason`` why, as a lower-case word.
 
-    All members but ``REUSED`` (and ``ABSENT``, of a stream that was not called) compute. The rule gives the first group, a
-    run's plan or streams the second, an adapter that cannot serve a skip the third (see :meth:`magpolicy.Session.commit`).
+    All members but ``REUSED`` (and ``ANSWERED`` and ``ABSENT``, where nothing was asked of the blocks) compute. The rule gives
+    the first group, a run's plan or streams the second, an adapter that cannot serve a skip the third (see
+    :meth:`magpolicy.Session.commit`).
     """
 
     __module__ = "magpolicy"
@@ -49,6 +50,10 @@ class Decision(enum.Enum):
     """The model ran its blocks in a way that cannot be bypassed."""
     PAST_END = "past_end"
     """The run has had all its evaluations."""
+    UNLISTED = "unlisted"
+    """The evaluation is none of those that the run was known to make (in reports only)."""
+    ANSWERED = "answered"
+    """Something else than the blocks answered, such as another cache in the model: neither computed nor reused."""
 
     ABSENT = "absent"
     """The stream was not evaluated at this step (schedules of what ran only)."""
@@ -60,7 +65,7 @@ class Decision(enum.Enum):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         self.skip = reason == "reused"
-        self.computes = reason not in ("reused", "absent")
+        self.computes = reason not in ("reused", "answered", "absent")
 
     def __str__(self) -> str:
         return self.reason

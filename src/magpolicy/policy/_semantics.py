@@ -16,6 +16,7 @@ import attrs
 from attrs import field, frozen
 from attrs.validators import in_, instance_of, optional
 
+from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 
 Retention = Literal["nearest", "floor", "ceil", "at_least_one", "one_more", "of_levels", "per_call", "none"]
@@ -125,6 +126,10 @@ def semantics(name: str | Semantics | None = None, *, preset: str | None = None)
         return name
     key = "magpolicy" if name is None else name
     if not isinstance(key, str) or key not in _rows():
-        raise ArgumentError(f"semantics={name!r} is not known; use one of {', '.join(_rows())}")
+        hint = _checks.nearest(name, _rows()) if isinstance(name, str) else ""
+        raise ArgumentError(
+            f"semantics={_checks._short(name)} is not known; {hint}`magpolicy semantics` lists all {len(_rows())}, "
+            "and so does semantics_names()"
+        )
     variants = _rows()[key].get("variants", {})
     return _named(variants.get(preset, key))

@@ -6,13 +6,14 @@ Each is a value of checked settings. It makes what a run goes by once the run's 
 from __future__ import annotations
 
 import abc
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from magpolicy import _checks
-from magpolicy._errors import ArgumentError
+from magpolicy._errors import ArgumentError, PlanWarning
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._forecast import Forecast, Hold, Linear, Planned
 from magpolicy.catalog._presets import Preset
@@ -20,6 +21,7 @@ from magpolicy.planning._problem import PlanRequest
 from magpolicy.policy._curve import SINGLE, Curve
 from magpolicy.policy._policy import Policy, ScheduledPolicy
 from magpolicy.schedule._schedule import Schedule
+from magpolicy.schedule._stretch import stretched
 
 Joint = Literal["all", "any", "first"]
 Reading = Literal["noise", "shares", "count"]
@@ -40,6 +42,29 @@ class PreparedRun:
     """What that was planned from and for, where it was planned here."""
     doubtful: tuple[float, ...] | None = None
     """(N,) flow noise levels of the whole run, where forecasts are what the general prior expects and nobody measured."""
+    differs: str = ""
+    """In what the run differs from what was asked, in words; empty where it does not."""
+
+    @classmethod
+    def in_full(cls, steps: int, why: str = "") -> PreparedRun:
+        """A run in which every step computes."""
+        return cls(lambda _: ScheduledPolicy((True,) * steps), Hold(), differs=why)
+
+
+@frozen
+class Nearest:
+    """Lets a run that the settings do not fit go by what is nearest to them, and tells the user, each thing once."""
+
+    warns: bool = True
+    """Whether by a :class:`magpolicy.PlanWarning`; else whoever runs it says it (:attr:`magpolicy.Session.differs`)."""
+    _said: set[str] = field(factory=set, eq=False, repr=False)
+
+    def tell(self, words: str) -> None:
+        """Tell the user in what a run that begins differs from what was asked."""
+        if words and words not in self._said:
+            self._said.add(words)
+            if self.warns:
+                warnings.warn(words, PlanWarning, stacklevel=2)
 
 
 class RunConfig(abc.ABC):
@@ -152,9 +177,18 @@ class RunConfig(abc.ABC):
         """The same, planned from what runs of the model taught (:func:`magpolicy.adapter.lesson_of`), if it learns."""
         return self
 
-    def for_any_run(self) -> RunConfig:
-        """The same, for runs whose lengths are not known ahead: one that cannot be planned for the target gets the nearest
-        plan and a :class:`magpolicy.PlanWarning`, once."""
+    @property
+    def nearest(self) -> Nearest | None:
+        """What becomes of a run that the settings do not fit; ``None``: it is an error."""
+        return None
+
+    def for_any_run(self, *, warns: bool = True) -> RunConfig:
+        """The same, for runs whose lengths are not known ahead: one that the settings do not fit goes by what is nearest to
+        them, and nothing is an error.
+
+        Args:
+            warns: whether a :class:`magpolicy.PlanWarning` says so, each thing once; :attr:`PreparedRun.differs` always does.
+        """
         return self
 
 
@@ -165,7 +199,11 @@ class FromSource(RunConfig):
     source: str
     preset: Preset | None = None
     calibration: Calibration | None = None
+    nearest: Nearest | None = None
     _last: dict[Any, Any] = field(factory=dict, eq=False, repr=False)
+
+    def for_any_run(self, *, warns: bool = True) -> RunConfig:
+        return evolve(self, nearest=Nearest(warns), last={})
 
 
 @frozen(kw_only=True)
@@ -175,6 +213,7 @@ class Fixed(RunConfig):
     schedule: Schedule
     forecast: str | None = None
     damping: float = 1.0
+    nearest: Nearest | None = None
 
     source = "the schedule given"
     reads = "count"
@@ -191,15 +230,29 @@ class Fixed(RunConfig):
     def length(self, steps: int | None, sigmas: Sequence[float] | None) -> tuple[int, Levels]:
         end = self.schedule.first_step + self.schedule.steps
         count, levels = run_length(steps, sigmas, end)
-        if count != end:
+        if count != end and self.nearest is None:
             raise ArgumentError(f"steps={count} contradicts the schedule's {end}; make a schedule for it")
         return count, levels
 
+    def for_any_run(self, *, warns: bool = True) -> RunConfig:
+        return evolve(self, nearest=Nearest(warns))
+
     def prepare(self, steps: int, sigmas: Levels, first: int = 0) -> PreparedRun:
+        end = self.schedule.first_step + self.schedule.steps
+        if steps == end or self.nearest is None:
+            return self._by(self.schedule, steps, sigmas)
+        schedule = stretched(self.schedule, steps)
+        words = (
+            f"the schedule given has {end} steps, this run {steps}: it is stretched to {steps}, without its forecasts, and "
+            f"{schedule.computed} of them compute; one made for {steps} steps serves better: magpolicy.plan(..., steps={steps})"
+        )
+        return evolve(self._by(schedule, steps, sigmas), differs=words)
+
+    def _by(self, schedule: Schedule, steps: int, sigmas: Levels) -> PreparedRun:
         if self.forecast == "linear":
             levels = tuple([1 - i / steps for i in range(steps)]) if sigmas is None else sigmas
-            return PreparedRun(followers(self.schedule), Linear(levels, self.damping), self.schedule)
-        return self.following(self.schedule)
+            return PreparedRun(followers(schedule), Linear(levels, self.damping), schedule)
+        return self.following(schedule)
 
 
 @frozen
@@ -221,7 +274,7 @@ class Calibrate(RunConfig):
         return run_length(steps, sigmas, 1)
 
     def prepare(self, steps: int, sigmas: Levels, first: int = 0) -> PreparedRun:
-        return PreparedRun(lambda _: ScheduledPolicy((True,) * steps), Hold())
+        return PreparedRun.in_full(steps)
 
 
 def followers(schedule: Schedule) -> Callable[[str], ScheduledPolicy]:

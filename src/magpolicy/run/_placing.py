@@ -80,6 +80,15 @@ class Placement:
         """
         return Session.from_config(self.config, self.steps, self.sigmas, safeguard)
 
+    @property
+    def differs(self) -> str:
+        """In what the run will differ from what was asked, in words; empty where it does not.
+
+        Raises:
+            ArgumentError: the settings do not fit it.
+        """
+        return self.config.prepare(*self.config.length(self.steps, self.sigmas), self.first).differs
+
     def simulate(self) -> Schedule:
         """The schedule that the run will follow.
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attrs import evolve, field, frozen
+from attrs import evolve, frozen
 
-from magpolicy._errors import ArgumentError, PlanWarning
+from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._lessons import Taught, at_levels_of
 from magpolicy.calibration._prior import flow_levels, is_measured
@@ -35,11 +34,8 @@ class Plan(FromSource):
     curve: Curve | None
     """``None``: nothing is known of the model."""
     target: PlanTarget
-    nearest: bool = False
-    """Whether a run that cannot be planned for the target gets the nearest plan."""
     learning: bool = False
     """Whether the run is measured for later ones."""
-    _warned: set[str] = field(factory=set, eq=False, repr=False)
 
     schedules = True
     reads = "noise"
@@ -91,9 +87,6 @@ class Plan(FromSource):
         curve = with_more_streams(self.curve, bases)
         return self if curve is self.curve else evolve(self, curve=curve, last={})
 
-    def for_any_run(self) -> RunConfig:
-        return evolve(self, nearest=True)
-
     @property
     def learns(self) -> bool:
         return self.calibration is None or Taught.of(self.calibration) is not None
@@ -119,25 +112,27 @@ class Plan(FromSource):
         return evolve(self, target=evolve(self.target, guidance=scale))
 
     def _plan(self, steps: int, sigmas: Levels, first: int) -> PreparedRun:
-        from magpolicy.planning._nearest import solve_nearest  # late: a run of the rule needs none of it
+        from magpolicy.planning._nearest import fitted, solve_nearest  # late: a run of the rule needs none of it
         from magpolicy.planning._planner import solve
 
+        target, unfit = (self.target, "") if self.nearest is None else fitted(self.target, steps)
         source = self.given
         if self.calibration is not None and Taught.of(self.calibration) is not None:
             source = at_levels_of(self.calibration, steps, sigmas)
             sigmas = source.sigmas
         request = PlanRequest(
             source=source,
-            target=self.target,
+            target=target,
             steps=steps if sigmas is None else None,
             sigmas=sigmas,
             part=(first, steps) if first else None,
         )
         doubtful = None if is_measured(self.calibration) else flow_levels(steps, sigmas)
-        if not self.nearest:
-            return evolve(self.following(solve(request.problem(), self.target)), request=request, doubtful=doubtful)
-        schedule, differs = solve_nearest(request.problem(), self.target)
-        if differs and differs not in self._warned:
-            self._warned.add(differs)
-            warnings.warn(differs, PlanWarning, stacklevel=2)
-        return evolve(self.following(schedule), request=request, doubtful=doubtful)
+        if self.nearest is None:
+            return evolve(self.following(solve(request.problem(), target)), request=request, doubtful=doubtful)
+        try:
+            schedule, differs = solve_nearest(request.problem(), target)
+        except ArgumentError as error:  # what could not be seen before the length was known
+            return PreparedRun.in_full(steps, f"{error}: every step of this run computes")
+        words = "; ".join(filter(None, (unfit, differs)))
+        return evolve(self.following(schedule), request=request, doubtful=doubtful, differs=words)

@@ -119,6 +119,7 @@ def _refuse(settings: Mapping[str, Any], why: str) -> None:
 def _plan(chosen: Any, target: PlanTarget) -> RunConfig:
     target.check_target()
     content, what = SourceContent.of(chosen), _in_words(chosen)
+    content.check_expert_step(target.expert_step)
     if content.calibration is None:
         what = f"the general prior, {'norms taken for constant' if chosen is None else f'norms of {what}'}"
     plan = Plan(
@@ -148,6 +149,7 @@ def _rule(
         raise ArgumentError("forecast='calibrated' needs a Calibration or a planned Schedule; try forecast='linear'")
     if forecast == "second-order":
         raise ArgumentError("forecast='second-order' is fitted to a plan; try speedup=2.0, or forecast='calibrated'")
+    content.check_expert_step(window["expert_step"])
     published = {name: _setting(preset, calibration, name, value) for name, value in rule.items()}
     threshold, max_skips = check_rule(published["threshold"], published["max_skips"])
     forced, expert_step = window["forced"], window["expert_step"]

@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 from attrs import evolve, frozen
 
+from magpolicy import _checks
+from magpolicy._errors import ArgumentError
 from magpolicy.calibration._forecast import Forecast, Hold, Linear, Measured
 from magpolicy.policy._curve import Curve
 from magpolicy.policy._policy import MagPolicy
 from magpolicy.policy._semantics import Semantics
-from magpolicy.policy._step_table import Limits, build_step_tables
+from magpolicy.policy._step_table import Limits, StepTable, build_step_tables
 from magpolicy.run._config import (
     FromSource,
     Joint,
@@ -70,12 +72,23 @@ class Rule(FromSource):
 
     def length(self, steps: int | None, sigmas: Sequence[float] | None) -> tuple[int, Levels]:
         count, levels = run_length(steps, sigmas, self.curve.steps)
-        if levels is not None and self.semantics.interpolation == "noise_level":
+        if levels is not None and self.semantics.interpolation == "noise_level" and self.nearest is None:
             self.curve._check_reach(levels)
         return count, levels
 
     def prepare(self, steps: int, sigmas: Levels, first: int = 0) -> PreparedRun:
-        tables, forecast = latest(self._last, (steps, sigmas, self.limits.expert_step), lambda: self._lay_out(steps, sigmas))
+        key = (steps, sigmas, self.limits.expert_step)
+        if self.nearest is None:
+            return self._prepared(*latest(self._last, key, lambda: self._lay_out(steps, sigmas, self.limits)))
+        forced, words = _checks.inside("forced", self.limits.forced, steps)
+        limits = evolve(self.limits, forced=forced) if words else self.limits
+        try:
+            laid_out = latest(self._last, key, lambda: self._lay_out(steps, sigmas, limits))
+        except ArgumentError as error:  # what could not be seen before the run was known
+            return PreparedRun.in_full(steps, f"{error}: every step of this run computes")
+        return evolve(self._prepared(*laid_out), differs=words)
+
+    def _prepared(self, tables: Mapping[str, StepTable], forecast: Forecast) -> PreparedRun:
         fallback, rule, semantics = next(iter(tables.values())), (self.threshold, self.max_skips), self.semantics
         return PreparedRun(lambda stream: MagPolicy._from_table(tables.get(stream, fallback), rule, semantics), forecast)
 
@@ -88,8 +101,7 @@ class Rule(FromSource):
             return self
         return evolve(self, limits=evolve(self.limits, expert_step=step))
 
-    def _lay_out(self, steps: int, sigmas: Levels) -> Any:
-        limits = self.limits
+    def _lay_out(self, steps: int, sigmas: Levels, limits: Limits) -> Any:
         if limits.expert_step is None and self.preset is not None and self.semantics.experts != "one":
             limits = evolve(limits, expert_step=self.preset.expert_step(steps, sigmas))
         return build_step_tables(self.curve, steps, sigmas, limits, self.semantics), self._forecast(steps, sigmas)

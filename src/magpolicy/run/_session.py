@@ -11,6 +11,7 @@ from typing import Any
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError, RunError
+from magpolicy._keywords import suggests
 from magpolicy.calibration._forecast import History, computed_after
 from magpolicy.catalog._source import PlanSource
 from magpolicy.planning._safeguard import Replan, Safeguard, safeguard_of
@@ -53,6 +54,7 @@ class Session:
 
     __module__ = "magpolicy"
 
+    @suggests
     def __init__(
         self,
         source: PlanSource | Schedule,
@@ -138,7 +140,7 @@ class Session:
         self._replans.clear()
         self._guard = None if self.schedule is None else safeguard_of(self._guarded, self.schedule, prepared.request)
         self._prepared_for = first
-        self._doubtful = prepared.doubtful
+        self._doubtful, self._differs = prepared.doubtful, prepared.differs
 
     def _go_by(self, prepared: PreparedRun) -> None:
         self._make, self._forecast, self.schedule = prepared.policy, prepared.forecast, prepared.schedule
@@ -156,6 +158,8 @@ class Session:
             raise ArgumentError(f"step={step} lies outside this run of {self.steps} steps; use 0 to {self.steps - 1}")
         if self._left or step != self._prepared_for:
             self._start_by(self.config.prepare(self.steps, self.sigmas, step), step)
+        if self._differs and self.config.nearest is not None:
+            self.config.nearest.tell(self._differs)
         self._policies.clear()
         self._computed.clear()
         self._calls.clear()
@@ -275,7 +279,8 @@ class Session:
 
         Args:
             revised: the reason why a skip was computed after all, e.g. ``Decision.NO_RESIDUAL`` from an adapter that has
-                none of that shape. The accumulators then start afresh, as after any computed step.
+                none of that shape; or ``Decision.ANSWERED`` of a call whose blocks something else answered for. The
+                accumulators then start afresh, as after any computed step.
 
         Raises:
             RunError: nothing was decided, or a computed evaluation is to be revised to a skip.
@@ -289,14 +294,14 @@ class Session:
     ) -> None:
         if self._pending is not call:
             raise RunError(f"commit(): the call at step {call.step} is ended already; call() makes the next one")
-        if revised is not None and not revised.computes:
+        if revised is not None and not revised.computes and revised is not Decision.ANSWERED:
             raise RunError(f"commit({revised}): a decision can only be revised to compute; pass a reason that computes")
         if errors:
             self._compare(call, errors)
         if cosines:
             self._learn_turns(call, cosines)
         step, streams = call.step, call.streams
-        if revised is not None and call.skip:
+        if revised is not None and (call.skip or revised is Decision.ANSWERED):
             call.decision, call.skip = revised, False
             for stream in streams:
                 stream.decision, stream.coefficients = revised, ()
@@ -416,6 +421,11 @@ class Session:
     def advice(self) -> str:
         """One thing to do that would bring runs closer to the full run at the same speed, in words; empty if there is none."""
         return self.config.advice
+
+    @property
+    def differs(self) -> str:
+        """In what the run differs from what was asked, in words, as its length does not allow it; empty if in nothing."""
+        return self._differs
 
     @property
     def replans(self) -> tuple[Replan, ...]:

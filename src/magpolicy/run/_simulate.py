@@ -9,6 +9,7 @@ from itertools import repeat
 from attrs import evolve, frozen
 
 from magpolicy import _checks
+from magpolicy._keywords import suggests
 from magpolicy.catalog._source import Source
 from magpolicy.policy._decision import Decision
 from magpolicy.policy._policy import Policy, check_rule, decide_together, settle_together
@@ -19,6 +20,7 @@ from magpolicy.run._rule import Rule
 from magpolicy.schedule._schedule import Schedule
 
 
+@suggests
 def simulate(
     source: Source,
     *,
@@ -190,6 +192,7 @@ class Sweep:
         return tuple(best)
 
 
+@suggests
 def sweep(
     source: Source,
     *,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 from magpolicy.policy._curve import SINGLE
 from magpolicy.policy._decision import Decision
-from magpolicy.schedule import _coefficients, _export, _trace
+from magpolicy.schedule import _coefficients, _export, _html, _trace
 from magpolicy.schedule._coefficients import Check, Coefficients
 from magpolicy.schedule._trace import TraceEntry
 
@@ -160,7 +161,10 @@ class Schedule:
         return self.streams.index(stream) if stream in self.streams else 0
 
     def __str__(self) -> str:
-        return f"{self.steps} steps {self.strip}  {self.computed} computed  {self.speedup:.2f}x"
+        return f"{self.steps} steps {_as_output_takes(self.strip)}  {self.computed} computed  {self.speedup:.2f}x"
+
+    def _repr_html_(self) -> str:
+        return _html.as_html(self)
 
     @property
     def steps_computation_mask(self) -> list[int]:
@@ -207,6 +211,8 @@ class Schedule:
         """
         try:
             return cls.from_decisions(**_export.arguments_of(data))
+        except KeyError as error:
+            raise ArgumentError(f"data={_checks._short(data)}: {error} is missing; give what to_dict() returned") from error
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
             raise ArgumentError(f"data={_checks._short(data)} is not a schedule's to_dict(): {error!r}") from error
 
@@ -291,6 +297,15 @@ class Schedule:
         from magpolicy.schedule._plot import plot_schedule
 
         plot_schedule(self, path)
+
+
+def _as_output_takes(strip: str) -> str:
+    """The strip, in ASCII where standard output has another encoding that lacks its characters, as a file on Windows may."""
+    try:
+        strip.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return strip.replace(COMPUTE, "#").replace(SKIP, ".")
+    return strip
 
 
 def _masked(mask: Any, errors: Any) -> list[tuple[Decision, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -11,11 +12,14 @@ from pathlib import Path
 
 from host import Unavailable, cache_folder, obtain
 
+CHOICE = "MAGPOLICY_FRONT_END"
+"""Environment variable: the release of the front end to test with, in place of the one that ComfyUI asks for."""
 _INSIDE = "comfyui_frontend_package/static/"
 
 
 def front_end(version: str) -> Path:
-    """The folder with the pages that this ComfyUI asks for in its requirements; fetched on the first call.
+    """The folder with the pages that this ComfyUI asks for in its requirements, or of the release that the user chose; fetched
+    on the first call.
 
     Raises:
         Unavailable: it is not there and cannot be fetched.
@@ -23,10 +27,11 @@ def front_end(version: str) -> Path:
     requirements = (obtain(version) / "requirements.txt").read_text()
     found = re.search(r"^comfyui-frontend-package==(\S+)$", requirements, re.MULTILINE)
     assert found, requirements
-    target = cache_folder() / f"comfyui-front-end-{found[1]}"
+    release = os.environ.get(CHOICE) or found[1]
+    target = cache_folder() / f"comfyui-front-end-{release}"
     if not (target / "index.html").exists():
         with tempfile.TemporaryDirectory(dir=cache_folder()) as scratch:
-            unpacked = _fetch(found[1], Path(scratch))
+            unpacked = _fetch(release, Path(scratch))
             unpacked.rename(target)
     return target
 

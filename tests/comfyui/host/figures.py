@@ -23,6 +23,10 @@ class Tiny:
     pooled: int = 32
     extra: Mapping[str, tuple[int, ...]] = field(factory=dict)
     """More tensors of a conditioning, by name: their shapes, without the batch."""
+    second: tuple[int, ...] = ()
+    """Shape of a second latent that is sampled with the first one (audio, a camera)."""
+    fixed: Mapping[str, Any] = field(factory=dict)
+    """More of a conditioning that is as it is."""
     whole: bool = False
     """A U-Net: skipped as a whole."""
     frames: int = 1
@@ -60,12 +64,12 @@ WAN = {
     "dim": 64, "ffn_dim": 128, "num_heads": 4, "num_layers": 4, "text_dim": 32, "text_len": 16, "freq_dim": 32,
     "patch_size": (1, 2, 2), "in_dim": 16, "out_dim": 16,
 }  # fmt: skip
-_COSMOS = {
+COSMOS = {
     "max_img_h": 32, "max_img_w": 32, "max_frames": 8, "in_channels": 16, "out_channels": 16, "patch_spatial": 2,
     "patch_temporal": 1, "model_channels": 64, "num_blocks": 3, "num_heads": 2, "crossattn_emb_channels": 32,
     "pos_emb_cls": "rope3d", "use_adaln_lora": True, "adaln_lora_dim": 16, "extra_per_block_abs_pos_emb": False,
 }  # fmt: skip
-_COSMOS1 = _COSMOS | {
+_COSMOS1 = COSMOS | {
     "block_x_format": "THWBD", "affline_emb_norm": True, "extra_per_block_abs_pos_emb": True,
     "extra_per_block_abs_pos_emb_type": "learnable", "crossattn_emb_channels": 32,
 }  # fmt: skip
@@ -199,8 +203,8 @@ TINY: dict[str, Tiny] = {
     "HunyuanImage21Refiner": Tiny(_HUNYUAN | _HUNYUAN_NEW | {"in_channels": 128, "out_channels": 64}, (64, 2, 6, 6)),
     "CosmosT2V": Tiny(_COSMOS1, VIDEO),
     "CosmosI2V": Tiny(_COSMOS1, VIDEO),
-    "CosmosT2IPredict2": Tiny(_COSMOS, VIDEO),
-    "CosmosI2VPredict2": Tiny(_COSMOS, VIDEO),
+    "CosmosT2IPredict2": Tiny(COSMOS, VIDEO),
+    "CosmosI2VPredict2": Tiny(COSMOS, VIDEO),
     "ZImage": Tiny(
         LUMINA | {"dim": 256, "n_heads": 16, "n_kv_heads": 16, "z_image_modulation": True, "time_scale": 1000.0,
                    "pad_tokens_multiple": 4},
@@ -222,7 +226,7 @@ TINY: dict[str, Tiny] = {
     "Hunyuan3Dv2_1": Tiny(
         {"in_channels": 64, "context_dim": 32, "hidden_size": 64, "mlp_ratio": 2.0, "num_heads": 4, "depth": 5,
          "qkv_bias": False, "guidance_cond_proj_dim": None, "num_moe_layers": 2},
-        _MESH, text=(9, 32),
+        _MESH, text=(9, 32), whole=True,
     ),
     "HiDream": Tiny(
         {"attention_head_dim": 16, "axes_dims_rope": [4, 6, 6], "caption_channels": [32, 32], "max_resolution": [16, 16],

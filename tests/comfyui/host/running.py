@@ -55,6 +55,11 @@ def sample(
     return samples
 
 
+def flat(samples: Any) -> torch.Tensor:
+    """A latent as one tensor, of several that were sampled together too."""
+    return torch.cat([part.flatten() for part in samples.unbind()]) if getattr(samples, "is_nested", False) else samples
+
+
 def custom(patcher: Any, name: str, sigmas: Any, *, sampler: str = "euler", cfg: float = 1.0, seed: int = 3) -> torch.Tensor:
     """What the node SamplerCustom makes of an empty latent."""
     import comfy.samplers
@@ -77,6 +82,13 @@ def custom(patcher: Any, name: str, sigmas: Any, *, sampler: str = "euler", cfg:
     values = getattr(result, "args", None) or getattr(result, "result", result)
     samples: torch.Tensor = values[0]["samples"]
     return samples
+
+
+def version() -> tuple[int, ...]:
+    """Of the ComfyUI that is imported here."""
+    import comfyui_version
+
+    return tuple(map(int, comfyui_version.__version__.split(".")[:3]))
 
 
 @contextlib.contextmanager

@@ -158,6 +158,44 @@ def test_moving_a_slider_asks_once_it_rests(node: Any) -> None:
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize("status", [409, 429])
+def test_a_question_that_the_server_gave_up_is_asked_again(node: Any, status: int) -> None:
+    """As when many panels ask at once; what is shown stays till then."""
+    expect(node, magpolicy.simulate("flux", steps=28, **settings(node)))
+    refused: list[str] = []
+
+    def refuse(route: Any) -> None:
+        if len(refused) == 2:
+            route.continue_()
+            return
+        refused.append(route.request.post_data)
+        route.fulfill(status=status, json={"error": "not now"})
+
+    node.route("**/magpolicy/simulate", refuse)
+    change(node, "cache", "magcache_K", 2)
+    expect(node, magpolicy.simulate("flux", steps=28, **settings(node)))
+    node.unroute("**/magpolicy/simulate")
+    assert len(set(refused)) == 1, "the same question, again"
+    assert json.loads(refused[0])["panel"]
+    assert "not now" not in node.evaluate("() => cache.magpolicy.plan.textContent")
+
+
+def test_an_answer_that_is_out_of_date_is_not_waited_for(node: Any) -> None:
+    """The browser ends the request, so that the server need not plan it."""
+    expect(node, magpolicy.simulate("flux", steps=28, **settings(node)))
+    held: list[Any] = []
+    node.route("**/magpolicy/simulate", lambda route: held.append(route))
+    change(node, "cache", "magcache_K", 2)
+    node.wait_for_timeout(300)
+    node.unroute("**/magpolicy/simulate")
+    assert len(held) == 1
+    node.evaluate("() => { window.asking = cache.magpolicy.asking; }")
+    assert not node.evaluate("() => asking.signal.aborted")
+    change(node, "cache", "magcache_K", 3)
+    expect(node, magpolicy.simulate("flux", steps=28, **settings(node)))
+    assert node.evaluate("() => asking.signal.aborted")
+
+
 def test_the_panel_works_in_the_newer_kind_of_nodes(page: Any, version: str) -> None:
     if version == "0.3.52":
         pytest.skip("its front end has the one kind only")

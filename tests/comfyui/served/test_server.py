@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -56,6 +57,24 @@ def test_settings_left_out_are_the_presets(server: Server) -> None:
 )
 def test_bad_settings_are_told_in_the_nodes_names(server: Server, inputs: dict[str, Any], steps: Any, said: str) -> None:
     assert said in ask(server, steps, **inputs)["error"]
+
+
+def test_a_dozen_previews_of_a_panel_are_few_plans(server: Server) -> None:
+    """Whatever order they arrive in, the newest that arrives is answered, and most others are given up."""
+
+    def asked(steps: int) -> Any:
+        inputs, sampler = {"speedup": "fast"}, {"steps": steps, "sampler_name": "euler", "scheduler": "simple"}
+        question = {"panel": "a", "node": "MagPolicySpeedUp", "inputs": inputs, "sampler": sampler}
+        return server.post("magpolicy/simulate", question)
+
+    with ThreadPoolExecutor(12) as browser:
+        answers = list(browser.map(asked, range(150, 162)))
+    given_up = [answer for answer in answers if "newer question of this panel" in answer.get("error", "")]
+    planned = [answer for answer in answers if "schedule" in answer]
+    assert len(given_up) + len(planned) == 12
+    assert planned
+    assert len(given_up) >= 6
+    assert "schedule" in asked(100)
 
 
 @pytest.mark.parametrize(

@@ -70,14 +70,15 @@ def fresh(kind: str, **more: Any) -> Any:
 
 
 @contextmanager
-def cached(kind: str, backend: str = "magpolicy", **settings: Any) -> Iterator[Any]:
+def cached(kind: str, backend: str = "magpolicy", *, enable: bool = True, **settings: Any) -> Iterator[Any]:
     """The runner of a model, and in it the cache backend of that name, chosen and enabled as in ``load_model``."""
     from vllm_omni.diffusion.data import DiffusionCacheConfig
 
     magpolicy_vllm_omni.register()
     runner = worker(kind).model_runner
     chosen = runner_module.get_cache_backend(backend, DiffusionCacheConfig.from_dict(settings))
-    chosen.enable(runner.pipeline)
+    if enable:
+        chosen.enable(runner.pipeline)
     runner.cache_backend = chosen
     try:
         yield runner

@@ -1,0 +1,1 @@
+"""SGLang-diffusion on a CPU, for the tests: fetched, with stand-ins, in a process of its own."""
