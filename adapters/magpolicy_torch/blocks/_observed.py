@@ -12,6 +12,8 @@ from magpolicy_torch.blocks._layout import Layout
 from magpolicy_torch.blocks._pattern import BlockStates, Called, ForwardPattern, StatePositions
 from torch import Tensor
 
+_CLEARLY = 0.25
+"""Of two readings of a block's result, one is believed if it is nearer by this factor in squared distance."""
 Shapes = tuple[tuple[int, ...] | None, ...]
 
 
@@ -134,6 +136,26 @@ class ObservedLayout:
             return None
         return StatePositions(*known)
 
+    def resemble(self, index: int, result: Any, states: BlockStates) -> None:
+        """Block ``index``, after which none of its class came, returned hidden states and text of one shape: which is which?
+
+        Blocks add to what they are given, so each result is near its own input. Where one reading is not clearly nearer than
+        the other, nothing is told. Compares contents (and so waits for the device, once a kind of call).
+        """
+        returned, (hidden, text, second), places = self.returned.get(index), states, places_of(result) or ()
+        if returned is None or self.position(index) is not None or hidden is None or text is None or second is not None:
+            return
+        free = [place for place, shape in enumerate(returned.shapes) if shape == returned.given[0]]
+        if len(free) != 2 or returned.given[1] != returned.given[0]:
+            return
+        far = {
+            order: _apart(places[order[0]], hidden) + _apart(places[order[1]], text)
+            for order in (tuple(free), tuple(free[::-1]))
+        }
+        nearer, other = sorted(far, key=far.__getitem__)
+        if far[nearer] < _CLEARLY * far[other]:
+            self.positions[self.kinds[index]] = StatePositions(*nearer)
+
     def locate_text(self, index: int, result: Any, hidden: Tensor) -> None:
         """Block ``index`` returned ``result``, and the next block got ``hidden`` with text concatenated: on which side?
 
@@ -160,6 +182,12 @@ def _only(returned: Returned, state: int, taken: set[int]) -> int | None:
     if returned.given.count(wanted) > 1 and len(free) > 1 and not taken:
         return None
     return fitting[0] if wanted is not None and len(fitting) == 1 else None
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    """The squared distance of two tensors, over the size of the second."""
+    here, there = one.detach().float(), other.detach().float()
+    return float((here - there).square().sum() / there.square().sum().clamp_min(1e-12))
 
 
 def _leads(whole: Tensor, part: Tensor | None) -> bool:
