@@ -163,6 +163,8 @@ def test_video_and_audio_in_one_argument_skip_together(comfyui: Path) -> None:
     attachment = running.check(patcher, CURVE, EXPECTED, act, threshold=1.0, max_skips=2)
     assert attachment.run_report.report.scope == "stack"
     assert not attachment.run_report.notes
+    assert attachment.made.report_of(stacks[-1]) is attachment.run_report
+    assert attachment.made.report_of(stacks[0]) is None  # made without a node
     full, cached = stacks[0].unbind(), stacks[-1].unbind()
     for part, other in zip(full, cached, strict=True):
         assert not torch.equal(part, other)  # both went by reused residuals

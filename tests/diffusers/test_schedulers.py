@@ -13,8 +13,6 @@ import magpolicy
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 diffusers = pytest.importorskip("diffusers", reason="the diffusers extra is not installed")
 
-import itertools
-
 from zoo import CASES  # noqa: E402
 from zoo._case import Draw, Row  # noqa: E402
 

@@ -206,7 +206,8 @@ class MagPolicyReport:
     def report(self, latent: Any, model: Any) -> dict[str, Any]:
         attachment = attached(model)
         # One model may be sampled several times in a prompt; of what has gone through other nodes since, the last one is told.
-        run_report = None if attachment is None else attachment.made.report_of(latent.get("samples")) or attachment.run_report
+        samples = latent.get("samples") if isinstance(latent, dict) else None  # a script may only want the model's last run
+        run_report = None if attachment is None else attachment.made.report_of(samples) or attachment.run_report
         if run_report is None:
             why = "this model has no MagCache node before it" if attachment is None else "no sampling was run with this model"
             text, image = f"nothing to report: {why}", picture(magpolicy.Schedule.from_mask([True]))
