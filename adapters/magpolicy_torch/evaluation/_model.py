@@ -15,7 +15,7 @@ from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.blocks._tokens import entering, leaving
 from magpolicy_torch.blocks._unwrap import own_name
 from magpolicy_torch.device import _accelerator
-from magpolicy_torch.evaluation._call_spec import CallSpec, Mounts, same
+from magpolicy_torch.evaluation._call_spec import CallSpec, Mounts, holds_nan, same
 from magpolicy_torch.evaluation._containers import Containers
 from magpolicy_torch.evaluation._interceptor import HostCall
 from magpolicy_torch.evaluation._mounts import Mounted, Mounting, MountingError
@@ -117,6 +117,8 @@ class ModelCall:
         self.entry = None if first is None or REGISTRIES.isdisjoint(first.__dict__) else entry_of(first)
         self.kind = _kind_of(args, kwargs), self.entry
         self.spec = model.specs.get(self.kind)
+        self.strange = "on a skip it called its blocks otherwise than when it computed"
+        """Why it cannot be skipped, in words, if it turns out so."""
 
     @property
     def device(self) -> torch.device | None:
@@ -228,7 +230,7 @@ class ModelCall:
         elif reason is not None and containers is not None:
             containers.restore()
         if reason is Decision.UNSUPPORTED:
-            return self._unsupported("on a skip it called its blocks otherwise than when it computed")
+            return self._unsupported(self.strange)
         return result, reason
 
     def _skip(
@@ -254,6 +256,9 @@ class ModelCall:
             return None, Decision.MISMATCH if io.misfit else Decision.UNSUPPORTED
         if reason is not None:
             return result, reason
+        if io.beside and (holds_nan(result) or any(made() is not None for made in io.beside)):
+            self.strange = "its blocks return something beside their states, which a skip cannot make up, and it uses that"
+            return None, Decision.UNSUPPORTED
         spec.route = "full"
         spec.images.add((residual.shape, residual.dtype, residual.device))
         if spec is not self.spec:
