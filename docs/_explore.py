@@ -21,7 +21,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "tests/engines/common/engine_process"))
+sys.path.append(str(ROOT / "tests/common"))
 import fetching  # noqa: E402
 
 PYTHON = "explore/python"
