@@ -23,15 +23,11 @@ from magpolicy_torch.evaluation._observation import Observation
 from magpolicy_torch.evaluation._parts import StackIO, version
 from magpolicy_torch.evaluation._run import Run, evaluate
 from magpolicy_torch.evaluation._target import Pairs
+from magpolicy_torch.evaluation._why import Why
 from torch import Tensor, nn
 
 COMPUTES = " computes: "
 """Between the name of a model whose blocks could not be followed, and why."""
-ANSWERED = (
-    "something else answered in the place of the blocks, such as another cache: two caches would go on from one another's "
-    "results, so this one computes the rest of the run; use one of them"
-)
-
 _KINDS_KEPT = 64  # kinds of calls that are remembered: shapes, switches, optional arguments
 # What a skip may raise that was not tried before: its parts met another call than the one observed. No interruption is among
 # these.
@@ -117,8 +113,8 @@ class ModelCall:
         self.entry = None if first is None or REGISTRIES.isdisjoint(first.__dict__) else entry_of(first)
         self.kind = _kind_of(args, kwargs), self.entry
         self.spec = model.specs.get(self.kind)
-        self.strange = "on a skip it called its blocks otherwise than when it computed"
-        """Why it cannot be skipped, in words, if it turns out so."""
+        self.strange = Why.OTHERWISE
+        """Why it cannot be skipped, if it turns out so."""
 
     @property
     def device(self) -> torch.device | None:
@@ -209,7 +205,7 @@ class ModelCall:
         computed = [self.run.specs[stream] for stream in self.streams]
         spec = self.spec or computed[0].for_another_kind(self.entry)
         if any(each.order != spec.order for each in computed):
-            return self._unsupported("other blocks ran when the residual was computed")
+            return self._unsupported(Why.OTHER_BLOCKS)
         if spec.images and (residual.shape, residual.dtype, residual.device) not in spec.images:
             return None, Decision.MISMATCH
         mounts = _lent(spec)
@@ -221,7 +217,7 @@ class ModelCall:
             else:
                 result, reason = self._skip(spec, mounts, spec.route, residual, second)
         except MountingError as error:
-            return self._unsupported(str(error))
+            return self._unsupported(error)
         finally:
             mounts.io.clear()
             spec.idle.append(mounts)
@@ -257,7 +253,7 @@ class ModelCall:
         if reason is not None:
             return result, reason
         if io.beside and (holds_nan(result) or any(made() is not None for made in io.beside)):
-            self.strange = "its blocks return something beside their states, which a skip cannot make up, and it uses that"
+            self.strange = Why.BESIDE
             return None, Decision.UNSUPPORTED
         spec.route = "full"
         spec.images.add((residual.shape, residual.dtype, residual.device))
@@ -292,11 +288,11 @@ class ModelCall:
     def _yield(self) -> None:
         """Compute from now on: another cache is at work."""
         self.run.record.yields = True
-        self.run.record.problem(ANSWERED)
+        self.run.record.problem(Why.ANSWERED.says())
 
-    def _unsupported(self, why: str) -> tuple[None, Decision]:
+    def _unsupported(self, why: Why | MountingError) -> tuple[None, Decision]:
         self.run.unsupported.update(self.streams)
-        self._problem(why)
+        self._problem(why.says() if isinstance(why, Why) else str(why))
         return None, Decision.UNSUPPORTED
 
     def _problem(self, why: str) -> None:
