@@ -102,8 +102,6 @@ class RunDriver(abc.ABC):
         if run.moments is not None:
             run.moments.note(latents=call.latents())
         must_compute = Why.TOO_MANY.says() if run.streams.too_many else ""
-        if denoiser.takes_cache and denoiser.module.is_cache_enabled:
-            must_compute = Why.OTHER_CACHE.says(model=denoiser.name)
         before = bool(run.record.past_end)
         try:
             if run.session.active and run.step < run.session.steps:

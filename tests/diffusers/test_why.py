@@ -221,6 +221,19 @@ def leaving(*runs):
     return told(net, run)
 
 
+@makes(Why.NOT_AS_OBSERVED)
+def the_last_block_left_out_later():
+    left_out = []
+    net = Net(lambda index, x, block: x if index == 2 and left_out else block(x))
+
+    def run(handle):
+        four(net)(handle)
+        left_out.append(True)
+        four(net)(handle)
+
+    return told(net, run)
+
+
 @makes(Why.OTHER_BLOCKS)
 def a_skip_of_a_call_that_leaves_out_a_block_as_an_earlier_one_did():
     return leaving(lambda step: True, bool)

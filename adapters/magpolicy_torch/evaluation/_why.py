@@ -19,13 +19,17 @@ class Why(enum.Enum):
     OTHER_IMAGE = "the stack returned image tokens of another shape, dtype or device than it was given"
     OTHER_SECOND = "the stack returned a second stream of another shape than it was given"
     ORDER = "the model calls its blocks in another order than they are listed, or one of them twice"
-    LEFT_OUT = "the model did not call the last of its blocks, or none: they were replaced, or are not those it runs"
+    LEFT_OUT = (
+        "the model did not call the last of its blocks, or none: they were replaced, are not those it runs, or another cache "
+        "(such as cache-dit) stands in for them"
+    )
 
     # There is no place for parts in the model as it is now.
     TWICE = "one of its blocks stands twice among them, and its forward is wrapped; attach with scope='model'"
     REPLACED = "it holds other blocks than when it was attached to; attach again"
 
-    # A skip does not go as the computed call did.
+    # A call does not go as the one did that was observed, or a skip as the computed call did.
+    NOT_AS_OBSERVED = "its blocks were not run as in the call that was observed"
     OTHER_BLOCKS = "other blocks ran when the residual was computed"
     OTHERWISE = "on a skip it called its blocks otherwise than when it computed"
     BESIDE = "its blocks return something beside their states, which a skip cannot make up, and it uses that"
@@ -35,7 +39,7 @@ class Why(enum.Enum):
         "something else answered in the place of the blocks, such as another cache: two caches would go on from one another's "
         "results, so this one computes the rest of the run; use one of them"
     )
-    OTHER_CACHE = "another cache was enabled on {model}, so every step computes"
+    OTHER_CACHE = "another cache, {cache}, is on {model}: its calls are left to that, and ours skips none of them"
     TRANSFORMED = "called inside of a torch.func transform (vmap, grad, ...), where nothing can be kept: such calls compute"
     CHECKPOINTING = "with gradient checkpointing the backward pass runs the blocks again, so every step computes"
     GRADIENTS = "gradients of what it is given are wanted, and a skip has none of the blocks, so every step computes"

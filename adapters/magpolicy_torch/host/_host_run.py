@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
 from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, Decision, Session
 from magpolicy.adapter import calibration_of, decides_by, differences, digest
+from magpolicy_torch.blocks._other_caches import another_cache, cache_on
 from magpolicy_torch.blocks._stack import BlockStack
+from magpolicy_torch.blocks._unwrap import own_name
 from magpolicy_torch.device._timer import Timer
 from magpolicy_torch.evaluation._interceptor import HostCall
 from magpolicy_torch.evaluation._model import COMPUTES, HostModel
@@ -117,14 +119,15 @@ class HostRun:
         kwargs: dict[str, Any],
         *,
         must_compute: str = "",
-        yields: bool = False,
+        other_cache: str = "",
     ) -> Any:
         """Evaluate one call of ``model`` at the current step. A stream that was evaluated there already is at its next step.
 
         Args:
             must_compute: why this call cannot skip, in words.
-            yields: whether that is because another cache is at work in the model.
+            other_cache: what another cache on the model means, in words, where the host knows of one.
         """
+        new = model.stack not in self._runs
         run = self.on(model.stack)
         if not self.model:
             self.model, *_ = classes_of(model.module)
@@ -133,7 +136,10 @@ class HostRun:
         if must_compute:
             run.unsupported.update(streams)
             run.record.problem(must_compute)
-            run.record.yields |= yields
+        if not run.yields:
+            cache = other_cache or (cache_on(model.module) if new else _put_on_since(model.module, model.stack))
+            if cache:
+                run.yield_to(other_cache or Why.OTHER_CACHE.says(cache=cache, model=own_name(model.module)))
         return model.evaluate(run, streams, call, args, kwargs, earliest=self.step, levels=self._noise)
 
     def compute(self, streams: Sequence[str], call: Callable[[], Any], *, evaluation: int, sigma: float, why: str) -> Any:
@@ -221,26 +227,33 @@ class HostRun:
     @property
     def unsupported(self) -> bool:
         """Whether some call's blocks could not be followed."""
-        return self._unsupported or any(run.unsupported for run in self._runs.values())
+        return self._unsupported or any(run.unsupported or run.yields for run in self._runs.values())
 
     def _tell_in_vain(self) -> None:
-        """At its end: if it skipped nothing of what was to be, say why, and have the report say it."""
-        trace, problems = self.session.trace, self.record.problems
+        """At its end: if it skipped nothing of what was to be, say why, and have the report say it.
+
+        Where another cache had a part of the run, that is said though ours skipped in the rest.
+        """
+        reasons, problems = {entry.decision for entry in self.session.trace}, self.record.problems
         mend = _MEND if any(COMPUTES in words for words in problems) else ""
-        if self.moments is not None:
-            if trace and self.unsupported:
-                self.in_vain = f"nothing was measured: {'; '.join(problems)}{mend}"
-            return
-        if any(entry.decision.skip for entry in trace):
-            return
-        went = self._went_to_its_end and len({entry.step for entry in trace}) > 1  # the first has nothing to reuse
-        # What computes as the session settled at its beginning was told there.
-        went = went and (bool(self.session.replans) or any(entry.decision is not Decision.SCHEDULED for entry in trace))
-        if (self._to_skip and (went or self.record.unlisted)) or any(entry.decision in FAILED for entry in trace):
+        if self.moments is not None and reasons and self.unsupported:
+            self.in_vain = f"nothing was measured: {'; '.join(problems)}{mend}"
+        elif self.moments is None and self._skipped_nothing(reasons):
             words = why_none(self.session, self.record)
             self.in_vain = f"nothing was skipped of what was to be: {'; '.join(words)}{mend}"
             for each in words:
                 self.record.problem(each)
+        elif not reasons.isdisjoint((Decision.UNSUPPORTED, Decision.ANSWERED)):
+            self.in_vain = self.record.other_cache
+
+    def _skipped_nothing(self, reasons: Set[Decision]) -> bool:
+        """Whether the run, which is at its end, skipped nothing of what was to be."""
+        if any(reason.skip for reason in reasons):
+            return False
+        went = self._went_to_its_end and len({entry.step for entry in self.session.trace}) > 1  # the first has nothing to reuse
+        # What computes as the session settled at its beginning was told there.
+        went = went and (bool(self.session.replans) or reasons != {Decision.SCHEDULED})
+        return (self._to_skip and (went or bool(self.record.unlisted))) or not reasons.isdisjoint(FAILED)
 
     @property
     def residuals_held(self) -> int:
@@ -288,6 +301,16 @@ class HostRun:
 
     def _measured(self, what: str) -> Moments:
         return measured(what, self.moments, self.unsupported)
+
+
+def _put_on_since(module: nn.Module, stack: BlockStack) -> str:
+    """A cache that was enabled while a run goes on, in words, as far as the model and its stack's ends show at a glance."""
+    if getattr(module, "_cache_config", None) is not None:
+        return cache_on(module)
+    for each in (module, stack.blocks[0], stack.blocks[-1]):
+        if getattr(each.__dict__.get("_diffusers_hook"), "hooks", None):
+            return another_cache((module, *stack.blocks))
+    return ""
 
 
 def gradients(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
