@@ -9,6 +9,14 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
+def built(tool, tmp_path_factory):
+    """The wheel and the source distribution of these sources."""
+    pytest.importorskip("build", reason="the dev extra is not installed")
+    pytest.importorskip("hatchling", reason="the dev extra is not installed")
+    return tool("distributions").build(tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="session")
 def tool():
     """``tool(name)`` is the module ``tools/NAME.py``."""
 

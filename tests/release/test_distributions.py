@@ -12,11 +12,6 @@ pytest.importorskip("hatchling", reason="the dev extra is not installed")
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def built(tool, tmp_path_factory):
-    return tool("distributions").build(tmp_path_factory.mktemp("dist"))
-
-
 def test_both_hold_what_they_should_and_nothing_else(tool, built):
     distributions = tool("distributions")
     assert distributions.wheel_problems(built[0]) == []
