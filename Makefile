@@ -46,7 +46,7 @@ materials: $(DEV)  ## bills of materials and licences of each extra, of what rel
 lock: $(DEV)  ## write the locks anew, from pyproject.toml and constraints.txt
 	$(BIN)/python tools/lock.py
 
-browser:  ## a browser for the tests of the ComfyUI panel, where it is missing and can be installed
+browser:  ## a browser for the tests of pages and of the ComfyUI panel, where it is missing and can be installed
 	@.ci/browser
 
 clean:  ## remove the environment and everything built

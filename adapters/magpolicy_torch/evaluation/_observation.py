@@ -76,7 +76,10 @@ class Observation:
     def spec(self) -> CallSpec | None:
         """What the call has shown; ``None`` if calls like it cannot be bypassed."""
         if not self.problem and (not self._order or self._order[-1] != len(self.stack) - 1):
-            self._fail("the model did not call the last of its blocks, or none: they were replaced, or are not those it runs")
+            self._fail(
+                "the model did not call the last of its blocks, or none: they were replaced, are not those it runs, or another "
+                "cache (such as cache-dit) stands in for them"
+            )
         if self.problem:
             return None
         if self._output is not None and not torch.equal(*self._output):
