@@ -267,6 +267,8 @@ class ModelCall:
         io = mounts.io
         try:
             result, reason = self._skip(spec, mounts, "full", residual, second, eager=True)
+        except _accelerator.OutOfMemory:  # it says nothing of the call; to compute takes more memory still
+            raise
         except _NOT_SO:
             return None, Decision.MISMATCH if io.misfit else Decision.UNSUPPORTED
         if reason is not None:
@@ -293,6 +295,8 @@ class ModelCall:
                     spec.route = "short"
                     # inference tensors do not tell whether they were written to
                     spec.copies_text = torch.is_inference_mode_enabled() or any(version(t) != noted for t, noted in io.texts)
+            except _accelerator.OutOfMemory:  # there is a result; the next skip tries again
+                spec.route = None
             except _NOT_SO:  # the loop over blocks is needed
                 pass
         return result, None

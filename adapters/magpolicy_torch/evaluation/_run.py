@@ -130,8 +130,11 @@ class Run:
         if count == 1:
             return {call.streams[0].name: tuple([_arithmetic.difference(after, before) for after, before in pairs])}
         # Split first: a part of a difference would keep the whole of it alive.
-        made = [map(_arithmetic.difference, a.chunk(count, batch), b.chunk(count, batch)) for a, b in pairs]
-        return {stream.name: found for stream, found in zip(call.streams, zip(*made, strict=True), strict=True)}
+        parts = [tuple(zip(a.chunk(count, batch), b.chunk(count, batch), strict=True)) for a, b in pairs]
+        return {
+            stream.name: tuple([_arithmetic.difference(*part[place]) for part in parts])
+            for place, stream in enumerate(call.streams)
+        }
 
     def compare(
         self, call: CallDecision, residuals: Residuals, device: torch.device | None
