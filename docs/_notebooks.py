@@ -38,7 +38,9 @@ def _rendered(path: Path) -> tuple[str, dict[str, bytes]]:
     exporter = nbconvert.MarkdownExporter()
     page, resources = exporter.from_notebook_node(notebook, {"unique_key": path.stem, "output_files_dir": f"{path.stem}-files"})
     title, _, rest = page.partition("\n\n")
-    return f"{title}\n\n[Download this notebook]({path.name})\n\n{rest}", resources["outputs"]
+    return f"{title}\n\n[Download this notebook]({path.name})\n\n{rest}", {
+        name: content for name, content in resources["outputs"].items() if name in page
+    }  # pictures come in several formats, and one is shown
 
 
 def _run(notebook: Any) -> None:
