@@ -49,6 +49,8 @@ class HostRun(adapter.HostRun):
         context = call.denoiser.context.get()
         if context is None or context in BATCHED:
             names = self.streams.conditions_of(call)
+            if self._pipe is None and self.streams.next_evaluation(names, self.step, call.latents()):
+                return names
         else:
             names = (context.removeprefix("pred_"),)
             if self._pipe is None:  # in the user's own loop, a named stream that comes again is at its next evaluation
@@ -66,7 +68,10 @@ class HostRun(adapter.HostRun):
     @property
     def complete(self) -> bool:
         """Whether every stream of the step before has been evaluated at the last one."""
-        return self.step >= self.session.steps - 1 and self.streams.complete
+        if not self.streams.complete:
+            return False
+        steps = self.session.steps
+        return self.step >= steps - 1 or all(self.session.step(name) >= steps for name in self.streams.under_way)
 
 
 class RunDriver(abc.ABC):
