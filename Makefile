@@ -36,7 +36,7 @@ format: $(DEV)  ## bring the code into shape
 docs: $(DEV)  ## build the documentation into site/, warnings are errors
 	$(BIN)/mkdocs build --strict
 
-browser:  ## a browser for the tests of the ComfyUI panel, where it is missing and can be installed
+browser:  ## a browser for the tests of pages and of the ComfyUI panel, where it is missing and can be installed
 	@.ci/browser
 
 clean:  ## remove the environment and everything built

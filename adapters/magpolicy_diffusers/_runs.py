@@ -102,8 +102,6 @@ class RunDriver(abc.ABC):
         if run.moments is not None:
             run.moments.note(latents=call.latents())
         must_compute = "more calls come at a step than can be told apart, so all compute" if run.streams.too_many else ""
-        if denoiser.takes_cache and denoiser.module.is_cache_enabled:
-            must_compute = f"another cache was enabled on {denoiser.name}, so every step computes"
         before = bool(run.record.past_end)
         try:
             if run.session.active:

@@ -161,7 +161,7 @@ def closest(text: str, known: Iterable[str], count: int = 3) -> list[str]:
     import difflib  # late: few mistakes are made
 
     by_lower = {name.lower(): name for name in known}
-    return [by_lower[name] for name in difflib.get_close_matches(text.lower(), by_lower, n=count, cutoff=0.5)]
+    return [by_lower[name] for name in difflib.get_close_matches(text.lower(), by_lower, n=count)]
 
 
 def meant(text: str, known: Iterable[str], count: int = 3) -> str:

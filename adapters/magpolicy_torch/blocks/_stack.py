@@ -58,24 +58,26 @@ class BlockStack:
 
     def __init__(self, blocks: Iterable[nn.Module], *, layout: Layouts = None, side_branches: Iterable[nn.Module] = ()) -> None:
         items = list(blocks)
-        self.blocks = tuple(_flat(items))
+        self.blocks: tuple[nn.Module, ...] = tuple(_flat(items))
         distinct = [set(map(id, _flat([item]))) for item in items]  # one that stands twice in a list runs twice
         if not self.blocks or len(set().union(*distinct)) < sum(map(len, distinct)):
             raise ArgumentError(f"blocks holds {len(self.blocks)} blocks; give at least one, each of them once")
         originals = [unwrap(block) for block in self.blocks]  # what is compiled hides the names of its arguments
-        self.kinds = tuple(map(own_class, originals))
+        self.kinds: tuple[type, ...] = tuple(map(own_class, originals))
         self.entrance: nn.Module | None = originals[0]
         """The block whose hooks may change what enters the stack; ``None`` for a whole model, which undoes that at its end."""
         if not isinstance(layout, (Layout, Mapping, NoneType)) and len(layout) != len(self.blocks):
             raise ArgumentError(f"layout holds {len(layout)} layouts for {len(self.blocks)} blocks; give one each, or one")
-        self.layouts = tuple(_layout_of(index, block, layout) for index, block in enumerate(originals))
-        self.arguments = tuple(Arguments(lay, b.forward) for lay, b in zip(self.layouts, originals, strict=True))
-        self.side_branches = tuple(_flat(side_branches))
-        self.side_arguments = tuple(
+        self.layouts: tuple[Layout, ...] = tuple(_layout_of(index, block, layout) for index, block in enumerate(originals))
+        self.arguments: tuple[Arguments, ...] = tuple(
+            Arguments(lay, b.forward) for lay, b in zip(self.layouts, originals, strict=True)
+        )
+        self.side_branches: tuple[nn.Module, ...] = tuple(_flat(side_branches))
+        self.side_arguments: tuple[Arguments, ...] = tuple(
             Arguments(Layout.of(b.forward, own_name(b), first=True), b.forward) for b in map(unwrap, self.side_branches)
         )
         ends = (self.layouts[0], self.layouts[-1])
-        self.described = any(layout.swapped or not layout.open for layout in ends)
+        self.described: bool = any(layout.swapped or not layout.open for layout in ends)
         """Whether layouts say where image tokens are among those that enter and leave the stack."""
         self.scope = "stack"
         """What is bypassed: the block ``"stack"``, or the whole ``"model"``."""

@@ -11,6 +11,7 @@ from attrs import evolve
 
 from magpolicy import AdapterError, ArgumentError, AttachRequest, RunError
 from magpolicy.adapter import ModelIdentity, check_fits, repo_and_part
+from magpolicy_torch.blocks._other_caches import cache_on, way_off
 from magpolicy_torch.blocks._stack import BlockStack, taken
 from magpolicy_torch.blocks._unwrap import own_name, unwrap
 from magpolicy_torch.evaluation._interceptor import CallInterceptor, HostCall
@@ -43,11 +44,13 @@ def stack_for(
         held: the stack of a handle on this module that is to be replaced, or that shares it.
 
     Raises:
-        AdapterError: somebody else has attached to the module or its blocks, or these are not clear.
+        AdapterError: somebody else has attached to the module or its blocks, these are not clear, or another cache is on it.
         ArgumentError: an option is unknown.
     """
     if held is None and CallInterceptor.on(module):
         raise AdapterError(f"{own_name(module)} is attached already, by another adapter; detach() its handle first")
+    if cache := cache_on(module):
+        raise AdapterError(f"{own_name(module)} has another cache, {cache}; {way_off(module, cache)}")
     if request.scope not in ("stack", "model"):
         raise ArgumentError(f"scope={request.scope!r} is not known; use 'stack' or 'model'")
     if request.scope == "model" and request.blocks is not None:
