@@ -22,13 +22,11 @@ class Arguments:
         inner = unwrap(module)
         parameters = inspect.signature(type(inner).forward.__get__(inner)).parameters.values()
         self._names = [parameter.name for parameter in parameters if parameter.kind not in _VARIABLE]
-        self._any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
     @property
     def denoises(self) -> bool:
-        """Whether the model may be given a timestep; a language model that makes pictures is not."""
-        caches = any(name.startswith("past_key_values") for name in self._names)
-        return not caches and (self._any or any(_TIME.fullmatch(name) for name in self._names))
+        """Whether the model says that it is given a timestep. A language model that makes pictures does not."""
+        return any(_TIME.fullmatch(name) for name in self._names)
 
     def times(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Times | None:
         """The highest and the lowest timestep in a call; waits for the device. ``None``: it is given none."""

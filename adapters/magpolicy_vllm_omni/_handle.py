@@ -43,8 +43,8 @@ ENGINE_BOUNDARY = 0.875
 class Handle(Attached):
     """A policy on a pipeline of vLLM-Omni. A call of the pipeline's ``forward``, one batch of requests, makes its runs.
 
-    A request's ``extra_args["magpolicy"]`` may ask for its own settings: ``{"speedup": 1.5}``, or ``False`` for none. Guidance is
-    told by the methods in which the engine evaluates it, also where each rank has one branch.
+    A request's ``extra_args["magpolicy"]`` may ask for its own settings: ``{"speedup": 1.5}``, or ``False`` for none. Branches
+    of guidance are told by the methods in which the engine evaluates it, also where each rank has one branch.
     """
 
     __module__ = "magpolicy_vllm_omni"

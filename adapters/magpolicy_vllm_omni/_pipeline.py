@@ -17,8 +17,8 @@ DENOISERS = ("transformer", "transformer_2", "dit", "unet")
 
 
 def denoisers_of(pipeline: Any) -> dict[str, nn.Module]:
-    """The pipeline's models that denoise, by attribute: of those that it declares, or of the usual names, those that are given a
-    timestep. Language models that make pictures are not."""
+    """The pipeline's models that denoise, by attribute: of those that it declares, or of the usual names, those that are given
+    a timestep. Language models that make pictures are not."""
     names = tuple(getattr(pipeline, "_dit_modules", None) or ()) or DENOISERS
     found = {name: getattr(pipeline, name, None) for name in names if "." not in name}
     return {name: module for name, module in found.items() if isinstance(module, nn.Module) and Arguments(module).denoises}

@@ -31,7 +31,7 @@ def together(request: AttachRequest, modules: Iterable[nn.Module]) -> AttachRequ
 
     for count, words in _OWN.items():
         if getattr(parallel_state, count)() > 1:
-            raise AdapterError(f"{words}, which this adapter was not run with; serve without that, or without this cache backend")
+            raise AdapterError(f"{words}, which this adapter was not run with; serve without, or without this cache backend")
     if parallel_state.get_classifier_free_guidance_world_size() > 1:
         request = _measuring_nothing(request)
     group: Any = parallel_state.get_world_group().cpu_group

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import magpolicy
 from magpolicy import ArgumentError, AttachRequest
@@ -50,7 +50,7 @@ def _instead(name: str) -> str:
     return f"try {near[0]}" if near else "leave it out; try speedup, for example 2.0"
 
 
-Asked = dict[str, Any] | bool | None
+Asked = dict[str, Any] | Literal[False] | None
 """What one request asks for: settings, ``False`` (compute every step), or ``None`` (nothing)."""
 
 
@@ -82,8 +82,8 @@ def for_batch(asked: Sequence[Asked], usual: AttachRequest) -> tuple[Asked, str]
     """What a batch goes by, ``None`` for the settings of all, and a remark. Its requests are computed together: of different
     speeds the least one counts, and a request that is to compute has its way.
 
-    One that asks for no speed counts with that of the settings. Where the settings of a run are more than its speed, and differ,
-    or some have no speed, the settings of all decide.
+    One that asks for no speed counts with that of the settings. Where the settings of a run are more than its speed, and
+    differ, or some have no speed, the settings of all decide.
     """
     if not asked or usual.calibrate or all(each is None for each in asked):
         return None, ""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "use-with-vllm-omni.md"
-ROW = re.compile(r"^\| (skips|computes|ends the start|none) \| (.*?) \| (.*?) \| (.*?) \|$", re.MULTILINE)
+ROW = re.compile(r"^\| (skips|not run|ends the start|no cache) \| (.*?) \| (.*?) \| (.*?) \|$", re.MULTILINE)
 ROWS = [match.groups() for match in ROW.finditer(PAGE.read_text(encoding="utf-8"))]
 """What is done, the classes, their pipelines, what was run or why."""
 
@@ -38,16 +38,22 @@ def test_the_page_lists_every_pipeline_of_the_engine(registry):
     pipelines, without_caches = registry
     listed = [name for *_, pipelines, _ in ROWS for name in _names(pipelines)]
     assert sorted(listed) == sorted(pipelines)
-    assert {name for done, _, cell, _ in ROWS if done == "none" for name in _names(cell)} == without_caches
+    assert {name for done, _, cell, _ in ROWS if done == "no cache" for name in _names(cell)} == without_caches
 
 
 def test_the_page_says_of_no_class_that_it_skips_which_was_not_run(engine):
     assert sorted(SKIPPED) == sorted(engine.ask("zoo"))
 
 
+def test_what_is_given_no_timestep_is_taken_for_no_model_that_denoises(engine):
+    refused = engine.ask("refused_models")
+    listed = [name for done, classes, *_ in ROWS if done == "ends the start" for name in _names(classes)]
+    assert sorted(refused) == sorted(listed)
+
+
 @pytest.mark.parametrize("name", SKIPPED)
 def test_a_model_is_skipped_in(engine, name):
-    found = engine.ask("model", name=name)
+    found = engine.ask("model", which=name)
     assert found["same"]  # never skipping
     assert found["mask"] == found["planned"]
     assert found["mask"].count("C") == 6

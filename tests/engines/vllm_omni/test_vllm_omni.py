@@ -202,12 +202,6 @@ def test_a_wrong_setting_ends_the_start_with_one_error(engine, settings, message
     assert message in raised.value.args[0]
 
 
-def test_several_ranks_are_one_error_at_the_start(engine):
-    with pytest.raises(Exception, match="2 ranks work together here") as raised:
-        engine.ask("several_ranks")
-    assert raised.value.kind == "AdapterError"
-
-
 @pytest.mark.parametrize("version", ["0.29.1", "0.31.0", "1.0.0rc1"])
 def test_an_unknown_version_is_one_error_for_those_who_ask_for_the_backend(engine, version):
     found = engine.ask("version", found=version)

@@ -5,6 +5,7 @@ The pipeline has a scheduler of the engine's and steps it; each step calls the m
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,10 +17,11 @@ from zoo._case import tensors
 
 import magpolicy
 import torch
+from magpolicy_vllm_omni._pipeline import denoisers_of
 from torch import nn
 
 from . import engine
-from .zoo import ZOO, Model
+from .zoo import LANGUAGE_MODELS, UNTOLD, ZOO, Model
 
 
 class Loop(nn.Module, DiffusionPipelineProfilerMixin):
@@ -30,18 +32,21 @@ class Loop(nn.Module, DiffusionPipelineProfilerMixin):
         runner = engine.worker("flux").model_runner
         self.case, self.od_config = case, runner.od_config
         self.transformer = case.make(runner)
-        self.scheduler = FlowMatchEulerDiscreteScheduler()
+        scheduler = FlowMatchEulerDiscreteScheduler()
+        if case.scheduler:
+            self.scheduler = scheduler
+        self._steps_by = scheduler
         self._context = {"vllm_config": runner.vllm_config, "omni_diffusion_config": runner.od_config}
         self.results: list[list[torch.Tensor]] = []
 
     def forward(self, req: Any, *, still: bool = False) -> None:
         """Evaluate the model at each step of the request."""
         steps = req.sampling_params.num_inference_steps
-        self.scheduler.set_timesteps(steps)
+        self._steps_by.set_timesteps(steps)
         self.results = []
         given, name = self.case.call(), self.case.timestep()
         with torch.inference_mode(), set_forward_context(**self._context):
-            for step, timestep in enumerate(self.scheduler.timesteps):
+            for step, timestep in enumerate(self._steps_by.timesteps):
                 share = torch.ones_like(given[name]) * timestep / 1000
                 level = given[name] if still else share if float(given[name].max()) <= 1 else share * 1000
                 calls = given | {name: level}
@@ -49,7 +54,7 @@ class Loop(nn.Module, DiffusionPipelineProfilerMixin):
                     calls = {key: _nearer(value, step / steps) if key in _DENOISED else value for key, value in calls.items()}
                 found = tensors(self.transformer(**calls))
                 self.results.append(found)
-                self.scheduler.step(torch.zeros_like(found[0]), timestep, torch.zeros_like(found[0]))
+                self._steps_by.step(torch.zeros_like(found[0]), timestep, torch.zeros_like(found[0]))
 
 
 _DENOISED = ("hidden_states", "audio_hidden_states", "x")
@@ -76,9 +81,9 @@ def _count(ran: list[int], step: int) -> None:
     ran[step] += 1
 
 
-def model(name: str) -> dict[str, Any]:
+def model(which: str) -> dict[str, Any]:
     """A model in full, attached and never skipping, by a plan, and skipping what it has just computed."""
-    loop, request = Loop(ZOO[name]), engine.request("flux", 12)
+    loop, request = Loop(ZOO[which]), engine.request("flux", 12)
     loop(request)
     plain = loop.results
     with magpolicy.attach(loop, speedup=1.0, learn=False) as handle:
@@ -93,6 +98,7 @@ def model(name: str) -> dict[str, Any]:
             "mask": _mask(report.schedule), "planned": _mask(plan), "problems": list(report.problems),
             "held": handle.residuals_held,
         }  # fmt: skip
+    loop.scheduler = loop._steps_by  # without it, two calls at one timestep are one step
     with magpolicy.attach(loop, schedule=magpolicy.Schedule.from_mask([1, 0]), learn=False), _counted(loop, blocks) as ran:
         with torch.inference_mode():
             loop(engine.request("flux", 2), still=True)
@@ -109,6 +115,21 @@ def _pairs(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> Iterat
 
 def _mask(schedule: Any) -> str:
     return "".join("C" if computed else "." for computed in schedule.mask)
+
+
+def refused_models() -> list[str]:
+    """The classes that the adapter does not take for one that denoises, of those that it should not."""
+    found = []
+    for path in (*LANGUAGE_MODELS, *UNTOLD):
+        module, _, name = path.partition(":")
+        kind = getattr(importlib.import_module(f"vllm_omni.diffusion.models.{module}"), name)
+        bare = kind.__new__(kind)
+        nn.Module.__init__(bare)
+        pipeline = nn.Module()
+        pipeline.transformer = bare
+        if not denoisers_of(pipeline):
+            found.append(name)
+    return found
 
 
 def zoo() -> dict[str, str]:

@@ -11,6 +11,7 @@ import torch
 from . import engine
 from .backend_life import backend_life as backend_life  # the tests ask for it here
 from .model_runs import model as model
+from .model_runs import refused_models as refused_models
 from .model_runs import zoo as zoo
 
 
@@ -153,15 +154,6 @@ def detached(kind: str) -> dict[str, Any]:
         during = own()
     gc.collect()
     return {"same": own() == before, "patched": during != before}
-
-
-def several_ranks() -> None:
-    """The backend where torch says that there are two processes; raises."""
-    import unittest.mock
-
-    engine.worker("flux")
-    with unittest.mock.patch("torch.distributed.get_world_size", return_value=2), engine.cached("flux", speedup=2.0):
-        pass
 
 
 def refused(settings: dict[str, Any]) -> None:

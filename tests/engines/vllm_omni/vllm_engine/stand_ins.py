@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 
-
 _EMPTY = {"torchvision", "torchaudio", "compressed_tensors"}
 
 

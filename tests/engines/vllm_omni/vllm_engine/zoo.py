@@ -45,6 +45,8 @@ class Model:
     inputs: Callable[[], Kwargs] = dict
     """Beside the inputs of diffusers' class, or in place of them."""
     dtype: torch.dtype = torch.float32
+    scheduler: bool = True
+    """Whether its pipelines step a scheduler that they show; others make one inside their loop."""
     without: tuple[str, ...] = ()
     """What its forward does not take of these."""
 
@@ -87,7 +89,7 @@ class Model:
 
     def timestep(self) -> str:
         """The argument that it is given the timestep by."""
-        return next(name for name in ("timestep", "time", "t") if name in self.call())
+        return next(name for name in ("timestep", "timesteps", "time", "t") if name in self.call())
 
 
 def _vace() -> Kwargs:
@@ -198,7 +200,7 @@ MODELS = [
     ),
     Model(
         "sana_wm.sana_wm_transformer:SanaWmTransformer3DModel", "",
-        {"config": _sana_wm_config, "latent_channels": 4, "prompt_channels": 8}, _sana_wm,
+        {"config": _sana_wm_config, "latent_channels": 4, "prompt_channels": 8}, _sana_wm, scheduler=False,
     ),
     Model(
         "auk.auk_transformer:AuKTransformer",
@@ -208,6 +210,7 @@ MODELS = [
             "num_single_layers": 2,
         },
         _auk,
+        scheduler=False,
     ),
     Model(
         "boogu_image.boogu_image_transformer:BooguImageTransformer2DModel",
@@ -218,7 +221,6 @@ MODELS = [
         },
         _boogu,
     ),
-    Model("anima.anima_transformer:AnimaTransformer3DModel", "CosmosTransformer3DModel"),
     Model("ernie_image.ernie_image_transformer:ErnieImageTransformer2DModel"),
     Model("flux.flux_transformer:FluxTransformer2DModel", config={"guidance_embeds": False}),
     Model("flux.flux_transformer:FluxKontextTransformer2DModel", "FluxTransformer2DModel", {"guidance_embeds": False}),
@@ -242,7 +244,7 @@ MODELS = [
     Model("ltx2.ltx2_transformer:LTX2VideoTransformer3DModel", without=("use_cross_timestep",)),
     Model(
         "mammoth_moda2.mammothmoda2_dit_model:Transformer2DModel", "", _JOINT_TEXT,
-        _joint_text("mammoth_moda2.mammothmoda2_dit_model"),
+        _joint_text("mammoth_moda2.mammothmoda2_dit_model"), scheduler=False,
     ),
     Model(
         "omnigen2.omnigen2_transformer:OmniGen2Transformer2DModel", "", _JOINT_TEXT,
@@ -262,5 +264,18 @@ MODELS = [
         without=("control_hidden_states", "control_hidden_states_scale"),
     ),
     Model("z_image.z_image_transformer:ZImageTransformer2DModel"),
+    Model("ming_image.transformer:MingImageTransformer2DModel", "ZImageTransformer2DModel"),
+    Model("ming_flash_omni.ming_zimage_transformer:MingZImageTransformer2DModel", "ZImageTransformer2DModel"),
 ]  # fmt: skip
+LANGUAGE_MODELS = (
+    "bagel.bagel_transformer:Qwen2MoTModel",
+    "hunyuan_image3.hunyuan_image3_transformer:HunyuanImage3Model",
+    "sensenova_u1.sensenova_u1_transformer:SenseNovaU1Model",
+)
+UNTOLD = (
+    "dreamzero.causal_wan_model:CausalWanModel",
+    "magi2.modeling_magi2:Magi2PreviewTransformer",
+    "minimax_h3.minimax_h3_transformer:MiniMaxH3DiTModel",
+)
+"""Their forward names no timestep."""
 ZOO = {model.name: model for model in MODELS}
