@@ -8,7 +8,7 @@ from typing import Any
 from attrs import define, field
 
 from magpolicy import ArgumentError, AttachRequest, Schedule
-from magpolicy_torch.adapter import HostCall, HostModel, HostRun, Learner, StreamNamer, Times
+from magpolicy_torch.adapter import HostCall, HostModel, HostRun, Learner, StreamNamer, Times, Why
 from magpolicy_vllm_omni._arguments import fills_cache
 from magpolicy_vllm_omni._branches import Branches
 from magpolicy_vllm_omni._clock import PipelineClock
@@ -77,7 +77,7 @@ class ForwardCall:
         if run is None:
             return original(*args, **kwargs)
         streams = run.streams(branches, args, kwargs)
-        must_compute = "more calls come at a step than can be told apart, so all compute" if run.names.too_many else ""
+        must_compute = Why.TOO_MANY.says() if run.names.too_many else ""
         try:
             result = run.host.evaluate(model, streams, original, args, kwargs, must_compute=must_compute)
         except BaseException:
