@@ -53,7 +53,9 @@ class Handle(Attached):
 
     def __init__(self, pipeline: nn.Module, modules: dict[str, nn.Module], request: AttachRequest) -> None:
         super().__init__(request)
-        self.pipeline = self.target = pipeline
+        self.pipeline = pipeline
+        self.target = pipeline
+        """What it is attached to."""
         self.modules = modules
         """The models attached to, by their names in the pipeline."""
         self.models = [HostModel(unwrap(m), stack_for(unwrap(m), request, stack_of)) for m in modules.values()]
