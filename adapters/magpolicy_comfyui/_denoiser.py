@@ -91,8 +91,7 @@ class Denoiser:
             if not isinstance(sample, Tensor):
                 return original(*args, **kwargs)
             original, args, kwargs = self._whole.called(sample, partial(original, *args, **kwargs))
-        yields = bool(other_cache)
-        return run.evaluate(self._model, streams, original, args, kwargs, must_compute=other_cache, yields=yields)
+        return run.evaluate(self._model, streams, original, args, kwargs, other_cache=other_cache)
 
 
 def _positional(kwargs: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from magpolicy_comfyui._run_report import RunReport
 from torch import Tensor
 
 _NUMBERS, _RUNS = 16, 16
-Mark = tuple[tuple[int, ...], tuple[float, ...]]
+Mark = tuple[int, tuple[float, ...]]
 
 
 @define(eq=False)
@@ -38,13 +38,16 @@ class MadeLatents:
 
 
 def _mark(samples: Any) -> Mark | None:
-    """The shape, and some of the numbers."""
-    part = samples.unbind()[0] if getattr(samples, "is_nested", False) else samples
-    if not isinstance(part, Tensor) or not part.numel():
+    """How many numbers, and some of them. Latents that are sampled together leave a sampler as one, and are parted later."""
+    parts = samples.unbind() if getattr(samples, "is_nested", False) else [samples]
+    if not all(isinstance(part, Tensor) and part.numel() and part.ndim for part in parts):
         return None
-    flat = part.detach().reshape(-1)
-    places = torch.linspace(0, len(flat) - 1, min(_NUMBERS, len(flat)), device=flat.device).long()
-    return tuple(part.shape), tuple(flat[places].float().tolist())
+    if len({part.shape[0] for part in parts}) > 1:
+        return None
+    rows = [part.detach().reshape(part.shape[0], -1) for part in parts]
+    flat = (rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)).reshape(-1)
+    places = torch.linspace(0, len(flat) - 1, min(_NUMBERS, len(flat)), dtype=torch.float64).long()
+    return len(flat), tuple(flat[places.to(flat.device)].float().tolist())
 
 
 def _alike(one: Mark, other: Mark) -> bool:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from magpolicy import PresetError
 from magpolicy_torch import adapter
 
 if TYPE_CHECKING:
@@ -70,13 +69,13 @@ def rows_for(model: Any) -> list[KnownModel]:
     return adapter.rows_of(TABLE, type(model).__name__, model.model_config.unet_config)
 
 
-def unknown(model: Any) -> PresetError:
-    """What to say where the rule is to decide and no preset was calibrated on a ``BaseModel``: it needs a table."""
-    kind = type(model).__name__
-    return PresetError(
-        f"model_type=auto: no preset was calibrated on this model ({kind}), and a threshold needs one; "
-        f"{adapter.near_misses(TABLE, kind)}use the node Speed up (magpolicy) or set speedup=2.0 here, which need none; or "
-        "pick one, or calibrate with the MagCache Calibration node"
+def unknown(kind: str = "") -> str:
+    """What to say where the rule was to decide and no preset was calibrated on a model of that class: it needs a table."""
+    which = f" ({kind})" if kind else ""
+    return (
+        f"model_type=auto: no preset was calibrated on this model{which}, and a threshold needs one; so the run is planned for "
+        f"twice the speed, as by Speed up (magpolicy). For a threshold: {adapter.near_misses(TABLE, kind)}pick a preset, "
+        "or calibrate with the MagCache Calibration node"
     )
 
 

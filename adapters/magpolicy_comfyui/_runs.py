@@ -215,7 +215,6 @@ class RunDriver:
     def _begin(self, sampler: Any, guider: Any, sigmas: Any, seed: Any, noise: Any) -> None:
         if len(sigmas) < 2:
             return
-        settings = self.settings
         expected = _dry_run.dry_run(sampler, guider, sigmas, seed, noise.ndim)
         self._place, levels = _dry_run.Place(expected), expected.sigmas
         steps = [float(s) for s in sigmas]
@@ -224,6 +223,7 @@ class RunDriver:
         self._other = other_cache(guider.model_options)
         span = span_of(levels, steps, guider.inner_model.model_sampling)
         source = self._chosen(guider, span, noise.shape)
+        settings = self.settings
         self._streams = StreamNames(guider.conds)
         self._conditions = {"guidance": guidance_of(guider)}
         request = settings.request(settings.config(source, span, steps_of(levels, steps)))
@@ -246,8 +246,7 @@ class RunDriver:
     def _chosen(self, guider: Any, span: ScheduleSpan, shape: Sequence[int]) -> Any:
         """What decides is made from this: what was set, or what fits the model and this run; ``None``: nothing is known.
 
-        Raises:
-            PresetError: nothing is known, but the rule is to decide.
+        If nothing is known, but the rule was to decide, the run is planned, and the report says so.
         """
         settings, source = self.settings, self.settings.source
         if settings.calibrate or (source is None and settings.given is None):
@@ -256,7 +255,8 @@ class RunDriver:
         if self.model is not None and not settings.calibrate:
             source = self.model.for_rule() if settings.needs_table else self.model.for_plan(span)
             if source is None and settings.needs_table:
-                raise _model_presets.unknown(guider.inner_model)
+                self.settings = settings.without_table()
+                self._say(_model_presets.unknown(type(guider.inner_model).__name__))
             return source
         if settings.follow_steps and getattr(source, "name", None):
             source = _model_presets.longer(source.name, span.steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from magpolicy import AttachRequest, Preset, Schedule
 from magpolicy.adapter import Placement, RunConfig, ScheduleSpan, always_compute, named, place, resolve
@@ -13,6 +13,8 @@ from magpolicy_torch.adapter import ResidualStore
 
 CAUTIOUS: dict[str, Any] = {"threshold": 0.06, "max_skips": 3, "retention": 0.2}
 """What the rule goes by where neither the user nor the preset says it: a calibration recommends no settings."""
+USUAL_SPEEDUP = "balanced"
+"""Of plans, where no number is set."""
 
 
 @frozen(kw_only=True)
@@ -56,6 +58,14 @@ class Settings:
     def needs_table(self) -> bool:
         """Whether a preset has to be found for the model: the rule needs one, a plan and a calibration do without."""
         return self.source is None and self.given is None and self.speedup is None and not self.calibrate
+
+    def without_table(self) -> Settings:
+        """What is done in place of these where nothing is known of the model: what Speed up does, at its usual speed.
+
+        A threshold has nothing to go by there, so the settings of the rule have no say; which steps may be skipped stays.
+        """
+        forecast = self.forecast if self.forecast in ("hold", "linear") else None  # others need a calibration
+        return evolve(self, speedup=USUAL_SPEEDUP, semantics=None, forecast=forecast)
 
     def check(self) -> None:
         """Complain about settings that no run could have.

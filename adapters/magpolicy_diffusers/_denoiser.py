@@ -14,14 +14,24 @@ from attrs import define
 from magpolicy import AdapterError, AttachRequest
 from magpolicy_diffusers._arguments import Arguments
 from magpolicy_diffusers._block_stacks import stack_of
-from magpolicy_torch.adapter import BlockStack, CallInterceptor, HostCall, HostModel, Patch, Scoped, Times, stack_for, unwrap
+from magpolicy_torch.adapter import (
+    BlockStack,
+    CallInterceptor,
+    HostCall,
+    HostModel,
+    Patch,
+    Scoped,
+    Times,
+    own_name,
+    stack_for,
+    unwrap,
+)
 from torch import nn
 
 if TYPE_CHECKING:
     from magpolicy_diffusers._runs import RunDriver
 
 Forward = Callable[..., Any]
-_CACHE_HOOKS = ("mag_cache", "fbc_", "faster_cache", "pyramid_attention_broadcast", "sea_cache", "taylorseer_cache")
 
 
 class DenoiserUser(Protocol):
@@ -61,7 +71,7 @@ class Denoiser:
     def __init__(self, target: nn.Module, stack: BlockStack) -> None:
         module = unwrap(target)
         self.module, self.stack = module, stack
-        self.name = type(module).__name__
+        self.name = own_name(module)
         self.arguments = Arguments(type(module).forward.__get__(module))
         self.model = HostModel(module, self.stack)
         self.context: ContextVar[str | None] = ContextVar("magpolicy_cache_context", default=None)
@@ -85,8 +95,6 @@ class Denoiser:
             ArgumentError: an option that is not known here.
         """
         module = unwrap(target)
-        if (cache := other_cache(module)) is not None:
-            raise AdapterError(f"{type(module).__name__} has another cache, {cache}; call its disable_cache() first")
         found = _in_use.get(id(module))
         stack = stack_for(module, request, stack_of, held=None if found is None else found.stack)
         if found is None or found.stack.alike(stack):
@@ -220,16 +228,3 @@ class _Within:
     def __exit__(self, *error: Any) -> Any:
         self._noted.reset(self._token)
         return self._context.__exit__(*error)
-
-
-def other_cache(module: nn.Module) -> str | None:
-    """The cache of diffusers that is enabled on ``module``, if any."""
-    config = getattr(module, "_cache_config", None)
-    if config is not None:
-        return type(config).__name__
-    for child in module.modules():
-        hooks = getattr(getattr(child, "_diffusers_hook", None), "hooks", {})
-        found = next((name for name in hooks if name.startswith(_CACHE_HOOKS)), None)
-        if found is not None:
-            return f"the hook {found!r}"
-    return None

@@ -14,14 +14,31 @@ import diffusers
 from magpolicy import AdapterError, AttachRequest, RunError
 from magpolicy.adapter import check_fits
 from magpolicy_diffusers._denoiser import Denoiser
-from magpolicy_diffusers._pipeline import denoisers_of, unwatch, watch, watcher
+from magpolicy_diffusers._pipeline import denoisers_of, is_watched, unwatch, watch, watcher
 from magpolicy_diffusers._provenance import conditions, identity, provenance
 from magpolicy_diffusers._runs import GivenRun, HostRun, OwnLoop, PipelineCall, RunDriver
-from magpolicy_torch.adapter import AttachedToLoop, BlockStack, Held, Learner, Scoped, SharedBy, StreamNamer, classes_of, unwrap
+from magpolicy_torch.adapter import (
+    AttachedToLoop,
+    BlockStack,
+    Held,
+    Learner,
+    Scoped,
+    SharedBy,
+    StreamNamer,
+    classes_of,
+    own_name,
+    unwrap,
+)
 
 if TYPE_CHECKING:
     from magpolicy.adapter import ModelIdentity
     from torch import nn
+
+
+_PUT_BACK = (
+    ". If that was {0} itself: something has replaced its __call__ since it was attached, as cache-dit does when it is "
+    "disabled; attach again"
+)
 
 
 class Handle(AttachedToLoop):
@@ -49,7 +66,7 @@ class Handle(AttachedToLoop):
         self.driver: Scoped[RunDriver] = Scoped("magpolicy_driver")
         self._last: Sequence[HostRun] = ()
         self._of_pipeline = not isinstance(unwrap(target), diffusers.ModelMixin)
-        self._kind = type(target).__name__
+        self._kind = own_name(target)
         distinct = {id(unwrap(module)): module for module in modules.values()}
         denoisers = [Denoiser.of(module, request, replaced) for module in distinct.values()]
         self._held = tuple([(Held(denoiser), Held(denoiser.module)) for denoiser in denoisers])
@@ -231,9 +248,10 @@ class Handle(AttachedToLoop):
     def stray(self, denoiser: Denoiser) -> OwnLoop | None:
         """What drives calls that come from nowhere known; ``None`` where a pipeline is attached, whose calls alone are runs."""
         if self._of_pipeline:
+            again = "" if self._pipe is None or is_watched(type(self._pipe)) else _PUT_BACK.format(self._kind)
             self.warn(
                 f"{denoiser.name} was called by something else than the {self._kind} that is attached, so nothing is skipped; "
-                "attach to what calls it too, or call it inside 'with handle.run(steps=28):'",
+                f"attach to what calls it too, or call it inside 'with handle.run(steps=28):'{again}",
                 once=True,
             )
             return None

@@ -13,7 +13,7 @@ from magpolicy.adapter import PresetMatches, fits, kept_for
 from magpolicy_diffusers._pipeline import models_of
 from magpolicy_diffusers._provenance import config_of, identity, repo_of, repos
 from magpolicy_torch import adapter
-from magpolicy_torch.adapter import unwrap
+from magpolicy_torch.adapter import own_name, unwrap
 from torch import nn
 
 
@@ -111,7 +111,7 @@ def preset_of(target: Any) -> str:
     for repo in repos(target, *modules):
         if found := [name for name, calibrated in _by_repo(repo) if not calibrated]:
             return found[0]
-    kind, pipeline = type(modules[0]).__name__, type(target).__name__
+    kind, pipeline = own_name(modules[0]), own_name(target)
     rows = adapter.rows_of(TABLE, kind, config_of(modules[0]))
     row = next((r for r in rows if pipeline in (r.pipelines or (pipeline,)) and r.experts in (None, len(modules))), None)
     if row is not None and len(row.presets) == 1:

@@ -77,6 +77,11 @@ def unwatch(pipe: weakref.ref[Any]) -> None:
         _release(type(watched))
 
 
+def is_watched(kind: type) -> bool:
+    """Whether a class of pipelines has our ``__call__``, and nobody's in its place or around it."""
+    return hasattr(kind.__dict__.get("__call__"), "_magpolicy_original")
+
+
 def watcher(pipe: Any) -> Any:
     """Whose method stands around the calls of ``pipe``; ``None`` if none does."""
     around = _around.get(pipe, lambda: None)()

@@ -52,6 +52,7 @@ class HostRun(adapter.HostRun):
         else:
             names = (context.removeprefix("pred_"),)
             if self._pipe is None:  # in the user's own loop, a named stream that comes again is at its next evaluation
+                self.streams.named(names, self.step)
                 return names
         return self.streams.evaluated(names, step=self.step)
 
@@ -98,12 +99,13 @@ class RunDriver(abc.ABC):
             if self.problem:
                 self.warn(f"{denoiser.name} was called outside a run, so nothing is skipped: {self.problem}", once=True)
             return call.compute()
-        streams = streams or run.streams_of(call)
+        if streams:
+            run.streams.named(streams, run.step)
+        else:
+            streams = run.streams_of(call)
         if run.moments is not None:
             run.moments.note(latents=call.latents())
         must_compute = "more calls come at a step than can be told apart, so all compute" if run.streams.too_many else ""
-        if denoiser.takes_cache and denoiser.module.is_cache_enabled:
-            must_compute = f"another cache was enabled on {denoiser.name}, so every step computes"
         before = bool(run.record.past_end)
         try:
             if run.session.active:

@@ -51,14 +51,19 @@ class StageHandle(Attached):
             )
         self._stage = ref(stage)
         models = self.models()
-        if models:  # else they are loaded with the first request
-            check_fits(request.config.given, classes_of(*models), host=HOST, roles=("cond", "uncond"))
+        self._check_fits(request)
         group = ranks_of_a_request() if request.group is None else request.group
         super().__init__(evolve(request, group=request.group if group is None else SharedBy(models, group)))
         self.on_request = False
         """Whether only requests go by it that ask for settings of their own."""
         self._stacks: WeakKeyDictionary[nn.Module, BlockStack] = WeakKeyDictionary()
         self._last: RequestRun | None = None
+
+    def _check_fits(self, request: AttachRequest) -> None:
+        """Complain about a calibration of another model, if there is one here yet: some are loaded with the first request."""
+        models = self.models()
+        if models:
+            check_fits(request.config.given, classes_of(*models), host=HOST, roles=("cond", "uncond"))
 
     @property
     def target(self) -> Any:
@@ -108,6 +113,7 @@ class StageHandle(Attached):
         Raises:
             ArgumentError: the settings do not fit the request.
         """
+        self._check_fits(self.request)
         levels, start = placed(ctx.scheduler, ctx.timesteps.tolist())
         guided = len(getattr(ctx.cfg_policy, "branches", ())) > 1
         scale_of = server_args.pipeline_config.get_classifier_free_guidance_scale

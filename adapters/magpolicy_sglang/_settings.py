@@ -6,12 +6,12 @@ import inspect
 import json
 import os
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import magpolicy
 from magpolicy import ArgumentError, AttachRequest
+from magpolicy.adapter import closest
 
 VARIABLE = "MAGPOLICY_SGLANG"
 """The environment variable with the server's settings: a JSON object, or the path of a file with one."""
@@ -71,7 +71,7 @@ def checked(where: str, settings: Any) -> dict[str, Any]:
         raise ArgumentError(f'{where}={settings!r} must be an object of settings, as {{"speedup": 2.0}}')
     for name in settings:
         if name not in KEYWORDS:
-            near = get_close_matches(str(name), KEYWORDS, n=1)
+            near = closest(str(name), KEYWORDS, 1)
             mend = f"did you mean {near[0]!r}?" if near else f"use some of {', '.join(KEYWORDS)}"
             raise ArgumentError(f"{where}: {name!r} is no setting; {mend}")
     return dict(settings)

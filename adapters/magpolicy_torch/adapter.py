@@ -10,7 +10,7 @@ from magpolicy_torch.blocks._layout import Layout
 from magpolicy_torch.blocks._patch import Patch
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.blocks._stack_spec import StackSpec, StackTable
-from magpolicy_torch.blocks._unwrap import unwrap
+from magpolicy_torch.blocks._unwrap import own_class, own_name, unwrap
 from magpolicy_torch.device._accelerator import default as default_device
 from magpolicy_torch.device._accelerator import forked
 from magpolicy_torch.evaluation._interceptor import CallInterceptor, HostCall
@@ -82,6 +82,8 @@ __all__ = [
     "forked",
     "identity_of",
     "near_misses",
+    "own_class",
+    "own_name",
     "rows_of",
     "seeded",
     "stack_for",

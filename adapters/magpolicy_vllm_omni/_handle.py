@@ -29,6 +29,10 @@ from magpolicy_vllm_omni._runs import ForwardCall
 from magpolicy_vllm_omni._settings import Speeds, asked_speed
 from torch import distributed, nn
 
+ENGINE_BOUNDARY = 0.875
+"""Where Wan2.2's pipelines of vLLM-Omni change experts if neither the model nor the request says it
+(``diffusion/models/wan2_2``)."""
+
 
 class Handle(Attached):
     """A policy on a pipeline of vLLM-Omni. A call of the pipeline's ``forward``, one batch of requests, makes its runs.
@@ -152,7 +156,7 @@ class Handle(Attached):
             share = getattr(source, "boundary_ratio", None)
             if share is not None:
                 return float(share)
-        return None
+        return ENGINE_BOUNDARY
 
     def __repr__(self) -> str:
         stacks = ", ".join(repr(model.stack) for model in self.models)

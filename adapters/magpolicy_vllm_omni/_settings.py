@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from attrs import evolve
 
 import magpolicy
 from magpolicy import ArgumentError, AttachRequest
-from magpolicy.adapter import RunConfig, resolve, speedup_of
+from magpolicy.adapter import RunConfig, closest, resolve, speedup_of
 
 KEY = "magpolicy"
 """Where a request's ``extra_args`` hold its own settings."""
@@ -44,7 +43,7 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 
 def _instead(name: str) -> str:
-    near = difflib.get_close_matches(name.removeprefix("mag_"), known_settings(), 1)
+    near = closest(name.removeprefix("mag_"), known_settings(), 1)
     return f"try {near[0]}" if near else "leave it out; try speedup, for example 2.0"
 
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from magpolicy.schedule._trace import TraceEntry
 
 PROJECT = "magpolicy"
-hookspec = pluggy.HookspecMarker(PROJECT)
-hookimpl = pluggy.HookimplMarker(PROJECT)
+hookspec: pluggy.HookspecMarker = pluggy.HookspecMarker(PROJECT)
+hookimpl: pluggy.HookimplMarker = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec

@@ -62,6 +62,37 @@ def test_a_model_can_be_calibrated(comfyui: Path, name: str) -> None:
     assert all(0 < ratio < 10 for ratios in curve.ratios.values() for ratio in ratios)
 
 
+def _noise(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(7))
+
+
+REFERENCES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "JoyImage": ({"reference_latents": [_noise(1, 16, 1, 8, 8)]}, {}),
+    "MageFlow": ({"reference_latents": [_noise(1, 128, 4, 4)]}, {}),
+    "Boogu": ({"reference_latents": [_noise(1, 16, 8, 8)]}, {}),
+    "TripoSplat": ({"reference_latents": [_noise(1, 128, 2, 2)]}, {"cond2_channels": 128}),
+    "HiDreamO1": ({"reference_latents": [_noise(1, 64, 64, 3).sigmoid()]}, {}),
+    "MiniMaxH3": ({"minimax_keyframes": [{"latent": _noise(1, 24, 1, 4, 4), "resolved_frame_index": 0}]}, {}),
+    "ACEStep15": ({"reference_audio_timbre_latents": [_noise(1, 64, 20)]}, {}),
+    "Ideogram4": ({"attention_mask": torch.tensor([[1, 1, 1, 1, 1, 0, 0]])}, {}),
+    "Anima": ({"t5xxl_ids": torch.arange(1, 8), "t5xxl_weights": torch.ones(7)}, {}),
+}
+"""What prompts of newer classes may hold beside text, and figures that it needs."""
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_more_in_a_prompt_than_text(comfyui: Path, name: str) -> None:
+    more, figures = REFERENCES[name]
+    patcher = models.make(name, **figures)
+    pairs = [models.conditioning(name, seed, **more) for seed in (0, 1)]
+
+    def act(model: Any) -> torch.Tensor:
+        return running.flat(running.sample(model, name, cfg=3.0, positive=pairs[0], negative=pairs[1]))
+
+    attachment = running.check(patcher, CURVE, EXPECTED, act, threshold=1.0, max_skips=2)
+    assert not attachment.run_report.notes
+
+
 def test_a_model_that_goes_over_its_latent_in_windows_is_skipped_as_a_whole(
     comfyui: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +126,30 @@ def test_a_model_of_several_stages_skips_in_each(comfyui: Path) -> None:
         running.check(patcher, CURVE, expected, act, threshold=1.0, max_skips=2)
 
 
+@pytest.mark.parametrize("name", models.TINY)
+def test_auto_is_no_error_for_any_model(comfyui: Path, home: Path, name: str) -> None:
+    """Speed up, and MagCache with ``auto``: what has no preset goes by the prior."""
+    from magpolicy_comfyui import NODE_CLASS_MAPPINGS
+    from magpolicy_comfyui._runs import attached
+
+    patcher = models.make(name)
+    rule = {"magcache_thresh": 0.24, "retention_ratio": 0.2, "magcache_K": 4}
+    for node, inputs in {
+        "MagPolicySpeedUp": {"speedup": "balanced", "learn": "off"},
+        "MagCache": {"model_type": "auto"} | rule,
+    }.items():
+        (model,) = NODE_CLASS_MAPPINGS[node]().apply(model=patcher, **inputs)
+        running.sample(model, name, steps=6, cfg=3.0)
+        attachment = attached(model)
+        assert attachment is not None
+        assert attachment.run_report is not None
+        report = attachment.run_report.report
+        assert report.skipped > 0
+        assert node == "MagCache" or (report.computed, attachment.run_report.notes) == (3, [])
+        planned = "general prior" in report.source
+        assert node != "MagCache" or planned == any("no preset was" in note for note in attachment.run_report.notes)
+
+
 def test_video_and_audio_in_one_argument_skip_together(comfyui: Path) -> None:
     nested = pytest.importorskip("comfy.nested_tensor", reason="this ComfyUI has no latents of video and audio")
     patcher, stacks = models.make("LTXAV"), []
@@ -108,6 +163,8 @@ def test_video_and_audio_in_one_argument_skip_together(comfyui: Path) -> None:
     attachment = running.check(patcher, CURVE, EXPECTED, act, threshold=1.0, max_skips=2)
     assert attachment.run_report.report.scope == "stack"
     assert not attachment.run_report.notes
+    assert attachment.made.report_of(stacks[-1]) is attachment.run_report
+    assert attachment.made.report_of(stacks[0]) is None  # made without a node
     full, cached = stacks[0].unbind(), stacks[-1].unbind()
     for part, other in zip(full, cached, strict=True):
         assert not torch.equal(part, other)  # both went by reused residuals

@@ -182,9 +182,27 @@ def test_auto_has_its_published_settings_though_a_calibration_of_that_name_is_ke
     assert _preset_menu.find("flux").name == "mine"  # type: ignore[union-attr]
 
 
-def test_auto_says_what_to_do_for_a_model_nobody_calibrated(nodes: dict[str, Any]) -> None:
-    with pytest.raises(magpolicy.PresetError, match="calibrate with the MagCache Calibration node"):
-        nodes["MagCache"]().apply(model=models.make("SD15"), model_type="auto", **VALUES)
+@pytest.mark.parametrize("more", [{}, {"semantics": "official/flux"}, {"forecast": "calibrated"}, {"settings": "the preset's"}])
+def test_auto_plans_for_a_model_nobody_calibrated_and_says_so(nodes: dict[str, Any], more: dict[str, Any]) -> None:
+    from magpolicy_comfyui._runs import attached
+
+    patcher = models.make("SD15")
+    (node,) = nodes["MagCache"]().apply(model=patcher, model_type="auto", **(VALUES | {"start_step": 3}), **more)
+    running.sample(node, "SD15", steps=12)
+    attachment = attached(node)
+    assert attachment is not None
+    assert attachment.run_report is not None
+    report = attachment.run_report.report
+    assert (report.computed, report.skipped) == (6, 6)
+    assert report.schedule.mask[:3] == (True,) * 3
+    assert "general prior" in report.source
+    assert "no preset was calibrated on this model (BaseModel)" in attachment.run_report.text
+    assert "calibrate with the MagCache Calibration node" in attachment.run_report.text
+    shown = nodes["MagPolicyPreview"]().preview(steps=12, model=patcher, model_type="auto", **(VALUES | more))
+    assert "no preset was calibrated on this model (BaseModel)" in shown["result"][1]
+    assert magpolicy.plan("flux", steps=12, speedup=2.0).strip.count("·") == shown["result"][1].partition(" computed")[0].count(
+        "·"
+    )
 
 
 def defaults(node: type) -> dict[str, Any]:

@@ -152,6 +152,7 @@ def test_contexts_name_streams(model):
                 with model.cache_context(name):
                     WAN.call(model, draw(step, text=name))
         assert handle.report.schedule == simulate({name: RATIOS[name] for name in ("uncond", "cond")}, **RULE)
+        assert handle.residuals_held == 0  # all named branches of the last step are evaluated: the run is over
     assert "cache_context" not in vars(model)
 
 

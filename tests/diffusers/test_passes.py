@@ -148,9 +148,9 @@ def test_a_pipeline_is_freed(name, detach):
     call, pipe = cls.__call__, case.make()
     handle = magpolicy.attach(pipe, **SKIPPING)
     case.run(pipe, next(iter(case.ways)), 6)
+    references = gone(pipe, handle, *(getattr(pipe, name) for name in case.denoisers), *handle.stack.blocks)
     if detach:
         handle.detach()
-    references = gone(pipe, handle, *(getattr(pipe, name) for name in case.denoisers), *handle.stack.blocks)
     del pipe, handle
     assert_freed(references)
     assert cls.__call__ is call, "the last watched pipeline takes our method with it"

@@ -108,8 +108,9 @@ def test_retention_keeps_steps_computed_however_small_the_error(cache):
 
 
 @both
-def test_blocks_that_return_the_text_too(cache):
-    model, text = OneBlockWithText(), torch.ones(1, 2, 1)
+@pytest.mark.parametrize("tokens", [1, 2], ids=["text of the image's shape", "longer text"])
+def test_blocks_that_return_the_text_too(cache, tokens):
+    model, text = OneBlockWithText(), torch.ones(1, tokens, 1)
     with cache(model, ratios=[1.0, 1.0]).run():
         assert model(number(10), encoder_hidden_states=text)[0] == 20
         image, passed = model(number(11), encoder_hidden_states=text)

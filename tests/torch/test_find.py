@@ -245,24 +245,75 @@ def test_a_prefix_from_the_first_block_on(kit):
 class Extra(nn.Module):
     """Returns a third thing that nobody can make up on a skip."""
 
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
     def forward(self, x, context):
-        return x + 1, context, x.mean()
+        return x + 1, context, self.make(x)
 
 
 class Reported(nn.Module):
-    def __init__(self):
+    """``use`` has that third thing of each block, and returns what is added behind them."""
+
+    def __init__(self, make, use):
         super().__init__()
-        self.blocks = nn.ModuleList(some(Extra))
+        self.blocks, self.use, self.seen = nn.ModuleList(Extra(make) for _ in range(2)), use, []
 
     def forward(self, x, context):
+        add = 0
         for block in self.blocks:
-            x, context, _ = block(x, context)
-        return x
+            x, context, extra = block(x, context)
+            add = self.use(self, extra)
+        return (x, add) if add is extra else x + add
+
+
+def nobody(model, extra):
+    return 0
+
+
+def somebody(model, extra):
+    return extra.mean()
+
+
+def the_caller(model, extra):
+    return extra
+
+
+def the_model_later(model, extra):
+    model.seen.append(extra)
+    return 0
+
+
+EXTRAS = {"a number": torch.mean, "of the image's shape": torch.sin, "per channel": lambda x: x.mean(1)}
+
+
+@pytest.mark.parametrize("make", EXTRAS.values(), ids=EXTRAS)
+def test_what_blocks_return_beside_their_states_and_nobody_uses_is_made_up(kit, make):
+    model, x = Reported(make, nobody), kit.noise(1, (1, 6, 8))
+    with magpolicy.attach(model, schedule=Schedule.from_mask([1, 0, 0])) as handle, handle.run():
+        first = model(x, x + 1)
+        for shift in (1, 2):
+            torch.testing.assert_close(model(x + shift, x + 1), first + shift)
+    assert handle.report.skipped == 2
 
 
 @pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
-def test_a_result_with_something_unknown_in_it_computes(kit):
-    model, x = Reported(), kit.noise(1, (1, 6, 8))
+@pytest.mark.parametrize("use", [somebody, the_caller, the_model_later])
+@pytest.mark.parametrize("make", EXTRAS.values(), ids=EXTRAS)
+def test_what_blocks_return_beside_their_states_and_somebody_uses_computes(kit, make, use):
+    model, x = Reported(make, use), kit.noise(1, (1, 6, 8))
+    with magpolicy.attach(model, schedule=Schedule.from_mask([1, 0, 0])) as handle, handle.run():
+        found = [model(x + shift, x + 1) for shift in range(3)]
+    for shift, result in enumerate(found):
+        torch.testing.assert_close(result, Reported(make, use)(x + shift, x + 1), rtol=0, atol=0)
+    assert handle.report.reasons == {"scheduled": 1, "unsupported": 2}
+    assert "beside their states" in handle.report.problems[0]
+
+
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
+def test_what_blocks_return_beside_their_states_and_no_nan_can_stand_for_computes(kit):
+    model, x = Reported(lambda x: x.argmax(), nobody), kit.noise(1, (1, 6, 8))
     with magpolicy.attach(model, schedule=Schedule.from_mask([1, 0])) as handle, handle.run():
         assert torch.equal(model(x, x + 1), model(x, x + 1))
     assert handle.report.reasons == {"scheduled": 1, "unsupported": 1}

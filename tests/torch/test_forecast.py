@@ -355,12 +355,19 @@ def test_gradient_modes(plain, mode):
             torch.testing.assert_close(plain(key), found[key].detach().clone())
 
 
-def test_gradients_flow_through_the_input_of_a_forecast(plain, kit):
-    leaf = kit.noise(2, (1, 9, 8)).requires_grad_()
-    with magpolicy.attach(plain.module, schedule=schedule()) as handle, handle.run():
-        with torch.inference_mode():
-            plain(0)
-            plain(1)
-        plain.module(leaf).sum().backward()
-    assert handle.report.forecasts == 1
-    torch.testing.assert_close(leaf.grad, torch.full_like(leaf, 2.0))
+def test_no_forecast_stands_in_where_gradients_are_wanted(plain, kit):
+    leaf, alone = (kit.noise(2, (1, 9, 8)).requires_grad_() for _ in range(2))
+
+    def attached():
+        with magpolicy.attach(plain.module, schedule=schedule()) as handle, handle.run():
+            with torch.inference_mode():
+                plain(0)
+                plain(1)
+            plain.module(leaf).sum().backward()
+        return handle.report
+
+    with pytest.warns(UserWarning, match="gradients of what it is given"):
+        report = attached()
+    assert report.forecasts == 0
+    plain.module(alone).sum().backward()
+    assert torch.equal(leaf.grad, alone.grad)

@@ -149,3 +149,13 @@ def test_it_costs_the_same_for_a_model_of_any_size():
         return counted.count
 
     assert cost(1000) <= 1.5 * cost(100) < 1000  # views of single values
+
+
+def test_a_class_that_torch_derives_leaves_a_model_its_name():
+    class Net(nn.Linear):
+        pass
+
+    made = Net(2, 2)
+    nn.utils.parametrize.register_parametrization(made, "weight", nn.Identity())
+    assert type(made) is not Net
+    assert identity_of(made).model == "Net"

@@ -227,15 +227,22 @@ def test_gradient_modes(case, mode):
     torch.testing.assert_close(again, first, rtol=1e-5, atol=1e-6)
 
 
-def test_a_residual_made_in_inference_mode_serves_a_step_with_gradients(plain, kit):
+def test_a_step_whose_input_wants_gradients_computes_also_after_inference_mode(plain, kit):
     x = kit.noise(1, (1, 9, 8))
-    with follow(plain, 1, 0) as handle, handle.run():
-        with torch.inference_mode():
-            plain.module(x)
-        leaf = x.clone().requires_grad_()
-        plain.module(leaf).sum().backward()
-    assert handle.report.skipped == 1
-    torch.testing.assert_close(leaf.grad, torch.full_like(x, 2.0))  # through the input only: d 2(x+r) / dx
+    leaf, alone = x.clone().requires_grad_(), x.clone().requires_grad_()
+
+    def attached():
+        with follow(plain, 1, 0) as handle, handle.run():
+            with torch.inference_mode():
+                plain.module(x)
+            plain.module(leaf).sum().backward()
+        return handle.report
+
+    with pytest.warns(UserWarning, match="gradients of what it is given"):
+        report = attached()
+    assert report.skipped == 0
+    plain.module(alone).sum().backward()
+    assert torch.equal(leaf.grad, alone.grad)  # through the blocks too, which a skip has none of
 
 
 def test_a_residual_that_is_not_finite_is_not_reused(plain, kit):

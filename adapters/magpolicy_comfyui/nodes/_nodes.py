@@ -9,7 +9,7 @@ import magpolicy
 from magpolicy.adapter import ModelIdentity
 from magpolicy_comfyui import _model_presets
 from magpolicy_comfyui._compile import compile_model
-from magpolicy_comfyui._identity import identity_of, kept_of
+from magpolicy_comfyui._identity import identity_of
 from magpolicy_comfyui._run_report import RunReport
 from magpolicy_comfyui._runs import Attachment, attach, attached
 from magpolicy_comfyui._settings import Settings
@@ -69,8 +69,6 @@ class MagCache:
 
     def apply(self, model: Any, **inputs: Any) -> tuple[Any]:
         settings = settings_of(**inputs)
-        if settings.needs_table and not (_model_presets.rows_for(model.model) or kept_of(identity_of(model))):
-            raise _model_presets.unknown(model.model)  # now, not midway through a workflow
         clone = model.clone()
         attach(clone, Attachment(settings, _report.finished))
         return (clone,)
@@ -171,7 +169,7 @@ class MagPolicyPreview:
 
     def preview(self, steps: int, model: Any = None, **inputs: Any) -> dict[str, Any]:
         settings = settings_of(**inputs)
-        source = settings.source
+        source, notes = settings.source, []
         if source is None:
             if model is None:
                 raise magpolicy.ArgumentError("model_type=auto needs the model; connect it, or pick a model_type")
@@ -179,9 +177,10 @@ class MagPolicyPreview:
             known = SampledModel(_model_presets.longer(rows[-1].preset, steps) if rows else None, identity_of(model))
             source = known.for_rule() if settings.needs_table else known.for_plan()
             if source is None and settings.needs_table:
-                raise _model_presets.unknown(model.model)
+                settings, notes = settings.without_table(), [_model_presets.unknown(type(model.model).__name__)]
         schedule = settings.place(source, steps).simulate()
-        text = f"{schedule}\n" + ", ".join(f"{reason} {n}" for reason, n in schedule.reasons().items())
+        reasons = ", ".join(f"{reason} {n}" for reason, n in schedule.reasons().items())
+        text = "\n".join([str(schedule), reasons, *notes])
         return {"ui": {"text": (text,)}, "result": (picture(schedule), text)}
 
 
@@ -207,7 +206,8 @@ class MagPolicyReport:
     def report(self, latent: Any, model: Any) -> dict[str, Any]:
         attachment = attached(model)
         # One model may be sampled several times in a prompt; of what has gone through other nodes since, the last one is told.
-        run_report = None if attachment is None else attachment.made.report_of(latent.get("samples")) or attachment.run_report
+        samples = latent.get("samples") if isinstance(latent, dict) else None  # a script may only want the model's last run
+        run_report = None if attachment is None else attachment.made.report_of(samples) or attachment.run_report
         if run_report is None:
             why = "this model has no MagCache node before it" if attachment is None else "no sampling was run with this model"
             text, image = f"nothing to report: {why}", picture(magpolicy.Schedule.from_mask([True]))

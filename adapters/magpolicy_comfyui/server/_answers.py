@@ -82,7 +82,7 @@ def _of_magcache(inputs: Mapping[str, Any], sampler: Mapping[str, Any], seen: An
     steps = sampler.get("steps")
     source = seen.for_rule()
     if source is None:
-        raise magpolicy.PresetError("model_type=auto: no preset was calibrated on this model; use Speed up (magpolicy)")
+        return _shown(settings.without_table(), None, sampler, [_model_presets.unknown()], seen)
     if isinstance(source, str):
         source = named(_model_presets.longer(source, steps if isinstance(steps, int) else 0)).with_settings(CAUTIOUS)
     return _shown(settings, source, sampler, _the_presets(settings, source), seen)

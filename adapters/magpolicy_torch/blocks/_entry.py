@@ -37,15 +37,15 @@ class Entry:
 
 def entry_of(block: nn.Module) -> Entry | None:
     """What is on the way into ``block`` now; ``None`` if nothing is that changes its arguments."""
-    hooks = tuple(hook for hook in _registered(block) if _changes_arguments(hook))
+    hooks = tuple(hook for _, hook in registered(block) if _changes_arguments(hook))
     return Entry(block, hooks) if hooks else None
 
 
-def _registered(block: nn.Module) -> Iterable[Any]:
-    """The hooks on ``block``, in the order in which they run."""
+def registered(block: nn.Module) -> Iterable[tuple[str, Any]]:
+    """The hooks on ``block``, in the order in which they run, each with its name where it has one."""
     theirs = getattr(block, "_diffusers_hook", None)
-    yield from reversed(list(getattr(theirs, "hooks", {}).values()))  # each stands around those before it
-    yield from getattr(getattr(block, "_hook_registry", None), "_sorted_hooks", ())
+    yield from reversed(list(getattr(theirs, "hooks", {}).items()))  # each stands around those before it
+    yield from [("", hook) for hook in getattr(getattr(block, "_hook_registry", None), "_sorted_hooks", ())]
 
 
 def _changes_arguments(hook: Any) -> bool:

@@ -9,9 +9,11 @@ from attrs import Factory, define, frozen
 
 import torch
 from magpolicy_torch.blocks._layout import Layout
-from magpolicy_torch.blocks._pattern import BlockStates, Called, ForwardPattern, StatePositions
+from magpolicy_torch.blocks._pattern import BESIDE, BlockStates, Called, ForwardPattern, StatePositions
 from torch import Tensor
 
+_CLEARLY = 0.25
+"""Of two readings of a block's result, one is believed if it is nearer by this factor in squared distance."""
 Shapes = tuple[tuple[int, ...] | None, ...]
 
 
@@ -26,6 +28,8 @@ class Returned:
     """For an output object: the names of its places."""
     given: Shapes
     """Shapes of the states the block was given."""
+    floating: tuple[bool, ...] = ()
+    """Whether each place holds numbers that can be ``nan``."""
 
     @classmethod
     def of(cls, result: Any, states: BlockStates) -> Returned | None:
@@ -34,7 +38,8 @@ class Returned:
         if places is None or not all(p is None or isinstance(p, Tensor) for p in places):
             return None
         shapes = tuple(None if p is None else tuple(p.shape) for p in places)
-        return cls(type(result), shapes, tuple(_fields(result)), states.shapes)
+        floating = tuple(p is not None and p.is_floating_point() for p in places)
+        return cls(type(result), shapes, tuple(_fields(result)), states.shapes, floating)
 
     @property
     def bare(self) -> bool:
@@ -42,19 +47,21 @@ class Returned:
         return issubclass(self.kind, Tensor)
 
     def pattern(self, at: StatePositions, called: Called) -> ForwardPattern | None:
-        """How such a result is put together; ``None`` if the block returned anything but its states, in the shapes given."""
+        """How such a result is put together; ``None`` if the block returned its states in other shapes than it was given, or
+        something beside them that is not of floating point."""
         if self.bare:
             return ForwardPattern(Tensor, (), *called) if self.shapes[0] == self.given[0] else None
         states = {place: state for state, place in enumerate(at) if place is not None}
-        order = tuple(None if shape is None else states.get(place, -1) for place, shape in enumerate(self.shapes))
+        order = tuple(None if shape is None else states.get(place, BESIDE) for place, shape in enumerate(self.shapes))
         spread = False
-        for state, shape in zip(order, self.shapes, strict=True):
-            if state is None or (state >= 0 and shape == self.given[state]):
+        for state, shape, floating in zip(order, self.shapes, self.floating, strict=True):
+            if state is None or (floating if state == BESIDE else shape == self.given[state]):
                 continue
             if state != 1 or not _spreads(self.given[1], shape):
                 return None
             spread = True
-        return ForwardPattern(self.kind, order, *called, self.fields, spread)
+        beside = {place: shape for place, shape in enumerate(self.shapes) if shape is not None and order[place] == BESIDE}
+        return ForwardPattern(self.kind, order, *called, self.fields, spread, beside)
 
     def filled(self, hidden: Tensor) -> Any:
         """A result of this form that nobody will look at, made of ``hidden``; ``None`` if the shapes are others."""
@@ -134,6 +141,28 @@ class ObservedLayout:
             return None
         return StatePositions(*known)
 
+    def resemble(self, index: int, result: Any, states: BlockStates) -> None:
+        """Block ``index``, after which none of its class came, returned two tensors of the shape of its hidden states, one of
+        which may be the text, or something that it made itself: which is which?
+
+        Blocks add to what they are given, so each result is near its own input. Where one reading is not clearly nearer than
+        the other, nothing is told. Compares contents (and so waits for the device, once a kind of call).
+        """
+        returned, (hidden, text, second), places = self.returned.get(index), states, places_of(result) or ()
+        if returned is None or self.position(index) is not None or hidden is None or second is not None:
+            return
+        free = [place for place, shape in enumerate(returned.shapes) if shape == returned.given[0]]
+        if len(free) != 2:
+            return
+        told = (hidden, text) if text is not None and text.shape == hidden.shape else (hidden,)
+        far = {
+            order: sum(_apart(places[place], state) for place, state in zip(order, told, strict=True))
+            for order in (tuple(free[: len(told)]), tuple(free[::-1][: len(told)]))
+        }
+        nearer, other = sorted(far, key=far.__getitem__)
+        if far[nearer] < _CLEARLY * far[other]:
+            self.positions[self.kinds[index]] = StatePositions(*nearer)
+
     def locate_text(self, index: int, result: Any, hidden: Tensor) -> None:
         """Block ``index`` returned ``result``, and the next block got ``hidden`` with text concatenated: on which side?
 
@@ -160,6 +189,12 @@ def _only(returned: Returned, state: int, taken: set[int]) -> int | None:
     if returned.given.count(wanted) > 1 and len(free) > 1 and not taken:
         return None
     return fitting[0] if wanted is not None and len(fitting) == 1 else None
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    """The squared distance of two tensors, over the size of the second."""
+    here, there = one.detach().float(), other.detach().float()
+    return float((here - there).square().sum() / there.square().sum().clamp_min(1e-12))
 
 
 def _leads(whole: Tensor, part: Tensor | None) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from attrs import frozen
+from attrs import Factory, frozen
 
 from magpolicy_torch.blocks._layout import Layout, parameters_of
 from torch import Tensor
@@ -15,6 +15,8 @@ Argument = str | int
 Source = Argument | tuple[Argument, int] | None
 """The argument that is it, or one that is a pair of tensors, and which of the two."""
 Sources = tuple[Source, Source, Source]
+BESIDE = -1
+"""In place of the index of a state: something that a block returns beside its states."""
 Switches = tuple[tuple[str, Any], ...]
 Called = tuple[Sources, Switches, int]
 
@@ -94,7 +96,8 @@ class ForwardPattern:
     kind: type
     """Type of its result."""
     order: tuple[int | None, ...]
-    """Which state is at each place of the result, ``None`` for none. Empty: the result is a tensor by itself."""
+    """Which state is at each place of the result, ``None`` for none, ``BESIDE`` for something else. Empty: the result is a
+    tensor by itself."""
     sources: Sources
     """Where its states are among its arguments."""
     switches: Switches
@@ -104,3 +107,5 @@ class ForwardPattern:
     """For an output object: the names of its places."""
     spread: bool = False
     """One prompt goes in for a batch of images, and comes out once an image."""
+    beside: Mapping[int, tuple[int, ...]] = Factory(dict)
+    """By place of the result, the shape of what is returned beside the states."""

@@ -13,7 +13,7 @@ from magpolicy import AdapterError, ArgumentError
 from magpolicy_torch.blocks._layout import Layout
 from magpolicy_torch.blocks._patch import Patch
 from magpolicy_torch.blocks._pattern import Arguments
-from magpolicy_torch.blocks._unwrap import unwrap
+from magpolicy_torch.blocks._unwrap import own_class, own_name, unwrap
 from torch import nn
 
 # Names under which model code keeps the blocks that make up its depth, together with what runs right after them, in that order;
@@ -58,24 +58,26 @@ class BlockStack:
 
     def __init__(self, blocks: Iterable[nn.Module], *, layout: Layouts = None, side_branches: Iterable[nn.Module] = ()) -> None:
         items = list(blocks)
-        self.blocks = tuple(_flat(items))
+        self.blocks: tuple[nn.Module, ...] = tuple(_flat(items))
         distinct = [set(map(id, _flat([item]))) for item in items]  # one that stands twice in a list runs twice
         if not self.blocks or len(set().union(*distinct)) < sum(map(len, distinct)):
             raise ArgumentError(f"blocks holds {len(self.blocks)} blocks; give at least one, each of them once")
         originals = [unwrap(block) for block in self.blocks]  # what is compiled hides the names of its arguments
-        self.kinds = tuple(map(type, originals))
+        self.kinds: tuple[type, ...] = tuple(map(own_class, originals))
         self.entrance: nn.Module | None = originals[0]
         """The block whose hooks may change what enters the stack; ``None`` for a whole model, which undoes that at its end."""
         if not isinstance(layout, (Layout, Mapping, NoneType)) and len(layout) != len(self.blocks):
             raise ArgumentError(f"layout holds {len(layout)} layouts for {len(self.blocks)} blocks; give one each, or one")
-        self.layouts = tuple(_layout_of(index, block, layout) for index, block in enumerate(originals))
-        self.arguments = tuple(Arguments(lay, b.forward) for lay, b in zip(self.layouts, originals, strict=True))
-        self.side_branches = tuple(_flat(side_branches))
-        self.side_arguments = tuple(
-            Arguments(Layout.of(b.forward, type(b).__name__, first=True), b.forward) for b in map(unwrap, self.side_branches)
+        self.layouts: tuple[Layout, ...] = tuple(_layout_of(index, block, layout) for index, block in enumerate(originals))
+        self.arguments: tuple[Arguments, ...] = tuple(
+            Arguments(lay, b.forward) for lay, b in zip(self.layouts, originals, strict=True)
+        )
+        self.side_branches: tuple[nn.Module, ...] = tuple(_flat(side_branches))
+        self.side_arguments: tuple[Arguments, ...] = tuple(
+            Arguments(Layout.of(b.forward, own_name(b), first=True), b.forward) for b in map(unwrap, self.side_branches)
         )
         ends = (self.layouts[0], self.layouts[-1])
-        self.described = any(layout.swapped or not layout.open for layout in ends)
+        self.described: bool = any(layout.swapped or not layout.open for layout in ends)
         """Whether layouts say where image tokens are among those that enter and leave the stack."""
         self.scope = "stack"
         """What is bypassed: the block ``"stack"``, or the whole ``"model"``."""
@@ -104,17 +106,17 @@ class BlockStack:
         """
         names = {name for name, _ in module.named_children()}
         if any(pair <= names for pair in _U_NET_NAMES):
-            raise AdapterError(f"target={type(module).__name__} is a U-Net, which has no stack of blocks; use scope='model'")
+            raise AdapterError(f"target={own_name(module)} is a U-Net, which has no stack of blocks; use scope='model'")
         level = [("", module)]
         for depth in range(_DEPTH):
             found = {path: lists for path, parent in level if (lists := _lists(parent, named=depth > 0))}
             if len(found) > 1:
                 raise AdapterError(
-                    f"target={type(module).__name__} has block stacks in {', '.join(map(repr, found))}; attach to one of them, "
+                    f"target={own_name(module)} has block stacks in {', '.join(map(repr, found))}; attach to one of them, "
                     "or name its lists in order of execution, blocks='name,other_name'"
                 )
             for lists in found.values():
-                return _choose(type(module).__name__, lists)
+                return _choose(own_name(module), lists)
             # What stands in a ModuleList is a block, not a model: lists nested in blocks are not looked at.
             level = [
                 (f"{path}.{name}".lstrip("."), child)
@@ -123,7 +125,7 @@ class BlockStack:
                 if not isinstance(child, nn.ModuleList)
             ]
         raise AdapterError(
-            f"target={type(module).__name__} has no ModuleList of blocks; name it, blocks='name', or use scope='model'"
+            f"target={own_name(module)} has no ModuleList of blocks; name it, blocks='name', or use scope='model'"
         )
 
     @classmethod
@@ -149,7 +151,7 @@ class BlockStack:
         inside = set(map(id, module.modules()))
         for block in stack.blocks:
             if id(block) not in inside:  # it would never be called, and every skip would be found out the hard way
-                raise ArgumentError(f"blocks holds a {type(block).__name__} that is not part of {type(module).__name__}")
+                raise ArgumentError(f"blocks holds a {own_name(block)} that is not part of {own_name(module)}")
         return stack
 
     @classmethod
@@ -159,7 +161,7 @@ class BlockStack:
         Raises:
             AdapterError: its forward has no argument that could be the sample.
         """
-        stack = cls([module], layout=Layout.of(module.forward, type(module).__name__, first=True))
+        stack = cls([module], layout=Layout.of(module.forward, own_name(module), first=True))
         stack.scope, stack.entrance = "model", None
         return stack
 
@@ -210,7 +212,7 @@ def _lists(parent: nn.Module, *, named: bool) -> dict[str, nn.ModuleList]:
     lists = {n: m for n, m in parent.named_children() if isinstance(m, nn.ModuleList) and len(m) and "refiner" not in n}
     if named and STACK_NAMES.isdisjoint(lists):
         return {}
-    return {n: m for n, m in lists.items() if n in STACK_NAMES or (len(m) > 1 and len(set(map(type, m))) == 1)}
+    return {n: m for n, m in lists.items() if n in STACK_NAMES or (len(m) > 1 and len(set(map(own_class, m))) == 1)}
 
 
 def _choose(target: str, lists: Mapping[str, nn.ModuleList]) -> list[nn.ModuleList]:
@@ -218,9 +220,9 @@ def _choose(target: str, lists: Mapping[str, nn.ModuleList]) -> list[nn.ModuleLi
     known = STACK_NAMES & lists.keys()
     together = next((names for names in _NAMES if known <= set(names)), ()) if known else tuple(lists)
     chosen = [name for name in together if name in lists]
-    kinds = {type(block) for name in chosen for block in lists[name]}
+    kinds = {own_class(block) for name in chosen for block in lists[name]}
     # More blocks of the same class outside run who knows where: in between (spatial and temporal ones), or in a branch.
-    others = [name for name in lists if name not in chosen and kinds & set(map(type, lists[name]))]
+    others = [name for name in lists if name not in chosen and kinds & set(map(own_class, lists[name]))]
     if not chosen or others or (not known and len(chosen) > 1):
         raise AdapterError(
             f"target={target} has several ModuleLists ({', '.join(lists)}) and it cannot be told which run one after another; "
@@ -233,11 +235,11 @@ def _layout_of(index: int, block: nn.Module, layout: Layouts) -> Layout:
     if isinstance(layout, Layout):
         return layout
     if isinstance(layout, Mapping):
-        if type(block) in layout:
-            return layout[type(block)]
+        if own_class(block) in layout:
+            return layout[own_class(block)]
     elif layout is not None:
         return layout[index]
-    return Layout.of(block.forward, type(block).__name__)
+    return Layout.of(block.forward, own_name(block))
 
 
 def _child(module: nn.Module, path: str) -> nn.Module:
@@ -246,5 +248,5 @@ def _child(module: nn.Module, path: str) -> nn.Module:
     except AttributeError:
         known = [name for name, child in module.named_children() if isinstance(child, nn.ModuleList)]
         raise ArgumentError(
-            f"blocks={path!r} is no submodule of {type(module).__name__}; its ModuleLists are: {', '.join(known) or 'none'}"
+            f"blocks={path!r} is no submodule of {own_name(module)}; its ModuleLists are: {', '.join(known) or 'none'}"
         ) from None

@@ -10,7 +10,7 @@ from attrs import frozen
 from magpolicy import AdapterError
 from magpolicy_torch.blocks._layout import Layout
 from magpolicy_torch.blocks._stack import BlockStack
-from magpolicy_torch.blocks._unwrap import unwrap
+from magpolicy_torch.blocks._unwrap import own_class, own_name, unwrap
 from torch import nn
 
 
@@ -66,7 +66,7 @@ class StackTable:
 
     def spec(self, module: nn.Module) -> StackSpec | None:
         """What is told about the class of ``module``, or the nearest of its base classes."""
-        for kind in type(module).__mro__:
+        for kind in own_class(module).__mro__:
             for key in (f"{kind.__module__.removeprefix(self._below)}.{kind.__name__}", kind.__name__):
                 if key in self.specs:
                     return self.specs[key]
@@ -83,11 +83,11 @@ class StackTable:
         try:
             return None if spec.whole else spec.stack(module)
         except AdapterError:
-            if not type(module).__module__.startswith(f"{self._package}."):
+            if not own_class(module).__module__.startswith(f"{self._package}."):
                 raise
             return None
 
 
 def _layout(block: nn.Module) -> Layout:
     block = unwrap(block)
-    return Layout.of(block.forward, type(block).__name__)
+    return Layout.of(block.forward, own_name(block))

@@ -1,4 +1,4 @@
-"""A module by itself, without what was put around it: torch.compile, data parallelism, PEFT."""
+"""A module by itself, without torch.compile, data parallelism or PEFT around it, and the class that it was written as."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 
 from magpolicy import AdapterError
 from torch import nn
+
+_DERIVED = ("FSDP", "Replicate", "DDP", "Parametrized")
+"""What torch puts before the name of a class that it derives from a module's."""
 
 
 def unwrap(value: Any, *, peft: bool = False) -> Any:
@@ -23,6 +26,23 @@ def unwrap(value: Any, *, peft: bool = False) -> Any:
     return value
 
 
+def own_class(module: Any) -> type:
+    """The class that a module was written as; of anything else its class.
+
+    ``fully_shard``, ``replicate`` and parametrizations put a class of their own in its place, derived from it: sharded or not,
+    a model and its blocks are to be known by one name.
+    """
+    kind: type = type(module)
+    while kind.__module__.startswith("torch.") and kind.__name__ in {f"{p}{kind.__bases__[-1].__name__}" for p in _DERIVED}:
+        kind = kind.__bases__[-1]
+    return kind
+
+
+def own_name(module: Any) -> str:
+    """The name of that class."""
+    return own_class(module).__name__
+
+
 def _inner(value: Any, peft: bool) -> Any:
     if not isinstance(value, nn.Module):
         return None
@@ -35,7 +55,7 @@ def _inner(value: Any, peft: bool) -> Any:
         if len(value.device_ids) > 1:
             raise AdapterError(
                 f"target holds a DataParallel over {len(value.device_ids)} devices, which runs copies of "
-                f"{type(value.module).__name__} that know of no step before; use one process a device, with "
+                f"{own_name(value.module)} that know of no step before; use one process a device, with "
                 "DistributedDataParallel or the module itself"
             )
         return value.module

@@ -59,6 +59,17 @@ class Mounts:
     """By what they do."""
 
 
+def holds_nan(value: Any) -> bool:
+    """Whether some tensor in the result of a model holds ``nan``."""
+    if isinstance(value, Tensor):
+        return bool(value.isnan().any())
+    if isinstance(value, Mapping):
+        return any(map(holds_nan, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(holds_nan, value))
+    return hasattr(value, "__dict__") and holds_nan(vars(value))
+
+
 def same(one: Any, other: Any) -> bool:
     """Whether two results of a model hold the same bits."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):

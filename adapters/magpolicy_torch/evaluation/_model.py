@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from magpolicy import Decision
 from magpolicy_torch.blocks._entry import REGISTRIES, entry_of
+from magpolicy_torch.blocks._other_caches import STANDS_IN, another_on
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.blocks._tokens import entering, leaving
+from magpolicy_torch.blocks._unwrap import own_name
 from magpolicy_torch.device import _accelerator
-from magpolicy_torch.evaluation._call_spec import CallSpec, Mounts, same
+from magpolicy_torch.evaluation._call_spec import CallSpec, Mounts, holds_nan, same
 from magpolicy_torch.evaluation._containers import Containers
 from magpolicy_torch.evaluation._interceptor import HostCall
 from magpolicy_torch.evaluation._mounts import Mounted, Mounting, MountingError
@@ -31,6 +33,7 @@ ANSWERED = (
     "results, so this one computes the rest of the run; use one of them"
 )
 
+_OTHERWISE = "its blocks were not run as in the call that was observed"
 _KINDS_KEPT = 64  # kinds of calls that are remembered: shapes, switches, optional arguments
 # What a skip may raise that was not tried before: its parts met another call than the one observed. No interruption is among
 # these.
@@ -88,6 +91,11 @@ class HostModel:
         finally:
             _under_way.reset(token)
 
+    def forget(self, kind: Any) -> None:
+        """Calls of this kind are not like that any more; the next one is observed anew."""
+        with self._lock:
+            self.specs.pop(kind, None)
+
     def remember(self, kind: Any, spec: CallSpec) -> None:
         """Calls of this kind are like that."""
         with self._lock:
@@ -116,6 +124,8 @@ class ModelCall:
         self.entry = None if first is None or REGISTRIES.isdisjoint(first.__dict__) else entry_of(first)
         self.kind = _kind_of(args, kwargs), self.entry
         self.spec = model.specs.get(self.kind)
+        self.strange = "on a skip it called its blocks otherwise than when it computed"
+        """Why it cannot be skipped, in words, if it turns out so."""
 
     @property
     def device(self) -> torch.device | None:
@@ -128,7 +138,7 @@ class ModelCall:
 
     def compute(self, *, useful: bool) -> tuple[Any, Pairs | Decision | None]:
         # A model that is compiled as a whole goes through one graph whenever it computes, also where nothing comes of it.
-        if self.run.record.yields:
+        if self.run.yields:
             return self._watch()
         if not self.run.unsupported.isdisjoint(self.streams) or not (useful or self.original.compiling is not None):
             return self.plain(), ()
@@ -140,11 +150,16 @@ class ModelCall:
             return self.plain(), None
 
     def _watch(self) -> tuple[Any, Pairs | Decision]:
-        """Another cache is at work: look whether the blocks run at all."""
+        """Another cache is at work: look whether anything in the blocks runs; they are called also if a hook on them answers.
+        Nothing is put into what is compiled."""
+        parts = {part: None for work in self.model.works for part in work.modules()}
+        if self.original.compiling is not None or any(part._compiled_call_impl is not None for part in parts):
+            return self.plain(), ()
         ran: list[nn.Module] = []
         with ExitStack() as hooks:
-            for module in {part: None for work in self.model.works for part in (work, *work.children())}:
-                hooks.callback(module.register_forward_pre_hook(lambda module, _: ran.append(module)).remove)
+            for part in parts:
+                if not any(part.children()):
+                    hooks.callback(part.register_forward_pre_hook(lambda module, _: ran.append(module)).remove)
             result = self.plain()
         return result, () if ran else Decision.ANSWERED
 
@@ -168,9 +183,12 @@ class ModelCall:
             mounted = self._mounted(spec, mounts, "copy" if spec.in_place else "compute")
             result = mounted(self.original, self.args, self.kwargs)
             if mounts.io.before is None and mounts.io.after is None:  # the blocks ran when such a call was observed
-                self._yield()
-                return result, Decision.ANSWERED
-            return result, self._pairs(spec, mounts.io) if useful else ()
+                return result, Decision.ANSWERED if self._yield() else None
+            pairs = self._pairs(spec, mounts.io) if useful else ()
+            if pairs is None:
+                self._problem(_OTHERWISE)
+                self.model.forget(self.kind)
+            return result, pairs
         finally:
             mounts.io.clear()
             spec.idle.append(mounts)
@@ -227,7 +245,7 @@ class ModelCall:
         elif reason is not None and containers is not None:
             containers.restore()
         if reason is Decision.UNSUPPORTED:
-            return self._unsupported("on a skip it called its blocks otherwise than when it computed")
+            return self._unsupported(self.strange)
         return result, reason
 
     def _skip(
@@ -249,10 +267,15 @@ class ModelCall:
         io = mounts.io
         try:
             result, reason = self._skip(spec, mounts, "full", residual, second, eager=True)
+        except _accelerator.OutOfMemory:  # it says nothing of the call; to compute takes more memory still
+            raise
         except _NOT_SO:
             return None, Decision.MISMATCH if io.misfit else Decision.UNSUPPORTED
         if reason is not None:
             return result, reason
+        if io.beside and (holds_nan(result) or any(made() is not None for made in io.beside)):
+            self.strange = "its blocks return something beside their states, which a skip cannot make up, and it uses that"
+            return None, Decision.UNSUPPORTED
         spec.route = "full"
         spec.images.add((residual.shape, residual.dtype, residual.device))
         if spec is not self.spec:
@@ -272,6 +295,8 @@ class ModelCall:
                     spec.route = "short"
                     # inference tensors do not tell whether they were written to
                     spec.copies_text = torch.is_inference_mode_enabled() or any(version(t) != noted for t, noted in io.texts)
+            except _accelerator.OutOfMemory:  # there is a result; the next skip tries again
+                spec.route = None
             except _NOT_SO:  # the loop over blocks is needed
                 pass
         return result, None
@@ -283,10 +308,12 @@ class ModelCall:
             mounted = mounts.made[what] = self.model.mounting.parts(spec, mounts.io, what)
         return mounted
 
-    def _yield(self) -> None:
-        """Compute from now on: another cache is at work."""
-        self.run.record.yields = True
-        self.run.record.problem(ANSWERED)
+    def _yield(self) -> bool:
+        """Compute from now on: another cache is at work. Whether it answered without the blocks, as far as that is known."""
+        answered = not self.model.mounting.stood_in
+        self.model.mounting.stood_in = False
+        self.run.yield_to(ANSWERED if answered else another_on(self.model.module, STANDS_IN))
+        return answered
 
     def _unsupported(self, why: str) -> tuple[None, Decision]:
         self.run.unsupported.update(self.streams)
@@ -294,7 +321,10 @@ class ModelCall:
         return None, Decision.UNSUPPORTED
 
     def _problem(self, why: str) -> None:
-        self.run.record.problem(f"{type(self.model.module).__name__}{COMPUTES}{why}")
+        if self.model.mounting.stood_in:
+            self._yield()
+        else:
+            self.run.record.problem(f"{own_name(self.model.module)}{COMPUTES}{why}")
 
 
 def _lent(spec: CallSpec) -> Mounts:

@@ -7,7 +7,7 @@ over blocks is gone. ``"full"``: every block is called, and returns what it is g
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -48,7 +48,9 @@ class Mounting:
         self.module, self.stack = module, stack
         self._blocks = (*stack.blocks, *stack.side_branches)
         self._paths = module_paths(module, self._blocks) if stack.scope == "stack" else None
-        self._patches = _Patches(self._blocks)
+        self._patches = _Patches(self._blocks, self._stands)
+        self.stood_in = False
+        """Whether a block was called by something that stood in for it in the last call that was looked at."""
 
     def probes(self, observation: Observation) -> Mounted:
         """Probes that report to ``observation``, all over. Raises MountingError."""
@@ -156,6 +158,15 @@ class Mounting:
         holders = {path.path: self.module.get_submodule(path.path)._modules for path, _ in paths}
         return all(holders[path.path].get(path.name) is self._blocks[index] for path, index in paths)
 
+    def _stands(self, index: int) -> bool:
+        """Whether block ``index`` stands where it is kept. Other caches put something in the place of whole lists while a call
+        lasts, which then calls the blocks, or does not."""
+        for path, number in self._paths or ():
+            if number == index and self.module.get_submodule(path.path)._modules.get(path.name) is not self._blocks[index]:
+                self.stood_in = True
+                return False
+        return True
+
     def _held(self, path: ModulePath) -> dict[str, Any]:
         return dict(self.module.get_submodule(path.path)._modules)
 
@@ -199,18 +210,25 @@ class _Patched:
 
 
 class _Patches:
-    """A patch on each block while any call needs one. Calls in other threads don't see its parts."""
+    """A patch on each block while any call needs one. Calls in other threads don't see its parts.
 
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
-        self._blocks, self._lock = blocks, threading.Lock()
+    A block that is called by something that stands in its place is left alone: the call is not the model's own.
+
+    Args:
+        blocks: what is patched.
+        stands: whether a block, by its index, stands where it is kept.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], stands: Callable[[int], bool]) -> None:
+        self._blocks, self._stands, self._lock = blocks, stands, threading.Lock()
         self._users, self._undo = 0, ExitStack()
 
     @contextmanager
     def on(self) -> Iterator[None]:
         with self._lock:
             if not self._users:
-                for block in self._blocks:
-                    patch = Patch(block, self._around(id(block)))
+                for index, block in enumerate(self._blocks):
+                    patch = Patch(block, self._around(index))
                     patch.install()
                     self._undo.callback(patch.remove)
             self._users += 1
@@ -222,10 +240,14 @@ class _Patches:
                 if not self._users:
                     self._undo.close()
 
-    def _around(self, block: int) -> Any:
+    def _around(self, index: int) -> Any:
+        block = id(self._blocks[index])
+
         def around(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             mounted = _mounted.get()
             part = mounted[1].get(block) if mounted is not None and mounted[0] is self else None
-            return original(*args, **kwargs) if part is None else part.run(original, args, kwargs)
+            if part is None or not self._stands(index):
+                return original(*args, **kwargs)
+            return part.run(original, args, kwargs)
 
         return around

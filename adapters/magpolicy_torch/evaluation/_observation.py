@@ -76,7 +76,10 @@ class Observation:
     def spec(self) -> CallSpec | None:
         """What the call has shown; ``None`` if calls like it cannot be bypassed."""
         if not self.problem and (not self._order or self._order[-1] != len(self.stack) - 1):
-            self._fail("the model did not call the last of its blocks, or none: they were replaced, or are not those it runs")
+            self._fail(
+                "the model did not call the last of its blocks, or none: they were replaced, are not those it runs, or another "
+                "cache (such as cache-dit) stands in for them"
+            )
         if self.problem:
             return None
         if self._output is not None and not torch.equal(*self._output):
@@ -137,11 +140,13 @@ class Observation:
 
     def _finish(self, last: int, states: BlockStates, result: Any) -> None:
         """After the last block: the pattern of each, and what entered and left the stack."""
+        self._layout.resemble(last, result, states)
         for index, called in self._called.items():
             at = self._layout.position(index)
             pattern = None if at is None else self._layout.returned[index].pattern(at, called)
             if pattern is None:
-                self._fail(f"{self._name(index)} returned something other than the states it was given, in their shapes")
+                told = "" if at is not None else "; if it did, a Layout with result= and text_result= says which is which"
+                self._fail(f"{self._name(index)} returned something other than the states it was given, in their shapes{told}")
                 return
             self._patterns[index] = pattern
         before, copy, pattern = self._input, self._copy, self._patterns[last]

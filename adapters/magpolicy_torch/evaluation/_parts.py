@@ -6,6 +6,7 @@ are not kept, so one part serves them all.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from magpolicy_torch.blocks._entry import Entry
 from magpolicy_torch.blocks._layout import Layout
 from magpolicy_torch.blocks._observed import Returned
-from magpolicy_torch.blocks._pattern import BlockStates, ForwardPattern, Source, Sources, switches
+from magpolicy_torch.blocks._pattern import BESIDE, BlockStates, ForwardPattern, Source, Sources, switches
 from magpolicy_torch.blocks._tokens import bounds, entering, narrow, replaced
 from magpolicy_torch.residuals import _arithmetic
 from torch import Tensor, nn
@@ -44,6 +45,8 @@ class StackIO:
     second: Tensor | None = None
     texts: list[tuple[Tensor, int]] = Factory(list)
     """The copy of the text that a skip handed on, with its version."""
+    beside: list[weakref.ref[Tensor]] = Factory(list)
+    """What a skip returned in place of what blocks return beside their states."""
     order: list[int] = Factory(list)
     """The blocks that a skip was asked for."""
     misfit: bool = False
@@ -62,6 +65,7 @@ class StackIO:
         self.before = self.second_before = self.last = self.after = self.second_after = None
         self.residual = self.second_residual = self.image = self.second = None
         self.texts.clear()
+        self.beside.clear()
         self.order.clear()
         self.misfit = self.strange = False
         self.version = self.version_after = -1
@@ -143,7 +147,10 @@ class Tap(Part):
     def run(self, block: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         io, pattern = self.io, self.pattern
         entered = (args, kwargs) if self.entry is None else self.entry(args, kwargs)
-        hidden, _, second = read(pattern.sources, *entered)
+        try:
+            hidden, _, second = read(pattern.sources, *entered)
+        except LookupError:  # it is called in another way than when such a call was observed
+            return block(*args, **kwargs)
         if self.first and hidden is not None:
             io.before = hidden.clone() if self.copied else hidden
             io.second_before = None if second is None else second.clone()
@@ -200,7 +207,11 @@ class Skip(Part):
                 else:
                     io.strange = True
         entered = (args, kwargs) if self.entry is None else self.entry(args, kwargs)
-        hidden, text, second = read(pattern.sources, *entered)
+        try:
+            hidden, text, second = read(pattern.sources, *entered)
+        except LookupError:
+            io.strange = True
+            return block(*args, **kwargs)
         assert hidden is not None
         if self.first:
             if text is not None and self.copies_text:
@@ -211,14 +222,31 @@ class Skip(Part):
         if not self.last:
             if self.first:
                 hidden, second = hidden.clone(), None if second is None else second.clone()
-            return _result(pattern, hidden, text, second)
+            return self._result(hidden, text, second)
         out = io.image
         if out is None or out.shape != hidden.shape:
             out = None if out is None else replaced(hidden, out, self.layout, self.side)
             if out is None:
                 io.misfit = True
                 out = hidden
-        return _result(pattern, out, text, second if io.second is None else io.second)
+        return self._result(out, text, second if io.second is None else io.second)
+
+    def _result(self, hidden: Tensor, text: Tensor | None, second: Tensor | None) -> Any:
+        """A result of the block that holds these states, and ``nan`` for what is beside them: it shows whether that is used."""
+        pattern = self.pattern
+        if not pattern.order:
+            return hidden
+        if pattern.spread and text is not None:
+            text = text.expand(hidden.shape[0], *text.shape[1:])
+        states = (hidden, text, second)
+        values = [None if state is None or state == BESIDE else states[state] for state in pattern.order]
+        for place, shape in pattern.beside.items():
+            values[place] = made = hidden.new_full((), torch.nan).expand(shape)
+            if not torch.compiler.is_compiling():
+                self.io.beside.append(weakref.ref(made))
+        if pattern.fields:
+            return pattern.kind(**{f: v for f, v in zip(pattern.fields, values, strict=True) if v is not None})
+        return pattern.kind(values)
 
     def _enter(self, hidden: Tensor, second: Tensor | None) -> None:
         io, residual, image = self.io, self.io.residual, hidden
@@ -298,19 +326,6 @@ def state_in(pattern: ForwardPattern, state: int, result: Any) -> Any:
         name = pattern.fields[index]
         return result[name] if isinstance(result, Mapping) else getattr(result, name)
     return result[index]
-
-
-def _result(pattern: ForwardPattern, hidden: Tensor, text: Tensor | None, second: Tensor | None) -> Any:
-    """A result that holds these states."""
-    if not pattern.order:
-        return hidden
-    if pattern.spread and text is not None:
-        text = text.expand(hidden.shape[0], *text.shape[1:])
-    states = (hidden, text, second)
-    values = [None if state is None else states[state] for state in pattern.order]
-    if pattern.fields:
-        return pattern.kind(**{f: v for f, v in zip(pattern.fields, values, strict=True) if v is not None})
-    return pattern.kind(values)
 
 
 def version(tensor: Tensor) -> int:

@@ -31,8 +31,8 @@ class Record:
     """Streams of the evaluations after the run's last step."""
     unlisted: list[Unlisted] = Factory(list)
     """Evaluations that the run was not known to make."""
-    yields: bool = False
-    """Whether another cache is at work in the model, so that everything computes that it lets through."""
+    other_cache: str = ""
+    """Another cache that was at work in a model, and what that means for the run, in words."""
     laps: list[tuple[bool, Timer | float]] = Factory(list)
     """Per evaluation, whether it skipped, and how many seconds it took; on an accelerator, what tells once it is done."""
     forecasts: dict[tuple[int, str], Decision | None] = Factory(dict)

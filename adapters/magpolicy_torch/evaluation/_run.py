@@ -59,6 +59,8 @@ class Run:
     """Per stream, how the call was made whose residual is stored."""
     unsupported: set[str] = field(init=False, factory=set)
     """Streams whose calls cannot be bypassed."""
+    yields: bool = field(init=False, default=False)
+    """Whether another cache is at work in the model, so that everything computes that it lets through."""
     refused: set[str] = field(init=False, factory=set)
     """Streams whose last residual cannot be kept, because it is not finite on some rank."""
 
@@ -71,6 +73,16 @@ class Run:
     def measures(self) -> bool:
         """Whether something looks at every residual."""
         return self.moments is not None or self.samples is not None
+
+    def yield_to(self, cache: str) -> None:
+        """Leave the rest to another cache, which is in the model.
+
+        Args:
+            cache: which one, and what that means, in words.
+        """
+        self.yields = True
+        self.record.other_cache = self.record.other_cache or cache
+        self.record.problem(cache)
 
     def free(self) -> None:
         """Free every tensor."""
@@ -118,8 +130,11 @@ class Run:
         if count == 1:
             return {call.streams[0].name: tuple([_arithmetic.difference(after, before) for after, before in pairs])}
         # Split first: a part of a difference would keep the whole of it alive.
-        made = [map(_arithmetic.difference, a.chunk(count, batch), b.chunk(count, batch)) for a, b in pairs]
-        return {stream.name: found for stream, found in zip(call.streams, zip(*made, strict=True), strict=True)}
+        parts = [tuple(zip(a.chunk(count, batch), b.chunk(count, batch), strict=True)) for a, b in pairs]
+        return {
+            stream.name: tuple([_arithmetic.difference(*part[place]) for part in parts])
+            for place, stream in enumerate(call.streams)
+        }
 
     def compare(
         self, call: CallDecision, residuals: Residuals, device: torch.device | None
@@ -284,4 +299,4 @@ def _possible(run: Run, streams: Sequence[str]) -> bool:
     if _functorch.peek_interpreter_stack() is not None:
         run.record.problem(_TRANSFORMED)
         return False
-    return not run.record.yields and run.unsupported.isdisjoint(streams)
+    return not run.yields and run.unsupported.isdisjoint(streams)

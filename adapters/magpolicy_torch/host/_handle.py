@@ -11,8 +11,9 @@ from attrs import evolve
 
 from magpolicy import AdapterError, ArgumentError, AttachRequest, RunError
 from magpolicy.adapter import ModelIdentity, check_fits, repo_and_part
+from magpolicy_torch.blocks._other_caches import cache_on, way_off
 from magpolicy_torch.blocks._stack import BlockStack, taken
-from magpolicy_torch.blocks._unwrap import unwrap
+from magpolicy_torch.blocks._unwrap import own_name, unwrap
 from magpolicy_torch.evaluation._interceptor import CallInterceptor, HostCall
 from magpolicy_torch.evaluation._model import HostModel
 from magpolicy_torch.host._attached import AttachedToLoop
@@ -43,11 +44,13 @@ def stack_for(
         held: the stack of a handle on this module that is to be replaced, or that shares it.
 
     Raises:
-        AdapterError: somebody else has attached to the module or its blocks, or these are not clear.
+        AdapterError: somebody else has attached to the module or its blocks, these are not clear, or another cache is on it.
         ArgumentError: an option is unknown.
     """
     if held is None and CallInterceptor.on(module):
-        raise AdapterError(f"{type(module).__name__} is attached already, by another adapter; detach() its handle first")
+        raise AdapterError(f"{own_name(module)} is attached already, by another adapter; detach() its handle first")
+    if cache := cache_on(module):
+        raise AdapterError(f"{own_name(module)} has another cache, {cache}; {way_off(module, cache)}")
     if request.scope not in ("stack", "model"):
         raise ArgumentError(f"scope={request.scope!r} is not known; use 'stack' or 'model'")
     if request.scope == "model" and request.blocks is not None:
@@ -106,7 +109,7 @@ class Handle(AttachedToLoop):
     def __init__(self, module: nn.Module, stack: BlockStack, request: AttachRequest) -> None:
         super().__init__(request)
         self._held = Held(module), Held(stack), Held(HostModel(unwrap(module), stack))
-        self._scope, self._shown = stack.scope, f"{type(unwrap(module, peft=True)).__name__}, {stack!r}"
+        self._scope, self._shown = stack.scope, f"{own_name(unwrap(module, peft=True))}, {stack!r}"
         self._learner = Learner(request, lambda: self.identity, self.provenance)
         self._run: Scoped[HostRun] = Scoped("magpolicy_run")
         self._last: HostRun | None = None
@@ -208,7 +211,7 @@ class Handle(AttachedToLoop):
 
     @property
     def _name(self) -> str:
-        return type(unwrap(self.module, peft=True)).__name__
+        return own_name(unwrap(self.module, peft=True))
 
     def __repr__(self) -> str:
         return f"<Handle on {self._shown}, {'' if self._attached else 'not '}attached>"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, Decision, Session
 from magpolicy.adapter import calibration_of, decides_by, differences, digest
+from magpolicy_torch.blocks._other_caches import another_cache, another_on, cache_on
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.device._timer import Timer
 from magpolicy_torch.evaluation._interceptor import HostCall
@@ -114,14 +115,15 @@ class HostRun:
         kwargs: dict[str, Any],
         *,
         must_compute: str = "",
-        yields: bool = False,
+        other_cache: str = "",
     ) -> Any:
         """Evaluate one call of ``model`` at the current step. A stream that was evaluated there already is at its next step.
 
         Args:
             must_compute: why this call cannot skip, in words.
-            yields: whether that is because another cache is at work in the model.
+            other_cache: what another cache on the model means, in words, where the host knows of one.
         """
+        new = model.stack not in self._runs
         run = self.on(model.stack)
         if not self.model:
             self.model, *_ = classes_of(model.module)
@@ -130,7 +132,10 @@ class HostRun:
         if must_compute:
             run.unsupported.update(streams)
             run.record.problem(must_compute)
-            run.record.yields |= yields
+        if not run.yields:
+            cache = other_cache or (cache_on(model.module) if new else _put_on_since(model.module, model.stack))
+            if cache:
+                run.yield_to(other_cache or another_on(model.module, cache))
         return model.evaluate(run, streams, call, args, kwargs, earliest=self.step, levels=self._noise)
 
     def compute(self, streams: Sequence[str], call: Callable[[], Any], *, evaluation: int, sigma: float, why: str) -> Any:
@@ -217,15 +222,16 @@ class HostRun:
     @property
     def unsupported(self) -> bool:
         """Whether some call's blocks could not be followed."""
-        return self._unsupported or any(run.unsupported for run in self._runs.values())
+        return self._unsupported or any(run.unsupported or run.yields for run in self._runs.values())
 
     @property
     def in_vain(self) -> str:
-        """Why no step was skipped of those that were to be, as a sentence for the user; empty if one was, or none was to be."""
+        """Why no step was skipped of those that were to be, as a sentence for the user; empty if one was, or none was to be.
+        Where another cache had a part of the run, that is said though ours skipped in the rest."""
         reasons = [entry.decision for entry in self.session.trace]
         wanted = len(reasons) if self.moments is not None else reasons.count(Decision.UNSUPPORTED)
         if not (wanted and self.unsupported) or any(reason.skip for reason in reasons):
-            return ""
+            return self.record.other_cache if wanted or Decision.ANSWERED in reasons else ""
         done = "nothing was skipped of what was to be" if self.moments is None else "nothing was measured"
         unfollowed = any(COMPUTES in words for words in self.record.problems)
         return f"{done}: {'; '.join(self.record.problems)}{_MEND if unfollowed else ''}"
@@ -276,6 +282,16 @@ class HostRun:
 
     def _measured(self, what: str) -> Moments:
         return measured(what, self.moments, self.unsupported)
+
+
+def _put_on_since(module: nn.Module, stack: BlockStack) -> str:
+    """A cache that was enabled while a run goes on, in words, as far as the model and its stack's ends show at a glance."""
+    if getattr(module, "_cache_config", None) is not None:
+        return cache_on(module)
+    for each in (module, stack.blocks[0], stack.blocks[-1]):
+        if getattr(each.__dict__.get("_diffusers_hook"), "hooks", None):
+            return another_cache((module, *stack.blocks))
+    return ""
 
 
 def gradients(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:

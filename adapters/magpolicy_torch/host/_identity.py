@@ -11,7 +11,7 @@ import attrs
 
 import torch
 from magpolicy.adapter import ModelIdentity, config_digest, digest
-from magpolicy_torch.blocks._unwrap import unwrap
+from magpolicy_torch.blocks._unwrap import own_class, own_name, unwrap
 from magpolicy_torch.ranks._find import several_processes
 from torch import Tensor, nn
 
@@ -41,7 +41,7 @@ def identity_of(module: nn.Module, config: Any = None, repo: str = "", part: str
     model = unwrap(module, peft=True)
     known = getattr(model, "config", None) if config is None else config
     figures = _or_nothing(lambda: config_digest(_as_mapping(known))) or _or_nothing(lambda: _structure(model))
-    return ModelIdentity(type(model).__name__, figures, repo, _or_nothing(lambda: fingerprint(model)), part)
+    return ModelIdentity(own_name(model), figures, repo, _or_nothing(lambda: fingerprint(model)), part)
 
 
 def _or_nothing(tell: Callable[[], str]) -> str:
@@ -54,7 +54,7 @@ def _or_nothing(tell: Callable[[], str]) -> str:
 
 def classes_of(*modules: nn.Module) -> tuple[str, ...]:
     """Names of the classes of modules, each one's own first, then those it is derived from."""
-    kinds = (kind for module in modules for kind in type(unwrap(module, peft=True)).__mro__)
+    kinds = (kind for module in modules for kind in own_class(unwrap(module, peft=True)).__mro__)
     return tuple(dict.fromkeys(kind.__name__ for kind in kinds if issubclass(kind, nn.Module) and kind is not nn.Module))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ class Levels:
     """The timestep of pure noise."""
     sigmas: tuple[float, ...]
     """The scheduler's own noise levels, where it has them."""
+    angles: bool = False
+    """Whether timesteps are angles, whose tangent is the ratio of noise to signal (TrigFlow)."""
 
     @classmethod
     def of(cls, scheduler: Any) -> Levels | None:
@@ -35,9 +38,14 @@ class Levels:
         if not isinstance(timesteps, Tensor) or timesteps.ndim != 1 or not timesteps.numel():
             return None
         sigmas = getattr(scheduler, "sigmas", None)
-        full = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None) or 1000
+        config = getattr(scheduler, "config", None)
+        angles = getattr(config, "prediction_type", None) == "trigflow"
+        values = tuple(map(float, timesteps.tolist()))
+        if angles and len(values) > 1 and values[-1] == 0:  # the end, which is listed, but not evaluated
+            values = values[:-1]
+        full = math.pi / 2 if angles else _full(values, getattr(config, "num_train_timesteps", None) or 1000)
         listed = sigmas.tolist() if isinstance(sigmas, Tensor) and sigmas.ndim == 1 else ()
-        return cls(tuple(map(float, timesteps.tolist())), float(full), tuple(map(float, listed)))
+        return cls(values, full, tuple(map(float, listed)), angles)
 
     def noise(self) -> tuple[float, ...] | None:
         """Noise level of each evaluation, 1 to 0: the sigmas of flow matching, else the timestep over that of pure noise.
@@ -46,7 +54,11 @@ class Levels:
         """
         count = len(self.timesteps)
         levels: Sequence[float] = self.sigmas[:count]
-        if len(levels) < count or max(levels) > 1.001:
+        if self.angles:
+            levels = [math.sin(t) / (math.sin(t) + math.cos(t)) for t in self.timesteps]
+        elif len(levels) == count and min(self.timesteps) < 0:  # logarithms of sigma, a ratio of noise to signal
+            levels = [level / (1 + level) for level in levels]
+        elif len(levels) < count or max(levels) > 1.001:
             levels = [t / self.full for t in self.timesteps]
         if not all(0 <= level <= 1.001 for level in levels):
             return None
@@ -82,7 +94,10 @@ class Levels:
         run's first call decides: the reading that hits a timestep, of several the one that hits ``near``, else the first. Of
         equal timesteps, the first from ``near`` on.
         """
-        values = (timestep, timestep * self.full, self.full - timestep, (1 - timestep) * self.full)
+        values = [timestep, timestep * self.full, self.full - timestep, (1 - timestep) * self.full]
+        if self.angles:  # the share of noise that the angle stands for, or as it is
+            values = [math.atan2(timestep, 1 - timestep), timestep]
+        near_enough = 0.01 * max(map(abs, self.timesteps))
         found = []
         for number, value in enumerate(values):
             if reading not in (None, number):
@@ -90,13 +105,21 @@ class Levels:
             distances = [abs(t - value) for t in self.timesteps]
             index = min((*range(near, len(distances)), *reversed(range(near))), key=distances.__getitem__)
             distance = distances[index]
-            if distance <= 0.01 * self.full:
-                # Up to 1: whole-numbered timesteps are cut off.
-                found.append((max(distance, 1.0), index != near, number, index))
+            if distance <= near_enough:
+                # Up to 1 of 1000: whole-numbered timesteps are cut off.
+                found.append((max(distance, 0.001 * self.full), index != near, number, index))
         if not found:
             return None
         *_, number, index = min(found)
         return index, number
+
+
+def _full(timesteps: Sequence[float], trained: float) -> float:
+    """The timestep of pure noise: thousandths, shares, or of other units (logarithms, counts) the highest there is."""
+    top = max(map(abs, timesteps))
+    if min(timesteps) >= 0 and top > 0.1 * trained:
+        return float(trained)
+    return 1.0 if top <= 1.001 else top
 
 
 class SchedulerClock:
@@ -140,7 +163,9 @@ class SchedulerClock:
                 near = int(begin)
             now = getattr(self._pipe, "_current_timestep", None)
             values = (float(now.max()),) if isinstance(now, Tensor) else (float(now),) if now is not None else timestep() or ()
-            places = (self.levels.find(value, min(near, last), self._reading) for value in values)
+            # What the first call was read as may have been chance (1 is pure noise as a share, and the end from the other end).
+            readings = (self._reading,) if self._reading is None else (self._reading, None)
+            places = (self.levels.find(value, min(near, last), reading) for reading in readings for value in values)
             index, self._reading = next((place for place in places if place is not None), (near, self._reading))
             if not counted:
                 self._start = int(index)

@@ -99,6 +99,14 @@ class StreamNamer:
         self.too_many = len(self.conditions) > MANY or len(self._used) > MANY
         return tuple(streams)
 
+    def named(self, streams: Iterable[str], step: int) -> None:
+        """Note the streams of a call that were named by somebody else: they stay as they are, also where one comes again."""
+        if step != self._step:
+            self._step = step
+            self.begin_step()
+        for name in streams:
+            self._used[repeated(name, 1 + list(self._used.values()).count(name))] = name
+
     @property
     def complete(self) -> bool:
         """Whether every stream of the step before was evaluated at the one under way."""
@@ -107,4 +115,4 @@ class StreamNamer:
     @property
     def repeats(self) -> list[str]:
         """The streams of the step under way whose name was evaluated more than once."""
-        return [stream for stream, name in self._used.items() if self._counts[name] > 1]
+        return [stream for stream, name in self._used.items() if self._counts.get(name, 0) > 1]

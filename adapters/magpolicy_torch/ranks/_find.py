@@ -94,7 +94,7 @@ def _found(modules: Sequence[nn.Module]) -> Iterator[tuple[Ranks, Any]]:
             yield from _groups_of(mesh)
     seen = set()
     for module in modules:
-        for parameter in module.parameters():
+        for parameter in (*module.parameters(), *_gathered(module)):
             mesh, placements = getattr(parameter, "device_mesh", None), getattr(parameter, "placements", ())
             shared = tuple(dim for dim, placement in enumerate(placements) if not placement.is_replicate())
             if mesh is not None and shared and (id(mesh), shared) not in seen:
@@ -106,6 +106,19 @@ def _found(modules: Sequence[nn.Module]) -> Iterator[tuple[Ranks, Any]]:
         for inner in module.modules():
             if kind is not None and isinstance(inner, kind) and getattr(inner.sharding_strategy, "name", "") != "NO_SHARD":
                 yield _of_group(inner.process_group)
+
+
+def _gathered(module: nn.Module) -> Iterator[Any]:
+    """The shares of weights of FSDP2 that are gathered now: with ``reshard_after_forward=False`` they stay so after a call, and
+    no parameter shows that there are shares."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    kind: Any = getattr(fsdp, "FSDPModule", ())
+    for inner in module.modules():
+        if isinstance(inner, kind):
+            state = inner._get_fsdp_state()
+            groups = getattr(state, "_fsdp_param_groups", None)
+            for group in [getattr(state, "_fsdp_param_group", None)] if groups is None else groups:
+                yield from (one.sharded_param for one in getattr(group, "fsdp_params", ()))
 
 
 def _groups_of(given: Any) -> Iterator[tuple[Ranks, Any]]:

@@ -30,6 +30,8 @@ from magpolicy.policy._curve import SINGLE, Curve
 PROVENANCE = "the general prior"
 CONSTANT = "constant"
 """What the provenance of a calibration that the prior made says of norms which nothing is known of."""
+_MOST = 1e20
+"""Of a norm, and one over it the least: squares of residuals stay what a calibration may hold."""
 PRIOR_SHARE = 0.03
 """The :attr:`magpolicy.Calibration.prior_share` of what runs measure. In the lab it is worth up to 9 dB, and loses none."""
 
@@ -127,10 +129,6 @@ def prior_calibration(
         cross={(a, b): _crossed(norms[a], norms[b], LIKENESS * cosines) for a, b in itertools.combinations(names, 2)},
         provenance=provenance,
     )
-
-
-_MOST = 1e20
-"""Of a norm, and one over it the least: squares of residuals stay what a calibration may hold."""
 
 
 def _norms(ratios: Sequence[float]) -> Floats:

@@ -130,7 +130,8 @@ def _parse(file: Path) -> Any:
         if len(content) > MAX_PRESET and KIND.encode() not in content[:200]:
             raise TooLarge(len(content))
     except TooLarge as error:
-        raise PresetError(f"{file} has {error.size} bytes, a preset has at most {MAX_PRESET}; is it the right file?") from error
+        most = f"a preset has at most {MAX_PRESET}, a calibration in {JSON} {MAX_BYTES[JSON]}"
+        raise PresetError(f"{file} has {error.size} bytes, {most}; is it the right file?") from error
     except (OSError, ValueError) as error:  # ValueError: a path that cannot be one
         raise PresetError(f"{file} cannot be read: {error}; give the path of a {JSON} or {TOML} file") from error
     try:

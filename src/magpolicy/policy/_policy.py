@@ -99,10 +99,10 @@ class MagPolicy:
         """
         if not 0 <= _checks.whole("step", step, 0, example="0") <= self._steps:
             raise ArgumentError(f"step={step} lies outside this run of {self._steps} steps; use 0 to {self._steps - 1}")
-        self.step = step
+        self.step: int = step
         self.accumulated_ratio: Any = self._one
         self.accumulated_error: Any = self._zero
-        self.skips = self._semantics.initial_skips
+        self.skips: int = self._semantics.initial_skips
         self._computed = False
         self._pending: tuple[Any, Any, int] | None = None
         self._before: tuple[int, Any] | None = None

@@ -53,6 +53,11 @@ class Session:
     """
 
     __module__ = "magpolicy"
+    # What users read, declared: type checkers differ in what they infer from assignments of several at once.
+    steps: int
+    sigmas: tuple[float, ...] | None
+    schedule: Schedule | None
+    active: bool
 
     @suggests
     def __init__(

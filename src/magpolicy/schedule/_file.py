@@ -28,6 +28,10 @@ def load_schedule(path: str | os.PathLike[str]) -> Schedule:
         raise ArgumentError(f"{file} holds {len(data)} schedules, one a run; read it with json.load, and give each run its own")
     if not holds_schedule(data):
         raise ArgumentError(f"{file} holds no schedule; give a file that Schedule.save or `magpolicy plan --output` wrote")
+    return _schedule(file, data)
+
+
+def _schedule(file: Path, data: Any) -> Schedule:
     try:
         return Schedule.from_dict(data)
     except ArgumentError as error:
@@ -52,7 +56,7 @@ def schedule_in(path: str | os.PathLike[str]) -> Schedule | None:
         data = _read(file)
     except ArgumentError:  # whoever reads it for something else says why
         return None
-    return load_schedule(file) if holds_schedule(data) else None
+    return _schedule(file, data) if holds_schedule(data) else None
 
 
 def _read(file: Path) -> Any:

@@ -98,7 +98,11 @@ def test_a_mistake_stops_the_prompt_before_anything_is_sampled(server: Server, f
     assert "prompt_id" not in answer
     answer = server.post("prompt", {"prompt": sampling(file, model_type="nothing")})
     assert "prompt_id" not in answer
-    entry = server.run(sampling(file, model_type="auto"))  # no preset was made for so small a Wan
-    assert entry["status"]["status_str"] == "error"
-    (said,) = (data["exception_message"] for event, data in entry["status"]["messages"] if event == "execution_error")
-    assert "model_type=auto: no preset was calibrated on this model" in said
+
+
+def test_a_model_without_a_preset_is_planned_by_auto(server: Server, file: str) -> None:
+    entry, heard = run(server, sampling(file, model_type="auto", seed=15))  # no preset was made for so small a Wan
+    assert entry["status"]["status_str"] == "success"
+    report = reports(heard)["2"]
+    assert report["skipped"] > 0
+    assert any("no preset was calibrated on this model" in note for note in report["notes"])

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from attrs import field, frozen
 
+import diffusers
 import torch
 
 Kwargs = dict[str, Any]
@@ -105,7 +106,7 @@ class Case:
 
     @functools.cached_property
     def kind(self) -> type[torch.nn.Module]:
-        return transformer_classes()[self.cls]
+        return transformer_classes().get(self.cls) or getattr(diffusers, self.cls)
 
     def make(self, seed: int = 0) -> torch.nn.Module:
         """A fresh model with random weights, none of them zero (a zero-initialised gate would hide a wrong residual)."""

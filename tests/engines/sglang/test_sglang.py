@@ -100,6 +100,13 @@ def test_a_calibration_measured_in_the_engine_serves_there(engine, kind, guided)
     assert found["problems"] == []
 
 
+def test_a_calibration_of_diffusers_serves_and_one_of_another_model_is_refused(engine):
+    about = {"model": "WanTransformer3DModel", "pipeline": "WanPipeline", "versions": {"diffusers": "0.42.1"}}
+    assert engine.ask("calibrated", kind="wan", guided=True, about=about)["mask"].count("C") == 6
+    with pytest.raises(Exception, match="was measured on a QwenImageTransformer2DModel, target is a WanTransformer3DModel"):
+        engine.ask("calibrated", kind="wan", guided=True, about={**about, "model": "QwenImageTransformer2DModel"})
+
+
 def test_attached_by_hand_replaced_and_detached(engine):
     found = engine.ask("attached_by_hand", kind="wan")
     assert (found["mask"].count("C"), found["asked"].count("C")) == (4, 8)
@@ -211,3 +218,48 @@ def test_requests_that_cannot_skip_say_why_once(engine, request_, why):
 def test_a_stage_with_a_loop_of_its_own_says_so(engine, stage):
     name = stage.rpartition(".")[2]
     assert engine.ask("own_loop", stage=stage) == {"lines": [f"magpolicy: every step computes: {name} has a loop of its own"]}
+
+
+PARALLEL = pytest.mark.parametrize(
+    ("parallel", "streams"),
+    [
+        ({"enable_cfg_parallel": True}, [["cond"], ["uncond"]]),
+        ({"ulysses_degree": 2, "sp_degree": 2}, [["cond", "uncond"]] * 2),
+        ({"tp_size": 2}, [["cond", "uncond"]] * 2),
+    ],
+    ids=["guidance", "sequence", "tensor"],
+)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("kind", ["wan", "flux", "hunyuan", "sd3"])
+@PARALLEL
+def test_workers_that_share_a_request_decide_alike(engine, kind, parallel, streams):
+    alone = engine.ask("plain_and_asked", kind=kind, asks={"speedup": 2.0}, guided=True)
+    found = engine.ask("together", kind=kind, parallel=parallel, asks=[{"speedup": 2.0}] * 2)
+    assert [each["mask"] for each in found] == [alone["mask"]] * 2
+    assert [each["streams"] for each in found] == streams
+    assert [(each["held"], each["problems"]) for each in found] == [(0, [])] * 2
+    assert found[0]["sum"] == found[1]["sum"]
+    assert sum(each["blocks"] for each in found) == alone["blocks"][0] * (1 if len(streams[0]) == 1 else 2)
+    # The engine itself makes something else of SD3's latents where two workers share them; with tensor parallelism each part of
+    # the random weights is another one.
+    another = "tp_size" in parallel or (kind == "sd3" and "sp_degree" in parallel)
+    assert found[0]["difference"] == pytest.approx(alone["difference"], rel=3.0 if another else 1e-3)
+
+
+@pytest.mark.distributed
+@PARALLEL
+def test_workers_that_would_decide_otherwise_are_one_error_on_each(engine, parallel, streams):
+    found = engine.ask("together", kind="wan", parallel=parallel, asks=[{"speedup": 2.0}, {"speedup": 3.0}])
+    assert [each["error"] for each in found] == ["RunError"] * 2
+    for each in found:
+        assert each["message"].startswith("ranks do not decide alike. settings: rank 0 has a plan from the general prior")
+
+
+@pytest.mark.distributed
+@PARALLEL
+def test_a_safeguard_of_workers_that_share_a_request(engine, parallel, streams):
+    found = engine.ask("together", kind="wan", parallel=parallel, asks=[{"speedup": 2.0, "safeguard": True}] * 2, steps=20)
+    assert found[0]["mask"] == found[1]["mask"]
+    assert "." in found[0]["mask"]

@@ -30,6 +30,25 @@ def test_what_runs_is_the_plan_and_nothing_stays(engine, kind, guided):
     assert found["same_after"]
 
 
+def test_two_experts_that_never_skip_leave_the_output_as_it_is(engine):
+    found = engine.ask("two_experts", settings={"speedup": 1.0, "learn": False}, boundary=0.5)
+    assert found["same"]
+    assert set(found["experts"]) == {"0", "1"}
+
+
+@pytest.mark.parametrize("speedup", [2.4, 3.0, 4.0])
+@pytest.mark.parametrize("boundary", [None, 0.5, 0.7, 0.9])
+def test_the_second_of_two_experts_begins_with_a_step_that_computes(engine, boundary, speedup):
+    found = engine.ask("two_experts", settings={"speedup": speedup, "learn": False}, boundary=boundary)
+    mask, switch = found["mask"], found["experts"].index("1")
+    assert 0 < switch < len(mask) == len(found["experts"]) == 12
+    assert mask[switch] == "C"
+    assert mask == found["planned"]  # the plan knew of it
+    assert mask.count("C") == int(12 / speedup)
+    assert found["held"] == 0
+    assert found["problems"] == []
+
+
 def test_the_blocks_are_those_of_the_engines_own_models(engine):
     stacks = [engine.ask("plain_and_attached", kind=kind, settings={"speedup": 2.0, "learn": False})["stack"] for kind in KINDS]
     assert stacks == ["2 FluxTransformerBlock, 2 FluxSingleTransformerBlock", "2 WanTransformerBlock"]

@@ -45,7 +45,11 @@ class Server:
     def use(self) -> None:
         """Make it the one of this process."""
         set_global_server_args(self.args)
-        maybe_init_distributed_environment_and_model_parallel(tp_size=1, sp_size=1)
+        args = self.args
+        maybe_init_distributed_environment_and_model_parallel(
+            tp_size=args.tp_size, sp_size=args.sp_degree, cfg_degree=args.cfg_parallel_degree,
+            ulysses_degree=args.ulysses_degree, ring_degree=args.ring_degree, dp_size=args.dp_size,
+        )  # fmt: skip
 
     def request(
         self, steps: int = 12, *, size: int = 8, guided: bool = False, seed: int = 1, asks: Any = None, **more: Any

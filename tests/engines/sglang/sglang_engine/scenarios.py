@@ -7,12 +7,15 @@ import os
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from attrs import evolve
+
 import magpolicy
 import torch
 from magpolicy_sglang._handle import ATTACHED
 
 from . import engine, plugins
 from .plugins import logged, started
+from .ranks import on_two
 
 FORKED = True
 
@@ -150,13 +153,15 @@ def by_the_rule(kind: str, settings: dict[str, Any], steps: int) -> dict[str, st
     return {"mask": _mask(report), "simulated": _mask_of(simulated)}
 
 
-def calibrated(kind: str, guided: bool) -> dict[str, Any]:
-    """A calibration measured here, and a request that goes by its file."""
+def calibrated(kind: str, guided: bool, *, about: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A calibration measured here, and a request that goes by its file; ``about``: other provenance, as of another host."""
     started()
     here = engine.Server(kind)
     handle = magpolicy.attach(here.stage, calibrate=True)
     here.run(here.request(12, guided=guided))
     measured = handle.calibration
+    if about is not None:
+        measured = evolve(measured, provenance=about)
     handle.detach()
     path = os.path.join(os.environ["MAGPOLICY_HOME"], "measured.json")
     measured.save(path)
@@ -255,3 +260,23 @@ def signatures() -> dict[str, bool]:
         "same": keyed({"speedup": 2.0}) == keyed({"speedup": 2.0}),
         "other": keyed({"speedup": 2.0}) == keyed({"speedup": 3.0}),
     }
+
+
+def together(kind: str, parallel: dict[str, Any], asks: list[Any], steps: int = 12) -> list[dict[str, Any]]:
+    """A request that two workers share, in full and by magpolicy: what each of them finds."""
+    started()
+
+    def work(rank: int) -> dict[str, Any]:
+        here = engine.Server(kind, num_gpus=2, **parallel)
+        plain = here.run(here.request(steps, guided=True, asks=False))
+        with _blocks_counted(here) as ran:
+            out = here.run(here.request(steps, guided=True, asks=asks[rank]))
+        handle = ATTACHED[here.stage]
+        report = handle.report
+        return {
+            "mask": _mask(report), "streams": sorted({entry.stream for entry in report.trace}), "blocks": len(ran),
+            "difference": _share(plain, out), "sum": float(out.double().sum()), "problems": list(report.problems),
+            "held": handle.residuals_held,
+        }  # fmt: skip
+
+    return on_two(work)

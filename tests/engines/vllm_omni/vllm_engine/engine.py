@@ -27,7 +27,7 @@ from magpolicy_vllm_omni import _plugin  # noqa: E402
 if not magpolicy.manager().is_registered(_plugin):  # installed before this adapter was there
     magpolicy.manager().register(_plugin)
 gc.freeze()  # the engine collects garbage several times as it starts; half a second each over all that was imported
-CLASSES = {"flux": "FluxPipeline", "wan": "WanPipeline"}
+CLASSES = {"flux": "FluxPipeline", "wan": "WanPipeline", "wan_two_experts": "WanPipeline"}
 _folder = Path(tempfile.mkdtemp(prefix="magpolicy-vllm-omni-"))
 _workers: dict[str, Any] = {}
 _configs: dict[str, Any] = {}
@@ -101,16 +101,17 @@ def request(
     guided: bool = False,
     dummy: bool = False,
     magpolicy: Any = None,
+    size: int | None = None,
     **more: Any,
 ) -> Any:
     """A request; ``magpolicy``: what its ``extra_args`` ask for."""
-    size = 16 if kind == "flux" else 32
+    size = size or (16 if kind == "flux" else 32)
     given = OmniDiffusionSamplingParams(
         num_inference_steps=steps, height=size, width=size, seed=seed, output_type="latent",
         extra_args={} if magpolicy is None else {"magpolicy": magpolicy}, **more,
     )  # fmt: skip
     prompt = {"prompt": "a cat"}
-    if kind == "wan":
+    if kind.startswith("wan"):
         given.num_frames = 5
         given.guidance_scale = 4.0 if guided else 1.0
     elif guided:

@@ -9,6 +9,7 @@ import magpolicy
 import torch
 
 from . import engine
+from .backend_life import backend_life as backend_life  # the tests ask for it here
 
 
 def _mask(handle: Any, which: int = -1) -> str:
@@ -44,6 +45,33 @@ def masks(kind: str, settings: dict[str, Any], requests: list[dict[str, Any]]) -
             engine.run(runner, [engine.request(kind, **each)])
             found.append(_mask(runner.cache_backend.handle))
     return found
+
+
+def two_experts(settings: dict[str, Any], boundary: float | None) -> dict[str, Any]:
+    """A request to a model of two experts: which of them each step is of, and what the same request computes."""
+
+    def ask(runner: Any) -> torch.Tensor:
+        (latents,) = engine.run(runner, [engine.request("wan_two_experts", guided=True, boundary_ratio=boundary)])
+        return latents
+
+    plain = engine.worker("wan_two_experts").model_runner
+    called: list[int] = []
+    hooks = [
+        expert.register_forward_pre_hook(lambda *_, number=number: called.append(number))
+        for number, expert in enumerate((plain.pipeline.transformer, plain.pipeline.transformer_2))
+    ]
+    latents = ask(plain)
+    for hook in hooks:
+        hook.remove()
+    with engine.cached("wan_two_experts", **settings) as runner:
+        same = torch.equal(latents, ask(runner))
+        handle = runner.cache_backend.handle
+        (report,), plan = handle.reports, handle.runs[0].session.schedule
+        experts = "".join(map(str, called[::2]))  # two branches of guidance a step
+        return {
+            "mask": _mask(handle), "planned": "".join("C" if computed else "." for computed in plan.mask),
+            "experts": experts, "problems": report.problems, "held": handle.residuals_held, "same": same
+        }  # fmt: skip
 
 
 def batch(kind: str, settings: dict[str, Any], requests: list[dict[str, Any]]) -> str:
