@@ -8,7 +8,7 @@ from typing import Any
 from attrs import define, field
 
 from magpolicy import ArgumentError, AttachRequest, Schedule
-from magpolicy_torch.adapter import HostCall, HostModel, HostRun, Learner, Levels, SchedulerClock, StreamNamer
+from magpolicy_torch.adapter import HostCall, HostModel, HostRun, Learner, Levels, SchedulerClock, StreamNamer, Why
 from magpolicy_vllm_omni._branches import Branches
 
 
@@ -61,7 +61,7 @@ class ForwardCall:
         if run is None:
             return original(*args, **kwargs)
         streams = run.streams(branches, args, kwargs)
-        must_compute = "more calls come at a step than can be told apart, so all compute" if run.names.too_many else ""
+        must_compute = Why.TOO_MANY.says() if run.names.too_many else ""
         try:
             result = run.host.evaluate(model, streams, original, args, kwargs, must_compute=must_compute)
         except BaseException:
