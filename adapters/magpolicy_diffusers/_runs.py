@@ -10,7 +10,7 @@ from magpolicy import AttachRequest, Session
 from magpolicy_diffusers._provenance import guidance
 from magpolicy_diffusers._streams import BATCHED, StreamNames
 from magpolicy_torch import adapter
-from magpolicy_torch.adapter import SchedulerClock, Times, TimestepClock, trains
+from magpolicy_torch.adapter import SchedulerClock, Times, TimestepClock, Why, trains
 
 if TYPE_CHECKING:
     from magpolicy_diffusers._denoiser import DenoiserCall
@@ -105,10 +105,10 @@ class RunDriver(abc.ABC):
             streams = run.streams_of(call)
         if run.moments is not None:
             run.moments.note(latents=call.latents())
-        must_compute = "more calls come at a step than can be told apart, so all compute" if run.streams.too_many else ""
+        must_compute = Why.TOO_MANY.says() if run.streams.too_many else ""
         before = bool(run.record.past_end)
         try:
-            if run.session.active:
+            if run.session.active and run.step < run.session.steps:
                 result = run.evaluate(denoiser.model, streams, call.original, call.args, call.kwargs, must_compute=must_compute)
             else:  # the loop goes on after the run's last step
                 run.record.past_end.extend(streams)
@@ -180,14 +180,14 @@ class OwnLoop(RunDriver):
         self._pipe, self._began = pipe, began
         self._clock = TimestepClock()
         self._start, self._rises = 0, False
-        self.problem = "nothing says how long the run is: give attach(..., steps=28), or use 'with handle.run(steps=28):'"
+        self.problem = Why.NO_LENGTH.says()
 
     def enter(self, timestep: Timestep) -> HostRun | None:
         if self.run is None and self.asked().steps is None:
             return None
         moved = self._clock.tell(timestep())
         if moved == "untold":
-            self.problem = "it is given no timestep, so nothing tells the step; use 'with handle.run(steps=28):'"
+            self.problem = Why.NO_TIMESTEP.says()
             return None
         last = self.runs[-1] if self.runs else None
         if moved != "back" and last is not None and self._clock.count >= last.session.steps > 1:
@@ -205,11 +205,7 @@ class OwnLoop(RunDriver):
 
     def call(self, call: DenoiserCall, streams: Sequence[str] | None) -> Any:
         if trains(call.denoiser.module):
-            self.warn(
-                f"{call.denoiser.name} is in training mode, and gradients are on: blocks that are skipped would get none, so "
-                "nothing is skipped. To sample, call it under torch.no_grad(), or after model.eval()",
-                once=True,
-            )
+            self.warn(Why.TRAINS.says(model=call.denoiser.name), once=True)
             return call.compute()
         return super().call(call, streams)
 
@@ -269,7 +265,7 @@ class GivenRun(RunDriver):
             return self.run
         if self._clock.tell(timestep()) == "untold":
             self.run.streams.begin_step()  # each call is its stream's next
-        self.run.go_to(min(self._clock.count, self.run.session.steps - 1))
+        self.run.go_to(self._clock.count)
         return self.run
 
 
@@ -294,7 +290,7 @@ class PipelineCall(RunDriver):
     def enter(self, timestep: Timestep) -> HostRun | None:
         new = self._clock.tell(timestep)
         if new is None:
-            self.problem = "its scheduler lists no timesteps, and " + self._own.problem
+            self.problem = Why.NO_LIST.says(then=self._own.problem)
             run = self._own.enter(timestep)
             self.runs += [run] if run is not None and run not in self.runs else []
             return run
