@@ -43,6 +43,7 @@ class HostRun(adapter.HostRun):
         super().__init__(request, session, start, noise, lesson)
         self.streams = StreamNames(pipe)
         self._pipe = pipe
+        self._ahead = False  # of the timesteps, of which some have two evaluations
 
     def streams_of(self, call: DenoiserCall) -> tuple[str, ...]:
         """The streams of ``call``, as the pipeline names them, or by what they are conditioned on."""
@@ -50,6 +51,7 @@ class HostRun(adapter.HostRun):
         if context is None or context in BATCHED:
             names = self.streams.conditions_of(call)
             if self._pipe is None and self.streams.next_evaluation(names, self.step, call.latents()):
+                self._ahead = True
                 return names
         else:
             names = (context.removeprefix("pred_"),)
@@ -68,10 +70,10 @@ class HostRun(adapter.HostRun):
     @property
     def complete(self) -> bool:
         """Whether every stream of the step before has been evaluated at the last one."""
-        if not self.streams.complete:
-            return False
         steps = self.session.steps
-        return self.step >= steps - 1 or all(self.session.step(name) >= steps for name in self.streams.under_way)
+        if self._ahead and self.streams.complete:
+            return all(self.session.step(name) >= steps for name in self.streams.under_way)
+        return self.step >= steps - 1 and self.streams.complete
 
 
 class RunDriver(abc.ABC):
