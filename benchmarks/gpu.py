@@ -4,7 +4,7 @@ The sections run one after the other, each in a process of its own with the time
 fails, or for which no time is left, says so on the page; the others stand.
 
 - ``eager``, ``compiled``: a run of FLUX.1-dev and of Wan2.1-1.3B, of their sizes with random bfloat16 weights (speed does not
-  depend on their values): plain, by the published rule, by a plan for twice the speed, and by diffusers' MagCache and cache-dit;
+  depend on their values): plain, by the published rule, by a plan, and by diffusers' MagCache and cache-dit;
 - ``offload``: residuals in pinned main memory, copied back while the device works, and what that saves;
 - ``graphs``: the same with CUDA graphs (``mode="reduce-overhead"``), in a size where launching costs most;
 - ``tests``: those of an accelerator.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("diffusers", reason="the diffusers extra is not installed")
+pytest.importorskip("cache_dit", reason="the dev extra is not installed")
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
 
