@@ -91,7 +91,7 @@ def test_distorch(name: str, multigpu: Any) -> None:
         FUNCTION = "load"
 
         @classmethod
-        def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        def INPUT_TYPES(cls) -> dict[str, Any]:
             return {"required": {}}
 
         def load(self) -> tuple[Any]:
@@ -177,8 +177,8 @@ def test_advanced_controlnet(comfyui: Path) -> None:
 
 
 FACES = (
-    "insightface", "insightface.app", "insightface.utils", "insightface.utils.download", "insightface.utils.storage", "facexlib",
-    "facexlib.parsing", "facexlib.utils", "facexlib.utils.face_restoration_helper", "facexlib.utils.misc",
+    "insightface", "insightface.app", "insightface.utils", "insightface.utils.download", "insightface.utils.storage",
+    "facexlib", "facexlib.parsing", "facexlib.utils", "facexlib.utils.face_restoration_helper", "facexlib.utils.misc",
     "facexlib.detection", "facexlib.recognition", "torchvision.ops.misc", "ftfy", "timm", "timm.models", "timm.models.layers",
     "timm.layers", "timm.loss", "timm.data", "timm.models.registry", "torchvision.ops.boxes", "spandrel",
 )  # fmt: skip
@@ -210,6 +210,9 @@ def test_pulid(comfyui: Path) -> None:
         for place, count in (("double_block", 19), ("single_block", 38)):
             for index in range(0, count, 2):
                 hook.set_model_dit_patch_replace(patcher, settings | {"ca_idx": 0}, (place, index))
+        last = len(patcher.model.diffusion_model.double_blocks) - 1  # of the full model that is block 18, by its number
+        end = hook.LastDitDoubleBlockReplace(hook.pulid_patch, **settings, ca_idx=0)
+        patcher.set_model_patch_replace(end, "dit", "double_block", last)
         patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "pulid", file.pulid_outer_sample_wrappers_with_override)
         patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "pulid", file.pulid_apply_model_wrappers)
         return patcher

@@ -33,10 +33,9 @@ def pack(name: str, *, faked: tuple[str, ...] = ()) -> Any:
     module = f"pack_{name.replace('-', '_')}"
     if module in sys.modules:
         return sys.modules[module]
-    try:
-        import server
-    except ImportError as error:  # of ComfyUI's own module utils, where another one is in its place
-        pytest.skip(f"ComfyUI's server cannot be imported here: {error}")
+    _own_utils()
+    import server
+
     if not hasattr(server.PromptServer, "instance"):
         server.PromptServer.instance = MagicMock(name="PromptServer")
         server.PromptServer.instance.prompt_queue = None
@@ -79,6 +78,17 @@ def _fake(names: tuple[str, ...]) -> None:
             importlib.import_module(name)
         except ImportError:
             sys.modules[name] = MagicMock(name=name)
+
+
+def _own_utils() -> None:
+    """ComfyUI's package ``utils``, which its ``main.py`` imports before ``nodes`` puts the folder ``comfy`` with a module of
+    that name before it."""
+    import nodes
+
+    if not hasattr(sys.modules.get("utils"), "__path__"):
+        sys.modules.pop("utils", None)
+        sys.path.insert(0, str(Path(nodes.__file__).parent))
+        importlib.import_module("utils.install_util")
 
 
 def _own_nodes() -> None:
