@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from contextlib import nullcontext
 from typing import Any
 
 import magpolicy
@@ -10,6 +11,9 @@ import torch
 
 from . import engine
 from .backend_life import backend_life as backend_life  # the tests ask for it here
+from .model_runs import model as model
+from .model_runs import refused_models as refused_models
+from .model_runs import zoo as zoo
 
 
 def _mask(handle: Any, which: int = -1) -> str:
@@ -72,6 +76,59 @@ def two_experts(settings: dict[str, Any], boundary: float | None) -> dict[str, A
             "mask": _mask(handle), "planned": "".join("C" if computed else "." for computed in plan.mask),
             "experts": experts, "problems": report.problems, "held": handle.residuals_held, "same": same
         }  # fmt: skip
+
+
+def by_hand(kind: str) -> list[str]:
+    """Runs within ``handle.settings``, and outside."""
+    found = []
+    with engine.cached(kind, speedup=2.0, learn=False) as runner:
+        handle = runner.cache_backend.handle
+        for asked in (None, 3.0, None):
+            with nullcontext() if asked is None else handle.settings(speedup=asked):
+                engine.run(runner, [engine.request(kind)])
+            found.append(_mask(handle))
+    return found
+
+
+def compiled(kind: str) -> dict[str, Any]:
+    """The engine's own compilation of each block, its graphs run by PyTorch as they are; and runs of what it made."""
+    from torch._dynamo.utils import counters
+    from vllm_omni.diffusion.compile import regionally_compile
+
+    runner = engine.worker(kind).model_runner
+    (plain,) = engine.run(runner, [engine.request(kind)])
+    blocks = [block for name, block in runner.pipeline.transformer.named_modules() if name.rpartition(".")[2].isdigit()]
+    own = [dict(vars(block)) for block in blocks]
+    counters.clear()
+    regionally_compile(runner.pipeline.transformer, dynamic=True, backend="eager")
+    try:
+        (whole,) = engine.run(runner, [engine.request(kind)])
+        graphs = counters["stats"]["unique_graphs"]
+        with engine.cached(kind, speedup=2.0, learn=False) as cached:
+            masks = []
+            for steps in (12, 20, 12):
+                (latents,) = engine.run(cached, [engine.request(kind, steps)])
+                masks.append(_mask(cached.cache_backend.handle))
+        return {
+            "same": torch.allclose(plain, whole, atol=1e-5), "graphs": graphs, "masks": masks,
+            "more": counters["stats"]["unique_graphs"] - graphs, "breaks": len(counters["graph_break"]),
+            "difference": float((plain - latents).abs().max() / plain.abs().max()),
+        }  # fmt: skip
+    finally:
+        for block, before in zip(blocks, own, strict=True):
+            for name in set(vars(block)) - set(before):
+                del block.__dict__[name]
+            vars(block).update(before)
+
+
+def without(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """A request that asks for none of it, by itself and in a batch with one that asks for nothing."""
+    plain = engine.run(engine.worker(kind).model_runner, [engine.request(kind)])
+    with engine.cached(kind, **settings) as runner:
+        alone = engine.run(runner, [engine.request(kind, magpolicy=False)])
+        engine.run(runner, [engine.request(kind, magpolicy=False), engine.request(kind, seed=5)])
+        runs = len(runner.cache_backend.handle.runs)
+    return {"same": torch.equal(plain[0], alone[0]), "runs": runs}
 
 
 def batch(kind: str, settings: dict[str, Any], requests: list[dict[str, Any]]) -> str:
@@ -141,15 +198,6 @@ def detached(kind: str) -> dict[str, Any]:
         during = own()
     gc.collect()
     return {"same": own() == before, "patched": during != before}
-
-
-def several_ranks() -> None:
-    """The backend where torch says that there are two processes; raises."""
-    import unittest.mock
-
-    engine.worker("flux")
-    with unittest.mock.patch("torch.distributed.get_world_size", return_value=2), engine.cached("flux", speedup=2.0):
-        pass
 
 
 def refused(settings: dict[str, Any]) -> None:

@@ -7,14 +7,14 @@ from typing import Any
 
 def roi_align(*_: Any, **__: Any) -> Any:
     """Not what is tested here."""
-    raise NotImplementedError("the stand-in of torchvision has no roi_align")
+    raise RuntimeError("the stand-in of torchvision has no roi_align")
 
 
 def deform_conv2d(*_: Any, **__: Any) -> Any:
     """Not what is tested here."""
-    raise NotImplementedError("the stand-in of torchvision has no deform_conv2d")
+    raise RuntimeError("the stand-in of torchvision has no deform_conv2d")
 
 
-def box_iou(*boxes: Any) -> Any:
-    """A name to import."""
-    raise NotImplementedError
+def box_iou(*_: Any) -> Any:
+    """Not what is tested here."""
+    raise NotImplementedError("the stand-in of torchvision has no box_iou")
