@@ -43,12 +43,16 @@ class HostRun(adapter.HostRun):
         super().__init__(request, session, start, noise, lesson)
         self.streams = StreamNames(pipe)
         self._pipe = pipe
+        self._ahead = False  # of the timesteps, of which some have two evaluations
 
     def streams_of(self, call: DenoiserCall) -> tuple[str, ...]:
         """The streams of ``call``, as the pipeline names them, or by what they are conditioned on."""
         context = call.denoiser.context.get()
         if context is None or context in BATCHED:
             names = self.streams.conditions_of(call)
+            if self._pipe is None and self.streams.next_evaluation(names, self.step, call.latents()):
+                self._ahead = True
+                return names
         else:
             names = (context.removeprefix("pred_"),)
             if self._pipe is None:  # in the user's own loop, a named stream that comes again is at its next evaluation
@@ -66,7 +70,10 @@ class HostRun(adapter.HostRun):
     @property
     def complete(self) -> bool:
         """Whether every stream of the step before has been evaluated at the last one."""
-        return self.step >= self.session.steps - 1 and self.streams.complete
+        steps = self.session.steps
+        if self._ahead and self.streams.complete:
+            return all(self.session.step(name) >= steps for name in self.streams.under_way)
+        return self.step >= steps - 1 and self.streams.complete
 
 
 class RunDriver(abc.ABC):

@@ -326,5 +326,11 @@ def gradients(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any])
 
 
 def trains(module: nn.Module) -> bool:
-    """Whether calls of now train ``module``: gradients are on, it is in training mode, and weights have some."""
+    """Whether calls of now train ``module``: gradients are on, it is in training mode, and weights have some.
+
+    This is asked only where nothing but timesteps says what a run is: those of a training loop may fall by chance, and look
+    like one. In a run that somebody opened, calls skip as they were asked to, training or not (distillation through a
+    schedule). A module of plain PyTorch is in training mode and has gradients from when it is made, and loops around it often
+    leave that so: there the mode tells nothing, and runs are always opened.
+    """
     return torch.is_grad_enabled() and module.training and any(weight.requires_grad for weight in module.parameters())
