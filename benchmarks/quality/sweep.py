@@ -139,11 +139,8 @@ def others(bench: Bench) -> Iterator[Trial]:
 
 
 def forecasts(bench: Bench) -> Iterator[Trial]:
-    """Others' forecasts of the residual, by their formulas, each in several masks of exactly the budget.
-
-    The budgets are the three of the comparison, and those of the pictures at one and a half and four times the speed.
-    """
-    for k in sorted({*targets(bench.steps), 2 * bench.steps // 3, bench.steps // 4}):
+    """Others' forecasts of the residual, by their formulas, each in several masks of exactly the budget."""
+    for k in targets(bench.steps):
         for name, mask in methods.spread_masks(bench.steps, k).items():
             for method, settings, forecast in _forecasts(bench):
                 make = functools.partial(methods.forecast, bench, mask, forecast)
