@@ -38,7 +38,7 @@ SHOWN, ZOOM = {"digits": 8, "clothes": 8, "video": 3}, {"digits": 3, "clothes": 
 BRIGHTER = 4
 _GAP, _LABEL, _BACK, _INK = 4, 172, (38, 38, 44), (225, 225, 230)
 _FPS, _LOOPS = 3, 4
-PLAYER = 'controls loop muted playsinline preload="metadata" width="100%"'
+PLAYER = 'controls loop muted playsinline preload="auto" width="100%"'
 
 INTRODUCTION = """# Pictures
 
@@ -51,7 +51,7 @@ same runs.
   first; *one run in full* is planned from one run of another noise and prompt.
 - **The published rule** and **the best of others** get the best settings of a sweep on these samples, of those that do at most
   the work of the speed (within 2%). So many settings of others were tried: {tried}.
-- At 1.5x and 4x the best of others is a weaker comparison than at 2x and 3x. Forecasts by the formulas of others were tried at a
+- At 1.5x and 4x the best of others is a weaker comparison than at 2x and 3x. Forecasts by formulas of others were tried at a
   half, two fifths and a third of the work only: at 1.5x they do less work than they may, and at 4x they are missing. On the SD3
   class at 4x hardly any setting of others does so little work, and the one that does fails.
 - **Work** is counted in the blocks; it bounds the speed. How near the time comes to it:
