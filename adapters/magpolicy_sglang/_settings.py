@@ -11,7 +11,7 @@ from typing import Any
 
 import magpolicy
 from magpolicy import ArgumentError, AttachRequest
-from magpolicy.adapter import closest
+from magpolicy.adapter import asked_of, closest
 
 VARIABLE = "MAGPOLICY_SGLANG"
 """The environment variable with the server's settings: a JSON object, or the path of a file with one."""
@@ -20,7 +20,7 @@ KEY = "magpolicy"
 _NOT_HERE = frozenset({"target", "blocks", "scope", "steps", "curve", "storage_dtype", "group"})
 _MEASURES = frozenset({"learn", "calibrate", "window", "tokens", "reduce"})
 KEYWORDS = tuple(sorted(inspect.signature(magpolicy.attach).parameters.keys() - _NOT_HERE - _MEASURES))
-"""The keywords of :func:`magpolicy.attach` that a server or a request can set. A schedule is the path of its file."""
+"""The keywords of :func:`magpolicy.attach` that a server can set. A schedule is the path of its file."""
 _SOURCES = frozenset({"calibration", "preset", "ratios"})
 _RULE = frozenset({"end_step", "rule", "semantics", "start_step", "threshold"})
 
@@ -59,10 +59,9 @@ def of_request(extra: Mapping[str, Any] | None) -> dict[str, Any] | bool | None:
         extra: the ``diffusers_kwargs`` of the request.
 
     Raises:
-        ArgumentError: it is no mapping of known keywords, nor ``False``.
+        ArgumentError: it is no mapping of settings that a request may have, nor ``False``.
     """
-    own = (extra or {}).get(KEY)
-    return own if own is None or own is False else checked(f"diffusers_kwargs[{KEY!r}]", own)
+    return asked_of(f"diffusers_kwargs[{KEY!r}]", (extra or {}).get(KEY))
 
 
 def checked(where: str, settings: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from magpolicy_vllm_omni._clock import PipelineClock
 from magpolicy_vllm_omni._pipeline import HOST, denoisers_of, identity
 from magpolicy_vllm_omni._ranks import together
 from magpolicy_vllm_omni._runs import ForwardCall
-from magpolicy_vllm_omni._settings import asked_of, for_batch
+from magpolicy_vllm_omni._settings import asked_of_each, for_batch
 from torch import nn
 
 logger = logging.getLogger("vllm_omni.magpolicy")
@@ -132,7 +132,7 @@ class Handle(Attached):
             return original(*args, **kwargs)
         requests = _requests_of(args[0] if args else kwargs.get("req"))
         parameters = [request.sampling_params for request in requests]
-        asked, remark = for_batch(asked_of([each.extra_args for each in parameters]), self.request)
+        asked, remark = for_batch(asked_of_each([each.extra_args for each in parameters]), self.request)
         if asked is False:
             return original(*args, **kwargs)
         if remark:

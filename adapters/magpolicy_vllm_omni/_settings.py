@@ -8,16 +8,11 @@ from typing import Any, Literal
 
 import magpolicy
 from magpolicy import ArgumentError, AttachRequest
-from magpolicy.adapter import closest, speedup_of
+from magpolicy.adapter import asked_of, closest, speedup_of
 
 KEY = "magpolicy"
 """Where a request's ``extra_args`` hold its own settings."""
 _NOT_HERE = ("target", "reduce", "blocks", "steps", "group")
-OF_A_REQUEST = (
-    "speedup", "computed", "rule", "threshold", "max_skips", "retention", "start_step", "end_step", "forecast", "damping",
-    "objective", "guidance", "safeguard",
-)  # fmt: skip
-"""The settings that a request may have: none that names a file."""
 
 
 def known_settings() -> tuple[str, ...]:
@@ -54,28 +49,13 @@ Asked = dict[str, Any] | Literal[False] | None
 """What one request asks for: settings, ``False`` (compute every step), or ``None`` (nothing)."""
 
 
-def asked_of(extra_args: Sequence[Mapping[str, Any] | None]) -> list[Asked]:
+def asked_of_each(extra_args: Sequence[Mapping[str, Any] | None]) -> list[Asked]:
     """What each request of a batch asks for.
 
     Raises:
-        ArgumentError: it is no mapping of settings that a run may have, nor ``False``.
+        ArgumentError: it is no mapping of settings that a request may have, nor ``False``.
     """
-    return [_asked((given or {}).get(KEY)) for given in extra_args]
-
-
-def _asked(given: Any) -> Asked:
-    if given is None or given is False:
-        return given
-    if not isinstance(given, Mapping):
-        raise ArgumentError(f"extra_args[{KEY!r}]={given!r} must hold settings, or be False; try {{'speedup': 2.0}}")
-    for name in given:
-        if name not in OF_A_REQUEST:
-            near = closest(str(name), OF_A_REQUEST, 1)
-            mend = f"did you mean {near[0]!r}?" if near else f"use some of {', '.join(OF_A_REQUEST)}"
-            raise ArgumentError(f"extra_args[{KEY!r}]: {name!r} is no setting of a request; {mend}")
-    if given.get("speedup") is not None:
-        speedup_of(given["speedup"])  # complains
-    return dict(given)
+    return [asked_of(f"extra_args[{KEY!r}]", (given or {}).get(KEY)) for given in extra_args]
 
 
 def for_batch(asked: Sequence[Asked], usual: AttachRequest) -> tuple[Asked, str]:

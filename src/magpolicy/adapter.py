@@ -20,6 +20,7 @@ from magpolicy.catalog._kept import kept_for, remarks_on_choice
 from magpolicy.catalog._learned import learned, remember
 from magpolicy.catalog._matching import PresetMatches, named
 from magpolicy.files._names import PRESET_ENDINGS, file_name, names_a_file
+from magpolicy.hosts._of_a_request import OF_A_REQUEST, asked_of
 from magpolicy.planning._stopping import PlanningStopped, stop_planning_when
 from magpolicy.planning._target import SPEEDS, speedup_of
 from magpolicy.policy._semantics import semantics
@@ -32,6 +33,7 @@ from magpolicy.run._simulate import simulate_config
 
 __all__ = [
     "ASSUMED",
+    "OF_A_REQUEST",
     "PRESET_ENDINGS",
     "PRIOR_SHARE",
     "SPEEDS",
@@ -46,6 +48,7 @@ __all__ = [
     "ScheduleSpan",
     "StreamDecision",
     "always_compute",
+    "asked_of",
     "banded_cross",
     "calibration_of",
     "can_teach",

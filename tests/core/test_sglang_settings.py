@@ -20,10 +20,14 @@ def test_a_wrong_value_is_named_before_there_is_a_model(monkeypatch):
         settings.of_server()
 
 
-@pytest.mark.parametrize("name", ["learn", "calibrate", "group", "scope", "blocks", "schedule", "storage_dtype", "steps"])
+@pytest.mark.parametrize("name", ["learn", "calibrate", "group", "scope", "blocks", "storage_dtype", "steps"])
 def test_what_json_cannot_say_or_the_engine_settles_is_no_setting(name):
     assert name not in settings.KEYWORDS
-    with pytest.raises(magpolicy.ArgumentError, match=f"{name!r} is no setting"):
+
+
+@pytest.mark.parametrize("name", ["calibration", "preset", "ratios", "schedule", "learn", "calibrate", "group", "steps"])
+def test_a_request_names_no_file_that_the_server_would_read(name):
+    with pytest.raises(magpolicy.ArgumentError, match=f"{name!r} is no setting of a request"):
         settings.of_request({"magpolicy": {name: None}})
 
 

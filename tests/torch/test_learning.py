@@ -441,3 +441,14 @@ def test_nothing_is_measured_where_nothing_is_asked_for(plain):
         run(handle)
         assert handle.runs[-1].lesson is None
     assert Learner.of(handle._request, lambda: handle.identity) is None
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4])
+def test_a_run_is_planned_where_the_processor_takes_the_smallest_numbers_for_0(steps):
+    if not torch.set_flush_denormal(True):
+        pytest.skip("the processor does not flush denormal numbers")
+    try:
+        for count in (steps, 8):
+            assert magpolicy.plan(None, steps=count, speedup=2).mask[0]
+    finally:
+        torch.set_flush_denormal(False)

@@ -33,6 +33,8 @@ FITTED_ORDERS = {"calibrated": 1, "second-order": 2}
 Ints = NDArray[np.intp]
 Bools = NDArray[np.bool_]
 
+_LEAST = 1e-280
+"""Of a curvature: a share of it is still a number where the processor was told to take the smallest ones for 0."""
 RIDGES = (1e-6, 1e-4, 1e-2)
 """Shares of the curvature that are added to it, in turn, where a coefficient is too large."""
 
@@ -180,7 +182,7 @@ def _terms(products: Floats, weights: Floats) -> tuple[Floats, Floats, float]:
 def _steadied(curvature: Floats) -> Floats:
     """The curvature with a little more of its diagonal: differences that vanish, or are alike, leave a coefficient small."""
     diagonal = np.diagonal(curvature, axis1=1, axis2=2)
-    most = np.maximum(diagonal.max(axis=1, keepdims=True, initial=0.0), 1e-300)
+    most = np.maximum(diagonal.max(axis=1, keepdims=True, initial=0.0), _LEAST)
     return _with_diagonal(curvature, 1e-6 * diagonal + 1e-12 * most)
 
 
