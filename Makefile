@@ -10,10 +10,10 @@ DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs browser clean
+.PHONY: help demo test lint format docs release-check materials lock browser clean
 
 help:  ## list what there is
-	@sed -n 's/^\([a-z]*\):.*##/\1:/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST)
 
 demo: $(DEMO)  ## generate pictures with and without magpolicy
 	$(BIN)/magpolicy demo
@@ -36,7 +36,17 @@ format: $(DEV)  ## bring the code into shape
 docs: $(DEV)  ## build the documentation into site/, warnings are errors
 	$(BIN)/mkdocs build --strict
 
-browser:  ## a browser for the tests of the ComfyUI panel, where it is missing and can be installed
+release-check: $(DEV)  ## everything before a release: workflows, notes, what wheel and sdist hold, both as installed; TAG=v0.1.0
+	rm -rf dist
+	$(BIN)/python tools/release_check.py $(if $(TAG),--tag $(TAG)) dist
+
+materials: $(DEV)  ## bills of materials and licences of each extra, of what release-check built, into dist/materials
+	$(BIN)/python tools/bill_of_materials.py dist/magpolicy-*.whl dist/materials
+
+lock: $(DEV)  ## write the locks anew, from pyproject.toml and constraints.txt
+	$(BIN)/python tools/lock.py
+
+browser:  ## a browser for the tests of pages and of the ComfyUI panel, where it is missing and can be installed
 	@.ci/browser
 
 clean:  ## remove the environment and everything built

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch._C import _functorch
 
-from magpolicy import AttachRequest, Decision, Session
+from magpolicy import AttachRequest, Session
 from magpolicy_diffusers._conditions import Conditions
 from magpolicy_diffusers._provenance import guidance
 from magpolicy_diffusers._streams import BATCHED, StreamNames, samples
 from magpolicy_torch import adapter
-from magpolicy_torch.adapter import SchedulerClock, Times, TimestepClock, trains
+from magpolicy_torch.adapter import SchedulerClock, Times, TimestepClock, Why, trains
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _GONE = 3
 """A branch that has not come for more steps than this is gone: what is kept of it is freed."""
-_MOVED = "the prompt of {!r}, or what else tells its branch, became another one during the run; the step after that computes"
 
 Timestep = Callable[[], Times | None]
 Asked = Callable[[], AttachRequest]
@@ -57,16 +56,21 @@ class HostRun(adapter.HostRun):
         self._given: dict[tuple[str, ...], tuple[Sequence[Any], Sequence[int]]] = {}  # by streams, the arguments that told them
         self._last: dict[str, int] = {}  # per stream, the step it was evaluated at
         self._at = -1
-        self._moving = self._moved = False
+        self._moving = False
+        self._ahead = False  # of the timesteps, of which some have two evaluations
 
     def streams_of(self, call: DenoiserCall) -> tuple[str, ...]:
         """The streams of ``call``, as the pipeline names them, or by what they are conditioned on."""
         context = call.denoiser.context.get()
         if context is None or context in BATCHED:
             names = self.streams.conditions_of(call, self.step)
+            if self._pipe is None and self.streams.next_evaluation(names, self.step, call.latents()):
+                self._ahead = True
+                return names
         else:
             names = (context.removeprefix("pred_"),)
             if self._pipe is None:  # in the user's own loop, a named stream that comes again is at its next evaluation
+                self.streams.named(names, self.step)
                 return names
         return self.streams.evaluated(names, step=self.step)
 
@@ -94,9 +98,8 @@ class HostRun(adapter.HostRun):
         self._moving |= bool(before)
         if far := self._conditions.look_at(streams, call.condition(), samples(call.latents())):
             self.forget(far)
-            self._moved = True
             for stream in far:
-                self.record.problem(_MOVED.format(stream))
+                self.record.problem(Why.ANOTHER_PROMPT.says(stream=repr(stream)))
             if self.lesson is not None:
                 self.lesson.drop()
 
@@ -104,14 +107,6 @@ class HostRun(adapter.HostRun):
         """After a call of these streams: note what they were computed on."""
         if self._moving and self.record.laps and not self.record.laps[-1][0]:
             self._conditions.computed(streams)
-
-    @property
-    def in_vain(self) -> str:
-        said, trace = super().in_vain, self.session.trace
-        missed = sum(entry.decision is Decision.NO_RESIDUAL for entry in trace) - len({entry.stream for entry in trace})
-        if said or not self._moved or missed <= 0 or any(entry.decision.skip for entry in trace):
-            return said
-        return f"nothing was skipped of what was to be: {'; '.join(self.record.problems)}"
 
     def end(self) -> None:
         """End the run, and free its residuals. What is kept of it for reports keeps no pipeline alive, and no prompt."""
@@ -124,7 +119,10 @@ class HostRun(adapter.HostRun):
     @property
     def complete(self) -> bool:
         """Whether every stream of the step before has been evaluated at the last one."""
-        return self.step >= self.session.steps - 1 and self.streams.complete
+        steps = self.session.steps
+        if self._ahead and self.streams.complete:
+            return all(self.session.step(name) >= steps for name in self.streams.under_way)
+        return self.step >= steps - 1 and self.streams.complete
 
 
 class RunDriver(abc.ABC):
@@ -173,14 +171,16 @@ class RunDriver(abc.ABC):
             if self.problem:
                 self.warn(f"{denoiser.name} was called outside a run, so nothing is skipped: {self.problem}", once=True)
             return call.compute()
+        if streams:
+            run.streams.named(streams, run.step)
         streams = tuple(streams or run.streams_of(call))
         run.look_at(call, streams)
         if run.moments is not None:
             run.moments.note(latents=call.latents())
-        must_compute = "more calls come at a step than can be told apart, so all compute" if run.streams.too_many else ""
+        must_compute = Why.TOO_MANY.says() if run.streams.too_many else ""
         before = bool(run.record.past_end)
         try:
-            if run.session.active:
+            if run.session.active and run.step < run.session.steps:
                 result = run.evaluate(denoiser.model, streams, call.original, call.args, call.kwargs, must_compute=must_compute)
             else:  # the loop goes on after the run's last step
                 run.record.past_end.extend(streams)
@@ -255,14 +255,14 @@ class OwnLoop(RunDriver):
         self._pipe, self._began = pipe, began
         self._clock = TimestepClock()
         self._start, self._rises = 0, False
-        self.problem = "nothing says how long the run is: give attach(..., steps=28), or use 'with handle.run(steps=28):'"
+        self.problem = Why.NO_LENGTH.says()
 
     def enter(self, timestep: Timestep) -> HostRun | None:
         if self.run is None and self.asked().steps is None:
             return None
         moved = self._clock.tell(timestep())
         if moved == "untold":
-            self.problem = "it is given no timestep, so nothing tells the step; use 'with handle.run(steps=28):'"
+            self.problem = Why.NO_TIMESTEP.says()
             return None
         last = self.runs[-1] if self.runs else None
         if moved != "back" and last is not None and self._clock.count >= last.session.steps > 1:
@@ -280,11 +280,7 @@ class OwnLoop(RunDriver):
 
     def call(self, call: DenoiserCall, streams: Sequence[str] | None) -> Any:
         if trains(call.denoiser.module):
-            self.warn(
-                f"{call.denoiser.name} is in training mode, and gradients are on: blocks that are skipped would get none, so "
-                "nothing is skipped. To sample, call it under torch.no_grad(), or after model.eval()",
-                once=True,
-            )
+            self.warn(Why.TRAINS.says(model=call.denoiser.name), once=True)
             return call.compute()
         return super().call(call, streams)
 
@@ -345,7 +341,7 @@ class GivenRun(RunDriver):
         if self._clock.tell(timestep()) == "untold":
             self.run.streams.counted = False
             self.run.streams.begin_step()  # each call is its stream's next
-        self.run.go_to(min(self._clock.count, self.run.session.steps - 1))
+        self.run.go_to(self._clock.count)
         return self.run
 
 
@@ -370,7 +366,7 @@ class PipelineCall(RunDriver):
     def enter(self, timestep: Timestep) -> HostRun | None:
         new = self._clock.tell(timestep)
         if new is None:
-            self.problem = "its scheduler lists no timesteps, and " + self._own.problem
+            self.problem = Why.NO_LIST.says(then=self._own.problem)
             run = self._own.enter(timestep)
             self.runs += [run] if run is not None and run not in self.runs else []
             return run

@@ -6,21 +6,21 @@ import inspect
 import json
 import os
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import magpolicy
 from magpolicy import ArgumentError, AttachRequest
+from magpolicy.adapter import closest
 
 VARIABLE = "MAGPOLICY_SGLANG"
 """The environment variable with the server's settings: a JSON object, or the path of a file with one."""
 KEY = "magpolicy"
 """Where ``diffusers_kwargs`` of a request has its own."""
-_NOT_HERE = frozenset({"target", "blocks", "scope", "steps", "curve", "schedule", "storage_dtype", "group"})
+_NOT_HERE = frozenset({"target", "blocks", "scope", "steps", "curve", "storage_dtype", "group"})
 _MEASURES = frozenset({"learn", "calibrate", "window", "tokens", "reduce"})
 KEYWORDS = tuple(sorted(inspect.signature(magpolicy.attach).parameters.keys() - _NOT_HERE - _MEASURES))
-"""The keywords of :func:`magpolicy.attach` that a server or a request can set."""
+"""The keywords of :func:`magpolicy.attach` that a server or a request can set. A schedule is the path of its file."""
 _SOURCES = frozenset({"calibration", "preset", "ratios"})
 _RULE = frozenset({"end_step", "rule", "semantics", "start_step", "threshold"})
 
@@ -71,7 +71,7 @@ def checked(where: str, settings: Any) -> dict[str, Any]:
         raise ArgumentError(f'{where}={settings!r} must be an object of settings, as {{"speedup": 2.0}}')
     for name in settings:
         if name not in KEYWORDS:
-            near = get_close_matches(str(name), KEYWORDS, n=1)
+            near = closest(str(name), KEYWORDS, 1)
             mend = f"did you mean {near[0]!r}?" if near else f"use some of {', '.join(KEYWORDS)}"
             raise ArgumentError(f"{where}: {name!r} is no setting; {mend}")
     return dict(settings)

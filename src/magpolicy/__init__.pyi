@@ -10,6 +10,7 @@ from ._errors import (
     PresetError,
     PresetWarning,
     RunError,
+    UnknownArgumentError,
 )
 from ._version import __version__
 from .calibration._calibration import Calibration
@@ -69,6 +70,7 @@ __all__ = [
     "Sweep",
     "SweepRow",
     "TraceEntry",
+    "UnknownArgumentError",
     "__version__",
     "attach",
     "attached",

@@ -156,13 +156,18 @@ def instance(name: str, value: Any, kind: type, meant: str) -> None:
         raise ArgumentError(f"{name}={_short(value)} must be {meant}")
 
 
-def nearest(text: str, known: Iterable[str], count: int = 3) -> str:
-    """What may have been meant, as the beginning of a sentence; empty if nothing comes near."""
+def closest(text: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """Which of ``known`` may have been meant, the likeliest first; case does not matter."""
     import difflib  # late: few mistakes are made
 
     by_lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(text.lower(), by_lower, n=count, cutoff=0.5)
-    return f"did you mean {', '.join(by_lower[name] for name in close)}? " if close else ""
+    return [by_lower[name] for name in difflib.get_close_matches(text.lower(), by_lower, n=count)]
+
+
+def meant(text: str, known: Iterable[str], count: int = 3) -> str:
+    """The same as the beginning of a sentence; empty if nothing comes near."""
+    close = closest(text, known, count)
+    return f"did you mean {', '.join(close)}? " if close else ""
 
 
 def _floats(name: str, values: Iterable[Any], meant: str) -> tuple[float, ...]:

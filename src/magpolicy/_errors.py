@@ -28,6 +28,12 @@ class ArgumentError(MagPolicyError, ValueError):
     __module__ = "magpolicy"
 
 
+class UnknownArgumentError(ArgumentError, TypeError):
+    """A function has no argument of that name, or takes it by its name alone."""
+
+    __module__ = "magpolicy"
+
+
 class PresetError(ArgumentError):
     """A preset's name is unknown or its file does not hold a preset."""
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
 from magpolicy import _checks
-from magpolicy._errors import ArgumentError
+from magpolicy._errors import UnknownArgumentError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,29 +29,22 @@ ELSEWHERE = {
 """What other implementations of the rule, and diffusers, call an argument."""
 
 
-class UnknownArgumentError(ArgumentError, TypeError):
-    """A function has no argument of that name, or takes it by its name alone."""
-
-    __module__ = "magpolicy"
-
-
 def suggests(function: Callable[P, R]) -> Callable[P, R]:
     """``function``, which says what was meant where it has no argument of that name."""
     parameters = inspect.signature(function).parameters
     by_place = [name for name, parameter in parameters.items() if parameter.kind is not parameter.KEYWORD_ONLY]
     by_name = [name for name in parameters if name not in by_place]
+    shown = function.__qualname__.removesuffix(".__init__")
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
         if unknown := next((name for name in kwargs if name not in parameters), None):
-            raise UnknownArgumentError(f"{unknown}= is no argument of {function.__name__}; {_meant(unknown, by_name)}")
+            raise UnknownArgumentError(f"{unknown}= is no argument of {shown}; {_meant(unknown, by_name)}")
         if len(args) > len(by_place):
             given = _checks._short(args[len(by_place)])
             name = "preset" if "preset" in by_name else by_name[0]
-            raise UnknownArgumentError(
-                f"{function.__name__} takes {' and '.join(by_place)} alone without a name, and {given} is given so; "
-                f"try {name}={given}"
-            )
+            alone = " and ".join(place for place in by_place if place != "self")
+            raise UnknownArgumentError(f"{shown} takes {alone} alone without a name, not {given}; try {name}={given}")
         return function(*args, **kwargs)
 
     return called
@@ -60,5 +52,5 @@ def suggests(function: Callable[P, R]) -> Callable[P, R]:
 
 def _meant(name: str, known: Sequence[str]) -> str:
     said = ELSEWHERE.get(name)
-    close = [said] if said in known else difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}=?" if close else f"it has {', '.join(known)}"
+    hint = f"did you mean {said}?" if said in known else _checks.meant(name, known, 1).strip()
+    return hint or f"it has {', '.join(known)}"

@@ -6,7 +6,7 @@ docs/how-to/write-a-plugin.md shows one from beginning to end.
 
 from __future__ import annotations
 
-from magpolicy._checks import whole
+from magpolicy._checks import closest, whole
 from magpolicy._errors import require
 from magpolicy.calibration._completed import MeasuredPart
 from magpolicy.calibration._lessons import can_teach, joined, lesson_of, should_compute_all
@@ -50,6 +50,7 @@ __all__ = [
     "calibration_of",
     "can_teach",
     "check_fits",
+    "closest",
     "config_digest",
     "decides_by",
     "differences",

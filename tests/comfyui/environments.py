@@ -8,6 +8,9 @@ import venv
 from collections.abc import Iterable
 from pathlib import Path
 
+HOST_PATHS = [str(folder) for folder in (Path(__file__).parent, Path(__file__).parents[1] / "common")]
+"""What ``sys.path`` needs for ``import host``, in a process of its own."""
+
 
 def make_environment(folder: Path, *, without: Iterable[str] = ()) -> Path:
     """A virtual environment whose packages are links to those here; gives its ``python``.
@@ -51,7 +54,6 @@ def site_packages(python: Path) -> Path:
 
 def add_tiny_pack(base: Path) -> None:
     """Put the node pack `tiny_pack` into the custom_nodes of ``base``."""
-    here = str(Path(__file__).parent)
     (base / "custom_nodes").mkdir(parents=True, exist_ok=True)
-    text = f"import sys\nsys.path.append({here!r})\nfrom tiny_pack import NODE_CLASS_MAPPINGS\n"
+    text = f"import sys\nsys.path.extend({HOST_PATHS!r})\nfrom tiny_pack import NODE_CLASS_MAPPINGS\n"
     (base / "custom_nodes" / "tiny.py").write_text(text)

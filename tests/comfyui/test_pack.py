@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from environments import HOST_PATHS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -142,7 +143,7 @@ def test_the_nodes_work_where_there_is_no_server(comfyui: Path, way: str) -> Non
     code = f"""
 import importlib.util, logging, sys, types
 logging.basicConfig(level=logging.WARNING)
-sys.path[:0] = [{str(Path(__file__).parent)!r}]
+sys.path[:0] = {HOST_PATHS!r}
 from host import load, models, running
 load({_version(comfyui)!r})
 {WITHOUT[way]}

@@ -1,6 +1,7 @@
 """What a user who errs is told: the argument, its value and the mend; and what is shown where there is little room."""
 
 import io
+import pickle
 import sys
 
 import pytest
@@ -9,16 +10,16 @@ import magpolicy
 from magpolicy import ArgumentError
 
 KNOWN = [
-    (magpolicy.attach, {"treshold": 0.1}, "treshold= is no argument of attach; did you mean threshold=?"),
-    (magpolicy.attach, {"num_inference_steps": 20}, "did you mean steps=?"),
-    (magpolicy.attach, {"magcache_thresh": 0.1}, "did you mean threshold=?"),
-    (magpolicy.attach, {"Speedup": 2}, "did you mean speedup=?"),
-    (magpolicy.simulate, {"K": 2}, "did you mean max_skips=?"),
-    (magpolicy.plan, {"speed": 2}, "did you mean speedup=?"),
+    (magpolicy.attach, {"treshold": 0.1}, "treshold= is no argument of attach; did you mean threshold?"),
+    (magpolicy.attach, {"num_inference_steps": 20}, "did you mean steps?"),
+    (magpolicy.attach, {"magcache_thresh": 0.1}, "did you mean threshold?"),
+    (magpolicy.attach, {"Speedup": 2}, "did you mean speedup?"),
+    (magpolicy.simulate, {"K": 2}, "did you mean max_skips?"),
+    (magpolicy.plan, {"speed": 2}, "did you mean speedup?"),
     (magpolicy.plan, {"zzzz": 2}, "it has steps, sigmas, speedup"),
-    (magpolicy.sweep, {"thresholdz": [0.1]}, "did you mean thresholds=?"),
-    (magpolicy.trade_off, {"guidence": 5}, "did you mean guidance=?"),
-    (magpolicy.Session, {"retention_ratio": 0.2}, "did you mean retention=?"),
+    (magpolicy.sweep, {"thresholdz": [0.1]}, "did you mean thresholds?"),
+    (magpolicy.trade_off, {"guidence": 5}, "did you mean guidance?"),
+    (magpolicy.Session, {"retention_ratio": 0.2}, "did you mean retention?"),
 ]
 
 
@@ -26,13 +27,16 @@ KNOWN = [
 def test_an_unknown_argument_says_which_was_meant(function, given, message):
     with pytest.raises(ArgumentError) as caught:
         function("flux", **given)
+    assert isinstance(caught.value, magpolicy.UnknownArgumentError)
     assert isinstance(caught.value, TypeError)  # as Python's own
+    assert function.__name__ in str(caught.value)
+    assert isinstance(pickle.loads(pickle.dumps(caught.value)), magpolicy.UnknownArgumentError)
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("function", [magpolicy.attach, magpolicy.plan, magpolicy.simulate])
 def test_an_argument_without_its_name_is_said(function):
-    with pytest.raises(ArgumentError, match=r"alone without a name, and 'flux\.1-dev' is given so; try \w+='flux\.1-dev'"):
+    with pytest.raises(ArgumentError, match=r"alone without a name, not 'flux\.1-dev'; try \w+='flux\.1-dev'"):
         function("flux", "flux.1-dev")
 
 

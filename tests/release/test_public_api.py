@@ -1,7 +1,6 @@
 """The public names and their signatures are those that were written down."""
 
 import difflib
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,10 @@ MEND = (
 )
 
 
-def test_the_public_interface_is_the_one_that_was_written_down():
+def test_the_public_interface_is_the_one_that_was_written_down(tool):
     pytest.importorskip("griffe", reason="the dev extra is not installed")
-    tool = loaded(ROOT / "tools" / "public_api.py")
-    before, now = tool.TARGET.read_text(encoding="utf-8"), tool.public_api()
+    public_api = tool("public_api")
+    before, now = public_api.TARGET.read_text(encoding="utf-8"), public_api.public_api()
     changes = list(difflib.unified_diff(before.splitlines(), now.splitlines(), "written down", "the code", n=1, lineterm=""))
     assert not changes, "\n".join([MEND, *changes])
 
@@ -30,10 +29,3 @@ def test_every_public_name_is_there():
     for package in (magpolicy, magpolicy.testing):
         for name in package.__all__:
             assert any(f"\n{package.__name__}.{name}{end}" in f"\n{listed}" for end in ("\n", "(", " ->", ":")), name
-
-
-def loaded(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -7,10 +7,11 @@ from types import CodeType, MethodType
 from typing import Any
 
 from torch._C._dynamo import eval_frame
-from torch._C._dynamo.eval_frame import set_eval_frame
 
 from magpolicy_torch.blocks._patch import Patch
 from torch import nn
+
+set_eval_frame = eval_frame.set_eval_frame  # no package in older versions of torch: `from` cannot import it there
 
 
 def _skip_code(code: CodeType) -> None:

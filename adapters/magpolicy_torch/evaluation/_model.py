@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from magpolicy import Decision
 from magpolicy_torch.blocks._entry import REGISTRIES, entry_of
-from magpolicy_torch.blocks._other_caches import STANDS_IN, another_on
+from magpolicy_torch.blocks._other_caches import STANDS_IN
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.blocks._tokens import entering, leaving
 from magpolicy_torch.blocks._unwrap import own_name
@@ -24,16 +24,11 @@ from magpolicy_torch.evaluation._observation import Observation
 from magpolicy_torch.evaluation._parts import StackIO, version
 from magpolicy_torch.evaluation._run import Run, evaluate
 from magpolicy_torch.evaluation._target import Pairs
+from magpolicy_torch.evaluation._why import Why
 from torch import Tensor, nn
 
 COMPUTES = " computes: "
 """Between the name of a model whose blocks could not be followed, and why."""
-ANSWERED = (
-    "something else answered in the place of the blocks, such as another cache: two caches would go on from one another's "
-    "results, so this one computes the rest of the run; use one of them"
-)
-
-_OTHERWISE = "its blocks were not run as in the call that was observed"
 _KINDS_KEPT = 64  # kinds of calls that are remembered: shapes, switches, optional arguments
 # What a skip may raise that was not tried before: its parts met another call than the one observed. No interruption is among
 # these.
@@ -125,8 +120,8 @@ class ModelCall:
         self.entry = None if first is None or REGISTRIES.isdisjoint(first.__dict__) else entry_of(first)
         self.kind = _kind_of(args, kwargs), self.entry
         self.spec = model.specs.get(self.kind)
-        self.strange = "on a skip it called its blocks otherwise than when it computed"
-        """Why it cannot be skipped, in words, if it turns out so."""
+        self.strange = Why.OTHERWISE
+        """Why it cannot be skipped, if it turns out so."""
 
     def plain(self) -> Any:
         return self.original(*self.args, **self.kwargs)
@@ -183,7 +178,7 @@ class ModelCall:
                 return result, Decision.ANSWERED if self._yield() else None
             pairs = self._pairs(spec, mounts.io) if useful else ()
             if pairs is None:
-                self._problem(_OTHERWISE)
+                self._problem(Why.NOT_AS_OBSERVED.says())
                 self.model.forget(self.kind)
             return result, pairs
         finally:
@@ -221,7 +216,7 @@ class ModelCall:
         computed = [self.run.specs[stream] for stream in self.streams]
         spec = self.spec or computed[0].for_another_kind(self.entry)
         if any(each.order != spec.order for each in computed):
-            return self._unsupported("other blocks ran when the residual was computed")
+            return self._unsupported(Why.OTHER_BLOCKS)
         if spec.images and (residual.shape, residual.dtype, residual.device) not in spec.images:
             return None, Decision.MISMATCH
         mounts = _lent(spec)
@@ -233,7 +228,7 @@ class ModelCall:
             else:
                 result, reason = self._skip(spec, mounts, spec.route, residual, second)
         except MountingError as error:
-            return self._unsupported(str(error))
+            return self._unsupported(error)
         finally:
             mounts.io.clear()
             spec.idle.append(mounts)
@@ -264,12 +259,14 @@ class ModelCall:
         io = mounts.io
         try:
             result, reason = self._skip(spec, mounts, "full", residual, second, eager=True)
+        except _accelerator.OutOfMemory:  # it says nothing of the call; to compute takes more memory still
+            raise
         except _NOT_SO:
             return None, Decision.MISMATCH if io.misfit else Decision.UNSUPPORTED
         if reason is not None:
             return result, reason
         if io.beside and (holds_nan(result) or any(made() is not None for made in io.beside)):
-            self.strange = "its blocks return something beside their states, which a skip cannot make up, and it uses that"
+            self.strange = Why.BESIDE
             return None, Decision.UNSUPPORTED
         spec.route = "full"
         spec.images.add((residual.shape, residual.dtype, residual.device))
@@ -290,6 +287,8 @@ class ModelCall:
                     spec.route = "short"
                     # inference tensors do not tell whether they were written to
                     spec.copies_text = torch.is_inference_mode_enabled() or any(version(t) != noted for t, noted in io.texts)
+            except _accelerator.OutOfMemory:  # there is a result; the next skip tries again
+                spec.route = None
             except _NOT_SO:  # the loop over blocks is needed
                 pass
         return result, None
@@ -305,12 +304,13 @@ class ModelCall:
         """Compute from now on: another cache is at work. Whether it answered without the blocks, as far as that is known."""
         answered = not self.model.mounting.stood_in
         self.model.mounting.stood_in = False
-        self.run.yield_to(ANSWERED if answered else another_on(self.model.module, STANDS_IN))
+        other = Why.OTHER_CACHE.says(cache=STANDS_IN, model=own_name(self.model.module))
+        self.run.yield_to(Why.ANSWERED.says() if answered else other)
         return answered
 
-    def _unsupported(self, why: str) -> tuple[None, Decision]:
+    def _unsupported(self, why: Why | MountingError) -> tuple[None, Decision]:
         self.run.unsupported.update(self.streams)
-        self._problem(why)
+        self._problem(why.says() if isinstance(why, Why) else str(why))
         return None, Decision.UNSUPPORTED
 
     def _problem(self, why: str) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from magpolicy import ArgumentError, CompileRequest
+from magpolicy.adapter import closest
 from magpolicy_torch.blocks._stack import BlockStack
 from torch import nn
 
@@ -47,5 +47,5 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def _nearest(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, 1, 0.4)
+    near = closest(word, known, 1)
     return f"try {near[0]!r}" if near else f"it has {', '.join(known)}"

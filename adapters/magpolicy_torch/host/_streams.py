@@ -53,6 +53,7 @@ class StreamNamer:
         self._used: dict[str, str] = {}  # per stream of the step under way, the name that was evaluated
         self._before: dict[str, str] = {}  # the same of the step before
         self._counts: dict[str, int] = {}
+        self._first: dict[str, int] = {}  # the same of the run's first step
 
     def go_to(self, step: int | None) -> None:
         """The calls to come are of this step; with another one than before, a step begins."""
@@ -63,6 +64,7 @@ class StreamNamer:
     def begin_step(self) -> None:
         """Every stream is to be evaluated for the first time again."""
         self._before, self._used = self._used, {}
+        self._first = self._first or dict(self._counts)
         self._counts.clear()
 
     def known(self, key: Hashable) -> str | None:
@@ -120,6 +122,23 @@ class StreamNamer:
         self.too_many = len(self.conditions) > MANY or len(self._used) > MANY
         return tuple(streams)
 
+    def named(self, streams: Iterable[str], step: int) -> None:
+        """Note the streams of a call that were named by somebody else: they stay as they are, also where one comes again."""
+        self.go_to(step)
+        for name in streams:
+            self._used[repeated(name, 1 + list(self._used.values()).count(name))] = name
+
+    def more_than_at_first(self, names: Iterable[str], step: int) -> bool:
+        """Whether all of these were evaluated at ``step`` already, as often as at the run's first step."""
+        if step != self._step or not self._first:
+            return False
+        return all(self._counts.get(name, 0) >= self._first.get(name, 1) for name in names)
+
+    @property
+    def under_way(self) -> Iterable[str]:
+        """The streams that were evaluated at the step under way."""
+        return self._used.keys()
+
     @property
     def complete(self) -> bool:
         """Whether every stream of the step before was evaluated at the one under way."""
@@ -128,4 +147,4 @@ class StreamNamer:
     @property
     def repeats(self) -> list[str]:
         """The streams of the step under way whose name was evaluated more than once."""
-        return [stream for stream, name in self._used.items() if self._counts[name] > 1]
+        return [stream for stream, name in self._used.items() if self._counts.get(name, 0) > 1]

@@ -25,6 +25,7 @@ KIND, VERSION = "magpolicy-calibration", 1
 MAX_BYTES = {JSON: 40_000_000, SAFETENSORS: 200_000_000}
 """A number takes 20 bytes of JSON, and 40 MB are read in a second or two. Two streams of 1000 evaluations, window 16 and 500
 samples take 136 MB as safetensors."""
+_SMALLER = {JSON: f"save it as {SAFETENSORS}", SAFETENSORS: "calibrate with a smaller window or fewer tokens"}
 _ENDINGS = " or ".join(CALIBRATION_ENDINGS)
 
 
@@ -49,9 +50,6 @@ def save(calibration: Calibration, path: str | os.PathLike[str], *, new: bool = 
     if len(written) > MAX_BYTES[ending]:
         raise PresetError(f"path={str(path)!r} would have {len(written)} bytes, {_at_most(ending)}; {_SMALLER[ending]}")
     write_whole(file, written, new=new)
-
-
-_SMALLER = {JSON: f"save it as {SAFETENSORS}", SAFETENSORS: "calibrate with a smaller window or fewer tokens"}
 
 
 def _at_most(ending: str) -> str:
@@ -96,6 +94,11 @@ def _safetensors(file: Path) -> tuple[Any, Mapping[str, Floats]]:
 def is_calibration(raw: Any) -> bool:
     """Whether the content of a JSON file is a calibration's."""
     return isinstance(raw, Mapping) and raw.get("kind") == KIND
+
+
+def content_of(calibration: Calibration) -> dict[str, Any]:
+    """All that a calibration's ``.json`` file holds, as JSON values."""
+    return _with_tables(*_taken_apart(calibration))
 
 
 def _taken_apart(calibration: Calibration) -> tuple[dict[str, Any], dict[str, Floats]]:

@@ -30,6 +30,8 @@ from magpolicy.policy._curve import SINGLE, Curve
 PROVENANCE = "the general prior"
 CONSTANT = "constant"
 """What the provenance of a calibration that the prior made says of norms which nothing is known of."""
+_MOST = 1e20
+"""Of a norm, and one over it the least: squares of residuals stay what a calibration may hold."""
 PRIOR_SHARE = 0.03
 """The :attr:`magpolicy.Calibration.prior_share` of what runs measure. In the lab it is worth up to 9 dB, and loses none."""
 
@@ -87,6 +89,7 @@ def prior_calibration(
     levels: Sequence[float],
     streams: Sequence[str] | None = None,
     directions: Directions = DIRECTIONS,
+    expert_step: int | None = None,
 ) -> Calibration:
     """The calibration that the prior expects of a run.
 
@@ -98,6 +101,8 @@ def prior_calibration(
             sigma / (1 + sigma).
         streams: names of the streams; by default the curve's, else one.
         directions: how the residual turns.
+        expert_step: the evaluation at which a second expert takes over: what its residuals have in common with those of the
+            first is not known, so nothing is expected.
 
     Returns:
         Inner products are known over the whole run and between streams. Levels outside of what ``curve`` was measured at are
@@ -112,7 +117,7 @@ def prior_calibration(
         raise ArgumentError("streams=() must name at least one stream; try ('cond', 'uncond')")
     places = sigmas if curve is None or not curve.assumed else _shares(sigmas)
     run = None if curve is None else curve.resample(sigmas=places)
-    cosines = directions.cosines(_flow_levels(np.asarray(sigmas)))
+    cosines = apart(directions.cosines(_flow_levels(np.asarray(sigmas))), () if expert_step is None else (expert_step,))
     ratios = {name: (1.0,) * len(sigmas) if run is None else run.of(name) for name in names}
     inside = np.ones(len(sigmas), dtype=bool) if curve is None else np.asarray(curve.covers(places))
     norms = {name: np.where(inside, _norms(ratios[name]), np.nan) for name in names}
@@ -129,8 +134,10 @@ def prior_calibration(
     )
 
 
-_MOST = 1e20
-"""Of a norm, and one over it the least: squares of residuals stay what a calibration may hold."""
+def apart(cosines: Floats, expert_steps: Sequence[int]) -> Floats:
+    """(N, N) the cosines with 0 between evaluations of different experts, which take over at ``expert_steps``."""
+    expert = np.searchsorted(np.sort(np.asarray(expert_steps)), np.arange(len(cosines)), side="right")
+    return np.where(expert[:, None] == expert[None, :], cosines, 0.0)
 
 
 def _norms(ratios: Sequence[float]) -> Floats:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from attrs import frozen
 
+from magpolicy import _checks
 from magpolicy._errors import PresetError
 from magpolicy.catalog._folder import files_in, library, read
 from magpolicy.catalog._identity import ModelIdentity
@@ -68,9 +68,8 @@ def entry(name: str) -> LibraryEntry:
         for one in every:
             if wanted(name) in (wanted(one.name), wanted(one.file.name), wanted(one.file.stem)):
                 return one
-    close = difflib.get_close_matches(name, [one.name for one in every], n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(close)}?" if close else "`magpolicy library list` lists what is kept"
-    raise PresetError(f"name={name!r} is not in {library()}; {hint}")
+    hint = _checks.meant(name, [one.name for one in every])
+    raise PresetError(f"name={name!r} is not in {library()}; {hint}`magpolicy library list` lists what is kept")
 
 
 def forget(name: str) -> Path:

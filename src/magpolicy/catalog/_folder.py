@@ -20,6 +20,7 @@ from magpolicy.catalog._presets import Preset
 from magpolicy.files._names import JSON, PRESET_ENDINGS, ending_of, file_name
 
 HOME = "MAGPOLICY_HOME"
+_ATTEMPTS = 100
 
 
 def library() -> Path:
@@ -63,9 +64,6 @@ def keep_in(folder: Path, calibration: Calibration, *, ending: str = JSON) -> Pa
         with contextlib.suppress(FileExistsError):
             return _kept(folder, calibration, ending)
     raise PresetError(f"name={calibration.name!r} cannot be kept in {folder}: others write to it all the time; try again")
-
-
-_ATTEMPTS = 100
 
 
 def _kept(folder: Path, calibration: Calibration, ending: str) -> Path:

@@ -30,7 +30,7 @@ def _prompts(ctx: click.Context, param: click.Parameter, path: Path | None) -> d
     try:
         found = json_of(bytes_of(path, _MAX_BYTES))
     except (OSError, ValueError) as error:
-        raise click.BadParameter(f"{path} is no JSON: {error}") from error
+        raise click.BadParameter(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
         raise click.BadParameter(f'{path} must map file names to prompts; try {{"cat.png": "a cat"}}')
     return found

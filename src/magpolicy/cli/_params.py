@@ -179,7 +179,7 @@ class Levels(NumberList):
         found = super().convert(value, param, ctx)
         for place, (before, after) in enumerate(itertools.pairwise(found), 1):
             if after > before:
-                self.fail(f"noise levels fall, and level {place}, {after:g}, follows {before:g}", param, ctx)
+                self.fail(f"level {place}, {after:g}, is above {before:g} before it; give them from noise down", param, ctx)
         return found
 
 

@@ -15,6 +15,7 @@ from magpolicy._errors import require
 
 MAX_NESTING = 16
 """Lists and tables within one another; a calibration's file has six."""
+_TOO_DEEP = f"it is nested too deep, more than {MAX_NESTING} lists and tables within one another"
 MAX_DIGITS = 40
 """Of a whole number; the largest that means something here has six."""
 MAX_TOML = 400_000
@@ -95,9 +96,6 @@ def toml_of(content: bytes) -> Any:
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     return _flat_enough(found)
-
-
-_TOO_DEEP = f"it is nested too deep, more than {MAX_NESTING} lists and tables within one another"
 
 
 def _text(content: bytes | str) -> str:

@@ -32,13 +32,16 @@ def write_whole(file: Path, content: bytes, *, new: bool = False) -> None:
         PresetError: it cannot be written.
         FileExistsError: ``new``, and it is there.
     """
-    part: Path | None = None
     try:
         target = Path(os.path.realpath(file))
         mode = _mode_of(target)
-        part = _written(target, content, mode)
-        _put(part, target, new)
-        part = None
+        part = target.with_name(f".{secrets.token_hex(8)}{_PART}")
+        try:
+            _fill(part, content, mode)
+            _put(part, target, new)
+        finally:  # after Ctrl-C too: nothing half-written stays
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
     except FileExistsError:
         if new:
             raise
@@ -46,10 +49,6 @@ def write_whole(file: Path, content: bytes, *, new: bool = False) -> None:
     except (OSError, ValueError) as error:  # ValueError: no file can have that name
         why = getattr(error, "strerror", None) or error  # without the name of the part
         raise PresetError(f"{file} cannot be written: {why}; give a path in a folder you can write to") from error
-    finally:  # after Ctrl-C too: nothing half-written stays
-        if part is not None:
-            with contextlib.suppress(OSError):
-                part.unlink()
     _sweep(target.parent)
 
 
@@ -61,18 +60,17 @@ def writable(file: Path, argument: str = "path") -> None:
     """
     shown = f"{argument}={str(file)!r}"
     try:
-        folder = Path(os.path.realpath(file)).parent
-        os.fsencode(file)
+        target = Path(os.path.realpath(file))
+        os.fsencode(target)
+        folder = target.parent
         known = folder.is_dir()
-        _mode_of(Path(os.path.realpath(file)))
+        _mode_of(target)
     except (OSError, ValueError) as error:  # a NUL, half a character, too long, a folder of that name
         raise PresetError(f"{shown} cannot be written: {error}; give another path") from error
     if not known:
         raise PresetError(f"{shown} cannot be written: there is no folder {folder}; make it, or give another path")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PresetError(f"{shown} cannot be written: {folder} is not yours to write to; give another path")
-    if len(os.fsencode(file.name)) > 255 - len(_PART) - 12:
-        raise PresetError(f"{shown} cannot be written: the name is too long; give one of at most 200 characters")
     if os.name == "nt" and reserved(file.name):
         raise PresetError(f"{shown} cannot be written: Windows reserves that name; give another")
 
@@ -87,21 +85,14 @@ def _mode_of(target: Path) -> int | None:
     return stat.S_IMODE(known.st_mode)
 
 
-def _written(target: Path, content: bytes, mode: int | None) -> Path:
-    part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}{_PART}")
+def _fill(part: Path, content: bytes, mode: int | None) -> None:
     handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    try:
-        with open(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(handle)
-        if mode is not None:
-            part.chmod(mode)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
-    return part
+    with open(handle, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(handle)
+    if mode is not None:
+        part.chmod(mode)
 
 
 def _put(part: Path, target: Path, new: bool) -> None:
@@ -116,8 +107,6 @@ def _put(part: Path, target: Path, new: bool) -> None:
         if target.exists():
             raise FileExistsError(str(target)) from None
         os.replace(part, target)
-        return
-    part.unlink()
 
 
 def _sweep(folder: Path) -> None:

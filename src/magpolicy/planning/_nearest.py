@@ -16,9 +16,7 @@ from magpolicy.planning._planner import TargetError, solve
 from magpolicy.planning._problem import PlanProblem
 from magpolicy.planning._target import PlanTarget
 from magpolicy.schedule._schedule import Schedule
-
-FEWEST = 2
-"""Steps that compute at least, unless one is asked for: a picture of one step's residual is none."""
+from magpolicy.schedule._stretch import FEWEST
 
 
 def fitted(target: PlanTarget, steps: int) -> tuple[PlanTarget, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -27,7 +26,7 @@ def speedup_of(value: Any) -> float:
     """
     if isinstance(value, str):
         if value not in SPEEDS:
-            close = difflib.get_close_matches(value.lower(), SPEEDS, n=1)
+            close = _checks.closest(value, SPEEDS, 1)
             known = ", ".join(f"{name!r} ({speed:g})" for name, speed in SPEEDS.items())
             hint = close[0] if close else "balanced"
             raise ArgumentError(f"speedup={_checks._short(value)} must be a number or one of {known}; try {hint!r}")

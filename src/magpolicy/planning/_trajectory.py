@@ -30,7 +30,7 @@ from magpolicy.schedule._coefficients import ORDER, Coefficients, trimmed
 FITTED_ORDERS = {"calibrated": 1, "second-order": 2}
 """Coefficients a step that are fitted; other forecasts bring theirs."""
 
-Ints = NDArray[np.int64]
+Ints = NDArray[np.intp]
 Bools = NDArray[np.bool_]
 
 RIDGES = (1e-6, 1e-4, 1e-2)
@@ -90,7 +90,7 @@ class Trajectory:
                 return None
             chains += [(i, j, p, q) for i in range(j + 1, following)]
             q, p, j = p, j, following
-        return np.array(chains, dtype=np.int64).reshape(-1, ORDER + 2).T
+        return np.array(chains, dtype=np.intp).reshape(-1, ORDER + 2).T
 
     def _fit(self, chains: Ints) -> tuple[Floats, float]:
         """The best coefficients (streams, order, n), and the cost with them."""

@@ -126,7 +126,7 @@ def semantics(name: str | Semantics | None = None, *, preset: str | None = None)
         return name
     key = "magpolicy" if name is None else name
     if not isinstance(key, str) or key not in _rows():
-        hint = _checks.nearest(name, _rows()) if isinstance(name, str) else ""
+        hint = _checks.meant(name, _rows()) if isinstance(name, str) else ""
         raise ArgumentError(
             f"semantics={_checks._short(name)} is not known; {hint}`magpolicy semantics` lists all {len(_rows())}, "
             "and so does semantics_names()"

@@ -7,7 +7,7 @@ import numpy as np
 from magpolicy.schedule._schedule import Schedule
 
 FEWEST = 2
-"""Steps that compute at least: a picture of one step's residual is none."""
+"""Steps that compute at least, unless one is asked for: a picture of one step's residual is none."""
 
 
 def stretched(schedule: Schedule, steps: int) -> Schedule:

@@ -29,8 +29,8 @@ def _executable() -> str:
 
 
 @contextmanager
-def open_page(url: str, *, width: int = 1280, height: int = 800) -> Iterator[Any]:
-    """ComfyUI's editor at ``url``, loaded, with an empty graph; ``page.errors`` lists uncaught exceptions of its scripts.
+def blank_page(*, width: int = 1280, height: int = 800) -> Iterator[Any]:
+    """A page of a new browser; ``page.errors`` lists uncaught exceptions of its scripts.
 
     Raises:
         Missing: no browser, or no library to drive it.
@@ -44,14 +44,25 @@ def open_page(url: str, *, width: int = 1280, height: int = 800) -> Iterator[Any
             page = browser.new_page(viewport={"width": width, "height": height})
             page.errors = []
             page.on("pageerror", lambda error: page.errors.append(str(error)))
-            page.request.post(f"{url}/api/settings/Comfy.TutorialCompleted", data="true")  # or a dialog lies over all
-            page.goto(url)
-            page.wait_for_function(
-                "!!(window.app?.graph && window.LiteGraph?.registered_node_types['MagCacheCalibration'])", timeout=60_000
-            )
-            # The editor opens its first workflow by itself, and after that only draws what it is told to.
-            page.wait_for_function("app.extensionManager?.workflow?.activeWorkflow != null", timeout=60_000)
-            page.evaluate("() => app.graph.clear()")
             yield page
         finally:
             browser.close()
+
+
+@contextmanager
+def open_page(url: str, *, width: int = 1280, height: int = 800) -> Iterator[Any]:
+    """ComfyUI's editor at ``url``, loaded, with an empty graph; a :func:`blank_page` otherwise.
+
+    Raises:
+        Missing: no browser, or no library to drive it.
+    """
+    with blank_page(width=width, height=height) as page:
+        page.request.post(f"{url}/api/settings/Comfy.TutorialCompleted", data="true")  # or a dialog lies over all
+        page.goto(url)
+        page.wait_for_function(
+            "!!(window.app?.graph && window.LiteGraph?.registered_node_types['MagCacheCalibration'])", timeout=60_000
+        )
+        # The editor opens its first workflow by itself, and after that only draws what it is told to.
+        page.wait_for_function("app.extensionManager?.workflow?.activeWorkflow != null", timeout=60_000)
+        page.evaluate("() => app.graph.clear()")
+        yield page

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
-import tempfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
-from host import Unavailable, cache_folder, obtain
+from fetching import kept, wheel
+from host import obtain
 
 CHOICE = "MAGPOLICY_FRONT_END"
 """Environment variable: the release of the front end to test with, in place of the one that ComfyUI asks for."""
@@ -28,23 +27,11 @@ def front_end(version: str) -> Path:
     found = re.search(r"^comfyui-frontend-package==(\S+)$", requirements, re.MULTILINE)
     assert found, requirements
     release = os.environ.get(CHOICE) or found[1]
-    target = cache_folder() / f"comfyui-front-end-{release}"
-    if not (target / "index.html").exists():
-        with tempfile.TemporaryDirectory(dir=cache_folder()) as scratch:
-            unpacked = _fetch(release, Path(scratch))
-            unpacked.rename(target)
-    return target
+    return kept(f"comfyui-front-end-{release}", partial(_make, release))
 
 
-def _fetch(release: str, scratch: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch)]
-    done = subprocess.run(
-        [*command, f"comfyui-frontend-package=={release}"], capture_output=True, text=True, timeout=300, check=False
-    )
-    wheels = list(scratch.glob("*.whl"))
-    if done.returncode or not wheels:
-        last = (done.stderr.strip() or "no output").splitlines()[-1]
-        raise Unavailable(f"comfyui-frontend-package {release} cannot be fetched: {last}")
-    with zipfile.ZipFile(wheels[0]) as archive:  # source maps are half of it, and only for debuggers
+def _make(release: str, scratch: Path, made: Path) -> None:
+    with zipfile.ZipFile(wheel(scratch, f"comfyui-frontend-package=={release}")) as archive:
+        # Source maps are half of it, and only for debuggers.
         archive.extractall(scratch, [n for n in archive.namelist() if n.startswith(_INSIDE) and not n.endswith(".map")])
-    return scratch / _INSIDE
+    (scratch / _INSIDE).rename(made)

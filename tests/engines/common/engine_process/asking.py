@@ -12,6 +12,8 @@ from typing import Any
 
 from engine_process.answering import MARK
 
+_TESTS = Path(__file__).parents[3]
+_OWN = (_TESTS / "engines" / "common", _TESTS / "common")
 _QUIET = {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
 
@@ -39,7 +41,7 @@ class Engine:
     """
 
     def __init__(self, scenarios: str, paths: Sequence[Path], home: Path, variables: Mapping[str, str]) -> None:
-        folders = [str(path) for path in (*paths, Path(__file__).parents[1])]
+        folders = [str(path) for path in (*paths, *_OWN)]
         inherited = filter(None, [os.environ.get("PYTHONPATH")])
         settings = {"PYTHONPATH": os.pathsep.join([*folders, *inherited]), "MAGPOLICY_HOME": str(home)}
         self.log = home / "engine.log"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from engine_process.fetching import install, kept, wheel
+from fetching import install, kept, wheel
 
 VERSION = "0.5.23"
 _SHA256 = (

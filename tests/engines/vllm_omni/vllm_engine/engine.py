@@ -27,7 +27,7 @@ from magpolicy_vllm_omni import _plugin  # noqa: E402
 if not magpolicy.manager().is_registered(_plugin):  # installed before this adapter was there
     magpolicy.manager().register(_plugin)
 gc.freeze()  # the engine collects garbage several times as it starts; half a second each over all that was imported
-CLASSES = {"flux": "FluxPipeline", "wan": "WanPipeline"}
+CLASSES = {"flux": "FluxPipeline", "wan": "WanPipeline", "wan_two_experts": "WanPipeline"}
 _folder = Path(tempfile.mkdtemp(prefix="magpolicy-vllm-omni-"))
 _workers: dict[str, Any] = {}
 _configs: dict[str, Any] = {}
@@ -44,8 +44,9 @@ def folder(kind: str) -> Path:
 def config(kind: str, **more: Any) -> Any:
     """How the engine is told about a model."""
     found = OmniDiffusionConfig(
-        model=str(folder(kind)), model_class_name=CLASSES[kind], dtype=torch.float32, num_gpus=1, enforce_eager=True, **more
-    )
+        model=str(folder(kind)), model_class_name=CLASSES[kind], dtype=torch.float32,
+        **{"num_gpus": 1, "enforce_eager": True, **more},
+    )  # fmt: skip
     found.enrich_config()
     return found
 
@@ -70,12 +71,12 @@ def fresh(kind: str, **more: Any) -> Any:
 
 
 @contextmanager
-def cached(kind: str, backend: str = "magpolicy", *, enable: bool = True, **settings: Any) -> Iterator[Any]:
+def cached(kind: str, backend: str = "magpolicy", *, enable: bool = True, runner: Any = None, **settings: Any) -> Iterator[Any]:
     """The runner of a model, and in it the cache backend of that name, chosen and enabled as in ``load_model``."""
     from vllm_omni.diffusion.data import DiffusionCacheConfig
 
     magpolicy_vllm_omni.register()
-    runner = worker(kind).model_runner
+    runner = runner or worker(kind).model_runner
     chosen = runner_module.get_cache_backend(backend, DiffusionCacheConfig.from_dict(settings))
     if enable:
         chosen.enable(runner.pipeline)
@@ -101,16 +102,17 @@ def request(
     guided: bool = False,
     dummy: bool = False,
     magpolicy: Any = None,
+    size: int | None = None,
     **more: Any,
 ) -> Any:
     """A request; ``magpolicy``: what its ``extra_args`` ask for."""
-    size = 16 if kind == "flux" else 32
+    size = size or (16 if kind == "flux" else 32)
     given = OmniDiffusionSamplingParams(
         num_inference_steps=steps, height=size, width=size, seed=seed, output_type="latent",
         extra_args={} if magpolicy is None else {"magpolicy": magpolicy}, **more,
     )  # fmt: skip
     prompt = {"prompt": "a cat"}
-    if kind == "wan":
+    if kind.startswith("wan"):
         given.num_frames = 5
         given.guidance_scale = 4.0 if guided else 1.0
     elif guided:

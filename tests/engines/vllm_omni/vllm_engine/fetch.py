@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from engine_process.fetching import install, kept, wheel
+from fetching import install, kept, wheel
 
 VERSION = "0.30.0"
 _OMNI_SHA256 = "141cb0c7b9c07970e5c92a99aab9696e81682dbfa3d2bfcde359c3c1533385f4"

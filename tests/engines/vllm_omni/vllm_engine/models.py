@@ -7,6 +7,9 @@ from pipes import saved
 
 import transformers
 
+import diffusers
+import torch
+
 
 def flux(folder: Path) -> Path:
     """FLUX, 4 blocks."""
@@ -26,3 +29,14 @@ def flux(folder: Path) -> Path:
 def wan(folder: Path) -> Path:
     """Wan2.1, 2 blocks."""
     return saved.wan(folder)
+
+
+def wan_two_experts(folder: Path) -> Path:
+    """Wan2.2: the same with a second expert, of other weights."""
+    pipe = diffusers.WanPipeline.from_pretrained(saved.wan(folder))
+    torch.manual_seed(5)
+    second = diffusers.WanTransformer3DModel.from_config(pipe.transformer.config)
+    pipe.register_modules(transformer_2=second)
+    pipe.register_to_config(boundary_ratio=0.5)
+    pipe.save_pretrained(folder)
+    return folder

@@ -1,9 +1,8 @@
-"""Fetching an engine without its dependencies, into a folder that is kept outside of the repository."""
+"""Fetching a host to test with, without its dependencies, into a folder that is kept outside of the repository."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ class Unavailable(Exception):
 
 
 def cache_folder() -> Path:
-    """Where engines are kept: ``$MAGPOLICY_TEST_CACHE``, or ``magpolicy-tests`` in the user's cache folder."""
+    """Where hosts are kept: ``$MAGPOLICY_TEST_CACHE``, or ``magpolicy-tests`` in the user's cache folder."""
     chosen = os.environ.get("MAGPOLICY_TEST_CACHE")
     if chosen:
         return Path(chosen)
@@ -40,13 +39,12 @@ def kept(name: str, make: Callable[[Path, Path], None]) -> Path:
             made.rename(target)
         except OSError:  # another process was faster
             if not target.exists():
-                shutil.rmtree(target, ignore_errors=True)
-                made.rename(target)
+                raise
     return target
 
 
 def wheel(scratch: Path, wanted: str, *sha256: str) -> Path:
-    """The wheel of a requirement, which has one of these digests: one for each version of Python.
+    """The wheel of a requirement, which has one of these digests, if there are any: one for each version of Python.
 
     Raises:
         Unavailable: it cannot be fetched.
@@ -55,7 +53,7 @@ def wheel(scratch: Path, wanted: str, *sha256: str) -> Path:
     folder.mkdir()
     hashes = "".join(f" --hash=sha256:{each}" for each in sha256)
     (folder / "wanted.txt").write_text(f"{wanted}{hashes}\n")
-    options = ("--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--require-hashes")
+    options = ("--no-deps", "--only-binary", ":all:", "--no-cache-dir", *(("--require-hashes",) if sha256 else ()))
     _pip(wanted, "download", *options, "--dest", str(folder), "-r", str(folder / "wanted.txt"))
     return next(folder.glob("*.whl"))
 
