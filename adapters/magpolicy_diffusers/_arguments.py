@@ -15,7 +15,7 @@ import torch
 from magpolicy_torch.adapter import Times
 from torch import Tensor
 
-_TIME = re.compile(r"(.*_)?(timesteps?|time)|t")
+_TIME = re.compile(r"(.*_)?(timesteps?|time|timestep_ratio)|t")
 # Arguments in which the branches of guidance differ: text, class, pooled embeddings, and switches such as skip_layers. Not the
 # latents, nor what is computed anew at each step (ControlNet residuals).
 _CONDITION = re.compile(

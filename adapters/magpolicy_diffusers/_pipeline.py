@@ -12,7 +12,9 @@ import diffusers
 from magpolicy_torch.adapter import unwrap
 from torch import nn
 
-DENOISERS = ("transformer", "transformer_2", "transformer_3", "unconditional_transformer", "prior", "dit", "unet", "model")
+DENOISERS = (
+    "transformer", "transformer_2", "transformer_3", "unconditional_transformer", "prior", "dit", "unet", "decoder", "model",
+)  # fmt: skip
 Around = Callable[[Callable[[], Any]], Any]
 """Is given a call of the pipeline, makes it, and returns its result."""
 

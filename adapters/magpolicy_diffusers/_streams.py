@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 BATCHED = ("cond_uncond",)
 """Names that pipelines give to a call whether it holds one condition or two."""
-_COND_FIRST = ("DiTPipeline", "ZImage", "AceStep")
+_COND_FIRST = ("DiTPipeline", "ZImage", "AceStep", "StableCascade")
 """Pipelines (or families) that put the conditional half of a batch first; the others put it last."""
 
 

@@ -80,6 +80,7 @@ def test_pipelines_of_a_page_run_with_exactly_the_extras_it_names(page, environm
 # Commands
 
 
+@pytest.mark.slow
 def test_calibrate_keeps_what_a_later_session_plans_from(environment, saved, tmp_path):
     made = environment("diffusers", "cli")
     size = ("--height", 32, "--width", 32, "--frames", 5, "--set", "max_sequence_length=16")
@@ -96,6 +97,7 @@ print(handle.report)
     assert "a plan from calibration" in succeeds(made, "-c", later, cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_try_and_evaluate(tmp_path_factory, tmp_path):
     lacking = () if importlib.util.find_spec("torchvision") else ("torchvision",)
     folder = tmp_path_factory.mktemp("environment")
@@ -108,6 +110,7 @@ def test_try_and_evaluate(tmp_path_factory, tmp_path):
     assert "PSNR" in found
 
 
+@pytest.mark.slow
 def test_the_demo(environment, tmp_path):
     succeeds(environment("demo"), "-m", "magpolicy", "demo", "--steps", 4, "-o", "demo.png", cwd=tmp_path)
     assert (tmp_path / "demo.png").is_file()
