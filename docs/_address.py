@@ -17,7 +17,8 @@ else:
 ROOT = Path(__file__).parents[1]
 INSTALL = re.compile(r"(?<=magpolicy)(?P<extras>\[[\w,-]+\])? @ git\+(?P<address>[^\"'\s]+)")
 CLONE = re.compile(r"(?<=git clone )(?P<address>https://\S+/magpolicy)\b")
-PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.ipynb"))
+PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *NOTEBOOKS]
 
 
 def address() -> str:

@@ -13,6 +13,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 HOME = "MAGPOLICY_HOME"
@@ -29,6 +30,13 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = tempfile.TemporaryDirectory(prefix="magpolicy-tests-")
     config.add_cleanup(folder.cleanup)
     os.environ[HOME] = folder.name  # not put back: processes that tests leave behind must not write elsewhere
+    if not config.getoption("hypothesis_profile", None):
+        hypothesis.settings.load_profile(_NO_CLOCK)
+
+
+_NO_CLOCK = "no clock"
+"""On a busy machine nothing is too slow."""
+hypothesis.settings.register_profile(_NO_CLOCK, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from magpolicy import AttachRequest, Session
 from magpolicy_diffusers._provenance import guidance
 from magpolicy_diffusers._streams import BATCHED, StreamNames
 from magpolicy_torch import adapter
-from magpolicy_torch.adapter import SchedulerClock, Times, TimestepClock, trains
+from magpolicy_torch.adapter import SchedulerClock, Times, TimestepClock, Why, trains
 
 if TYPE_CHECKING:
     from magpolicy_diffusers._denoiser import DenoiserCall
@@ -43,12 +43,16 @@ class HostRun(adapter.HostRun):
         super().__init__(request, session, start, noise, lesson)
         self.streams = StreamNames(pipe)
         self._pipe = pipe
+        self._ahead = False  # of the timesteps, of which some have two evaluations
 
     def streams_of(self, call: DenoiserCall) -> tuple[str, ...]:
         """The streams of ``call``, as the pipeline names them, or by what they are conditioned on."""
         context = call.denoiser.context.get()
         if context is None or context in BATCHED:
             names = self.streams.conditions_of(call)
+            if self._pipe is None and self.streams.next_evaluation(names, self.step, call.latents()):
+                self._ahead = True
+                return names
         else:
             names = (context.removeprefix("pred_"),)
             if self._pipe is None:  # in the user's own loop, a named stream that comes again is at its next evaluation
@@ -66,7 +70,10 @@ class HostRun(adapter.HostRun):
     @property
     def complete(self) -> bool:
         """Whether every stream of the step before has been evaluated at the last one."""
-        return self.step >= self.session.steps - 1 and self.streams.complete
+        steps = self.session.steps
+        if self._ahead and self.streams.complete:
+            return all(self.session.step(name) >= steps for name in self.streams.under_way)
+        return self.step >= steps - 1 and self.streams.complete
 
 
 class RunDriver(abc.ABC):
@@ -105,10 +112,10 @@ class RunDriver(abc.ABC):
             streams = run.streams_of(call)
         if run.moments is not None:
             run.moments.note(latents=call.latents())
-        must_compute = "more calls come at a step than can be told apart, so all compute" if run.streams.too_many else ""
+        must_compute = Why.TOO_MANY.says() if run.streams.too_many else ""
         before = bool(run.record.past_end)
         try:
-            if run.session.active:
+            if run.session.active and run.step < run.session.steps:
                 result = run.evaluate(denoiser.model, streams, call.original, call.args, call.kwargs, must_compute=must_compute)
             else:  # the loop goes on after the run's last step
                 run.record.past_end.extend(streams)
@@ -180,14 +187,14 @@ class OwnLoop(RunDriver):
         self._pipe, self._began = pipe, began
         self._clock = TimestepClock()
         self._start, self._rises = 0, False
-        self.problem = "nothing says how long the run is: give attach(..., steps=28), or use 'with handle.run(steps=28):'"
+        self.problem = Why.NO_LENGTH.says()
 
     def enter(self, timestep: Timestep) -> HostRun | None:
         if self.run is None and self.asked().steps is None:
             return None
         moved = self._clock.tell(timestep())
         if moved == "untold":
-            self.problem = "it is given no timestep, so nothing tells the step; use 'with handle.run(steps=28):'"
+            self.problem = Why.NO_TIMESTEP.says()
             return None
         last = self.runs[-1] if self.runs else None
         if moved != "back" and last is not None and self._clock.count >= last.session.steps > 1:
@@ -205,11 +212,7 @@ class OwnLoop(RunDriver):
 
     def call(self, call: DenoiserCall, streams: Sequence[str] | None) -> Any:
         if trains(call.denoiser.module):
-            self.warn(
-                f"{call.denoiser.name} is in training mode, and gradients are on: blocks that are skipped would get none, so "
-                "nothing is skipped. To sample, call it under torch.no_grad(), or after model.eval()",
-                once=True,
-            )
+            self.warn(Why.TRAINS.says(model=call.denoiser.name), once=True)
             return call.compute()
         return super().call(call, streams)
 
@@ -269,7 +272,7 @@ class GivenRun(RunDriver):
             return self.run
         if self._clock.tell(timestep()) == "untold":
             self.run.streams.begin_step()  # each call is its stream's next
-        self.run.go_to(min(self._clock.count, self.run.session.steps - 1))
+        self.run.go_to(self._clock.count)
         return self.run
 
 
@@ -294,7 +297,7 @@ class PipelineCall(RunDriver):
     def enter(self, timestep: Timestep) -> HostRun | None:
         new = self._clock.tell(timestep)
         if new is None:
-            self.problem = "its scheduler lists no timesteps, and " + self._own.problem
+            self.problem = Why.NO_LIST.says(then=self._own.problem)
             run = self._own.enter(timestep)
             self.runs += [run] if run is not None and run not in self.runs else []
             return run

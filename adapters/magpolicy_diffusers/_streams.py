@@ -49,6 +49,16 @@ def _same(one: Any, other: Any) -> bool:
     return one is other
 
 
+def _some(latents: Any) -> Tensor | None:
+    """A few numbers of a batch of latents, to tell it from others."""
+    if isinstance(latents, (list, tuple)) and latents:
+        latents = latents[0]
+    if not isinstance(latents, Tensor) or not latents.numel():
+        return None
+    flat = latents.detach().reshape(-1)
+    return flat[:: max(flat.shape[0] // 64, 1)].clone()
+
+
 class StreamNames(StreamNamer):
     """Names the streams of one run.
 
@@ -61,6 +71,7 @@ class StreamNames(StreamNamer):
         self.pipe = pipe
         self._fingerprints = Fingerprints()
         self._calls: dict[Hashable, tuple[str, ...]] = {}
+        self._latents: dict[tuple[str, ...], Tensor | None] = {}  # a few numbers of those evaluated last
 
     def conditions_of(self, call: DenoiserCall) -> tuple[str, ...]:
         """Names for the conditions of a call that nobody named.
@@ -74,6 +85,18 @@ class StreamNames(StreamNamer):
             guided = getattr(self.pipe, "do_classifier_free_guidance", None)
             self._calls[key] = self._parts(condition, rows, copies(latents, guided))
         return self._calls[key]
+
+    def next_evaluation(self, names: tuple[str, ...], step: int, latents: Any) -> bool:
+        """Whether these are evaluated once more at a timestep, of other latents: by a sampler of second order, not in guidance.
+
+        What comes several times at the run's first step already are other branches (tiles of a picture, say). It waits for
+        the device only where something comes more often than there.
+        """
+        before, now = self._latents.get(names), _some(latents)
+        self._latents[names] = now
+        if before is None or now is None or not self.more_than_at_first(names, step):
+            return False
+        return before.shape != now.shape or not torch.equal(before, now)
 
     def _parts(self, condition: Mapping[str, Any], rows: int, count: int) -> tuple[str, ...]:
         # The first sample of a part stands for it: a condition stays itself when samples are added or left out.

@@ -17,10 +17,10 @@ VARIABLE = "MAGPOLICY_SGLANG"
 """The environment variable with the server's settings: a JSON object, or the path of a file with one."""
 KEY = "magpolicy"
 """Where ``diffusers_kwargs`` of a request has its own."""
-_NOT_HERE = frozenset({"target", "blocks", "scope", "steps", "curve", "schedule", "storage_dtype", "group"})
+_NOT_HERE = frozenset({"target", "blocks", "scope", "steps", "curve", "storage_dtype", "group"})
 _MEASURES = frozenset({"learn", "calibrate", "window", "tokens", "reduce"})
 KEYWORDS = tuple(sorted(inspect.signature(magpolicy.attach).parameters.keys() - _NOT_HERE - _MEASURES))
-"""The keywords of :func:`magpolicy.attach` that a server or a request can set."""
+"""The keywords of :func:`magpolicy.attach` that a server or a request can set. A schedule is the path of its file."""
 _SOURCES = frozenset({"calibration", "preset", "ratios"})
 _RULE = frozenset({"end_step", "rule", "semantics", "start_step", "threshold"})
 

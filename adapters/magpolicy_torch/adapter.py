@@ -17,6 +17,7 @@ from magpolicy_torch.evaluation._interceptor import CallInterceptor, HostCall
 from magpolicy_torch.evaluation._model import HostModel
 from magpolicy_torch.evaluation._record import Record
 from magpolicy_torch.evaluation._run import Run
+from magpolicy_torch.evaluation._why import Why
 from magpolicy_torch.host._attached import Attached, AttachedToLoop
 from magpolicy_torch.host._compile import check_options, compile_module
 from magpolicy_torch.host._handle import stack_for
@@ -72,6 +73,7 @@ __all__ = [
     "Times",
     "TimestepClock",
     "Trial",
+    "Why",
     "apply",
     "check_options",
     "checked_seeds",

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from magpolicy_torch.adapter import BlockStack, StackSpec, StackTable
+from magpolicy_torch.adapter import BlockStack, Layout, StackSpec, StackTable
 from torch import nn
 
-TABLE: dict[str, StackSpec] = {}
+TABLE: dict[str, StackSpec] = {
+    # Refiners beside them have the same kinds of blocks, and lists of such names.
+    "BooguImageTransformer2DModel": StackSpec(
+        "double_stream_layers,single_stream_layers",
+        (Layout("img_hidden_states", text="instruct_hidden_states"), Layout("hidden_states")),
+    ),
+    # Text is called c; the single blocks take it before the sound, in one tensor.
+    "AuKTransformer": StackSpec(layout=Layout("x", text="c")),
+}
 _STACKS = StackTable(TABLE, package="vllm_omni")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -22,12 +23,17 @@ from magpolicy_torch.adapter import (
     unwrap,
     versions,
 )
+from magpolicy_vllm_omni._arguments import Arguments
 from magpolicy_vllm_omni._block_stacks import stack_of
 from magpolicy_vllm_omni._branches import BranchTeller
-from magpolicy_vllm_omni._pipeline import DENOISERS, HOST, denoisers_of, identity
+from magpolicy_vllm_omni._clock import PipelineClock
+from magpolicy_vllm_omni._pipeline import HOST, denoisers_of, identity
+from magpolicy_vllm_omni._ranks import together
 from magpolicy_vllm_omni._runs import ForwardCall
-from magpolicy_vllm_omni._settings import Speeds, asked_speed
-from torch import distributed, nn
+from magpolicy_vllm_omni._settings import asked_of, for_batch
+from torch import nn
+
+logger = logging.getLogger("vllm_omni.magpolicy")
 
 ENGINE_BOUNDARY = 0.875
 """Where Wan2.2's pipelines of vLLM-Omni change experts if neither the model nor the request says it
@@ -37,8 +43,8 @@ ENGINE_BOUNDARY = 0.875
 class Handle(Attached):
     """A policy on a pipeline of vLLM-Omni. A call of the pipeline's ``forward``, one batch of requests, makes its runs.
 
-    A request's ``extra_args["magpolicy"]`` may ask for its own speed: ``{"speedup": 1.5}``. Guidance is told by the methods in
-    which the engine evaluates it, also where each rank has one branch.
+    A request's ``extra_args["magpolicy"]`` may ask for its own settings: ``{"speedup": 1.5}``, or ``False`` for none. Branches
+    of guidance are told by the methods in which the engine evaluates it, also where each rank has one branch.
     """
 
     __module__ = "magpolicy_vllm_omni"
@@ -46,16 +52,19 @@ class Handle(Attached):
     no_run = "send a request"
 
     def __init__(self, pipeline: nn.Module, modules: dict[str, nn.Module], request: AttachRequest) -> None:
-        super().__init__()
+        super().__init__(request)
         self.pipeline = pipeline
+        self.target = pipeline
+        """What it is attached to."""
         self.modules = modules
         """The models attached to, by their names in the pipeline."""
         self.models = [HostModel(unwrap(m), stack_for(unwrap(m), request, stack_of)) for m in modules.values()]
-        self._speeds = Speeds(request)
+        self._arguments = {id(model): Arguments(model.module) for model in self.models}
         self._branches = BranchTeller(pipeline)
         self._learner = Learner.of(request, lambda: self.identity, self.provenance)
         self._call: Scoped[ForwardCall] = Scoped("magpolicy_forward")
         self._last: ForwardCall | None = None
+        self._said: set[str] = set()
 
     @classmethod
     def attach(cls, pipeline: Any, request: AttachRequest) -> Handle:
@@ -65,16 +74,12 @@ class Handle(Attached):
             AdapterError: it has no model that denoises, or is attached already.
             ArgumentError: an option that is not known here, or the calibration is another model's.
         """
-        if distributed.is_available() and distributed.is_initialized() and (world := distributed.get_world_size()) > 1:
-            raise AdapterError(
-                f"{world} ranks work together here, which this adapter was not run with; serve with one GPU for each, or "
-                "without this cache backend"
-            )
         modules = denoisers_of(pipeline)
         if not modules:
             raise AdapterError(
-                f"target={type(pipeline).__name__} has no {' or '.join(DENOISERS)}; serve it without this cache backend"
+                f"target={type(pipeline).__name__} has no model that is given a timestep; serve it without this cache backend"
             )
+        request = together(request, modules.values())
         check_fits(request.config.given, classes_of(*modules.values()), host=HOST, roles=("cond", "uncond"))
         handle = cls(pipeline, modules, request)
         calls = [CallInterceptor(model.module, partial(handle._called, model)) for model in handle.models]
@@ -127,10 +132,20 @@ class Handle(Attached):
             return original(*args, **kwargs)
         requests = _requests_of(args[0] if args else kwargs.get("req"))
         parameters = [request.sampling_params for request in requests]
-        request = self._speeds.request_for(asked_speed([each.extra_args for each in parameters]))
+        asked, remark = for_batch(asked_of([each.extra_args for each in parameters]), self.request)
+        if asked is False:
+            return original(*args, **kwargs)
+        if remark:
+            self._warn(remark)
         dummy = any(request.is_dummy_run() for request in requests)  # the engine measures memory, or warms up
-        boundary = self._boundary(parameters[0] if parameters else None)
-        call = ForwardCall(self.pipeline, request, boundary, None if dummy else self._learner)
+        first = parameters[0] if parameters else None
+        call = ForwardCall(
+            PipelineClock(self.pipeline, getattr(first, "num_inference_steps", None)),
+            self._changed(asked) if asked else self.request,
+            self._boundary(first),
+            None if dummy else self._learner,
+            self._warn,
+        )
         with self.under_way(), self._call.set(call):
             try:
                 return original(*args, **kwargs)
@@ -147,7 +162,14 @@ class Handle(Attached):
         call = self._call.get()
         if call is None or model.under_way:
             return original(*args, **kwargs)
-        return call.call(model, self._branches.now.get(), original, args, kwargs)
+        times = partial(self._arguments[id(model)].times, args, kwargs)
+        return call.call(model, self._branches.now.get(), times, original, args, kwargs)
+
+    def _warn(self, words: str) -> None:
+        """Tell whoever runs the engine, each thing once."""
+        if words not in self._said:
+            self._said.add(words)
+            logger.warning("magpolicy: %s", words)
 
     def _boundary(self, parameters: Any) -> float | None:
         if len(self.models) < 2:

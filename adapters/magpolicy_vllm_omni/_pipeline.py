@@ -8,17 +8,20 @@ from attrs import evolve
 
 from magpolicy.adapter import ModelIdentity, PresetMatches, digest, fits, kept_for, repo_and_part
 from magpolicy_torch.adapter import classes_of, identity_of, unwrap
+from magpolicy_vllm_omni._arguments import Arguments
 from torch import nn
 
 HOST = "vllm_omni"
-DENOISERS = ("transformer", "transformer_2")
+DENOISERS = ("transformer", "transformer_2", "dit", "unet")
+"""Where the engine looks itself, in a pipeline that declares nothing."""
 
 
 def denoisers_of(pipeline: Any) -> dict[str, nn.Module]:
-    """The pipeline's models that denoise, by attribute: those that it declares, else those of the usual names."""
+    """The pipeline's models that denoise, by attribute: of those that it declares, or of the usual names, those that are given
+    a timestep. Language models that make pictures are not."""
     names = tuple(getattr(pipeline, "_dit_modules", None) or ()) or DENOISERS
     found = {name: getattr(pipeline, name, None) for name in names if "." not in name}
-    return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
+    return {name: module for name, module in found.items() if isinstance(module, nn.Module) and Arguments(module).denoises}
 
 
 def identity(pipeline: Any) -> ModelIdentity:

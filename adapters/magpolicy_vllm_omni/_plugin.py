@@ -35,6 +35,4 @@ def _ours(target: Any) -> bool:
     if sys.modules.get("vllm_omni") is None:  # whoever made the object has imported it
         return False
     kinds = type(target).__mro__
-    return hasattr(target, "transformer") and any(
-        kind.__module__.startswith("vllm_omni.") and "Pipeline" in kind.__name__ for kind in kinds
-    )
+    return any(kind.__module__.startswith("vllm_omni.") and "Pipeline" in kind.__name__ for kind in kinds)

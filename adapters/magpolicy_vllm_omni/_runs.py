@@ -1,15 +1,17 @@
-"""One call of a pipeline's forward: its runs. The scheduler tells the step, and where a run begins."""
+"""One call of a pipeline's forward: its runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from attrs import define, field
 
 from magpolicy import ArgumentError, AttachRequest, Schedule
-from magpolicy_torch.adapter import HostCall, HostModel, HostRun, Learner, Levels, SchedulerClock, StreamNamer
+from magpolicy_torch.adapter import HostCall, HostModel, HostRun, Learner, StreamNamer, Times, Why
+from magpolicy_vllm_omni._arguments import fills_cache
 from magpolicy_vllm_omni._branches import Branches
+from magpolicy_vllm_omni._clock import PipelineClock
 
 
 @define(eq=False)
@@ -40,28 +42,42 @@ class ForwardCall:
     """One call of the pipeline's forward, which may make several runs (stages).
 
     Args:
-        pipeline: whose scheduler tells the step.
+        clock: tells the step, and where a run begins.
         request: what its runs go by.
         boundary: where the second of two experts takes over, as a share of pure noise.
         learner: learns from its runs; ``None``: nobody does.
+        warn: tells whoever runs the engine.
     """
 
-    def __init__(self, pipeline: Any, request: AttachRequest, boundary: float | None, learner: Learner | None) -> None:
+    def __init__(
+        self,
+        clock: PipelineClock,
+        request: AttachRequest,
+        boundary: float | None,
+        learner: Learner | None,
+        warn: Callable[[str], None],
+    ) -> None:
         self.runs: list[HostRun] = []
-        self._request, self._boundary, self._learner = request, boundary, learner
-        self._clock = SchedulerClock(pipeline)
+        self._request, self._boundary, self._learner, self._warn = request, boundary, learner, warn
+        self._clock = clock
         self._run: PipelineRun | None = None
         self._finished = False
 
     def call(
-        self, model: HostModel, branches: Branches | None, original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        model: HostModel,
+        branches: Branches | None,
+        times: Callable[[], Times | None],
+        original: HostCall,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         """Make one call of a model, as a part of the run that it belongs to; without one it computes."""
-        run = self._enter(branches, kwargs)
+        run = None if fills_cache(kwargs) else self._enter(branches, times)
         if run is None:
             return original(*args, **kwargs)
         streams = run.streams(branches, args, kwargs)
-        must_compute = "more calls come at a step than can be told apart, so all compute" if run.names.too_many else ""
+        must_compute = Why.TOO_MANY.says() if run.names.too_many else ""
         try:
             result = run.host.evaluate(model, streams, original, args, kwargs, must_compute=must_compute)
         except BaseException:
@@ -72,31 +88,33 @@ class ForwardCall:
             self._finished = True
         return result
 
-    def _enter(self, branches: Branches | None, kwargs: dict[str, Any]) -> PipelineRun | None:
-        new = self._clock.tell(lambda: _timestep(kwargs))
+    def _enter(self, branches: Branches | None, times: Callable[[], Times | None]) -> PipelineRun | None:
+        new = self._clock.tell(times)
         if new is None:
+            self._warn(f"every step computes: {self._clock.problem}")
             return None
         if new or (self._run is None and not self._finished):
             self.close()
             self._finished = False
-            assert self._clock.levels is not None
-            self._run = PipelineRun(self._begin(self._clock.levels, self._clock.index, branches))
+            self._run = PipelineRun(self._begin(self._clock.index, branches))
             self.runs.append(self._run.host)
         elif self._run is not None:
             self._run.host.step = self._clock.index
         return self._run
 
-    def _begin(self, levels: Levels, start: int, branches: Branches | None) -> HostRun:
-        request, steps = self._request, len(levels.timesteps)
+    def _begin(self, start: int, branches: Branches | None) -> HostRun:
+        request, steps = self._request, self._clock.steps
         given = request.config.given
         if isinstance(given, Schedule) and given.steps != steps:
             raise ArgumentError(
                 f"num_inference_steps makes {steps} evaluations, but the schedule has {given.steps}; ask for those"
             )
-        lesson = None if self._learner is None else self._learner.lesson(request, steps=steps, whole=start == 0)
+        learner = self._learner if request.learn else None
+        lesson = None if learner is None else learner.lesson(request, steps=steps, whole=start == 0)
         request = request if lesson is None else lesson.request
-        session = request.session_over(levels.span(self._boundary), guidance=None if branches is None else branches.scale)
-        return HostRun(request, session, start, levels.noise(), lesson)
+        scale = None if branches is None else branches.scale
+        session = request.session_over(self._clock.span(self._boundary), guidance=scale)
+        return HostRun(request, session, start, self._clock.noise(), lesson)
 
     def failed(self) -> None:
         """The model raised, or an exception ended the call."""
@@ -108,8 +126,5 @@ class ForwardCall:
         run, self._run = self._run, None
         if run is not None:
             run.host.end()
-
-
-def _timestep(kwargs: dict[str, Any]) -> tuple[float, float] | None:
-    value = kwargs.get("timestep")
-    return None if value is None else (float(value.max()), float(value.min()))
+            if run.host.in_vain:
+                self._warn(run.host.in_vain)

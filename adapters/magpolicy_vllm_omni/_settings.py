@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from attrs import evolve
+from typing import Any, Literal
 
 import magpolicy
 from magpolicy import ArgumentError, AttachRequest
-from magpolicy.adapter import RunConfig, closest, resolve, speedup_of
+from magpolicy.adapter import closest, speedup_of
 
 KEY = "magpolicy"
 """Where a request's ``extra_args`` hold its own settings."""
 _NOT_HERE = ("target", "reduce", "blocks", "steps", "group")
+OF_A_REQUEST = (
+    "speedup", "computed", "rule", "threshold", "max_skips", "retention", "start_step", "end_step", "forecast", "damping",
+    "objective", "guidance", "safeguard",
+)  # fmt: skip
+"""The settings that a request may have: none that names a file."""
 
 
 def known_settings() -> tuple[str, ...]:
@@ -47,58 +50,51 @@ def _instead(name: str) -> str:
     return f"try {near[0]}" if near else "leave it out; try speedup, for example 2.0"
 
 
-def asked_speed(extra_args: Sequence[Mapping[str, Any] | None]) -> tuple[float | None, ...]:
-    """The speed that each request of a batch asks for; ``None``: it asks for none.
+Asked = dict[str, Any] | Literal[False] | None
+"""What one request asks for: settings, ``False`` (compute every step), or ``None`` (nothing)."""
+
+
+def asked_of(extra_args: Sequence[Mapping[str, Any] | None]) -> list[Asked]:
+    """What each request of a batch asks for.
 
     Raises:
-        ArgumentError: a setting that requests cannot have, or a value that it cannot have.
+        ArgumentError: it is no mapping of settings that a run may have, nor ``False``.
     """
-    return tuple(_speed((given or {}).get(KEY)) for given in extra_args)
+    return [_asked((given or {}).get(KEY)) for given in extra_args]
 
 
-def _speed(given: Any) -> float | None:
-    if given is None:
-        return None
-    if not isinstance(given, Mapping) or set(given) != {"speedup"}:
-        raise ArgumentError(f"extra_args[{KEY!r}]={given!r} must hold speedup and no other; try {{'speedup': 2.0}}")
-    return speedup_of(given["speedup"])
+def _asked(given: Any) -> Asked:
+    if given is None or given is False:
+        return given
+    if not isinstance(given, Mapping):
+        raise ArgumentError(f"extra_args[{KEY!r}]={given!r} must hold settings, or be False; try {{'speedup': 2.0}}")
+    for name in given:
+        if name not in OF_A_REQUEST:
+            near = closest(str(name), OF_A_REQUEST, 1)
+            mend = f"did you mean {near[0]!r}?" if near else f"use some of {', '.join(OF_A_REQUEST)}"
+            raise ArgumentError(f"extra_args[{KEY!r}]: {name!r} is no setting of a request; {mend}")
+    if given.get("speedup") is not None:
+        speedup_of(given["speedup"])  # complains
+    return dict(given)
 
 
-class Speeds:
-    """What runs go by whose requests ask for a speed of their own.
+def for_batch(asked: Sequence[Asked], usual: AttachRequest) -> tuple[Asked, str]:
+    """What a batch goes by, ``None`` for the settings of all, and a remark. Its requests are computed together: of different
+    speeds the least one counts, and a request that is to compute has its way.
 
-    Args:
-        request: the settings of all others.
+    One that asks for no speed counts with that of the settings. Where the settings of a run are more than its speed, and
+    differ, or some have no speed, the settings of all decide.
     """
-
-    def __init__(self, request: AttachRequest) -> None:
-        self.request = request
-        self._by_speed: dict[float, AttachRequest] = {}
-
-    def request_for(self, asked: Sequence[float | None]) -> AttachRequest:
-        """The settings of a batch. Its requests are computed together: of different speeds the least one counts.
-
-        One that asks for none counts with the speed in the settings; if they say none, they decide about the whole batch.
-        """
-        if self.request.calibrate or not any(asked):
-            return self.request
-        usual_name = getattr(getattr(self.request.config, "target", None), "speedup", None)
-        usual = None if usual_name is None else speedup_of(usual_name)
-        speeds = [usual if speed is None else speed for speed in asked]
-        if None in speeds:
-            return self.request
-        speed = min(speed for speed in speeds if speed is not None)
-        if speed == usual:
-            return self.request
-        if speed not in self._by_speed:  # kept, so that its plans are made once
-            self._by_speed[speed] = evolve(self.request, config=_at(self.request.config, speed))
-        return self._by_speed[speed]
-
-
-def _at(config: Any, speed: float) -> RunConfig:
-    target = getattr(config, "target", None)
-    if target is None:  # the rule, or a schedule: what it was made from serves for a plan too, if it is no schedule
-        source = None if isinstance(config.given, magpolicy.Schedule) else config.given
-        return resolve(source, speedup=speed).for_any_run()
-    planned: RunConfig = evolve(config, target=evolve(target, speedup=speed, computed=None, error=None), last={})
-    return planned
+    if not asked or usual.calibrate or all(each is None for each in asked):
+        return None, ""
+    if any(each is False for each in asked):
+        return False, ""
+    if all(each == asked[0] for each in asked):
+        return asked[0], ""
+    if all(each is None or not each.keys() - {"speedup"} for each in asked if each is not False):
+        common = getattr(getattr(usual.config, "target", None), "speedup", None)
+        named = [common if not isinstance(each, dict) else each.get("speedup", common) for each in asked]
+        if None in named:
+            return None, ""
+        return {"speedup": min(map(speedup_of, named))}, ""
+    return None, "requests of different settings came in one batch, which goes by the settings of the server"

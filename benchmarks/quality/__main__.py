@@ -7,6 +7,7 @@ import argparse
 from benchmarks.quality import report, run
 from benchmarks.quality.models import MODELS
 from benchmarks.quality.sampling import SAMPLERS
+from benchmarks.quality.sweep import KINDS
 
 
 def main() -> None:
@@ -14,12 +15,13 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--samplers", nargs="*", default=list(SAMPLERS), choices=SAMPLERS)
     parser.add_argument("--parts", nargs="*", default=list(run.PARTS), choices=run.PARTS)
+    parser.add_argument("--methods", nargs="*", default=list(KINDS), choices=KINDS, metavar="METHOD", help="of these parts")
     parser.add_argument("--again", nargs="*", default=[], choices=run.PARTS, help="measure these parts anew")
     parser.add_argument("--no-report", action="store_true", help="measure only")
     options = parser.parse_args()
     for model in options.models:
         for sampler in options.samplers:
-            run.measure(model, sampler, options.parts, options.again)
+            run.measure(model, sampler, options.parts, options.again, options.methods)
     if not options.no_report:
         report.write()
 

@@ -10,7 +10,7 @@ import logging
 import platform
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,10 @@ def about(bench: Bench) -> dict[str, Any]:
     }
 
 
-def measure(model: str, sampler: str, parts: Sequence[str] = PARTS, again: Iterable[str] = ()) -> None:
-    """Measure the rows of ``parts`` that are not known yet, and those of ``again`` anew."""
+def measure(
+    model: str, sampler: str, parts: Sequence[str] = PARTS, again: Iterable[str] = (), methods: Collection[str] = KINDS
+) -> None:
+    """Measure the rows of ``parts`` and ``methods`` that are not known yet, and those of ``again`` anew."""
     torch.set_num_threads(1)
     path = path_of(model, sampler)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +83,7 @@ def measure(model: str, sampler: str, parts: Sequence[str] = PARTS, again: Itera
         for part in parts:
             for trial in trials(bench, (part,)):
                 key = key_of(trial)
-                if key in rows and part not in again:
+                if trial.method not in methods or (key in rows and part not in again):
                     continue
                 try:
                     figures = judge.row(None if trial.make is None else trial.make(), trial.job)

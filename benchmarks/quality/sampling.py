@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -42,6 +43,8 @@ class Job:
     labels: Tensor
     steps: int
     sampler: str = "euler"
+    levels: Sequence[float] | None = None
+    """The noise levels of an Euler run, in place of the model's own."""
 
     @classmethod
     def of(
@@ -51,7 +54,10 @@ class Job:
 
     def scheduler(self) -> Any:
         """diffusers' scheduler, its timesteps set."""
-        if self.sampler == "euler":
+        if self.levels is not None:
+            made = FlowMatchEulerDiscreteScheduler()
+            made.set_timesteps(sigmas=list(self.levels))
+        elif self.sampler == "euler":
             made = FlowMatchEulerDiscreteScheduler(shift=self.model.shift)
             levels = [1 - i / self.steps for i in range(self.steps)]
             made.set_timesteps(sigmas=levels)

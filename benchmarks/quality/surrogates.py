@@ -76,10 +76,30 @@ def rows(computed: int, directions: Directions = DIRECTIONS) -> Iterator[tuple[s
         yield name, row(magpolicy.preset(name).curve, computed, directions)
 
 
+def two_experts() -> None:
+    """Tables of two experts at their own steps: plans of constant norms that know of the change, and that do not."""
+    for name in magpolicy.presets():
+        curve = magpolicy.preset(name).curve
+        if magpolicy.preset(name).expert_boundary is None:
+            continue
+        ratios = curve.of(curve.streams[0])
+        switch = int(np.argmin(ratios[: int(0.8 * len(ratios))]))
+        truth = prior_calibration(magpolicy.Curve(curve.ratios, sigmas=curve.levels), levels=curve.levels)
+        for part in (2, 3):
+            errors = []
+            for step in (switch, None):
+                source = prior_calibration(None, levels=curve.levels, streams=curve.streams, expert_step=step)
+                schedule = magpolicy.plan(source, computed=len(curve.levels) // part)
+                errors += [rms_error(truth, schedule), rms_error(truth, held(schedule))]
+            known, known_held, unknown, unknown_held = errors
+            print(f"{name}, 1/{part}: {known:.3f} (held {known_held:.3f}); else {unknown:.3f} (held {unknown_held:.3f})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--all", action="store_true", help="print every table")
     options = parser.parse_args()
+    two_experts()
     turns = {"": DIRECTIONS, ", turning half as quickly": evolve(DIRECTIONS, scale=2 * DIRECTIONS.scale),
              ", turning twice as quickly": evolve(DIRECTIONS, scale=DIRECTIONS.scale / 2)}  # fmt: skip
     for computed in BUDGETS:

@@ -393,6 +393,18 @@ def test_without_its_libraries_it_names_the_extra(tmp_path, module):
     assert done.stderr == f"Error: the command line needs {module}; pip install 'magpolicy[cli]'\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [("magpolicy sim", "simulate"), ("magpolicy simulate flux.1-d", "flux.1-dev"), ("magpolicy simulate --thr", "--threshold")],
+)
+def test_a_shell_completes_commands_presets_and_options(words, offered):
+    asked = {"_MAGPOLICY_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    main = "import sys; sys.argv[0] = 'magpolicy'; from magpolicy.cli import main; main()"
+    command = [sys.executable, "-c", main]
+    done = subprocess.run(command, capture_output=True, text=True, env={**environment(), **asked}, timeout=60, check=False)
+    assert f"plain,{offered}" in done.stdout.splitlines(), done.stdout + done.stderr
+
+
 def test_a_reader_that_stops_reading_is_no_error():
     reading, writing = os.pipe()
     os.close(reading)

@@ -7,10 +7,22 @@ import math
 import numpy as np
 import pytest
 from attrs import evolve
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from magpolicy import ArgumentError, Calibration, Curve, RunError, Schedule, Session, expected_errors, plan, preset, presets
+from magpolicy import (
+    ArgumentError,
+    Calibration,
+    Curve,
+    RunError,
+    Schedule,
+    Session,
+    expected_distance,
+    expected_errors,
+    plan,
+    preset,
+    presets,
+)
 from magpolicy.calibration import _gram
 from magpolicy.calibration._likeness import LIKENESS
 from magpolicy.calibration._prior import DIRECTIONS, Directions, prior_calibration
@@ -138,14 +150,37 @@ def test_a_plan_by_a_published_table_is_never_worse_than_holding_the_same_steps(
     assert max(found.values()) <= 1.05, found
 
 
-@pytest.mark.parametrize("name", sorted(name for name in presets() if "wan2.2-t2v" not in name))
+@pytest.mark.parametrize("name", sorted(presets()))
 def test_nor_is_one_that_knows_no_norms(name):
-    """But where they grow tenfold and the residual turns twice as quickly too; and where a second expert takes over."""
+    """But where they grow tenfold and the residual turns twice as quickly too."""
     curve = table(name)
-    found = shares_of_holding(curve, prior_calibration(None, levels=run_levels(curve), streams=curve.streams))
+    levels, takes_over = run_levels(curve), preset(name).expert_boundary
+    switch = None if takes_over is None else largest_fall(curve, levels)
+    found = shares_of_holding(curve, prior_calibration(None, levels=levels, streams=curve.streams, expert_step=switch))
     assert found["as expected"] <= 1.05
-    assert found["half as quickly"] <= 1.05
+    # A table that is read between its steps has the change of experts smeared over two.
+    assert found["half as quickly"] <= (1.05 if switch is None else 1.1)
     assert found["twice as quickly"] <= 1.3
+
+
+def largest_fall(curve: Curve, levels: list[float]) -> int:
+    """Where a table of two experts shows that the second takes over: the schedule that it was measured on is not known."""
+    ratios = np.asarray(curve.resample(sigmas=levels).of(curve.streams[0]))
+    return int(np.argmin(ratios[: int(0.8 * len(ratios))]))
+
+
+@given(st.integers(8, 30), st.integers(2, 29), st.floats(0.3, 3.0))
+def test_what_two_experts_have_in_common_is_not_known(steps, at, jump):
+    """A plan that knows where the second expert takes over expects less error than one that does not, if nothing is alike."""
+    switch = max(2, at % steps)
+    ratios = [1.0] * steps
+    ratios[switch] = jump
+    levels = [1 - step / steps for step in range(steps)]
+    truth = prior_calibration(Curve(ratios, sigmas=levels), levels=levels, expert_step=switch)
+    knows, not_knowing = (plan(None, steps=steps, speedup=2, expert_step=step) for step in (switch, None))
+    assert knows.mask[switch]
+    own, other = (expected_distance(truth, chosen, sigmas=levels) for chosen in (knows, not_knowing))
+    assert own <= 1.1 * other, (knows.strip, not_knowing.strip)
 
 
 # Coefficients have a bound, errors a floor.
@@ -258,7 +293,6 @@ def test_on_residuals_the_prior_is_wrong_of_a_run_is_no_worse_than_holding(proce
     assert sum(entry.decision.computes for entry in session.trace) == computed, "not one step more than asked for"
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([14, 9]))
 def test_noise_is_held_from_the_first_comparison_on(seed, computed):
     """Each single run, since its cosine is -1/2. One of 0, as of walks, is above the threshold by chance in a few runs."""
@@ -267,7 +301,6 @@ def test_noise_is_held_from_the_first_comparison_on(seed, computed):
     assert late_errors <= 1.05**2 * late_holds
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([14, 9]))
 def test_smooth_residuals_are_forecast(seed, computed):
     session = unknown_model(computed)

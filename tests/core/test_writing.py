@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import magpolicy
 from magpolicy import Calibration, PresetError
-from magpolicy.adapter import keep_in, presets_in
+from magpolicy.adapter import keep_in, presets_in, resolve
 from magpolicy.files import _writing
 from magpolicy.files._writing import writable, write_whole
 
@@ -166,6 +166,17 @@ def test_no_message_acts_on_a_terminal(text, more):
     said = str(PresetError(f"{text}{more}{text}"))
     assert all(c.isprintable() or c in "\n\t" for c in said)
     assert str(PresetError("schön: █··█\n  x")) == "schön: █··█\n  x"
+
+
+def test_a_source_in_a_file_is_read_once(tmp_path, monkeypatch):
+    PLAN.save(tmp_path / "best.json")
+    made("x").save(tmp_path / "calibration.json")
+    opened, really = [], os.open
+    monkeypatch.setattr(os, "open", lambda path, *rest, **more: [opened.append(path), really(path, *rest, **more)][1])
+    for name in ("best.json", "calibration.json"):
+        opened.clear()
+        resolve(tmp_path / name, **({} if name == "best.json" else {"speedup": 2.0}))
+        assert opened == [tmp_path / name]
 
 
 def test_a_schedules_file_is_taken_wherever_a_schedule_is(tmp_path):

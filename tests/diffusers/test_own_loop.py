@@ -1,5 +1,6 @@
 """A model in the user's own loop: the timestep tells the step, contexts or conditions tell the branches."""
 
+import contextlib
 import contextvars
 import threading
 import warnings
@@ -245,13 +246,15 @@ def test_a_loop_that_is_longer_than_was_said_computes_the_rest(model):
 
 
 def test_conditions_that_change_at_every_step_are_never_reused(model):
-    with magpolicy.attach(model, ratios=[1.0] * 30, threshold=9.0, max_skips=30, retention=0.0) as handle:
-        held = []
-        for step in range(30):
-            WAN.call(model, draw(step, 30, text=f"scene {step}"))
-            held.append(handle.residuals_held)
-        assert handle.report.skipped == 0
-        assert max(held) <= 13, "residuals that nobody will use pile up"
+    held = []
+    handle = magpolicy.attach(model, ratios=[1.0] * 30, threshold=9.0, max_skips=30, retention=0.0)
+    for step in range(30):
+        WAN.call(model, draw(step, 30, text=f"scene {step}"))
+        held.append(handle.residuals_held)
+    assert handle.report.skipped == 0
+    assert max(held) <= 13, "residuals that nobody will use pile up"
+    with pytest.warns(UserWarning, match="nothing was skipped of what was to be: more calls come at a step"):
+        handle.detach()
 
 
 def test_calibrating_gives_the_curve_at_its_noise_levels():
@@ -263,6 +266,50 @@ def test_calibrating_gives_the_curve_at_its_noise_levels():
     for step in range(1, 5):
         assert curve.of("cond")[step] == pytest.approx(float((norms[step] / norms[step - 1]).mean()), rel=1e-4)
     assert torch.equal(outputs[2][0], FLUX.call(model, draw(2, 5))[0])
+
+
+# Two calls at one timestep, which nobody names.
+
+
+def second_order(steps):
+    """The timestep of each evaluation, and the number that its noise is drawn from: Heun's come twice, but for the first."""
+    return [(step, place) for place, step in enumerate([0, *(step for step in range(1, steps) for _ in range(2))])]
+
+
+@pytest.mark.parametrize("texts", [("a cat",), ("a cat", "")], ids=["no guidance", "guidance"])
+@pytest.mark.parametrize("given", [False, True], ids=["by itself", "with block"])
+def test_a_sampler_of_second_order_evaluates_again_at_one_timestep(model, texts, given):
+    """The second call at a timestep is the stream's next evaluation, as its latents are others."""
+    places = second_order(4)
+    expected = simulate(RATIOS, steps=len(places), **RULE)
+    with magpolicy.attach(model, ratios=RATIOS, **RULE, steps=len(places)) as handle:
+        for _ in range(2):
+            with handle.run() if given else contextlib.nullcontext():
+                for step, place in places:
+                    for text in texts:
+                        WAN.call(model, Draw((Row((0, place), text),), level=1 - step / 4))
+            assert {e.stream for e in handle.report.trace} == set(("cond", "uncond")[: len(texts)])
+            masks = dict(zip(handle.report.schedule.streams, handle.report.schedule.masks, strict=True))
+            assert masks["cond"] == expected.masks[0]
+            assert handle.residuals_held == 0
+
+
+def test_guidance_that_perturbs_the_model_from_some_step_on_is_another_branch(model):
+    with magpolicy.attach(model, ratios=RATIOS, **RULE) as handle:
+        for step in range(6):
+            for _ in range(1 if step < 2 else 2):
+                WAN.call(model, draw(step))
+    assert {e.stream for e in handle.report.trace} == {"cond", "cond, again"}
+    assert [e.step for e in handle.report.trace if e.stream == "cond"] == list(range(6))
+
+
+def test_tiles_are_branches(model):
+    """Each of other latents at every timestep, the first one too."""
+    with magpolicy.attach(model, ratios=RATIOS, **RULE) as handle:
+        for step in range(6):
+            for tile in range(3):
+                WAN.call(model, draw(step, noise=tile))
+    assert {e.stream for e in handle.report.trace} == {"cond", "cond, again", "cond, again 2"}
 
 
 # Loops that begin midway, turn, break off, or train.

@@ -187,6 +187,7 @@ PARTS = [pytest.param(case, way, id=f"{case.cls}-{way}") for case in PIPES.value
 CONSTANT = [p for p in PARTS if not callable(p.values[0].ways[p.values[1]].calls)]  # the same calls at every step
 
 
+@pytest.mark.filterwarnings("ignore:nothing was skipped:UserWarning")  # runs of three steps
 @pytest.mark.parametrize("strength", [0.3, 0.5, 1.0])
 @pytest.mark.parametrize(("case", "way"), CONSTANT)
 def test_less_than_full_strength_is_the_end_of_the_whole_run(case, way, strength):
@@ -621,6 +622,7 @@ def switch_of(steps, boundary=0.8):
     return calls["first"]
 
 
+@pytest.mark.filterwarnings("ignore:nothing was skipped:UserWarning")  # runs of two steps
 def test_each_expert_has_its_own_retention_and_residuals():
     settings = {"threshold": 0.5, "max_skips": 3, "retention": 0.3}
     pipe = EXPERTS.make()

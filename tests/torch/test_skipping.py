@@ -134,6 +134,7 @@ def test_another_resolution_in_the_next_run(case):
             assert handle.report.skipped == 1
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 def test_an_odd_batch_for_two_streams_computes(plain):
     with follow(plain, 1, 0, 0) as handle, handle.run(), handle.stream("cond", "uncond"):
         plain(batch=2)
@@ -256,6 +257,7 @@ def test_a_residual_that_is_not_finite_is_not_reused(plain, kit):
     assert torch.equal(good, plain(3))
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 def test_another_dtype_midway_computes(plain):
     with follow(plain, 1, 0) as handle, handle.run():
         plain()
@@ -431,6 +433,7 @@ def test_whole_model_of_a_unet(kit, return_dict):
     assert "forward" not in model.__dict__
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 def test_whole_model_asked_for_another_form_of_result(kit):
     """A residual is there, but no such result was seen: it computes rather than answer in the wrong form."""
     pytest.importorskip("diffusers")

@@ -109,6 +109,7 @@ def test_what_fails_leaves_the_model_as_it_was(module, loop):
     assert run(EVERY) == 0
 
 
+@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
 def test_a_run_that_computes_what_was_to_be_skipped_is_told(module, loop):
     def twice(handle):
         with handle.run(sigmas=SIGMAS):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from magpolicy_torch.blocks._entry import REGISTRIES, registered
-from magpolicy_torch.blocks._unwrap import own_name
 from torch import nn
 
 _EXACT = ("text_kv_cache",)
@@ -33,11 +32,6 @@ def cache_on(module: nn.Module) -> str:
     found = another_cache(module.modules())
     config = getattr(module, "_cache_config", None)
     return type(config).__name__ if found and config is not None else found
-
-
-def another_on(module: nn.Module, cache: str) -> str:
-    """What it means for a run that ``cache`` is on its model, in words."""
-    return f"another cache, {cache}, is on {own_name(module)}: its calls are left to that, and ours skips none of them"
 
 
 def way_off(module: nn.Module, cache: str) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 Argument = str | int
 """Where the host passes something: by which name, or at which position."""
 Source = Argument | tuple[Argument, int] | None
-"""The argument that is it, or one that is a pair of tensors, and which of the two."""
+"""The argument that is it, or one that is a pair, and which of the two."""
 Sources = tuple[Source, Source, Source]
 BESIDE = -1
 """In place of the index of a state: something that a block returns beside its states."""
@@ -67,7 +67,11 @@ def _place(where: str | int | None, names: Sequence[str]) -> tuple[int | None, s
 
 
 def _source(place: tuple[int | None, str | None], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Source:
-    return _argument(place, args, kwargs, lambda value: isinstance(value, Tensor))
+    plain = _argument(place, args, kwargs, lambda value: isinstance(value, Tensor))
+    if plain is not None:
+        return plain
+    found = _argument(place, args, kwargs, _is_with_nothing)
+    return None if found is None else (found, 0)
 
 
 def _argument(
@@ -78,6 +82,11 @@ def _argument(
     if name is not None and fits(kwargs.get(name)):
         return name
     return position if position is not None and position < len(args) and fits(args[position]) else None
+
+
+def _is_with_nothing(value: Any) -> bool:
+    """A tensor as linear layers of vLLM return it: with the bias that they did not add, which is none."""
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], Tensor) and value[1] is None
 
 
 def _is_pair(value: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from magpolicy import Decision
 from magpolicy_torch.blocks._entry import REGISTRIES, entry_of
-from magpolicy_torch.blocks._other_caches import STANDS_IN, another_on
+from magpolicy_torch.blocks._other_caches import STANDS_IN
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.blocks._tokens import entering, leaving
 from magpolicy_torch.blocks._unwrap import own_name
@@ -25,16 +25,11 @@ from magpolicy_torch.evaluation._observation import Observation
 from magpolicy_torch.evaluation._parts import StackIO, version
 from magpolicy_torch.evaluation._run import Run, evaluate
 from magpolicy_torch.evaluation._target import Pairs
+from magpolicy_torch.evaluation._why import Why
 from torch import Tensor, nn
 
 COMPUTES = " computes: "
 """Between the name of a model whose blocks could not be followed, and why."""
-ANSWERED = (
-    "something else answered in the place of the blocks, such as another cache: two caches would go on from one another's "
-    "results, so this one computes the rest of the run; use one of them"
-)
-
-_OTHERWISE = "its blocks were not run as in the call that was observed"
 _KINDS_KEPT = 64  # kinds of calls that are remembered: shapes, switches, optional arguments
 # What a skip may raise that was not tried before: its parts met another call than the one observed. No interruption is among
 # these.
@@ -125,8 +120,8 @@ class ModelCall:
         self.entry = None if first is None or REGISTRIES.isdisjoint(first.__dict__) else entry_of(first)
         self.kind = _kind_of(args, kwargs), self.entry
         self.spec = model.specs.get(self.kind)
-        self.strange = "on a skip it called its blocks otherwise than when it computed"
-        """Why it cannot be skipped, in words, if it turns out so."""
+        self.strange = Why.OTHERWISE
+        """Why it cannot be skipped, if it turns out so."""
 
     @property
     def device(self) -> torch.device | None:
@@ -187,7 +182,7 @@ class ModelCall:
                 return result, Decision.ANSWERED if self._yield() else None
             pairs = self._pairs(spec, mounts.io) if useful else ()
             if pairs is None:
-                self._problem(_OTHERWISE)
+                self._problem(Why.NOT_AS_OBSERVED.says())
                 self.model.forget(self.kind)
             return result, pairs
         finally:
@@ -225,7 +220,7 @@ class ModelCall:
         computed = [self.run.specs[stream] for stream in self.streams]
         spec = self.spec or computed[0].for_another_kind(self.entry)
         if any(each.order != spec.order for each in computed):
-            return self._unsupported("other blocks ran when the residual was computed")
+            return self._unsupported(Why.OTHER_BLOCKS)
         if spec.images and (residual.shape, residual.dtype, residual.device) not in spec.images:
             return None, Decision.MISMATCH
         mounts = _lent(spec)
@@ -237,7 +232,7 @@ class ModelCall:
             else:
                 result, reason = self._skip(spec, mounts, spec.route, residual, second)
         except MountingError as error:
-            return self._unsupported(str(error))
+            return self._unsupported(error)
         finally:
             mounts.io.clear()
             spec.idle.append(mounts)
@@ -275,7 +270,7 @@ class ModelCall:
         if reason is not None:
             return result, reason
         if io.beside and (holds_nan(result) or any(made() is not None for made in io.beside)):
-            self.strange = "its blocks return something beside their states, which a skip cannot make up, and it uses that"
+            self.strange = Why.BESIDE
             return None, Decision.UNSUPPORTED
         spec.route = "full"
         spec.images.add((residual.shape, residual.dtype, residual.device))
@@ -313,12 +308,13 @@ class ModelCall:
         """Compute from now on: another cache is at work. Whether it answered without the blocks, as far as that is known."""
         answered = not self.model.mounting.stood_in
         self.model.mounting.stood_in = False
-        self.run.yield_to(ANSWERED if answered else another_on(self.model.module, STANDS_IN))
+        other = Why.OTHER_CACHE.says(cache=STANDS_IN, model=own_name(self.model.module))
+        self.run.yield_to(Why.ANSWERED.says() if answered else other)
         return answered
 
-    def _unsupported(self, why: str) -> tuple[None, Decision]:
+    def _unsupported(self, why: Why | MountingError) -> tuple[None, Decision]:
         self.run.unsupported.update(self.streams)
-        self._problem(why)
+        self._problem(why.says() if isinstance(why, Why) else str(why))
         return None, Decision.UNSUPPORTED
 
     def _problem(self, why: str) -> None:

@@ -20,6 +20,7 @@ from magpolicy_torch.evaluation._interceptor import HostCall, uncompiled
 from magpolicy_torch.evaluation._observation import Observation
 from magpolicy_torch.evaluation._parts import Part, Parts, Probe, Skip, SkippedBranch, StackIO, Tap, Unexpected
 from magpolicy_torch.evaluation._shadow import ModulePath, ShadowModule, module_paths
+from magpolicy_torch.evaluation._why import Why
 from torch import nn
 
 
@@ -111,11 +112,9 @@ class Mounting:
         if way == "whole":
             return _Whole(parts[0])
         if not way:
-            raise MountingError(
-                "one of its blocks stands twice among them, and its forward is wrapped; attach with scope='model'"
-            )
+            raise MountingError(Why.TWICE.says())
         if self._paths is not None and not self._in_place(self._paths):
-            raise MountingError("it holds other blocks than when it was attached to; attach again")
+            raise MountingError(Why.REPLACED.says())
         if way == "patches":
             return _Patched(self, self._patches, {id(self._blocks[index]): part for index, part in parts.items()})
         assert self._paths is not None

@@ -14,6 +14,7 @@ from magpolicy_torch.blocks._tokens import bounds, entering, leaving
 from magpolicy_torch.evaluation._call_spec import CallSpec
 from magpolicy_torch.evaluation._parts import read, state_in, version
 from magpolicy_torch.evaluation._target import Pairs
+from magpolicy_torch.evaluation._why import Why
 from torch import Tensor
 
 
@@ -50,7 +51,7 @@ class Observation:
         """Block ``index`` is called."""
         # Blocks in between may be left out (skip-layer guidance); the first one may not, nor may any run twice.
         if index <= (self._order[-1] if self._order else -1) or (index and not self._order):
-            self._fail("the model calls its blocks in another order than they are listed, or one of them twice")
+            self._fail(Why.ORDER)
         self._order.append(index)
         if self.problem:
             return block(*args, **kwargs)
@@ -76,10 +77,7 @@ class Observation:
     def spec(self) -> CallSpec | None:
         """What the call has shown; ``None`` if calls like it cannot be bypassed."""
         if not self.problem and (not self._order or self._order[-1] != len(self.stack) - 1):
-            self._fail(
-                "the model did not call the last of its blocks, or none: they were replaced, are not those it runs, or another "
-                "cache (such as cache-dit) stands in for them"
-            )
+            self._fail(Why.LEFT_OUT)
         if self.problem:
             return None
         if self._output is not None and not torch.equal(*self._output):
@@ -88,8 +86,8 @@ class Observation:
         order, touched = tuple(self._order), frozenset(self._touched)
         return CallSpec(order, self._patterns, self._layout.side, self._in_place, touched, self._branches, self.entry)
 
-    def _fail(self, words: str) -> None:
-        self.problem = self.problem or words
+    def _fail(self, why: Why, **about: object) -> None:
+        self.problem = self.problem or why.says(**about)
         self._previous = self._input = self._copy = self._second = None
 
     def _name(self, index: int) -> str:
@@ -99,11 +97,11 @@ class Observation:
         """Before block ``index`` computes: note the stack's input, or what the block before returned."""
         hidden, layout = states.hidden, self.stack.layouts[index]
         if hidden is None:
-            self._fail(f"{self._name(index)} was given no tensor where its hidden states should be")
+            self._fail(Why.NO_TENSOR, block=self._name(index))
         elif index == 0:
             image = entering(layout, hidden)
             if image is None:
-                self._fail(f"{self._name(index)} was given fewer tokens than its layout describes as text")
+                self._fail(Why.FEW_TOKENS, block=self._name(index))
                 return
             self._input = image.detach()
             self._copy = self._input.clone()
@@ -124,12 +122,12 @@ class Observation:
                 self._layout.locate_text(before, result, hidden)
         told = hidden.numel() == entered.numel() if layout.swapped else bounds(layout, self._layout.side, hidden, entered.shape)
         if told in (None, False):
-            self._fail(f"which tokens of {self._name(index)} are the image's cannot be told; try a Layout with prefix=")
+            self._fail(Why.WHICH_TOKENS, block=self._name(index))
 
     def _after(self, index: int, states: BlockStates, result: Any) -> None:
         returned = Returned.of(result, states)
         if returned is None:
-            self._fail(f"{self._name(index)} returned a {type(result).__name__} that a skip cannot build")
+            self._fail(Why.STRANGE_RESULT, block=self._name(index), kind=type(result).__name__)
             return
         self._layout.returned[index] = returned
         if index == len(self.stack) - 1:
@@ -146,7 +144,7 @@ class Observation:
             pattern = None if at is None else self._layout.returned[index].pattern(at, called)
             if pattern is None:
                 told = "" if at is not None else "; if it did, a Layout with result= and text_result= says which is which"
-                self._fail(f"{self._name(index)} returned something other than the states it was given, in their shapes{told}")
+                self._fail(Why.OTHER_STATES, block=self._name(index), told=told)
                 return
             self._patterns[index] = pattern
         before, copy, pattern = self._input, self._copy, self._patterns[last]
@@ -156,9 +154,9 @@ class Observation:
         after = leaving(self.stack.layouts[last], self._layout.side, states.hidden, state_in(pattern, 0, result), before.shape)
         second = state_in(pattern, 2, result)
         if after is None or (after.dtype, after.device) != (before.dtype, before.device):
-            self._fail("the stack returned image tokens of another shape, dtype or device than it was given")
+            self._fail(Why.OTHER_IMAGE)
         elif second is not None and self._second is not None and second.shape != self._second.shape:
-            self._fail("the stack returned a second stream of another shape than it was given")
+            self._fail(Why.OTHER_SECOND)
         else:
             # Waits for the device, once a kind of call: a model that writes into its stack's input needs the copy every time.
             self._in_place = not torch.equal(before, copy)

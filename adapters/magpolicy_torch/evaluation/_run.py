@@ -16,6 +16,7 @@ from magpolicy.adapter import CallDecision
 from magpolicy_torch.device._timer import Timer
 from magpolicy_torch.evaluation._record import Record
 from magpolicy_torch.evaluation._target import Pairs, Target
+from magpolicy_torch.evaluation._why import Why
 from magpolicy_torch.ranks._compared import Found, together
 from magpolicy_torch.ranks._group import RankGroup
 from magpolicy_torch.residuals import _arithmetic
@@ -24,8 +25,6 @@ from magpolicy_torch.residuals._samples import ResidualSamples
 from magpolicy_torch.residuals._store import ResidualStore
 from magpolicy_torch.residuals._turns import Turns
 from torch import Tensor
-
-_TRANSFORMED = "called inside of a torch.func transform (vmap, grad, ...), where nothing can be kept: such calls compute"
 
 Residuals = Mapping[str, tuple[Tensor, ...]]
 """Per stream, the residual of each pair."""
@@ -297,6 +296,6 @@ def evaluate(
 def _possible(run: Run, streams: Sequence[str]) -> bool:
     """Whether these streams can skip, and residuals be kept, as far as it is known before the call."""
     if _functorch.peek_interpreter_stack() is not None:
-        run.record.problem(_TRANSFORMED)
+        run.record.problem(Why.TRANSFORMED.says())
         return False
     return not run.yields and run.unsupported.isdisjoint(streams)

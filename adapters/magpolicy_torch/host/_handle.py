@@ -16,6 +16,7 @@ from magpolicy_torch.blocks._stack import BlockStack, taken
 from magpolicy_torch.blocks._unwrap import own_name, unwrap
 from magpolicy_torch.evaluation._interceptor import CallInterceptor, HostCall
 from magpolicy_torch.evaluation._model import HostModel
+from magpolicy_torch.evaluation._why import Why
 from magpolicy_torch.host._attached import AttachedToLoop
 from magpolicy_torch.host._held import Held
 from magpolicy_torch.host._host_run import HostRun
@@ -219,10 +220,7 @@ class Handle(AttachedToLoop):
     def _forward(self, original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run = self._run.get()
         if run is None:
-            self.warn(
-                f"{self._name} was called outside a run, so nothing is skipped; put the loop in 'with handle.run(steps=...):'",
-                once=True,
-            )
+            self.warn(Why.NO_RUN.says(model=self._name), once=True)
             return original(*args, **kwargs)
         model = self._held[2].need("module")
         if model.under_way:  # the model calls itself: part of the evaluation under way

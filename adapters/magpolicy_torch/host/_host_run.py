@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
 from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, Decision, Session
 from magpolicy.adapter import calibration_of, decides_by, differences, digest
-from magpolicy_torch.blocks._other_caches import another_cache, another_on, cache_on
+from magpolicy_torch.blocks._other_caches import another_cache, cache_on
 from magpolicy_torch.blocks._stack import BlockStack
+from magpolicy_torch.blocks._unwrap import own_name
 from magpolicy_torch.device._timer import Timer
 from magpolicy_torch.evaluation._interceptor import HostCall
 from magpolicy_torch.evaluation._model import COMPUTES, HostModel
 from magpolicy_torch.evaluation._record import Record, Unlisted
 from magpolicy_torch.evaluation._run import Run
+from magpolicy_torch.evaluation._why import Why
 from magpolicy_torch.host._identity import classes_of
 from magpolicy_torch.host._learning import Lesson
+from magpolicy_torch.host._reasons import FAILED, is_to_skip, why_none
 from magpolicy_torch.host._report import Report
 from magpolicy_torch.ranks._find import group_of
 from magpolicy_torch.ranks._group import RankGroup
@@ -26,8 +29,6 @@ from magpolicy_torch.residuals._store import ResidualStore
 from torch import Tensor, nn
 
 _MEND = ". Describe its blocks, blocks=BlockStack(..., layout=...), or skip the whole model, scope='model'; please report it"
-_CHECKPOINTING = "with gradient checkpointing the backward pass runs the blocks again, so every step computes"
-_GRADIENTS = "gradients of what it is given are wanted, and a skip has none of the blocks, so every step computes"
 
 
 class HostRun:
@@ -65,11 +66,14 @@ class HostRun:
         self._request, self._noise = request, noise
         self._runs: dict[BlockStack, Run] = {}
         self._unsupported = False
+        self.in_vain = ""
+        """At its end: why nothing was skipped of what was to be, as a sentence for the user; empty otherwise."""
         self.provenance: Mapping[str, Any] | None = None
         """Which model it measured, noted at its end: that model may change, or go."""
         self.group = group_of(request.group)
         """The ranks that make this run together; ``None``: this process alone."""
         session.begin(start)
+        self._to_skip = is_to_skip(session)
         session.report_by(lambda: self.report)
         if self.group is not None:
             self._agree(self.group)
@@ -135,7 +139,7 @@ class HostRun:
         if not run.yields:
             cache = other_cache or (cache_on(model.module) if new else _put_on_since(model.module, model.stack))
             if cache:
-                run.yield_to(other_cache or another_on(model.module, cache))
+                run.yield_to(other_cache or Why.OTHER_CACHE.says(cache=cache, model=own_name(model.module)))
         return model.evaluate(run, streams, call, args, kwargs, earliest=self.step, levels=self._noise)
 
     def compute(self, streams: Sequence[str], call: Callable[[], Any], *, evaluation: int, sigma: float, why: str) -> Any:
@@ -177,8 +181,7 @@ class HostRun:
 
     def too_long(self) -> str:
         """What to tell the user, and the report, where more was evaluated than the run has steps."""
-        steps = f"{self.session.steps} steps"
-        words = f"{self.model} was evaluated more often than the run's {steps}; the rest computes. Is steps right?"
+        words = Why.TOO_LONG.says(model=self.model, steps=self.session.steps)
         self.record.problem(words)
         return words
 
@@ -197,6 +200,8 @@ class HostRun:
 
     def end(self) -> None:
         """End the run, and free its residuals."""
+        if self.session.active:
+            self._tell_in_vain()
         try:
             self.session.end()
         finally:
@@ -224,17 +229,31 @@ class HostRun:
         """Whether some call's blocks could not be followed."""
         return self._unsupported or any(run.unsupported or run.yields for run in self._runs.values())
 
-    @property
-    def in_vain(self) -> str:
-        """Why no step was skipped of those that were to be, as a sentence for the user; empty if one was, or none was to be.
-        Where another cache had a part of the run, that is said though ours skipped in the rest."""
-        reasons = [entry.decision for entry in self.session.trace]
-        wanted = len(reasons) if self.moments is not None else reasons.count(Decision.UNSUPPORTED)
-        if not (wanted and self.unsupported) or any(reason.skip for reason in reasons):
-            return self.record.other_cache if wanted or Decision.ANSWERED in reasons else ""
-        done = "nothing was skipped of what was to be" if self.moments is None else "nothing was measured"
-        unfollowed = any(COMPUTES in words for words in self.record.problems)
-        return f"{done}: {'; '.join(self.record.problems)}{_MEND if unfollowed else ''}"
+    def _tell_in_vain(self) -> None:
+        """At its end: if it skipped nothing of what was to be, say why, and have the report say it.
+
+        Where another cache had a part of the run, that is said though ours skipped in the rest.
+        """
+        reasons, problems = {entry.decision for entry in self.session.trace}, self.record.problems
+        mend = _MEND if any(COMPUTES in words for words in problems) else ""
+        if self.moments is not None and reasons and self.unsupported:
+            self.in_vain = f"nothing was measured: {'; '.join(problems)}{mend}"
+        elif self.moments is None and self._skipped_nothing(reasons):
+            words = why_none(self.session, self.record)
+            self.in_vain = f"nothing was skipped of what was to be: {'; '.join(words)}{mend}"
+            for each in words:
+                self.record.problem(each)
+        elif not reasons.isdisjoint((Decision.UNSUPPORTED, Decision.ANSWERED)):
+            self.in_vain = self.record.other_cache
+
+    def _skipped_nothing(self, reasons: Set[Decision]) -> bool:
+        """Whether the run, which is at its end, skipped nothing of what was to be."""
+        if any(reason.skip for reason in reasons):
+            return False
+        went = self._went_to_its_end and len({entry.step for entry in self.session.trace}) > 1  # the first has nothing to reuse
+        # What computes as the session settled at its beginning was told there.
+        went = went and (bool(self.session.replans) or reasons != {Decision.SCHEDULED})
+        return (self._to_skip and (went or bool(self.record.unlisted))) or not reasons.isdisjoint(FAILED)
 
     @property
     def residuals_held(self) -> int:
@@ -301,11 +320,17 @@ def gradients(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any])
     has gradients (guidance by a loss), they are what is wanted. In a loop that merely left out ``no_grad`` weights have some.
     """
     if getattr(module, "gradient_checkpointing", False):
-        return _CHECKPOINTING
+        return Why.CHECKPOINTING.says()
     given = any(isinstance(value, Tensor) and value.requires_grad for value in (*args, *kwargs.values()))
-    return _GRADIENTS if given and not any(weight.requires_grad for weight in module.parameters()) else ""
+    return Why.GRADIENTS.says() if given and not any(weight.requires_grad for weight in module.parameters()) else ""
 
 
 def trains(module: nn.Module) -> bool:
-    """Whether calls of now train ``module``: gradients are on, it is in training mode, and weights have some."""
+    """Whether calls of now train ``module``: gradients are on, it is in training mode, and weights have some.
+
+    This is asked only where nothing but timesteps says what a run is: those of a training loop may fall by chance, and look
+    like one. In a run that somebody opened, calls skip as they were asked to, training or not (distillation through a
+    schedule). A module of plain PyTorch is in training mode and has gradients from when it is made, and loops around it often
+    leave that so: there the mode tells nothing, and runs are always opened.
+    """
     return torch.is_grad_enabled() and module.training and any(weight.requires_grad for weight in module.parameters())

@@ -13,6 +13,7 @@ import torch
 from magpolicy import Decision, Replan, Schedule, Session, TraceEntry
 from magpolicy_torch.device._timer import Timer
 from magpolicy_torch.evaluation._record import Record
+from magpolicy_torch.host._reasons import untold
 from torch import Tensor
 
 _REST = {"replanned": "was planned again", "computes": "computes"}
@@ -99,7 +100,7 @@ class Report:
             session.replans,
             session.source,
             session.advice if skips else "",  # a run in full is the full run
-            (*filter(None, [session.differs]), *record.problems),
+            (*filter(None, [session.differs]), *record.problems, *untold(carried_out, record)),
             model,
             tuple(TimedCall(skipped, lap) for skipped, lap in record.laps),
             tuple(record.losses),

@@ -53,10 +53,12 @@ class StreamNamer:
         self._used: dict[str, str] = {}  # per stream of the step under way, the name that was evaluated
         self._before: dict[str, str] = {}  # the same of the step before
         self._counts: dict[str, int] = {}
+        self._first: dict[str, int] = {}  # the same of the run's first step
 
     def begin_step(self) -> None:
         """Every stream is to be evaluated for the first time again."""
         self._before, self._used = self._used, {}
+        self._first = self._first or dict(self._counts)
         self._counts.clear()
 
     def known(self, key: Hashable) -> str | None:
@@ -106,6 +108,17 @@ class StreamNamer:
             self.begin_step()
         for name in streams:
             self._used[repeated(name, 1 + list(self._used.values()).count(name))] = name
+
+    def more_than_at_first(self, names: Iterable[str], step: int) -> bool:
+        """Whether all of these were evaluated at ``step`` already, as often as at the run's first step."""
+        if step != self._step or not self._first:
+            return False
+        return all(self._counts.get(name, 0) >= self._first.get(name, 1) for name in names)
+
+    @property
+    def under_way(self) -> Iterable[str]:
+        """The streams that were evaluated at the step under way."""
+        return self._used.keys()
 
     @property
     def complete(self) -> bool:

@@ -25,7 +25,7 @@ from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._gram import Floats, cross_inner, inner
 from magpolicy.calibration._likeness import LIKENESS
 from magpolicy.calibration._moments import StreamMoments
-from magpolicy.calibration._prior import DIRECTIONS, Directions, _banded, _crossed, _flow_levels
+from magpolicy.calibration._prior import DIRECTIONS, Directions, _banded, _crossed, _flow_levels, apart
 
 _JITTER = 1e-9
 """Added to the diagonal: two evaluations of a second-order sampler may be at one level."""
@@ -148,11 +148,8 @@ def _whole_gram(calibration: Calibration) -> Floats:
 
 def _expected(cosines: Floats, streams: int, expert_steps: Sequence[int]) -> Floats:
     """What the prior expects of unit residuals, of every stream and evaluation with every other."""
-    if expert_steps:
-        expert = np.searchsorted(np.sort(np.asarray(expert_steps)), np.arange(len(cosines)), side="right")
-        cosines = np.where(expert[:, None] == expert[None, :], cosines, 0.0)
     alike = np.where(np.eye(streams, dtype=bool), 1.0, LIKENESS)
-    return np.asarray(np.kron(alike, cosines), dtype=np.float64)
+    return np.asarray(np.kron(alike, apart(cosines, expert_steps)), dtype=np.float64)
 
 
 def _unit_gram(measured: MeasuredPart, prior: Floats, rows: Any) -> Floats:

@@ -96,6 +96,11 @@ def is_calibration(raw: Any) -> bool:
     return isinstance(raw, Mapping) and raw.get("kind") == KIND
 
 
+def content_of(calibration: Calibration) -> dict[str, Any]:
+    """All that a calibration's ``.json`` file holds, as JSON values."""
+    return _with_tables(*_taken_apart(calibration))
+
+
 def _taken_apart(calibration: Calibration) -> tuple[dict[str, Any], dict[str, Floats]]:
     tables: dict[str, Floats] = {}
     streams: dict[str, Any] = {}

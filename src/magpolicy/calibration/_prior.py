@@ -89,6 +89,7 @@ def prior_calibration(
     levels: Sequence[float],
     streams: Sequence[str] | None = None,
     directions: Directions = DIRECTIONS,
+    expert_step: int | None = None,
 ) -> Calibration:
     """The calibration that the prior expects of a run.
 
@@ -100,6 +101,8 @@ def prior_calibration(
             sigma / (1 + sigma).
         streams: names of the streams; by default the curve's, else one.
         directions: how the residual turns.
+        expert_step: the evaluation at which a second expert takes over: what its residuals have in common with those of the
+            first is not known, so nothing is expected.
 
     Returns:
         Inner products are known over the whole run and between streams. Levels outside of what ``curve`` was measured at are
@@ -114,7 +117,7 @@ def prior_calibration(
         raise ArgumentError("streams=() must name at least one stream; try ('cond', 'uncond')")
     places = sigmas if curve is None or not curve.assumed else _shares(sigmas)
     run = None if curve is None else curve.resample(sigmas=places)
-    cosines = directions.cosines(_flow_levels(np.asarray(sigmas)))
+    cosines = apart(directions.cosines(_flow_levels(np.asarray(sigmas))), () if expert_step is None else (expert_step,))
     ratios = {name: (1.0,) * len(sigmas) if run is None else run.of(name) for name in names}
     inside = np.ones(len(sigmas), dtype=bool) if curve is None else np.asarray(curve.covers(places))
     norms = {name: np.where(inside, _norms(ratios[name]), np.nan) for name in names}
@@ -129,6 +132,12 @@ def prior_calibration(
         cross={(a, b): _crossed(norms[a], norms[b], LIKENESS * cosines) for a, b in itertools.combinations(names, 2)},
         provenance=provenance,
     )
+
+
+def apart(cosines: Floats, expert_steps: Sequence[int]) -> Floats:
+    """(N, N) the cosines with 0 between evaluations of different experts, which take over at ``expert_steps``."""
+    expert = np.searchsorted(np.sort(np.asarray(expert_steps)), np.arange(len(cosines)), side="right")
+    return np.where(expert[:, None] == expert[None, :], cosines, 0.0)
 
 
 def _norms(ratios: Sequence[float]) -> Floats:

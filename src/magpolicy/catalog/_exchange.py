@@ -1,30 +1,69 @@
-"""Taking a file into the user's library, and giving one out."""
+"""Taking a file into the user's library, from this machine or from an address, and giving one out."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from attrs import evolve
 
 from magpolicy._errors import PresetError
+from magpolicy.catalog._contributed import changed
 from magpolicy.catalog._entries import LibraryEntry, entries
 from magpolicy.catalog._file import load_preset, save_preset
 from magpolicy.catalog._folder import free_file, keep, library, made
-from magpolicy.files._names import CALIBRATION_ENDINGS, JSON, ending_of, file_name
+from magpolicy.catalog._presets import Preset
+from magpolicy.files._fetching import fetched, is_address
+from magpolicy.files._names import CALIBRATION_ENDINGS, JSON, PRESET_ENDINGS, ending_of, file_name
+from magpolicy.files._reading import TooLarge
 
 
-def take_in(path: Path, name: str = "", *, replace: bool = False) -> Path:
+def read_from(place: str | Path) -> Preset:
+    """What is in a file, or at an https address.
+
+    Raises:
+        PresetError: it cannot be read or fetched, or was changed since it was contributed.
+    """
+    found = _fetched_from(str(place)) if is_address(str(place)) else load_preset(place)
+    if found.calibration is not None and (text := changed(found.calibration)):
+        raise PresetError(f"{place}: {text}; ask whoever gave it to you")
+    return found
+
+
+def _fetched_from(address: str) -> Preset:
+    ending = ending_of(urlsplit(address).path)
+    if ending not in PRESET_ENDINGS:
+        raise PresetError(
+            f"{address} must end in {', '.join(PRESET_ENDINGS)}; give the address of the file itself, not of a page"
+        )
+    try:
+        content = fetched(address)
+    except TooLarge as error:
+        raise PresetError(f"{address} has more bytes than are fetched; is it the right file?") from error
+    except (OSError, ValueError) as error:
+        raise PresetError(f"{address} cannot be fetched: {error}; download it, and give the file") from error
+    with tempfile.TemporaryDirectory(prefix="magpolicy-") as folder:
+        file = Path(folder) / f"{file_name(Path(urlsplit(address).path).stem)}{ending}"
+        file.write_bytes(content)
+        try:
+            return load_preset(file)
+        except PresetError as error:
+            raise PresetError(str(error).replace(str(file), address)) from error
+
+
+def take_in(place: str | Path, name: str = "", *, replace: bool = False) -> Path:
     """Put a calibration's or a preset's file into the library, and return the file there.
 
     Args:
-        path: the file; any that :func:`magpolicy.load_preset` reads.
+        place: the file, any that :func:`magpolicy.load_preset` reads; or the https address of one.
         name: the name to keep it under; by default its own, or else that of the file.
         replace: whether it may take the place of one of the same name.
 
     Raises:
-        PresetError: it cannot be read or written, or its name is taken.
+        PresetError: it cannot be read, fetched or written, was changed since it was contributed, or its name is taken.
     """
-    found = load_preset(path)
+    found = read_from(place)
     name = name or found.name
     taken = _of_that_name(name, found.calibration is not None)
     if taken is not None and not replace:

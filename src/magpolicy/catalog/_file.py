@@ -19,7 +19,8 @@ from magpolicy.files._names import JSON, SAFETENSORS, TOML, ending_of
 from magpolicy.files._reading import TooLarge, bytes_of, json_of, toml_of
 from magpolicy.files._writing import write_whole
 from magpolicy.policy._curve import Curve
-from magpolicy.schedule._file import holds_schedule
+from magpolicy.schedule._file import holds_schedule, schedule_of
+from magpolicy.schedule._schedule import Schedule
 
 MAX_PRESET = 4_000_000
 """Bytes; the largest published table takes 12 kB."""
@@ -43,6 +44,19 @@ class _File:
     notes: list[str] = field(factory=list)
 
 
+class HoldsSchedule(PresetError):
+    """A file that was to hold a preset holds a schedule, which :attr:`schedule` reads."""
+
+    def __init__(self, file: Path, content: Any) -> None:
+        super().__init__(f"{file} holds a schedule, which is for one run; try schedule={str(file)!r}, or `magpolicy simulate`")
+        self._file, self._content = file, content
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule. Raises ArgumentError if a value of it is out of range."""
+        return schedule_of(self._file, self._content)
+
+
 def load_preset(path: str | os.PathLike[str]) -> Preset:
     """Read a preset from a ``.json`` or ``.toml`` file; a calibration's ``.json`` or ``.safetensors`` file makes one too.
 
@@ -60,7 +74,7 @@ def load_preset(path: str | os.PathLike[str]) -> Preset:
     if is_calibration(raw):
         return preset_of(calibration_in(file, raw), file)
     if holds_schedule(raw):
-        raise PresetError(f"{file} holds a schedule, which is for one run; try schedule={str(path)!r}, or `magpolicy simulate`")
+        raise HoldsSchedule(file, raw)
     content = _structure(file, raw)
     try:
         curve = Curve(content.ratios, sigmas=content.sigmas, first_step=content.first_step)

@@ -27,6 +27,8 @@ class SourceAtLevels:
     """Whether the inner products were measured; else the general prior expects them, with norms from the ratios."""
     levels_known: bool
     """Whether the noise levels are those of the run; else flow levels are assumed."""
+    expert_step: int | None
+    """The evaluation at which a second expert takes over, if one does."""
 
     @property
     def bound(self) -> Preset | None:
@@ -39,26 +41,38 @@ class SourceAtLevels:
         return not is_measured(self.calibration) and self.calibration.provenance.get("norms") == CONSTANT
 
 
-def at_levels(source: Any, steps: int | None, sigmas: Sequence[float] | None) -> SourceAtLevels:
+def at_levels(source: Any, steps: int | None, sigmas: Sequence[float] | None, expert_step: int | None = None) -> SourceAtLevels:
     """The source at the noise levels of a run of ``steps`` steps, or at ``sigmas``; as calibrated by default.
+
+    Args:
+        source: anything that a plan is made from.
+        steps: evaluations of the run.
+        sigmas: or their noise levels.
+        expert_step: the evaluation at which a second expert takes over, where it is not the preset's.
 
     Raises:
         ArgumentError: ``steps`` contradicts ``sigmas``, they do not fit the source, or there is no source and neither of them.
         PresetError: a name or file that is not known.
     """
     content = SourceContent.of(source)
+    if content.calibration is None:
+        levels = _levels(content.curve, steps, sigmas)
+    else:
+        levels = (run := with_prior(content.calibration.resample(steps=steps, sigmas=sigmas))).sigmas
+    if expert_step is None and content.preset is not None:
+        expert_step = content.preset.expert_step(len(levels), sigmas)
     if content.calibration is not None:
-        run = content.calibration.resample(steps=steps, sigmas=sigmas)
-        return SourceAtLevels(with_prior(run), content.preset, True, True)
-    known = sigmas is not None or content.levels_known
-    return SourceAtLevels(_expected(content.curve, steps, sigmas), content.preset, False, known)
+        return SourceAtLevels(run, content.preset, True, True, expert_step)
+    expected = prior_calibration(content.curve, levels=levels, expert_step=expert_step)
+    return SourceAtLevels(expected, content.preset, False, sigmas is not None or content.levels_known, expert_step)
 
 
-def _expected(curve: Curve | None, steps: int | None, sigmas: Sequence[float] | None) -> Calibration:
+def _levels(curve: Curve | None, steps: int | None, sigmas: Sequence[float] | None) -> tuple[float, ...]:
+    """Those of a run of which no inner products were measured."""
     levels = _checks.run_levels(steps, sigmas)
-    if levels is None:
-        if steps is None:
-            steps = None if curve is None else curve.steps
-        steps = _checks.steps(steps, example="28")
-        levels = tuple([1 - i / steps for i in range(steps)]) if curve is None else curve.levels_for(steps)
-    return prior_calibration(curve, levels=levels)
+    if levels is not None:
+        return levels
+    if steps is None:
+        steps = None if curve is None else curve.steps
+    steps = _checks.steps(steps, example="28")
+    return tuple([1 - i / steps for i in range(steps)]) if curve is None else curve.levels_for(steps)

@@ -38,7 +38,7 @@ class PlanRequest:
         Raises:
             ArgumentError: settings that do not fit the source or the run.
         """
-        return _problem(self, at_levels(self.source, self.steps, self.sigmas))
+        return _problem(self, at_levels(self.source, self.steps, self.sigmas, self.target.expert_step))
 
 
 @frozen(kw_only=True, eq=False)
@@ -86,7 +86,7 @@ def _problem(request: PlanRequest, source: SourceAtLevels) -> PlanProblem:
     first, stop = _checks.part(request.part, whole.steps)
     run = whole.part(first, stop) if (first, stop) != (0, whole.steps) else whole
     together = _fits_together(target, whole.steps)
-    must, reasons = _must_compute(target, source, request.sigmas)
+    must, reasons = _must_compute(target, source)
     gap = _longest_gap(target, source, run, len({i for i in must if first <= i < stop}))
     sizes = hedged(step_sizes(whole.sigmas)) if source.is_a_guess else step_sizes(whole.sigmas)
     weights = np.ones(whole.steps) if target.weights is None else _weights(tuple(target.weights), whole.steps)
@@ -136,15 +136,14 @@ def _longest_gap(target: PlanTarget, source: SourceAtLevels, run: Calibration, f
     return min(widest, int(6 * free / (budget - fixed)) + 6)
 
 
-def _must_compute(target: PlanTarget, source: SourceAtLevels, sigmas: Sequence[float] | None) -> tuple[set[int], list[str]]:
+def _must_compute(target: PlanTarget, source: SourceAtLevels) -> tuple[set[int], list[str]]:
     """Evaluations that compute, and why, for messages."""
-    run, preset = source.calibration, source.preset
+    run, switch = source.calibration, source.expert_step
     count = run.steps
     retention = _first_given(target.retention, source.bound and source.bound.retention) or 0.0
     leading = int(retention * count + 0.5)
     forced = _checks.positions("forced", target.forced, count)
     outside = {i for i in range(count) if any(np.isnan(moments.gram[i, 0]) for moments in run.streams.values())}
-    switch = _first_given(target.expert_step, preset and preset.expert_step(count, sigmas))
     reasons = [f"{leading} leading steps of retention={retention:g}"] if leading > 1 else []
     if forced:
         reasons.append(f"{len(forced)} forced")

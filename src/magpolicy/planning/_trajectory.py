@@ -49,6 +49,7 @@ class Trajectory:
 
     def __init__(self, tables: ErrorTables, sizes: Floats, forbidden: Bools, weights: Floats) -> None:
         self._tables = tables
+        self._count, self._longest_gap = tables.count, tables.longest_gap
         self._order = FITTED_ORDERS.get(tables.forecast)
         form = tables.quadratic_form().reshape(len(tables.forecasts), tables.count, -1, tables.count)
         unknown = np.isnan(form).any(axis=(0, 2))
@@ -85,8 +86,8 @@ class Trajectory:
         """
         chains = []
         q = p = j = computed[0]
-        for following in (*computed[1:], self._tables.count):
-            if following - j > self._tables.longest_gap or self._forbidden[j - p, j, following - j]:
+        for following in (*computed[1:], self._count):
+            if following - j > self._longest_gap or self._forbidden[j - p, j, following - j]:
                 return None
             chains += [(i, j, p, q) for i in range(j + 1, following)]
             q, p, j = p, j, following
@@ -139,8 +140,8 @@ class Trajectory:
     def _products(self, chains: Ints) -> Floats:
         """(B, M, order+1, n, M, order+1, n) inner products of the differences along the chains, of a block's M streams."""
         blocks, size, _ = self._forms.shape
-        streams = size // self._tables.count
-        places = (np.arange(streams)[:, None, None] * self._tables.count + chains).ravel()
+        streams = size // self._count
+        places = (np.arange(streams)[:, None, None] * self._count + chains).ravel()
         rows = self._forms.take(places, axis=1).reshape(blocks, streams, *chains.shape, size)
         rows = rows[:, :, :-1] - rows[:, :, 1:]
         both = rows.take(places, axis=-1).reshape(*rows.shape[:-1], streams, *chains.shape)
@@ -152,7 +153,7 @@ class Trajectory:
         weights: Floats = self._weights.take(chains[0], axis=0).take(chains[0], axis=1)
         if self._unknown is None:
             return weights
-        residuals = np.zeros((chains.shape[1], self._tables.count), np.float32)  # 1 for those that an error is made of
+        residuals = np.zeros((chains.shape[1], self._count), np.float32)  # 1 for those that an error is made of
         residuals[np.arange(chains.shape[1]), chains] = 1.0
         apart = residuals @ self._unknown @ residuals.T > 0.5
         np.fill_diagonal(apart, False)

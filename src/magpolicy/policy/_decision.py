@@ -67,5 +67,32 @@ class Decision(enum.Enum):
         self.skip = reason == "reused"
         self.computes = reason not in ("reused", "answered", "absent")
 
+    @property
+    def words(self) -> str:
+        """Why, as a clause that goes on after "computed since" or "skipped since"; empty for ``ABSENT``."""
+        return _WORDS.get(self.reason, "")
+
     def __str__(self) -> str:
         return self.reason
+
+
+_WORDS = {
+    "reused": "the modelled error is within the threshold, or the plan skips here",
+    "retention": "the first steps of a run always do, by retention",
+    "window": "they lie outside start_step to end_step",
+    "forced": "they were asked to, by forced or as the last step",
+    "forbidden": "the semantics skip no such entry of the table",
+    "threshold": "the error would pass the threshold",
+    "max_skips": "more than max_skips steps in a row would be skipped",
+    "ratio_bound": "their ratios are further from 1 than the semantics allow",
+    "no_residual": "there was no residual to reuse: none of their stream was computed before, or it was let go",
+    "uncalibrated": "their noise levels lie outside those that were calibrated",
+    "joint": "another stream of the same call did",
+    "scheduled": "the schedule does there",
+    "mismatch": "the residual to reuse has another shape, number type or device: the size, the batch or the precision changed",
+    "not_finite": "the residual to reuse holds NaN or infinity; a wider number type (bfloat16 or float32) may mend that",
+    "unsupported": "the model ran its blocks in a way that cannot be bypassed",
+    "past_end": "the run had had all its steps",
+    "unlisted": "the run was not known to make them",
+    "answered": "something else answered in the place of the blocks, such as another cache",
+}

@@ -113,6 +113,11 @@ class RunConfig(abc.ABC):
         return False
 
     @property
+    def asks_skips(self) -> bool:
+        """Whether steps are to be skipped, as far as that is known before a run."""
+        return True
+
+    @property
     def levels(self) -> tuple[float, ...]:
         """The noise levels that the source was measured at; empty if it has none."""
         return ()
@@ -261,6 +266,7 @@ class Calibrate(RunConfig):
 
     source: str = ""
     reads: Reading = "shares"
+    asks_skips = False
 
     @property
     def given(self) -> Any:

@@ -11,6 +11,7 @@ from magpolicy._errors import ArgumentError
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._forecast import check_forecast
 from magpolicy.calibration._lessons import Taught
+from magpolicy.catalog._file import HoldsSchedule
 from magpolicy.catalog._learned import in_words
 from magpolicy.catalog._matching import PresetMatches, named
 from magpolicy.catalog._presets import Preset
@@ -25,7 +26,6 @@ from magpolicy.policy._step_table import Limits
 from magpolicy.run._config import Calibrate, Fixed, RunConfig
 from magpolicy.run._planned import Plan
 from magpolicy.run._rule import Rule
-from magpolicy.schedule._file import schedule_in
 from magpolicy.schedule._schedule import Schedule
 
 
@@ -58,8 +58,11 @@ def resolve(
         ArgumentError: something is missing, unknown or out of range.
     """
     factor = check_forecast(forecast, damping)[1]
-    if isinstance(source, str | Path) and (kept := schedule_in(source)) is not None:
-        source = kept
+    if isinstance(source, str | Path):
+        try:
+            source = named(source)
+        except HoldsSchedule as found:
+            source = found.schedule
     targets: dict[str, Any] = {
         "speedup": speedup,
         "computed": computed,
@@ -194,15 +197,14 @@ def _setting(preset: Preset | None, calibration: Calibration | None, name: str, 
 
 def _chosen(source: Any, wanted: Iterable[str]) -> Any:
     """The source, of several presets the one that has the settings in ``wanted``; the log says which was passed over."""
-    several = named(source) if isinstance(source, str | Path) else source
-    if not isinstance(several, PresetMatches):
-        return several
-    chosen = several.with_settings(wanted)
-    if chosen is not several[0]:
+    if not isinstance(source, PresetMatches):
+        return source
+    chosen = source.with_settings(wanted)
+    if chosen is not source[0]:
         import logging  # late: it takes longer than the rest of the import
 
         logging.getLogger("magpolicy").info(
-            "magpolicy: by the rule on %s; %s plans with speedup=2.0", _in_words(chosen), _in_words(several[0])
+            "magpolicy: by the rule on %s; %s plans with speedup=2.0", _in_words(chosen), _in_words(source[0])
         )
     return chosen
 

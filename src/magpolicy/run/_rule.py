@@ -59,6 +59,10 @@ class Rule(FromSource):
         return self.semantics.joint
 
     @property
+    def asks_skips(self) -> bool:
+        return self.threshold > 0 and self.max_skips > 0 and self.limits.retention < 1
+
+    @property
     def batched(self) -> bool:
         return self.semantics.batched
 

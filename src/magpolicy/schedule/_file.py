@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from magpolicy._errors import ArgumentError
-from magpolicy.files._names import JSON, ending_of
+from magpolicy.files._names import JSON
 from magpolicy.files._reading import TooLarge, bytes_of, json_of
 from magpolicy.schedule._schedule import Schedule
 
@@ -28,10 +28,15 @@ def load_schedule(path: str | os.PathLike[str]) -> Schedule:
         raise ArgumentError(f"{file} holds {len(data)} schedules, one a run; read it with json.load, and give each run its own")
     if not holds_schedule(data):
         raise ArgumentError(f"{file} holds no schedule; give a file that Schedule.save or `magpolicy plan --output` wrote")
-    return _schedule(file, data)
+    return schedule_of(file, data)
 
 
-def _schedule(file: Path, data: Any) -> Schedule:
+def schedule_of(file: Path, data: Any) -> Schedule:
+    """The schedule that the content of a file is.
+
+    Raises:
+        ArgumentError: a value of it is out of range.
+    """
     try:
         return Schedule.from_dict(data)
     except ArgumentError as error:
@@ -41,22 +46,6 @@ def _schedule(file: Path, data: Any) -> Schedule:
 def holds_schedule(data: Any) -> bool:
     """Whether the content of a JSON file is a schedule's."""
     return isinstance(data, Mapping) and {"mask", "streams", "first_step"} <= set(data)
-
-
-def schedule_in(path: str | os.PathLike[str]) -> Schedule | None:
-    """The schedule in a file; ``None``: it is another kind of file, or none that can be read.
-
-    Raises:
-        ArgumentError: it is a schedule's, and a value of it is out of range.
-    """
-    file = Path(path)
-    if ending_of(file) != JSON:
-        return None
-    try:
-        data = _read(file)
-    except ArgumentError:  # whoever reads it for something else says why
-        return None
-    return _schedule(file, data) if holds_schedule(data) else None
 
 
 def _read(file: Path) -> Any:

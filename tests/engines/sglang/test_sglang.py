@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+import magpolicy
+
 KINDS = ("wan", "wan22", "flux", "hunyuan", "sd3")
 GUIDED = pytest.mark.parametrize("guided", [False, True], ids=["one call", "two calls"])
 
@@ -63,6 +65,17 @@ def test_a_request_asks_for_its_own_speed_or_none(engine):
 def test_without_settings_of_the_server_only_those_requests_skip_that_ask(engine):
     masks = engine.ask("masks", kind="wan", requests=[{}, {"asks": {"speedup": 3.0}}, {}, {"asks": {}}])
     assert [mask and mask.count("C") for mask in masks] == [None, 4, None, 6]
+
+
+def test_a_schedule_comes_from_its_file_and_is_stretched_to_other_lengths(engine, tmp_path):
+    file, mask = tmp_path / "best.json", [1, 1, 0, 1, 0, 0] * 2
+    magpolicy.Schedule.from_mask(mask).save(file)
+    asked = [{}, {"asks": {"speedup": 3.0}}, {"asks": {"schedule": str(file)}}, {"steps": 24}]
+    masks = engine.ask("masks", kind="flux", server={"schedule": str(file)}, requests=asked)
+    expected = "".join("C" if computes else "." for computes in mask)
+    assert [masks[0], masks[2]] == [expected] * 2
+    assert masks[1].count("C") == 4
+    assert (len(masks[3]), masks[3].count("C")) == (24, 12)
 
 
 def test_requests_of_different_speeds_are_never_in_one_batch(engine):

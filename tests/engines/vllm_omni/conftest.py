@@ -13,17 +13,33 @@ from vllm_engine.fetch import obtain
 HERE = Path(__file__).parent
 
 
+_VARIABLES = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "VLLM_PLUGINS": "magpolicy"}
+
+
 @pytest.fixture(scope="session")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """vLLM-Omni, in a process of its own."""
+def code() -> Path:
+    """The folder with vLLM-Omni's code."""
     for needed in ("torch", "diffusers", "transformers"):
         pytest.importorskip(needed)
     try:
-        code = obtain()
+        return obtain()
     except Unavailable as error:
         pytest.skip(f"no vLLM-Omni: {error}")
-    variables = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "VLLM_PLUGINS": "magpolicy"}
-    paths = [code, HERE, HERE.parents[1] / "diffusers"]
-    found = Engine("vllm_engine.scenarios", paths, tmp_path_factory.mktemp("vllm-omni"), variables)
+
+
+@pytest.fixture(scope="session")
+def engine(code: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """vLLM-Omni, in a process of its own."""
+    yield from _started("vllm_engine.scenarios", code, tmp_path_factory.mktemp("vllm-omni"))
+
+
+@pytest.fixture(scope="session")
+def together(code: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """The same, where each scenario is a process of its own: for workers that share a request."""
+    yield from _started("vllm_engine.together", code, tmp_path_factory.mktemp("vllm-omni-together"))
+
+
+def _started(scenarios: str, code: Path, home: Path) -> Iterator[Engine]:
+    found = Engine(scenarios, [code, HERE, HERE.parents[1] / "diffusers"], home, _VARIABLES)
     yield found
     found.close()

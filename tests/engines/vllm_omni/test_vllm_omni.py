@@ -74,19 +74,36 @@ def test_a_request_asks_for_its_own_speed(engine):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (3.0, "extra_args['magpolicy']=3.0 must hold speedup and no other; try {'speedup': 2.0}"),
+        (3.0, "extra_args['magpolicy']=3.0 must hold settings, or be False; try {'speedup': 2.0}"),
+        ({"sped": 3.0}, "extra_args['magpolicy']: 'sped' is no setting of a request; did you mean 'speedup'?"),
         ({"speedup": 0.5}, "speedup=0.5 must be >= 1; try 2.0"),
         (
             {"speedup": "soon"},
             "speedup='soon' must be a number or one of 'quality' (1.5), 'balanced' (2), 'fast' (3); try 'balanced'",
         ),
-        ({"threshold": 0.1}, "extra_args['magpolicy']={'threshold': 0.1} must hold speedup and no other; try {'speedup': 2.0}"),
     ],
 )
-def test_a_request_that_asks_for_what_cannot_be_fails_alone(engine, given, message):
+def test_a_request_that_asks_for_what_cannot_be_fails(engine, given, message):
     with pytest.raises(Exception) as raised:  # noqa: PT011  (the engine is another process)
         engine.ask("masks", kind="flux", settings={"speedup": 2.0}, requests=[{"magpolicy": given}])
     assert (raised.value.kind, raised.value.args[0]) == ("ArgumentError", message)
+
+
+@pytest.mark.parametrize("name", ["calibration", "preset", "schedule", "curve", "calibrate", "offload", "group"])
+def test_a_request_names_no_file_and_measures_nothing(engine, name):
+    with pytest.raises(Exception, match=f"{name!r} is no setting of a request; ") as raised:
+        engine.ask("masks", kind="flux", settings={"speedup": 2.0}, requests=[{"magpolicy": {name: "/etc/passwd"}}])
+    assert raised.value.kind == "ArgumentError"
+
+
+def test_a_request_has_settings_of_its_own_or_none(engine):
+    settings = {"preset": "flux.1-dev", "threshold": 0.24, "max_skips": 5, "retention": 0.1, "learn": False}
+    asked = [{}, {"magpolicy": {"max_skips": 1}}, {"magpolicy": {"speedup": 2.0}}, {"magpolicy": {"computed": 5}}, {}]
+    masks = engine.ask("masks", kind="flux", settings=settings, requests=asked)
+    assert masks[0] == masks[4] == _simulated(settings, 12)
+    assert masks[1] == _simulated({**settings, "max_skips": 1}, 12)
+    assert [mask.count("C") for mask in masks[2:4]] == [6, 5]
+    assert engine.ask("without", kind="flux", settings={"speedup": 2.0, "learn": False}) == {"same": True, "runs": 0}
 
 
 def test_the_engine_puts_requests_of_different_speeds_into_one_batch(engine):
@@ -99,9 +116,11 @@ def test_of_different_speeds_in_a_batch_the_least_one_counts(engine):
         [{"magpolicy": {"speedup": 1.5}}, {"seed": 5}],
         [{"magpolicy": {"speedup": 3.0}}, {"seed": 5, "magpolicy": {"speedup": 2.0}}],
         [{}, {"seed": 5}],
+        [{"magpolicy": {"computed": 5}}, {"seed": 5, "magpolicy": {"computed": 5}}],
+        [{"magpolicy": {"computed": 5}}, {"seed": 5, "magpolicy": {"speedup": 2.0}}],  # the settings of all
     ]
     masks = [engine.ask("batch", kind="flux", settings=settings, requests=each) for each in batches]
-    assert [mask.count("C") for mask in masks] == [8, 6, 4]
+    assert [mask.count("C") for mask in masks] == [8, 6, 4, 5, 4]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -183,12 +202,6 @@ def test_a_wrong_setting_ends_the_start_with_one_error(engine, settings, message
     assert message in raised.value.args[0]
 
 
-def test_several_ranks_are_one_error_at_the_start(engine):
-    with pytest.raises(Exception, match="2 ranks work together here") as raised:
-        engine.ask("several_ranks")
-    assert raised.value.kind == "AdapterError"
-
-
 @pytest.mark.parametrize("version", ["0.29.1", "0.31.0", "1.0.0rc1"])
 def test_an_unknown_version_is_one_error_for_those_who_ask_for_the_backend(engine, version):
     found = engine.ask("version", found=version)
@@ -213,5 +226,6 @@ def _simulated(settings, steps):
     import magpolicy
 
     settings = {"semantics": None, **settings}
+    settings.pop("learn", None)
     preset = settings.pop("preset")
     return "".join("C" if computed else "." for computed in magpolicy.simulate(preset, steps=steps, **settings).mask)

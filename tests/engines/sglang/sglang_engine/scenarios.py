@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from attrs import evolve
+from engine_process.ranks import on_two
 
 import magpolicy
 import torch
@@ -15,7 +16,6 @@ from magpolicy_sglang._handle import ATTACHED
 
 from . import engine, plugins
 from .plugins import logged, started
-from .ranks import on_two
 
 FORKED = True
 

@@ -44,8 +44,9 @@ def folder(kind: str) -> Path:
 def config(kind: str, **more: Any) -> Any:
     """How the engine is told about a model."""
     found = OmniDiffusionConfig(
-        model=str(folder(kind)), model_class_name=CLASSES[kind], dtype=torch.float32, num_gpus=1, enforce_eager=True, **more
-    )
+        model=str(folder(kind)), model_class_name=CLASSES[kind], dtype=torch.float32,
+        **{"num_gpus": 1, "enforce_eager": True, **more},
+    )  # fmt: skip
     found.enrich_config()
     return found
 
@@ -70,12 +71,12 @@ def fresh(kind: str, **more: Any) -> Any:
 
 
 @contextmanager
-def cached(kind: str, backend: str = "magpolicy", *, enable: bool = True, **settings: Any) -> Iterator[Any]:
+def cached(kind: str, backend: str = "magpolicy", *, enable: bool = True, runner: Any = None, **settings: Any) -> Iterator[Any]:
     """The runner of a model, and in it the cache backend of that name, chosen and enabled as in ``load_model``."""
     from vllm_omni.diffusion.data import DiffusionCacheConfig
 
     magpolicy_vllm_omni.register()
-    runner = worker(kind).model_runner
+    runner = runner or worker(kind).model_runner
     chosen = runner_module.get_cache_backend(backend, DiffusionCacheConfig.from_dict(settings))
     if enable:
         chosen.enable(runner.pipeline)

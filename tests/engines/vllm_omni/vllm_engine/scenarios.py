@@ -10,6 +10,9 @@ import torch
 
 from . import engine
 from .backend_life import backend_life as backend_life  # the tests ask for it here
+from .model_runs import model as model
+from .model_runs import refused_models as refused_models
+from .model_runs import zoo as zoo
 
 
 def _mask(handle: Any, which: int = -1) -> str:
@@ -72,6 +75,16 @@ def two_experts(settings: dict[str, Any], boundary: float | None) -> dict[str, A
             "mask": _mask(handle), "planned": "".join("C" if computed else "." for computed in plan.mask),
             "experts": experts, "problems": report.problems, "held": handle.residuals_held, "same": same
         }  # fmt: skip
+
+
+def without(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """A request that asks for none of it, by itself and in a batch with one that asks for nothing."""
+    plain = engine.run(engine.worker(kind).model_runner, [engine.request(kind)])
+    with engine.cached(kind, **settings) as runner:
+        alone = engine.run(runner, [engine.request(kind, magpolicy=False)])
+        engine.run(runner, [engine.request(kind, magpolicy=False), engine.request(kind, seed=5)])
+        runs = len(runner.cache_backend.handle.runs)
+    return {"same": torch.equal(plain[0], alone[0]), "runs": runs}
 
 
 def batch(kind: str, settings: dict[str, Any], requests: list[dict[str, Any]]) -> str:
@@ -141,15 +154,6 @@ def detached(kind: str) -> dict[str, Any]:
         during = own()
     gc.collect()
     return {"same": own() == before, "patched": during != before}
-
-
-def several_ranks() -> None:
-    """The backend where torch says that there are two processes; raises."""
-    import unittest.mock
-
-    engine.worker("flux")
-    with unittest.mock.patch("torch.distributed.get_world_size", return_value=2), engine.cached("flux", speedup=2.0):
-        pass
 
 
 def refused(settings: dict[str, Any]) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 def roi_align(*_: Any, **__: Any) -> Any:
     """Not what is tested here."""
-    raise NotImplementedError("the stand-in of torchvision has no roi_align")
+    raise RuntimeError("the stand-in of torchvision has no roi_align")
 
 
 def deform_conv2d(*_: Any, **__: Any) -> Any:
     """Not what is tested here."""
-    raise NotImplementedError("the stand-in of torchvision has no deform_conv2d")
+    raise RuntimeError("the stand-in of torchvision has no deform_conv2d")

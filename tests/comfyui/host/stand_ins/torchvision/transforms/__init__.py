@@ -42,10 +42,18 @@ class ToTensor:
     """A name to import."""
 
 
+class Resize:
+    """A name to import."""
+
+
+class CenterCrop:
+    """A name to import."""
+
+
 class ToPILImage:
     """A name to import."""
 
 
 from torchvision.transforms import functional  # noqa: E402
 
-__all__ = ["Compose", "InterpolationMode", "Normalize", "ToPILImage", "ToTensor", "functional"]
+__all__ = ["CenterCrop", "Compose", "InterpolationMode", "Normalize", "Resize", "ToPILImage", "ToTensor", "functional"]

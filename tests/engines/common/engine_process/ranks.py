@@ -20,6 +20,8 @@ def on_two(work: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     places = [Path(os.environ["MAGPOLICY_HOME"]) / f"rank-{rank}.json" for rank in range(2)]
+    for place in places:
+        place.unlink(missing_ok=True)
     workers = [_forked(rank, port, place, work) for rank, place in enumerate(places)]
     for worker in workers:
         os.waitpid(worker, 0)

@@ -1,0 +1,5 @@
+"""Names to import."""
+
+
+class GaussianBlur:
+    """A name to import."""
