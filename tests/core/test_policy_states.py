@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from magpolicy import Calibration, Decision, MagPolicy, RunError, Safeguard, Schedule, Session, plan
+from magpolicy.policy._policy import ScheduledPolicy
 
 RATIOS = [1.0, 0.9, 0.8, 1.1, 0.95, 1.05]
 RULE = {"threshold": 0.5, "max_skips": 3, "retention": 0.1}
@@ -60,6 +61,18 @@ def test_a_schedule_forgets_a_proposal_too():
             assert session.step() == 1
         session.call(["single"]).commit()
         assert [entry.step for entry in session.trace] == [0, 1]
+
+
+def test_a_schedule_goes_on_to_later_steps_alone():
+    one = ScheduledPolicy([True, False, False, True])
+    assert one.skips == 0
+    assert one.propose(1) is Decision.NO_RESIDUAL
+    one.settle(Decision.NO_RESIDUAL)
+    for step in (0, 1, 4, 5):
+        with pytest.raises(RunError, match="cannot follow: the next step is 2 of 4"):
+            one.propose(step)
+    assert one.settle(one.propose()) is Decision.REUSED
+    assert (one.step, one.skips) == (3, 1)
 
 
 def test_the_schedule_that_is_followed_brings_its_forecasts():
