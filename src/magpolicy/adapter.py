@@ -16,7 +16,7 @@ from magpolicy.catalog._entries import LibraryEntry, entries, entry, forget
 from magpolicy.catalog._fitting import calibration_of, check_fits, differences, fits
 from magpolicy.catalog._folder import keep_in, presets_in
 from magpolicy.catalog._identity import ModelIdentity, config_digest, digest, repo_and_part
-from magpolicy.catalog._kept import kept_for
+from magpolicy.catalog._kept import kept_for, remarks_on_choice
 from magpolicy.catalog._learned import learned, remember
 from magpolicy.catalog._matching import PresetMatches, named
 from magpolicy.files._names import PRESET_ENDINGS, file_name, names_a_file
@@ -69,6 +69,7 @@ __all__ = [
     "names_a_file",
     "place",
     "presets_in",
+    "remarks_on_choice",
     "remember",
     "repo_and_part",
     "require",

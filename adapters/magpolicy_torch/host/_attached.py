@@ -220,7 +220,7 @@ class Attached(abc.ABC):
 
     def _reported(self, run: AttachedRun) -> Report:
         compared = getattr(run, "differences", None)
-        remarks = () if compared is None else compared(self.conditions())
+        remarks = () if compared is None else compared(self.conditions(), lambda: self.identity)
         return evolve(run.report, problems=(*run.report.problems, *remarks)) if remarks else run.report
 
     def _latest(self, what: str) -> AttachedRun:

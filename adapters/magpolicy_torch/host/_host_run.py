@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, Decision, Session
-from magpolicy.adapter import calibration_of, decides_by, differences, digest
+from magpolicy.adapter import ModelIdentity, calibration_of, decides_by, differences, digest, remarks_on_choice
 from magpolicy_torch.blocks._other_caches import another_cache, cache_on
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.blocks._unwrap import own_name
@@ -288,16 +288,21 @@ class HostRun:
         """``provenance``, with what is bypassed."""
         return {**provenance, "scope": self.scope, **({"stack": self.stack} if self.stack else {})}
 
-    def differences(self, conditions: Mapping[str, Any]) -> tuple[str, ...]:
+    def differences(
+        self, conditions: Mapping[str, Any], identify: Callable[[], ModelIdentity] | None = None
+    ) -> tuple[str, ...]:
         """In what the run differs from the one that its calibration was measured in, in words.
 
         Args:
             conditions: scheduler, shift and guidance, by the names of provenance, as far as the host knows them.
+            identify: tells the model, where the calibration was to be found by it; which was found, or why none, is said too.
         """
         calibration = calibration_of(self._request.config.given)
+        found = () if identify is None or not self._request.finds_its_source else remarks_on_choice(identify(), calibration)
         if calibration is None:
-            return ()
-        return differences(calibration, self.about(conditions), (entry.stream for entry in self.session.trace))
+            return found
+        run = differences(calibration, self.about(conditions), (entry.stream for entry in self.session.trace))
+        return (*run, *found)
 
     def _measured(self, what: str) -> Moments:
         return measured(what, self.moments, self.unsupported)

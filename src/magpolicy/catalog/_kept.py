@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from magpolicy.calibration._calibration import Calibration
+from magpolicy.calibration._lessons import Taught
 from magpolicy.catalog._folder import every_own
 from magpolicy.catalog._identity import ModelIdentity
 from magpolicy.catalog._learned import date_of, learned_of
@@ -31,6 +33,33 @@ def kept_for(identity: ModelIdentity, streams: Iterable[str] | None = None, more
     serving = [row for row in near if row[0] and _has(row[1], streams)]
     serving.sort(key=lambda row: (-row[0], row[2]))
     return PresetMatches(preset for _, preset, _ in serving)
+
+
+def remarks_on_choice(identity: ModelIdentity, used: Calibration | None) -> tuple[str, ...]:
+    """What a user should know of the calibration that was found for a model, or of his own that were passed over, in words.
+
+    Args:
+        identity: the model.
+        used: the calibration that its runs are planned from; ``None`` where there is none.
+    """
+    if used is not None:
+        measured = ModelIdentity.of(used)
+        differ = identity.weights and measured.weights and identity.weights != measured.weights
+        if not differ or identity.nearness(measured) != 1 or Taught.of(used) is not None:
+            return ()
+        return (f"the calibration {used.name!r} was measured with other weights of the same class and config",)
+    others = [preset.name for preset in every_own() if _of_its_class(identity, preset)]
+    if not others:
+        return ()
+    whose = f"your calibration {others[0]!r}" + (f" and {len(others) - 1} more" if others[1:] else "")
+    be = "are" if others[1:] else "is"
+    return (f"{whose} {be} of another {identity.model}, and passed over; preset={others[0]!r} uses it all the same",)
+
+
+def _of_its_class(identity: ModelIdentity, preset: Preset) -> bool:
+    """Whether it was measured with another model of the same class."""
+    of = ModelIdentity("") if preset.calibration is None else ModelIdentity.of(preset.calibration)
+    return bool(of.model) and of.model == identity.model and not identity.nearness(of)
 
 
 def _nearness(identity: ModelIdentity, preset: Preset) -> int:

@@ -95,6 +95,12 @@ class AttachRequest:
     arguments: Mapping[str, Any] = field(factory=dict, repr=False, eq=False)
     """The arguments of :func:`magpolicy.attach` that it was made of."""
 
+    @property
+    def finds_its_source(self) -> bool:
+        """Whether what decides is to be found by the model: no preset, calibration or the like was given."""
+        sources = (*_KINDS, "ratios", "calibrate")
+        return bool(self.arguments) and all(given is None or given is False for given in map(self.arguments.get, sources))
+
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> AttachRequest:
         """What ``attach(target, **settings)`` would ask of an adapter, before there is a target: for hosts that are told their

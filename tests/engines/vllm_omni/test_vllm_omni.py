@@ -106,6 +106,20 @@ def test_a_request_has_settings_of_its_own_or_none(engine):
     assert engine.ask("without", kind="flux", settings={"speedup": 2.0, "learn": False}) == {"same": True, "runs": 0}
 
 
+def test_settings_hold_inside_their_with_block(engine):
+    assert [mask.count("C") for mask in engine.ask("by_hand", kind="flux")] == [6, 4, 6]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_that_the_engine_compiled_are_compiled_once(engine, kind):
+    found = engine.ask("compiled", kind=kind)
+    assert found["same"]
+    assert found["graphs"] > 0
+    assert (found["more"], found["breaks"]) == (0, 0)
+    assert [(len(mask), mask.count("C")) for mask in found["masks"]] == [(12, 6), (20, 10), (12, 6)]
+    assert 0 < found["difference"] < 0.05
+
+
 def test_the_engine_puts_requests_of_different_speeds_into_one_batch(engine):
     assert engine.ask("keys") == {"speeds": True, "steps": False}
 

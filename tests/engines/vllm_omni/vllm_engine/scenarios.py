@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from contextlib import nullcontext
 from typing import Any
 
 import magpolicy
@@ -75,6 +76,49 @@ def two_experts(settings: dict[str, Any], boundary: float | None) -> dict[str, A
             "mask": _mask(handle), "planned": "".join("C" if computed else "." for computed in plan.mask),
             "experts": experts, "problems": report.problems, "held": handle.residuals_held, "same": same
         }  # fmt: skip
+
+
+def by_hand(kind: str) -> list[str]:
+    """Runs within ``handle.settings``, and outside."""
+    found = []
+    with engine.cached(kind, speedup=2.0, learn=False) as runner:
+        handle = runner.cache_backend.handle
+        for asked in (None, 3.0, None):
+            with nullcontext() if asked is None else handle.settings(speedup=asked):
+                engine.run(runner, [engine.request(kind)])
+            found.append(_mask(handle))
+    return found
+
+
+def compiled(kind: str) -> dict[str, Any]:
+    """The engine's own compilation of each block, its graphs run by PyTorch as they are; and runs of what it made."""
+    from torch._dynamo.utils import counters
+    from vllm_omni.diffusion.compile import regionally_compile
+
+    runner = engine.worker(kind).model_runner
+    (plain,) = engine.run(runner, [engine.request(kind)])
+    blocks = [block for name, block in runner.pipeline.transformer.named_modules() if name.rpartition(".")[2].isdigit()]
+    own = [dict(vars(block)) for block in blocks]
+    counters.clear()
+    regionally_compile(runner.pipeline.transformer, dynamic=True, backend="eager")
+    try:
+        (whole,) = engine.run(runner, [engine.request(kind)])
+        graphs = counters["stats"]["unique_graphs"]
+        with engine.cached(kind, speedup=2.0, learn=False) as cached:
+            masks = []
+            for steps in (12, 20, 12):
+                (latents,) = engine.run(cached, [engine.request(kind, steps)])
+                masks.append(_mask(cached.cache_backend.handle))
+        return {
+            "same": torch.allclose(plain, whole, atol=1e-5), "graphs": graphs, "masks": masks,
+            "more": counters["stats"]["unique_graphs"] - graphs, "breaks": len(counters["graph_break"]),
+            "difference": float((plain - latents).abs().max() / plain.abs().max()),
+        }  # fmt: skip
+    finally:
+        for block, before in zip(blocks, own, strict=True):
+            for name in set(vars(block)) - set(before):
+                del block.__dict__[name]
+            vars(block).update(before)
 
 
 def without(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
