@@ -65,7 +65,7 @@ class HostModel:
     @property
     def under_way(self) -> bool:
         """Whether a call of this model is being evaluated in this context; a call that comes now is a part of it."""
-        return any([call is not None and call.model is self for call in [known() for known in _under_way.get()]])
+        return any(call is not None and call.model is self for call in [known() for known in _under_way.get()])
 
     def evaluate(
         self,
