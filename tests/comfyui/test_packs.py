@@ -117,7 +117,7 @@ def test_nag(comfyui: Path, name: str) -> None:
 
     def act(patcher: Any) -> torch.Tensor:
         pos, neg = models.conditioning(name, 0), models.conditioning(name, 1)
-        (guider,) = getattr(guider_of, guider_of.FUNCTION)(patcher, pos, neg, 5.0, 2.5, 0.25, 0.0)
+        (guider,) = getattr(guider_of, guider_of.FUNCTION)(patcher, pos, neg, 5.0, 2.5, 0.25, 0.0, models.latent(name))
         sigmas = comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), "simple", STEPS)
         noise = torch.randn(1, *models.TINY[name].latent, generator=torch.Generator().manual_seed(1))
         with running.quiet():

@@ -22,8 +22,6 @@ WHY_NOT = {
     "LTX2LatentUpsamplePipeline": "Enlarges latents in one step.",
     "LTX2VideoDiffusionDecodePipeline": "Decodes latents in a few steps of its own, inside the decoder's forward.",
     "LTXLatentUpsamplePipeline": "Enlarges latents in one step.",
-    "StableCascadeCombinedPipeline": "It calls two pipelines of its own: attach to pipe.prior_pipe.",
-    "StableCascadeDecoderPipeline": "Its U-Net is named decoder: attach to pipe.decoder.",
     "UniDiffuserPipeline": "Deprecated in diffusers; its U-Net was not tried.",
     "WuerstchenPriorPipeline": "Deprecated in diffusers; its prior was not tried.",
 }

@@ -20,8 +20,8 @@ _spec.loader.exec_module(address)
 
 HOW_TO = sorted((DOCS / "how-to").glob("*.md"))
 RUN = [page for page in HOW_TO if "```python\n" in page.read_text(encoding="utf-8")]
-COMFYUI = {"migrate-from-comfyui-magcache", "troubleshoot-comfyui", "use-with-comfyui"}
-"""Pages without an install of their own, or whose install has its own tests."""
+ELSEWHERE = {"migrate-from-comfyui-magcache", "troubleshoot-comfyui", "use-with-comfyui", "questions"}
+"""Pages that run nothing and send to others, or whose install has its own tests."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def succeeds(environment: Environment, *arguments: object, cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("page", [page for page in HOW_TO if page.stem not in COMFYUI], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in HOW_TO if page.stem not in ELSEWHERE], ids=lambda page: page.stem)
 def test_a_page_names_its_extras_at_its_top(page):
     text = page.read_text(encoding="utf-8")
     extras = address.extras(text)
@@ -80,6 +80,7 @@ def test_pipelines_of_a_page_run_with_exactly_the_extras_it_names(page, environm
 # Commands
 
 
+@pytest.mark.slow
 def test_calibrate_keeps_what_a_later_session_plans_from(environment, saved, tmp_path):
     made = environment("diffusers", "cli")
     size = ("--height", 32, "--width", 32, "--frames", 5, "--set", "max_sequence_length=16")
@@ -96,6 +97,7 @@ print(handle.report)
     assert "a plan from calibration" in succeeds(made, "-c", later, cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_try_and_evaluate(tmp_path_factory, tmp_path):
     lacking = () if importlib.util.find_spec("torchvision") else ("torchvision",)
     folder = tmp_path_factory.mktemp("environment")
@@ -108,6 +110,7 @@ def test_try_and_evaluate(tmp_path_factory, tmp_path):
     assert "PSNR" in found
 
 
+@pytest.mark.slow
 def test_the_demo(environment, tmp_path):
     succeeds(environment("demo"), "-m", "magpolicy", "demo", "--steps", 4, "-o", "demo.png", cwd=tmp_path)
     assert (tmp_path / "demo.png").is_file()

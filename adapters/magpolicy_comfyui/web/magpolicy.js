@@ -12,6 +12,8 @@ const ROW = 60; // most cells in a row of the strip
 const SAMPLING = ["steps", "sampler_name", "scheduler", "denoise", "cfg", "start_at_step", "end_at_step"];
 const STEPS_PROPERTY = "magpolicy_steps";
 const SPEED_UP = "MagPolicySpeedUp";
+const REPORT = "MagPolicyReport";
+const REPORT_WIDTH = 220; // px: room for its title, which its few inputs are narrower than
 
 const SEEN = "magpolicy.seen"; // what reports said of models, by the file each was loaded from; kept by the browser
 const MOST_SEEN = 50;
@@ -19,6 +21,7 @@ const MOST_SEEN = 50;
 const STYLE = `
 .magpolicy-panel { box-sizing: border-box; overflow: hidden; padding: 6px 8px; border-radius: 6px; cursor: default;
   background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd); font: 11px/15px Inter, Arial, sans-serif; }
+.magpolicy-panel.magpolicy-empty { padding: 0; background: none; }
 .magpolicy-head { display: flex; align-items: center; gap: 6px; }
 .magpolicy-text { flex: 1; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .magpolicy-panel input { width: 44px; padding: 0 2px; border: 1px solid var(--border-color, #4e4e4e); border-radius: 3px;
@@ -143,7 +146,7 @@ class Panel {
   }
 
   build() {
-    this.root = make("div", "magpolicy-panel");
+    this.root = make("div", `magpolicy-panel${this.previews ? "" : " magpolicy-empty"}`);
     this.inner = make("div", "", this.root);
     const head = make("div", "magpolicy-head", this.previews ? this.inner : null);
     this.text = make("span", "magpolicy-text", head, "…");
@@ -319,8 +322,9 @@ class Panel {
       this.seen = { file: this.file, model };
       if (this.file) keepSeen(this.file, model);
     }
+    this.root.classList.remove("magpolicy-empty");
     this.run.replaceChildren();
-    const box = make("div", "magpolicy-run", this.run);
+    const box = make("div", this.previews ? "magpolicy-run" : "", this.run); // a line between the two
     make("div", "magpolicy-note", box, "last run");
     if (schedule) this.drawSchedule(box, schedule);
     else drawStrip(box, [...(strip ?? "")].map((mark, i) => ({ computed: mark !== "·", title: `step ${i}` })));
@@ -364,6 +368,7 @@ function start() {
     nodeCreated(node) {
       const what = kind(node);
       if (what) node.magpolicy = new Panel(node, what === "preview");
+      if (node.comfyClass === REPORT) node.setSize?.([Math.max(node.size[0], REPORT_WIDTH), node.size[1]]);
     },
   });
 }

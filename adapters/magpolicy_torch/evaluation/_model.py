@@ -116,16 +116,13 @@ class ModelCall:
         self.original, self.args, self.kwargs = original, args, kwargs
         self.stack = model.stack
         self.batch = model.stack.layouts[0].batch
+        self.device = next((v.device for v in (*kwargs.values(), *args) if isinstance(v, Tensor)), None)
         first = model.stack.entrance
         self.entry = None if first is None or REGISTRIES.isdisjoint(first.__dict__) else entry_of(first)
         self.kind = _kind_of(args, kwargs), self.entry
         self.spec = model.specs.get(self.kind)
         self.strange = Why.OTHERWISE
         """Why it cannot be skipped, if it turns out so."""
-
-    @property
-    def device(self) -> torch.device | None:
-        return next((v.device for v in (*self.kwargs.values(), *self.args) if isinstance(v, Tensor)), None)
 
     def plain(self) -> Any:
         return self.original(*self.args, **self.kwargs)

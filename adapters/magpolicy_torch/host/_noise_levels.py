@@ -13,6 +13,8 @@ from torch import Tensor
 
 _THOUSANDTHS = 160.0
 """A highest timestep above this is in thousandths of pure noise; sigmas of the usual schedules are lower."""
+_HALF_TURN = 1.6
+"""Above pi / 2: where all timesteps are lower, they are shares of pure noise or angles, and 0 is the clean end."""
 Times = tuple[float, float]
 """The highest and the lowest timestep in a call: where tokens have their own, a clean one has the lowest, or the highest where
 1 is clean."""
@@ -41,7 +43,7 @@ class Levels:
         config = getattr(scheduler, "config", None)
         angles = getattr(config, "prediction_type", None) == "trigflow"
         values = tuple(map(float, timesteps.tolist()))
-        if angles and len(values) > 1 and values[-1] == 0:  # the end, which is listed, but not evaluated
+        if len(values) > 1 and values[-1] == 0 and max(map(abs, values)) < _HALF_TURN:  # the end: it is listed, not evaluated
             values = values[:-1]
         full = math.pi / 2 if angles else _full(values, getattr(config, "num_train_timesteps", None) or 1000)
         listed = sigmas.tolist() if isinstance(sigmas, Tensor) and sigmas.ndim == 1 else ()

@@ -249,6 +249,33 @@ def test_a_report_is_shown_in_its_node(server: Server, node: Any) -> None:
     assert "flux: 4 steps, 3 computed <b>" in node.evaluate("() => cache.magpolicy.run.textContent")
 
 
+@pytest.mark.parametrize("newer", [False, True], ids=["classic", "newer"])
+def test_a_node_without_a_report_shows_no_empty_box(page: Any, version: str, newer: bool) -> None:
+    if newer and version == "0.3.52":
+        pytest.skip("its front end has the one kind only")
+    use = "(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
+    if newer:
+        page.evaluate(use, True)
+    try:
+        page.evaluate(
+            """() => {
+              clearGraph();
+              const made = ["MagCacheCalibration", "MagPolicyReport"].map((type) => LiteGraph.createNode(type));
+              made.forEach((node, i) => { node.pos = [60 + 400 * i, 60]; app.graph.add(node); });
+              [window.calibration, window.reporter] = made;
+            }"""
+        )
+        page.wait_for_function("() => calibration.magpolicy.root.isConnected")
+        drawn = "(node) => { const s = getComputedStyle(node.magpolicy.root); return [s.backgroundColor, s.paddingTop]; }"
+        assert page.evaluate(f"() => ({drawn})(calibration)") == ["rgba(0, 0, 0, 0)", "0px"]
+        page.evaluate("() => calibration.magpolicy.report({ strip: '███', text: 'three steps' })")
+        assert page.evaluate(f"() => ({drawn})(calibration)") != ["rgba(0, 0, 0, 0)", "0px"]
+        assert page.evaluate("() => reporter.size[0]") >= 220  # its title is to be read
+    finally:
+        if newer:
+            page.evaluate(use, False)
+
+
 def computed(page: Any, steps: int, count: int) -> None:
     """Wait until the panel shows a plan."""
     page.wait_for_function(

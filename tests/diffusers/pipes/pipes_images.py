@@ -19,7 +19,7 @@ COND_FIRST = (("cond", "uncond"),)
 def build(cls, **components):
     """A pipeline of class ``cls``; whatever it takes and is not given (text encoders, tokenizers) is ``None``."""
     pipeline = getattr(diffusers, cls)
-    names = [name for name in pipeline._get_signature_types() if name not in components]
+    names = [name for name in pipeline._get_signature_types() if name not in ("self", *components)]
     pipe = pipeline(**components, **dict.fromkeys(names))
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -54,6 +54,17 @@ class ToPILImage:
     """A name to import."""
 
 
+class GaussianBlur:
+    """A name to import."""
+
+
+class RandomResizedCrop:
+    """A name to import."""
+
+
 from torchvision.transforms import functional  # noqa: E402
 
-__all__ = ["CenterCrop", "Compose", "InterpolationMode", "Normalize", "Resize", "ToPILImage", "ToTensor", "functional"]
+__all__ = [
+    "CenterCrop", "Compose", "GaussianBlur", "InterpolationMode", "Normalize", "RandomResizedCrop", "Resize", "ToPILImage",
+    "ToTensor", "functional",
+]  # fmt: skip

@@ -16,4 +16,14 @@ def resize(image: Tensor, size: Sequence[int], interpolation: Any = None, antial
     return interpolate(image, size=list(size), mode="nearest")
 
 
-__all__ = ["InterpolationMode", "resize"]
+def normalize(image: Tensor, mean: Any, std: Any) -> Tensor:
+    """A name to import."""
+    raise NotImplementedError
+
+
+def to_pil_image(image: Tensor) -> Any:
+    """A name to import."""
+    raise NotImplementedError
+
+
+__all__ = ["InterpolationMode", "normalize", "resize", "to_pil_image"]
