@@ -20,8 +20,8 @@ _spec.loader.exec_module(address)
 
 HOW_TO = sorted((DOCS / "how-to").glob("*.md"))
 RUN = [page for page in HOW_TO if "```python\n" in page.read_text(encoding="utf-8")]
-COMFYUI = {"migrate-from-comfyui-magcache", "troubleshoot-comfyui", "use-with-comfyui"}
-"""Pages without an install of their own, or whose install has its own tests."""
+ELSEWHERE = {"migrate-from-comfyui-magcache", "troubleshoot-comfyui", "use-with-comfyui", "questions"}
+"""Pages that run nothing and send to others, or whose install has its own tests."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def succeeds(environment: Environment, *arguments: object, cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("page", [page for page in HOW_TO if page.stem not in COMFYUI], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in HOW_TO if page.stem not in ELSEWHERE], ids=lambda page: page.stem)
 def test_a_page_names_its_extras_at_its_top(page):
     text = page.read_text(encoding="utf-8")
     extras = address.extras(text)

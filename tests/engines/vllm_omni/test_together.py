@@ -29,6 +29,10 @@ def test_they_decide_as_one_worker(together, alone, kind, parallel):
         assert (each["problems"], each["held"], each["again"], each["after"]) == ([], 0, True, True)
         assert each["sum"] == pytest.approx(one["sum"], rel=1e-5)
         assert each["difference"] == pytest.approx(one["difference"], rel=1e-3)
+    assert found[0]["collectives"] == found[1]["collectives"]
+    if parallel in SHARED[1:3]:  # half of the steps are skipped; a few messages of ours, and what runs outside of the blocks
+        whole, skipping = found[0]["collectives"]
+        assert skipping < 0.6 * whole
 
 
 @pytest.mark.parametrize("parallel", SHARED[:2], ids=["guidance", "sequence"])
