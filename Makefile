@@ -10,7 +10,7 @@ DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs release-check materials lock browser clean
+.PHONY: help demo test campaigns lint format docs release-check materials lock browser clean
 
 help:  ## list what there is
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST)
@@ -22,6 +22,15 @@ test: $(DEV)  ## every check there is: style, types, import contracts, docs, tes
 	$(MAKE) --no-print-directory lint
 	$(MAKE) --no-print-directory docs
 	$(BIN)/python -m pytest
+
+campaigns: $(DEV)  ## everything that breaks things on purpose, at its large size: hours; see docs/explanation/promises.md
+	$(PIP) install --quiet -c constraints.txt -e '.[campaigns]'
+	MAGPOLICY_FUZZ=6000 $(BIN)/python -m pytest tests/core/test_strange_files.py
+	MAGPOLICY_FAULTS=2000 $(BIN)/python -m pytest tests/faults
+	MAGPOLICY_SOAK=1000 $(BIN)/python -m pytest -s tests/soak
+	PYTHONHASHSEED=7 $(BIN)/python -X dev -m coverage run --branch --source=src/magpolicy -m pytest -p randomly tests/core
+	$(BIN)/python -m coverage report
+	$(BIN)/python tools/mutants.py
 
 lint: $(DEV)  ## style, types and import contracts
 	$(BIN)/ruff check

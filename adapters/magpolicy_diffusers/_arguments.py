@@ -34,7 +34,8 @@ class Arguments:
         self._time = next((n for n in self._names if _TIME.fullmatch(n)), None)
         self.caches = any(name.startswith("kv_cache") for name in self._names)
         """Whether the model has a key-value cache that calls may fill."""
-        self._condition = [n for n in self._names if n != self._time and _CONDITION.search(n)]
+        self.tell = [(i, n) for i, n in enumerate(self._names) if n != self._time and _CONDITION.search(n)]
+        """The arguments that tell streams apart, each with its place among all."""
 
     def timestep(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Times | None:
         """The timestep as the model is given it; waits for the device."""
@@ -48,9 +49,9 @@ class Arguments:
         return (float(value),) * 2 if isinstance(value, (int, float)) else None
 
     def condition(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments that tell streams apart."""
+        """Those of them that are given."""
         given = self._given(args, kwargs)
-        return {name: given[name] for name in self._condition if given.get(name) is not None}
+        return {name: given[name] for _, name in self.tell if given.get(name) is not None}
 
     def fills_cache(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether the call is there to fill a key-value cache for later ones: it must compute, and is no step.
@@ -81,7 +82,8 @@ class Fingerprints:
     def of(self, value: Any, row: int | None = None, rows: int = 1) -> Hashable:
         """The fingerprint of ``value``; of one of its ``rows`` samples, if ``row`` says which and it holds that many."""
         if isinstance(value, Tensor):
-            return self._tensor(value, row if value.ndim and value.shape[0] == rows else None)
+            dim = None if row is None else batch_dim(value, rows)
+            return self._tensor(value, None if dim is None else row, dim or 0)
         if isinstance(value, Mapping):
             return tuple((key, self.of(item, row, rows)) for key, item in value.items())
         if isinstance(value, (list, tuple)):
@@ -90,15 +92,23 @@ class Fingerprints:
             return tuple(self.of(item, row, rows) for item in value)
         return value if isinstance(value, (bool, int, float, str)) else type(value).__name__
 
-    def _tensor(self, tensor: Tensor, row: int | None) -> Hashable:
+    def _tensor(self, tensor: Tensor, row: int | None, dim: int) -> Hashable:
         version = 0 if tensor.is_inference() else tensor._version
         key = id(tensor), -1 if row is None else row
         found = self._known.get(key)
         if found is not None and found[0]() is tensor and found[1] == version:
             return found[2]
-        contents = _digest(tensor if row is None else tensor[row])
+        contents = _digest(tensor if row is None else tensor.select(dim, row))
         self._known[key] = weakref.ref(tensor), version, contents
         return contents
+
+
+def batch_dim(value: Tensor, rows: int) -> int | None:
+    """Along which dimension a tensor holds one part for each of ``rows`` samples: the first, or the second after one of layers
+    (HiDream's text); ``None`` if it holds none."""
+    if value.ndim and value.shape[0] == rows:
+        return 0
+    return 1 if value.ndim > 2 and value.shape[1] == rows else None
 
 
 @torch.no_grad()

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 
-import diffusers
 from magpolicy import AdapterError, AttachRequest, RunError
 from magpolicy.adapter import check_fits
 from magpolicy_diffusers._denoiser import Denoiser
-from magpolicy_diffusers._pipeline import denoisers_of, is_watched, unwatch, watch, watcher
+from magpolicy_diffusers._pipeline import (
+    compiled_around,
+    denoisers_of,
+    is_watched,
+    model_in,
+    unwatch,
+    watch,
+    watcher,
+    with_callbacks,
+    wrapped_in,
+)
 from magpolicy_diffusers._provenance import conditions, identity, provenance
 from magpolicy_diffusers._runs import GivenRun, HostRun, OwnLoop, PipelineCall, RunDriver
 from magpolicy_torch.adapter import (
@@ -65,7 +74,7 @@ class Handle(AttachedToLoop):
         self._learner = Learner(request, lambda: self.identity, self.provenance)
         self.driver: Scoped[RunDriver] = Scoped("magpolicy_driver")
         self._last: Sequence[HostRun] = ()
-        self._of_pipeline = not isinstance(unwrap(target), diffusers.ModelMixin)
+        self._of_pipeline = model_in(target) is None
         self._kind = own_name(target)
         distinct = {id(unwrap(module)): module for module in modules.values()}
         denoisers = [Denoiser.of(module, request, replaced) for module in distinct.values()]
@@ -86,13 +95,20 @@ class Handle(AttachedToLoop):
             RunError: a run of the handle that it has is under way.
         """
         before = cls._own_of(target)
-        if isinstance(unwrap(target), diffusers.ModelMixin):
-            handle = cls(target, {"model": target}, request, before)
+        model = model_in(target)
+        for part in [target] if model is not None else [getattr(target, name) for name in denoisers_of(target)]:
+            if compiled := compiled_around(part):
+                raise AdapterError(
+                    f"{compiled} was compiled with {own_name(model_in(part))} in it, so no call of that can be told; "
+                    "compile the model in it alone, with magpolicy.compile() after attaching"
+                )
+        if model is not None:
+            handle = cls(target, {"model": model}, request, before)
         else:
             modules = denoisers_of(target)
             if not modules:
                 raise AdapterError(f"target={type(target).__name__} has no denoiser that is known; attach to its model instead")
-            handle = cls(target, {name: getattr(target, name) for name in modules}, request, before)
+            handle = cls(target, modules, request, before)
         roles = StreamNamer.roles if handle._of_pipeline else ()
         classes = classes_of(*(denoiser.module for denoiser in handle.denoisers))
         check_fits(request.config.given, classes, host="diffusers", roles=roles)
@@ -107,15 +123,16 @@ class Handle(AttachedToLoop):
     @classmethod
     def on(cls, target: Any) -> list[Handle]:
         """The handles on a pipeline or a model, the oldest first. On a model are also those of its pipelines."""
-        if isinstance(unwrap(target), diffusers.ModelMixin):
-            return [user for user in Denoiser.users_of(target) if isinstance(user, cls)]
+        model = model_in(target)
+        if model is not None:
+            return [user for user in Denoiser.users_of(model) if isinstance(user, cls)]
         handle = watcher(target)
         return [handle] if isinstance(handle, cls) else []
 
     @classmethod
     def _own_of(cls, target: Any) -> Handle | None:
         """The handle that was made for ``target`` itself."""
-        of_pipeline = not isinstance(unwrap(target), diffusers.ModelMixin)
+        of_pipeline = model_in(target) is None
         return next((handle for handle in cls.on(target) if handle._of_pipeline == of_pipeline), None)
 
     @property
@@ -228,7 +245,7 @@ class Handle(AttachedToLoop):
                     with self._lock:
                         self._last = driver.runs
 
-    def _call(self, call: Callable[[], Any]) -> Any:
+    def _call(self, call: partial[Any]) -> Any:
         """In place of each call of the pipeline."""
         if isinstance(self.driver.get(), PipelineCall):  # a subclass calls its parent's
             return call()
@@ -236,11 +253,15 @@ class Handle(AttachedToLoop):
         strange = [name for name in self._names if modules.get(name) not in self.modules]
         if strange:
             self.warn(f"{', '.join(strange)} of {type(self._pipe).__name__} is not what was attached to; attach again")
-        with (
-            self.under_way(),
-            self._driven_by(PipelineCall(self._asked, self.warn, self._pipe, self._boundary(), self._learner)),
-        ):
-            return call()
+        driver = PipelineCall(self._asked, self.warn, self._pipe, self._boundary(), self._learner)
+        with self.under_way(), self._driven_by(driver):
+            result = with_callbacks(call, driver.aside)()
+        if not driver.called and (wrapped := wrapped_in(self._pipe)):
+            self.warn(
+                f"{', '.join(wrapped)} of {self._kind} wraps a model that was not called as a module, so nothing is skipped; "
+                "have the wrapper call the model itself and not its forward, or hand the model to the pipeline"
+            )
+        return result
 
     def _asked(self) -> AttachRequest:
         return self.request

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import diffusers
-from magpolicy_torch.adapter import unwrap
+from magpolicy_torch.adapter import own_name, unwrap
 from torch import nn
 
 DENOISERS = (
     "transformer", "transformer_2", "transformer_3", "unconditional_transformer", "prior", "dit", "unet", "decoder", "model",
 )  # fmt: skip
-Around = Callable[[Callable[[], Any]], Any]
+Around = Callable[[functools.partial[Any]], Any]
 """Is given a call of the pipeline, makes it, and returns its result."""
+
+_CALLBACKS = ("callback_on_step_end", "callback")
 
 _lock = threading.RLock()  # a pipeline may be collected, and counted off, while another one is counted
 # Nothing here keeps a pipeline alive, nor what stands around its calls: that belongs to the pipeline's models.
@@ -33,18 +37,48 @@ def pipeline_kinds() -> tuple[type, ...]:
 
 def is_ours(target: Any) -> bool:
     """Whether ``target`` is a pipeline of diffusers, also a modular one, or one of its models."""
-    return isinstance(target, pipeline_kinds()) or isinstance(unwrap(target), diffusers.ModelMixin)
+    return isinstance(target, pipeline_kinds()) or model_in(target) is not None
+
+
+def model_in(target: Any) -> Any:
+    """The model of diffusers that ``target`` is, or that is the only one in it: ``torch.compile``, data parallelism, PEFT, or a
+    module of one's own may stand around it. ``None`` if there is none."""
+    module = unwrap(target)
+    if isinstance(module, diffusers.ModelMixin) or not isinstance(module, nn.Module):
+        return module if isinstance(module, diffusers.ModelMixin) else None
+    found: list[Any] = []
+    for each in module.modules():  # a parent comes before what it holds
+        if isinstance(each, diffusers.ModelMixin) and not any(each in set(other.modules()) for other in found):
+            found.append(each)
+    return found[0] if len(found) == 1 else None
+
+
+def compiled_around(target: Any) -> str:
+    """The class of what was compiled together with the model in it, so that no call of the model can be told; empty if nothing
+    was."""
+    model = model_in(target)
+    for each in target.modules() if unwrap(target) is not model else ():
+        inner = unwrap(each)
+        compiled = hasattr(each, "_orig_mod") or getattr(each, "_compiled_call_impl", None) is not None
+        if compiled and inner is not model and any(part is model for part in inner.modules()):
+            return own_name(inner)
+    return ""
 
 
 def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
     """The pipeline's models that denoise, by component name: those of the names diffusers gives them."""
-    found = {name: unwrap(getattr(pipe, name, None)) for name in DENOISERS}
-    return {name: cast("nn.Module", module) for name, module in found.items() if isinstance(module, diffusers.ModelMixin)}
+    found = {name: model_in(getattr(pipe, name, None)) for name in DENOISERS}
+    return {name: cast("nn.Module", module) for name, module in found.items() if module is not None}
+
+
+def wrapped_in(pipe: Any) -> list[str]:
+    """The components that denoise and have something else than ``torch.compile`` and data parallelism around them."""
+    return [name for name, module in denoisers_of(pipe).items() if unwrap(getattr(pipe, name)) is not module]
 
 
 def models_of(target: Any) -> list[Any]:
     """The denoisers of a pipeline, or the model that ``target`` is."""
-    return list(denoisers_of(target).values()) or [unwrap(target)]
+    return list(denoisers_of(target).values()) or [model_in(target)]
 
 
 def watch(pipe: Any, around: Around, gone: Callable[[], None]) -> None:
@@ -77,6 +111,33 @@ def unwatch(pipe: weakref.ref[Any]) -> None:
     finalizer = _watches.pop(watched, None)
     if finalizer is not None and finalizer.detach() is not None:
         _release(type(watched))
+
+
+def with_callbacks(call: functools.partial[Any], inside: Callable[[], AbstractContextManager[Any]]) -> functools.partial[Any]:
+    """The call of a pipeline, its callbacks run inside of ``inside()``: a model that a callback calls is no step of the run."""
+    if not any(callable(call.keywords.get(name)) for name in _CALLBACKS) and len(call.args) < 2:
+        return call
+    names = list(inspect.signature(call.func).parameters)
+    args = [_put(value, inside) if name in _CALLBACKS else value for name, value in zip(names, call.args, strict=False)]
+    kwargs = {name: _put(value, inside) if name in _CALLBACKS else value for name, value in call.keywords.items()}
+    return functools.partial(call.func, *args, *call.args[len(args) :], **kwargs)
+
+
+def _put(callback: Any, inside: Callable[[], AbstractContextManager[Any]]) -> Any:
+    if not callable(callback):
+        return callback
+    from diffusers import callbacks
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        with inside():
+            return callback(*args, **kwargs)
+
+    kind = type(callback)
+    if not isinstance(callback, (callbacks.PipelineCallback, callbacks.MultiPipelineCallbacks)):
+        return functools.update_wrapper(called, callback)
+    made: Any = object.__new__(type(kind.__name__, (kind,), {"__call__": lambda _, *args, **kwargs: called(*args, **kwargs)}))
+    made.__dict__ = callback.__dict__  # pipelines ask for the class, and read attributes
+    return made
 
 
 def is_watched(kind: type) -> bool:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from torch._C import _functorch
+
 from magpolicy import AttachRequest, Session
+from magpolicy_diffusers._conditions import Conditions
 from magpolicy_diffusers._provenance import guidance
-from magpolicy_diffusers._streams import BATCHED, StreamNames
+from magpolicy_diffusers._streams import BATCHED, StreamNames, samples
 from magpolicy_torch import adapter
 from magpolicy_torch.adapter import SchedulerClock, Times, TimestepClock, Why, trains
+from torch import Tensor
 
 if TYPE_CHECKING:
     from magpolicy_diffusers._denoiser import DenoiserCall
+
+_GONE = 3
+"""A branch that has not come for more steps than this is gone: what is kept of it is freed."""
 
 Timestep = Callable[[], Times | None]
 Asked = Callable[[], AttachRequest]
@@ -43,13 +52,18 @@ class HostRun(adapter.HostRun):
         super().__init__(request, session, start, noise, lesson)
         self.streams = StreamNames(pipe)
         self._pipe = pipe
+        self._conditions = Conditions()
+        self._given: dict[tuple[str, ...], tuple[Sequence[Any], Sequence[int]]] = {}  # by streams, the arguments that told them
+        self._last: dict[str, int] = {}  # per stream, the step it was evaluated at
+        self._at = -1
+        self._moving = False
         self._ahead = False  # of the timesteps, of which some have two evaluations
 
     def streams_of(self, call: DenoiserCall) -> tuple[str, ...]:
         """The streams of ``call``, as the pipeline names them, or by what they are conditioned on."""
         context = call.denoiser.context.get()
         if context is None or context in BATCHED:
-            names = self.streams.conditions_of(call)
+            names = self.streams.conditions_of(call, self.step)
             if self._pipe is None and self.streams.next_evaluation(names, self.step, call.latents()):
                 self._ahead = True
                 return names
@@ -60,12 +74,47 @@ class HostRun(adapter.HostRun):
                 return names
         return self.streams.evaluated(names, step=self.step)
 
+    def look_at(self, call: DenoiserCall, streams: tuple[str, ...]) -> None:
+        """Before ``call`` is evaluated: drop what is kept of its streams where they have become other ones, and of those that
+        come no more. A call that is given the very tensors of the one before waits for nothing."""
+        if self.step != self._at:
+            self._at = self.step
+            for gone in [stream for stream, last in self._last.items() if self.step - last > _GONE]:
+                del self._last[gone]
+                self._conditions.forget(gone)
+                self.forget([gone])
+        for stream in streams:
+            self._last[stream] = self.step
+        given, args, kwargs = list[Any](), call.args, call.kwargs
+        for place, name in call.denoiser.arguments.tell:
+            value = args[place] if place < len(args) else kwargs.get(name)
+            given += value if isinstance(value, (list, tuple)) else [value]
+        versions = [v._version for v in given if isinstance(v, Tensor) and not v.is_inference()]
+        before, noted = self._given.get(streams, ((), ()))
+        same = versions == noted and len(given) == len(before) and all(map(operator.is_, given, before))
+        if same or _functorch.peek_interpreter_stack() is not None:
+            return
+        self._given[streams] = given, versions
+        self._moving |= bool(before)
+        if far := self._conditions.look_at(streams, call.condition(), samples(call.latents())):
+            self.forget(far)
+            for stream in far:
+                self.record.problem(Why.ANOTHER_PROMPT.says(stream=repr(stream)))
+            if self.lesson is not None:
+                self.lesson.drop()
+
+    def settle(self, streams: tuple[str, ...]) -> None:
+        """After a call of these streams: note what they were computed on."""
+        if self._moving and self.record.laps and not self.record.laps[-1][0]:
+            self._conditions.computed(streams)
+
     def end(self) -> None:
-        """End the run, and free its residuals. What is kept of it for reports keeps no pipeline alive."""
+        """End the run, and free its residuals. What is kept of it for reports keeps no pipeline alive, and no prompt."""
         try:
             super().end()
         finally:
             self._pipe = self.streams.pipe = None
+            self._given.clear()
 
     @property
     def complete(self) -> bool:
@@ -93,6 +142,18 @@ class RunDriver(abc.ABC):
         self.run: HostRun | None = None
         self.problem = ""
         """Why calls here are not part of a run."""
+        self.called = False
+        """Whether a model was called."""
+        self._aside = False
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Inside, calls of the model are no steps of a run: a callback's, an observer's. They compute."""
+        before, self._aside = self._aside, True
+        try:
+            yield
+        finally:
+            self._aside = before
 
     def call(self, call: DenoiserCall, streams: Sequence[str] | None) -> Any:
         """Make ``call`` as a part of the run it belongs to; a call of no run computes.
@@ -101,15 +162,19 @@ class RunDriver(abc.ABC):
             call: the call that was to be made.
             streams: its streams, where the user named them.
         """
-        run, denoiser = self.enter(call.timestep), call.denoiser
+        self.called = True
+        if self._aside:
+            return call.compute()
+        with self.aside():
+            run, denoiser = self.enter(call.timestep), call.denoiser
         if run is None:
             if self.problem:
                 self.warn(f"{denoiser.name} was called outside a run, so nothing is skipped: {self.problem}", once=True)
             return call.compute()
         if streams:
             run.streams.named(streams, run.step)
-        else:
-            streams = run.streams_of(call)
+        streams = tuple(streams or run.streams_of(call))
+        run.look_at(call, streams)
         if run.moments is not None:
             run.moments.note(latents=call.latents())
         must_compute = Why.TOO_MANY.says() if run.streams.too_many else ""
@@ -125,7 +190,9 @@ class RunDriver(abc.ABC):
             raise
         if run.record.past_end and not before:
             self.warn(run.too_long())
-        self.left()
+        run.settle(streams)
+        with self.aside():
+            self.left()
         return result
 
     @abc.abstractmethod
@@ -144,7 +211,8 @@ class RunDriver(abc.ABC):
         """Nothing more to come."""
         run, self.run = self.run, None
         if run is not None:
-            run.end()
+            with self.aside():
+                run.end()
             if self.learner is not None:
                 run.note(self.learner.provenance)
             if run.in_vain:
@@ -271,6 +339,7 @@ class GivenRun(RunDriver):
         if self._told:
             return self.run
         if self._clock.tell(timestep()) == "untold":
+            self.run.streams.counted = False
             self.run.streams.begin_step()  # each call is its stream's next
         self.run.go_to(self._clock.count)
         return self.run

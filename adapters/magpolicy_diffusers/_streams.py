@@ -71,19 +71,25 @@ class StreamNames(StreamNamer):
         self.pipe = pipe
         self._fingerprints = Fingerprints()
         self._calls: dict[Hashable, tuple[str, ...]] = {}
+        self.counted = True
+        """Whether something tells where a step begins."""
+        self._guided: tuple[Any, Any] = (None, None)  # whether there was guidance at the step before, and whether there is
         self._latents: dict[tuple[str, ...], Tensor | None] = {}  # a few numbers of those evaluated last
 
-    def conditions_of(self, call: DenoiserCall) -> tuple[str, ...]:
+    def conditions_of(self, call: DenoiserCall, step: int | None = None) -> tuple[str, ...]:
         """Names for the conditions of a call that nobody named.
 
-        Parts of the batch that are equal are one sample under several conditions.
+        Parts of the batch that are equal are one sample under several conditions. A condition that is new, at the place in the
+        step where another one was that has not come yet, takes its place and its name.
         """
+        if step is None or step != self._step:
+            self.go_to(step)
+            self._guided = self._guided[1], getattr(self.pipe, "do_classifier_free_guidance", None)
         latents, condition = call.latents(), call.condition()
         rows = samples(latents)
         key = rows, self._key(condition, 0, rows)
         if key not in self._calls:  # looking at the latents waits for the device: once for each condition, not at each step
-            guided = getattr(self.pipe, "do_classifier_free_guidance", None)
-            self._calls[key] = self._parts(condition, rows, copies(latents, guided))
+            self._calls[key] = self._parts(condition, rows, copies(latents, self._guided[1]))
         return self._calls[key]
 
     def next_evaluation(self, names: tuple[str, ...], step: int, latents: Any) -> bool:
@@ -102,16 +108,36 @@ class StreamNames(StreamNamer):
         # The first sample of a part stands for it: a condition stays itself when samples are added or left out.
         keys = [self._key(condition, part * rows // count, rows) for part in range(count)]
         if count == 1 or len(set(keys)) < count:
-            return (self._name(keys[0]),)
+            return (self._name(keys[:1], 0),)
         order: Sequence[str | None] = (None,) * count
         if count == len(self.roles):
             order = self.roles if type(self.pipe).__name__.startswith(_COND_FIRST) else self.roles[::-1]
-        return tuple(self._name(part, role) for part, role in zip(keys, order, strict=True))
+        before = [self._replaced(keys, place, role) for place, role in enumerate(order)]
+        return tuple(self._name(keys, place, role, name) for place, (role, name) in enumerate(zip(order, before, strict=True)))
 
-    def _name(self, key: Hashable, role: str | None = None) -> str:
-        if role is None:  # pipelines that evaluate conditions one by one begin with cond
+    def _name(self, keys: Sequence[Hashable], place: int, role: str | None = None, before: str | None = None) -> str:
+        if found := self.known(keys[place]):
+            return found
+        if role is None:
+            before = self._replaced(keys, place)
+            # pipelines that evaluate conditions one by one begin with cond
             role = next((name for name in self.roles if name not in self.conditions), self.roles[0])
-        return self.known(key) or self.condition(key, role)
+        if before is None:
+            return self.condition(keys[place], role)
+        self.becomes(before, keys[place])
+        self._calls.clear()
+        return before
+
+    def _replaced(self, keys: Sequence[Hashable], place: int, role: str | None = None) -> str | None:
+        """The name of the condition whose place one takes that is not known; ``None`` if it is one more."""
+        if not self.counted or self._guided == (False, True):
+            return None
+        name = self.not_yet(place)
+        if self._guided == (True, False) and len(keys) == 1:  # the one that is left
+            name = next((each for each in self._before.values() if self.bases[each] == self.roles[0]), name)
+        if name is None or name in map(self.known, keys) or role not in (None, self.bases[name]):
+            return None
+        return name
 
     def _key(self, condition: Mapping[str, Any], row: int, rows: int) -> Hashable:
         return tuple((name, self._fingerprints.of(value, row, rows)) for name, value in condition.items())

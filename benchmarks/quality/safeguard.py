@@ -96,7 +96,8 @@ def measure(name: str) -> dict[str, Any]:
         print(f"{name}, {label}: {np.round(figures, 1)} dB, {computed} computed", flush=True)
 
     for what, calibration in calibrations(name, jobs[0].sigmas):
-        calibration = evolve(calibration, provenance={})  # which would tell that it is another model's
+        if what != "the prior":
+            calibration = evolve(calibration, provenance={})  # which would tell that it is another model's
         for budget in BUDGETS:
             settings = {"calibration": calibration, "computed": budget, "guidance": model.guidance, "learn": False}
             for guard, safeguard in GUARDS.items():

@@ -17,6 +17,7 @@ diffusers = pytest.importorskip("diffusers", reason="the diffusers extra is not 
 
 from pipes import PIPES  # noqa: E402
 
+from nets import Rows  # noqa: E402
 from zoo import CASES  # noqa: E402
 from zoo._case import Draw, Row  # noqa: E402
 
@@ -25,17 +26,6 @@ from magpolicy_torch.residuals import _arithmetic  # noqa: E402
 
 FLUX, WAN, EXPERTS = PIPES["FluxPipeline"], CASES["WanTransformer3DModel"], PIPES["WanPipeline two experts"]
 SKIPPING = {"schedule": Schedule.from_mask((1, 1, 0, 1, 0, 0))}
-
-
-class Net(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.blocks = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(3))
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = block(x)
-        return x
 
 
 class Watched:
@@ -359,7 +349,7 @@ def a_generator_that_is_closed_in_another_context(watch):
 
 @way
 def a_module_of_no_host(watch):
-    net = watch(Net())
+    net = watch(Rows())
     handle = magpolicy.attach(net, **SKIPPING)
     with handle.run():
         for _ in range(6):
@@ -370,7 +360,7 @@ def a_module_of_no_host(watch):
 
 @way
 def a_module_of_no_host_whose_run_is_never_left(watch):
-    net = watch(Net())
+    net = watch(Rows())
     opened = contextlib.ExitStack()
     opened.enter_context(magpolicy.attach(net, **SKIPPING).run())
     net(torch.ones(1, 4, 8))
@@ -379,7 +369,7 @@ def a_module_of_no_host_whose_run_is_never_left(watch):
 
 @way
 def a_module_of_no_host_that_is_called_outside_of_a_run(watch):
-    net = watch(Net())
+    net = watch(Rows())
     magpolicy.attach(net, **SKIPPING)
     with pytest.warns(UserWarning, match="outside a run"):
         net(torch.ones(1, 4, 8))
@@ -387,7 +377,7 @@ def a_module_of_no_host_that_is_called_outside_of_a_run(watch):
 
 @way
 def a_function_of_ones_own_loop(watch):
-    net = watch(Net())
+    net = watch(Rows())
     session = magpolicy.Session(SKIPPING["schedule"])
     with session:
         for _ in range(6):

@@ -15,6 +15,8 @@ pytest.importorskip("cattrs", reason="the files extra is not installed")
 
 from pipes import PIPES  # noqa: E402
 
+from nets import Rows  # noqa: E402
+
 from magpolicy.adapter import ModelIdentity, remember  # noqa: E402
 from magpolicy_diffusers._model_presets import kept_of  # noqa: E402
 
@@ -157,17 +159,7 @@ def test_a_lora_that_is_loaded_makes_another_model_of_the_same_repo():
 
 
 def test_a_module_in_a_loop_of_ones_own_is_found_too():
-    class Net(torch.nn.Module):
-        def __init__(self, width=8):
-            super().__init__()
-            self.blocks = torch.nn.ModuleList(torch.nn.Linear(width, width) for _ in range(3))
-
-        def forward(self, x):
-            for block in self.blocks:
-                x = x + block(x)
-            return x
-
-    net = Net()
+    net = Rows()
     with magpolicy.attach(net, calibrate=True) as handle, handle.run(steps=6), torch.no_grad():
         for step in range(6):
             net(torch.full((1, 4, 8), 1.0 - step / 6))

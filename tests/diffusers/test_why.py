@@ -320,11 +320,24 @@ def gradients_of_the_input():
     return told(net, run)
 
 
-@makes(Why.TOO_MANY)
+@makes(Why.ANOTHER_PROMPT)
 def another_prompt_at_every_step():
     model = WAN.make()
     mask = Schedule.from_mask([1] + [0] * 29)
     return told(model, lambda handle: wan_loop(handle, model, 30, text=str), {"schedule": mask, "steps": 30})
+
+
+@makes(Why.TOO_MANY)
+def more_prompts_at_a_step_than_guidance_has():
+    model = WAN.make()
+
+    def run(handle):
+        with torch.no_grad():
+            for step in range(4):
+                for text in range(14):
+                    model(**WAN.inputs(Draw((Row(0, str(text)),), level=1 - step / 4)))
+
+    return told(model, run, steps=4)
 
 
 @makes(Why.TOO_LONG, Decision.PAST_END)

@@ -101,12 +101,13 @@ OURS = Path(sys.modules["magpolicy"].__file__).parents[1], Path(_arithmetic.__fi
 
 @contextlib.contextmanager
 def interrupted(line, kind=KeyboardInterrupt):
-    """Raise ``kind`` at the ``line``-th line of our code that is run inside; ``None`` only counts. Yields where it was.
+    """Raise ``kind`` at the ``line``-th line of our code that is run inside; ``None`` only counts. Yields where it was, and the
+    first and the last passage of each line.
 
     As ``KeyboardInterrupt`` of a signal, which comes between any two lines.
     """
-    found = {"lines": 0, "where": ""}
-    known = {}
+    found = {"lines": 0, "where": "", "passages": []}
+    known, passed = {}, {}
 
     def enter(frame, event, _):
         code = frame.f_code
@@ -117,6 +118,7 @@ def interrupted(line, kind=KeyboardInterrupt):
 
     def step(frame, event, _):
         if event == "line":
+            passed.setdefault((frame.f_code, frame.f_lineno), []).append(found["lines"])
             found["lines"] += 1
             if found["lines"] - 1 == line:
                 found["where"] = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} ({frame.f_code.co_qualname})"
@@ -129,3 +131,4 @@ def interrupted(line, kind=KeyboardInterrupt):
         yield found
     finally:
         sys.settrace(before)
+        found["passages"] = sorted({each for numbers in passed.values() for each in (numbers[0], numbers[-1])})

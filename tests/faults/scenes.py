@@ -84,19 +84,22 @@ class LoopScene:
         self.handle = magpolicy.attach(self.target, steps=STEPS, **self.settings)
         return self.handle
 
-    def run(self):
+    def run(self, after_step=lambda: None):
         bare = not magpolicy.attached(self.target)
         with torch.no_grad(), nullcontext() if bare or not self.block else self.handle.run():
-            return self.loop(bare)
+            outputs = []
+            for step in range(STEPS):
+                outputs += self.step(step, bare=bare)
+                self.faults.passage("callback")
+                after_step()
+            return torch.stack(outputs)
 
-    def loop(self, bare):
+    def step(self, step, *, bare=False):
         outputs = []
-        for step in range(STEPS):
-            for name in ("cond", "uncond"):
-                with nullcontext() if bare else self.handle.stream(name):
-                    outputs.append(self.case.call(self.model, Draw((Row(step, name),), level=1 - step / STEPS))[0])
-            self.faults.passage("callback")
-        return torch.stack(outputs)
+        for name in ("cond", "uncond"):
+            with nullcontext() if bare else self.handle.stream(name):
+                outputs.append(self.case.call(self.model, Draw((Row(step, name),), level=1 - step / STEPS))[0])
+        return outputs
 
 
 SCENES = {

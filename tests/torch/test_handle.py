@@ -575,20 +575,9 @@ def test_a_run_in_a_generator_that_is_closed_in_another_context(plain):
         assert handle.report.trace[0].stream == "single"
 
 
-def test_gradients_of_what_a_model_is_given_are_those_of_its_blocks():
+def test_gradients_of_what_a_model_is_given_are_those_of_its_blocks(kit):
     """Guidance by a loss: of frozen weights, only the latents' gradients can be meant. A skip would have none of the blocks."""
-
-    class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.blocks = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(3))
-
-        def forward(self, x):
-            for block in self.blocks:
-                x = block(x).tanh()
-            return x
-
-    net = Net().requires_grad_(False)
+    net = kit.Net().requires_grad_(False)
 
     def gradients():
         torch.manual_seed(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from contextvars import ContextVar
@@ -34,8 +35,8 @@ _KINDS_KEPT = 64  # kinds of calls that are remembered: shapes, switches, option
 # these.
 _NOT_SO = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)
 
-_under_way: ContextVar[tuple[HostModel, ...]] = ContextVar("magpolicy_torch_models", default=())
-"""The models whose calls are being evaluated here, each called by the one before it."""
+_under_way: ContextVar[tuple[weakref.ref[ModelCall], ...]] = ContextVar("magpolicy_torch_calls", default=())
+"""The calls that are being evaluated here, each made by the one before it; one that an interruption broke off is gone."""
 
 
 class HostModel:
@@ -64,7 +65,7 @@ class HostModel:
     @property
     def under_way(self) -> bool:
         """Whether a call of this model is being evaluated in this context; a call that comes now is a part of it."""
-        return self in _under_way.get()
+        return any(call is not None and call.model is self for call in [known() for known in _under_way.get()])
 
     def evaluate(
         self,
@@ -79,9 +80,9 @@ class HostModel:
         levels: Sequence[float] | None = None,
     ) -> Any:
         """Like :func:`magpolicy_torch.evaluate`, for ``original(*args, **kwargs)``."""
-        token = _under_way.set((*_under_way.get(), self))
+        call = ModelCall(self, run, streams, original, args, kwargs or {})
+        token = _under_way.set((*_under_way.get(), weakref.ref(call)))
         try:
-            call = ModelCall(self, run, streams, original, args, kwargs or {})
             return evaluate(run, streams, call, step=step, earliest=earliest, levels=levels)
         finally:
             _under_way.reset(token)
@@ -115,16 +116,13 @@ class ModelCall:
         self.original, self.args, self.kwargs = original, args, kwargs
         self.stack = model.stack
         self.batch = model.stack.layouts[0].batch
+        self.device = next((v.device for v in (*kwargs.values(), *args) if isinstance(v, Tensor)), None)
         first = model.stack.entrance
         self.entry = None if first is None or REGISTRIES.isdisjoint(first.__dict__) else entry_of(first)
         self.kind = _kind_of(args, kwargs), self.entry
         self.spec = model.specs.get(self.kind)
         self.strange = Why.OTHERWISE
         """Why it cannot be skipped, if it turns out so."""
-
-    @property
-    def device(self) -> torch.device | None:
-        return next((v.device for v in (*self.kwargs.values(), *self.args) if isinstance(v, Tensor)), None)
 
     def plain(self) -> Any:
         return self.original(*self.args, **self.kwargs)

@@ -83,6 +83,12 @@ class Run:
         self.record.other_cache = self.record.other_cache or cache
         self.record.problem(cache)
 
+    def drop(self, stream: str) -> None:
+        """Forget the residuals of a stream, and how they moved."""
+        self.store.drop(stream)
+        self.second.drop(stream)
+        self.turns.drop(stream)
+
     def free(self) -> None:
         """Free every tensor."""
         self.store.clear()

@@ -43,6 +43,9 @@ class Why(enum.Enum):
     TRANSFORMED = "called inside of a torch.func transform (vmap, grad, ...), where nothing can be kept: such calls compute"
     CHECKPOINTING = "with gradient checkpointing the backward pass runs the blocks again, so every step computes"
     GRADIENTS = "gradients of what it is given are wanted, and a skip has none of the blocks, so every step computes"
+    ANOTHER_PROMPT = (
+        "the prompt of {stream}, or what else tells its branch, became another one during the run; the step after that computes"
+    )
     TOO_MANY = "more calls come at a step than can be told apart, so all compute"
     TOO_LONG = "{model} was evaluated more often than the run's {steps} steps; the rest computes. Is steps right?"
 

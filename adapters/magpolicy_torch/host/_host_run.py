@@ -189,7 +189,7 @@ class HostRun:
         """Drop the residuals of these streams."""
         for run in self._runs.values():
             for stream in streams:
-                run.store.drop(stream)
+                run.drop(stream)
 
     def stop(self) -> None:
         """Note that the model raised, or that an exception ended the run: its calibration is incomplete."""

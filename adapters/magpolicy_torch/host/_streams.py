@@ -55,6 +55,12 @@ class StreamNamer:
         self._counts: dict[str, int] = {}
         self._first: dict[str, int] = {}  # the same of the run's first step
 
+    def go_to(self, step: int | None) -> None:
+        """The calls to come are of this step; with another one than before, a step begins."""
+        if step is not None and step != self._step:
+            self._step = step
+            self.begin_step()
+
     def begin_step(self) -> None:
         """Every stream is to be evaluated for the first time again."""
         self._before, self._used = self._used, {}
@@ -78,6 +84,23 @@ class StreamNamer:
             self.conditions.add(name)
         return roles[role]
 
+    def becomes(self, name: str, key: Hashable) -> None:
+        """From now on ``key`` identifies the condition of this name; the one that it was is gone."""
+        role = self.bases[name]
+        for before, roles in list(self._roles.items()):
+            if roles.get(role) == name:
+                del roles[role]
+                if not roles:
+                    del self._roles[before]
+        self._roles.setdefault(key, {})[role] = name
+
+    def not_yet(self, place: int) -> str | None:
+        """The name that was evaluated at the step before where the one to come is now, ``place`` further in the same call;
+        ``None`` if none was, or it was evaluated at this step already."""
+        index, before = len(self._used) + place, list(self._before.values())
+        name = before[index] if index < len(before) else None
+        return None if name in self._used.values() else name
+
     def evaluated(self, names: Iterable[str], frames: Sequence[int] = (), step: int | None = None) -> tuple[str, ...]:
         """The streams of a call that evaluates these names. One that was evaluated at this step already is another stream.
 
@@ -86,9 +109,7 @@ class StreamNamer:
             frames: those of a context window, where it is evaluated in one.
             step: where another one is given than before, a step begins.
         """
-        if step is not None and step != self._step:
-            self._step = step
-            self.begin_step()
+        self.go_to(step)
         streams = []
         for name in names:
             base = self.bases.setdefault(name, name)
@@ -103,9 +124,7 @@ class StreamNamer:
 
     def named(self, streams: Iterable[str], step: int) -> None:
         """Note the streams of a call that were named by somebody else: they stay as they are, also where one comes again."""
-        if step != self._step:
-            self._step = step
-            self.begin_step()
+        self.go_to(step)
         for name in streams:
             self._used[repeated(name, 1 + list(self._used.values()).count(name))] = name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -360,3 +361,19 @@ def test_comfyui_reads_the_project_file(comfyui: Path) -> None:
     assert (found.project.name, found.project.version) == ("magpolicy", magpolicy.__version__)
     assert found.tool_comfy.display_name == "MagPolicy"
     assert found.tool_comfy.publisher_id
+
+
+def test_the_registrys_checks_find_nothing(tmp_path: Path) -> None:
+    """What comfy-cli 1.23 looks for before it publishes; the tool itself is run where it is installed."""
+    rules = ["check", ".", "-q", "--select", "S102,S307,E702"]
+    done = subprocess.run([sys.executable, "-m", "ruff", *rules], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    if (comfy := shutil.which("comfy")) is None:
+        return
+    told = subprocess.run(
+        [comfy, "--skip-prompt", "node", "validate"], cwd=REPOSITORY, capture_output=True, text=True,
+        env={**os.environ, "HOME": str(tmp_path), "DO_NOT_TRACK": "1"}, timeout=120,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stdout
+    assert "Security warnings" not in told.stdout + told.stderr
+    assert "All validation checks passed" in told.stdout + told.stderr

@@ -1,0 +1,183 @@
+"""What the state of a run is after each thing that can happen to it, one at a time."""
+
+import math
+
+import numpy as np
+import pytest
+
+from magpolicy import Calibration, Decision, MagPolicy, RunError, Safeguard, Schedule, Session, plan
+from magpolicy.policy._policy import ScheduledPolicy
+
+RATIOS = [1.0, 0.9, 0.8, 1.1, 0.95, 1.05]
+RULE = {"threshold": 0.5, "max_skips": 3, "retention": 0.1}
+
+
+def policy(**more):
+    return MagPolicy(RATIOS, **RULE | more)
+
+
+def moving(steps=12, noise=0.05):
+    """Residuals that turn evenly, each a little off."""
+    dice = np.random.default_rng(0)
+    angles = np.linspace(0, 1.2, steps)
+    return [np.array([[np.cos(a), np.sin(a), *dice.normal(size=4) * noise]]) for a in angles]
+
+
+def measured(**more):
+    return Calibration.from_residuals(moving(), sigmas=[1 - i / 12 for i in range(12)], **more)
+
+
+@pytest.mark.parametrize("steps", [(3,), (3, 4), (2, 3, 4)], ids=str)
+def test_a_proposal_that_is_forgotten_changes_nothing(steps):
+    """Whichever steps were proposed in between, the state is that before the first of them."""
+    one = policy()
+    one.settle(one.propose())
+    before = one.state_dict()
+    for step in steps:
+        one.propose(step)
+    assert one.state_dict() != before
+    one.forget()
+    assert one.state_dict() == before
+    one.forget()
+    assert one.state_dict() == before
+
+
+def test_steps_that_were_left_out_count_in_the_ratio():
+    one = policy()
+    one.settle(one.propose())
+    one.settle(one.propose(3))
+    assert one.accumulated_ratio == pytest.approx(0.9 * 0.8 * 1.1)
+    assert one.step == 4
+    for step in (3, 6, 7):
+        with pytest.raises(RunError, match="cannot follow: the next step is 4 of 6"):
+            one.propose(step)
+
+
+def test_a_schedule_forgets_a_proposal_too():
+    with Session(Schedule.from_mask([1, 0, 1, 0])) as session:
+        session.call(["single"]).commit()
+        for step in (2, 3):
+            session.call(["single"], step=step).cancel()
+            assert session.step() == 1
+        session.call(["single"]).commit()
+        assert [entry.step for entry in session.trace] == [0, 1]
+
+
+def test_a_schedule_goes_on_to_later_steps_alone():
+    one = ScheduledPolicy([True, False, False, True])
+    assert one.skips == 0
+    assert one.propose(1) is Decision.NO_RESIDUAL
+    one.settle(Decision.NO_RESIDUAL)
+    for step in (0, 1, 4, 5):
+        with pytest.raises(RunError, match="cannot follow: the next step is 2 of 4"):
+            one.propose(step)
+    assert one.settle(one.propose()) is Decision.REUSED
+    assert (one.step, one.skips) == (3, 1)
+
+
+def test_the_schedule_that_is_followed_brings_its_forecasts():
+    first = Schedule.from_mask([1, 1, 0, 0, 0, 0], coefficients=[0, 0, 0.1, 0.2, 0.3, 0.4])
+    other = Schedule.from_mask([1, 1, 1, 0, 1, 0], coefficients=[0, 0, 0, 0.7, 0, (0.8, 0.2)])
+    with Session(first) as session:
+        for _ in range(2):
+            session.call(["single"]).commit()
+        session.follow(other)
+        found, kept = [], []
+        for _ in range(4):
+            call = session.call(["single"])
+            found.append(call.streams[0].coefficients)
+            kept.append(call.streams[0].keep)
+            call.commit()
+    assert found == [(), (0.7,), (), (0.8, 0.2)]
+    assert kept[2] == 3
+    assert session.schedule == other
+
+
+def test_only_a_guarded_run_compares_and_keeps_two():
+    calibration = measured()
+    for guard, compares in ((None, False), (False, False), (True, True), (3.0, True)):
+        with Session(calibration, steps=12, computed=6, forecast="hold", safeguard=guard) as session:
+            checks, kept = [], []
+            for step in range(12):
+                (stream,) = (call := session.call(["single"])).streams
+                if not call.skip and step < 11:
+                    checks.append(stream.check is not None)
+                    kept.append(stream.keep)
+                call.commit()
+        assert any(checks) is compares
+        assert min(kept[:-1]) == (2 if compares else 1)
+        assert max(kept) == (2 if compares else 1)
+
+
+def test_errors_are_refused_where_nothing_is_compared():
+    with Session(measured(), steps=12, computed=6) as session:
+        call = session.call(["single"])
+        with pytest.raises(RunError, match="has no safeguard"):
+            call.commit(errors={"single": 0.5})
+        call.commit()
+    with Session(measured(), steps=12, computed=6, safeguard=True) as session:
+        call = session.call(["single"])
+        with pytest.raises(RunError, match="'other'"):
+            call.commit(errors={"other": 0.5})
+        call.commit(errors={})
+        assert session.replans == ()
+
+
+def test_a_guard_alarms_above_both_its_margin_and_its_floor():
+    schedule = plan(measured(), steps=12, computed=6)
+    at = next(i for i in range(2, 12) if schedule.mask[i] and schedule.checks[0][i])
+    expected = schedule.checks[0][at][1]
+    for margin, floor in ((1.0, 0.0), (2.0, 0.0), (2.0, 10 * expected)):
+        guard = Safeguard(plan=schedule, margin=margin, floor=floor)
+        bound = max(margin * expected, floor)
+        assert guard.compare("single", at, bound) is None
+        assert guard.compare("single", at, bound * 0.99) is None
+        found = guard.compare("single", at, bound * 1.01)
+        assert (found.step, found.measured, found.expected) == (at, bound * 1.01, expected)
+        assert found.outcome == "computes"
+        assert found.schedule.mask[: at + 1] == schedule.mask[: at + 1]
+        assert all(found.schedule.mask[at:])
+        assert guard.compare("single", at, math.nan).outcome == "computes"
+    for step in (-1, 0, 12):
+        assert Safeguard(plan=schedule).compare("single", step, math.inf) is None
+
+
+def test_what_a_call_is_revised_to_and_when_it_is_over():
+    with Session(RATIOS, **RULE) as session:
+        first = session.call(["single"])
+        with pytest.raises(RunError, match="can only be revised to compute"):
+            first.commit(Decision.REUSED)
+        first.commit()
+        with pytest.raises(RunError, match="ended already"):
+            first.commit()
+        second = session.call(["single"])
+        assert second.skip
+        second.commit(Decision.NO_RESIDUAL)
+        assert (second.skip, second.decision) == (False, Decision.NO_RESIDUAL)
+        assert session.trace[-1].decision is Decision.NO_RESIDUAL
+        assert session.trace[-1].accumulated_ratio == 1.0
+        assert (session.step(), session.remaining()) == (2, 4)
+        first.cancel()
+        assert session.step() == 2
+
+
+def test_a_run_begins_where_it_is_told():
+    session = Session(RATIOS, **RULE)
+    session.begin(2)
+    assert (session.step(), session.remaining()) == (2, 4)
+    with pytest.raises(RunError, match="under way already"):
+        session.begin()
+    with pytest.raises(RunError, match="before this run's first step 2"):
+        session.decide(step=1)
+    with pytest.raises(RunError, match="past this run's 6 steps"):
+        session.decide(step=6)
+    assert session.decide() is Decision.NO_RESIDUAL
+    with pytest.raises(RunError, match="step 2 is not committed"):
+        session.decide()
+    session.commit()
+    with pytest.raises(RunError, match="nothing is decided"):
+        session.commit()
+    session.end()
+    assert not session.active
+    with pytest.raises(RunError, match="no run is under way"):
+        session.decide()

@@ -1,0 +1,59 @@
+"""An interruption between any two lines of our code, as a signal makes it: the next run is that of a fresh process.
+
+``MAGPOLICY_FAULTS=2000`` tries so many lines a scene in place of 5.
+"""
+
+import gc
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the torch extra is not installed")
+pytest.importorskip("diffusers", reason="the diffusers extra is not installed")
+
+from injection import Faults, interrupted, only_new_garbage, some  # noqa: E402
+from scenes import SCENES, decided, footprint  # noqa: E402
+
+HERE = [name for name in SCENES if "compiled" not in name and "learning" not in name]
+
+
+@pytest.fixture(params=HERE)
+def scene(request, monkeypatch, tmp_path):
+    monkeypatch.setenv("MAGPOLICY_HOME", str(tmp_path))
+    only_new_garbage()
+    faults = Faults()
+    faults.in_arithmetic(monkeypatch)
+    return SCENES[request.param](faults)
+
+
+def broken(function, line):
+    """Call ``function``, interrupted at ``line``; returns where that was."""
+    try:
+        with interrupted(line) as found:
+            function()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        gc.collect()  # what is interrupted in a finaliser is left to the collector
+    return found["where"]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_run_is_interrupted(scene, request):
+    scene.run()  # diffusers leaves things of its own on a model
+    before = footprint(scene)
+    with scene.attach() as handle, interrupted(None) as counted:
+        wanted = scene.run()
+    trace = decided(handle)
+    for line in some(counted["passages"], 5, request.node.name):
+        handle = scene.attach()
+        where = broken(scene.run, line)
+        assert not handle.running, where
+        if scene.knows_its_end:
+            assert handle.residuals_held == 0, where
+            assert scene.faults.residuals_alive == 0, where
+        assert torch.equal(scene.run(), wanted), where
+        assert decided(handle) == trace, where
+        handle.detach()
+        assert footprint(scene) == before, where
+        assert scene.faults.residuals_alive == 0, where
