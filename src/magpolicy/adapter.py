@@ -20,13 +20,13 @@ from magpolicy.catalog._kept import kept_for, remarks_on_choice
 from magpolicy.catalog._learned import learned, remember
 from magpolicy.catalog._matching import PresetMatches, named
 from magpolicy.files._names import PRESET_ENDINGS, file_name, names_a_file
-from magpolicy.hosts._of_a_request import OF_A_REQUEST, asked_of
 from magpolicy.planning._stopping import PlanningStopped, stop_planning_when
 from magpolicy.planning._target import SPEEDS, speedup_of
 from magpolicy.policy._semantics import semantics
 from magpolicy.run._alike import decides_by
 from magpolicy.run._call import CallDecision, StreamDecision
 from magpolicy.run._config import RunConfig
+from magpolicy.run._of_a_request import OF_A_REQUEST, asked_of
 from magpolicy.run._placing import Placement, ScheduleSpan, place
 from magpolicy.run._resolve import always_compute, resolve
 from magpolicy.run._simulate import simulate_config
