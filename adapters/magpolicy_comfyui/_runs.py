@@ -180,6 +180,9 @@ class RunDriver:
     """The one under way; ``None``: none of them is."""
     _made: int = 0
     """Evaluations that were begun."""
+    _wrapped: bool = False
+    """Whether evaluations come through the wrapper around them. Guiders that are called in their own way leave it out: there,
+    a call at another noise level begins one, or of a condition that was called already."""
     _sigma: float = 0.0
     """Noise level of the last one."""
     _other: str = ""
@@ -266,17 +269,26 @@ class RunDriver:
         """Around one evaluation of all conditions."""
         if self.run is None:
             return executor(x, timestep, *args, **kwargs)
-        self._streams.begin_step()
-        self._made += 1
-        self._sigma = float(timestep.max())
-        self._at = self._place.of(self._sigma)
-        if self._at is not None:
-            for run in self._runs:
-                run.go_to(run.first + self._at)
+        self._wrapped = True
+        self._evaluates(float(timestep.max()))
         try:
             return executor(x, timestep, *args, **kwargs)
         finally:
             self._at = None
+
+    def _is_next(self, sigma: float, streams: Sequence[str] | None) -> bool:
+        """Whether a call begins an evaluation, where no wrapper says so."""
+        return not self._made or sigma != self._sigma or any(", again" in stream for stream in streams or ())
+
+    def _evaluates(self, sigma: float) -> None:
+        """The next evaluation begins, at this noise level."""
+        self._streams.begin_step()
+        self._made += 1
+        self._sigma = sigma
+        self._at = self._place.of(sigma)
+        if self._at is not None:
+            for run in self._runs:
+                run.go_to(run.first + self._at)
 
     def _apply(
         self,
@@ -298,8 +310,11 @@ class RunDriver:
         if self.run is None:
             return call()
         with self._lock:
-            run = self._run_on(options.get("multigpu_thread_device"), self.run)
             streams = self._streams.of(options, x.shape[0])
+            if not self._wrapped and self._is_next(sigma := float(t.max()), streams):
+                self._evaluates(sigma)
+                streams = self._streams.of(options, x.shape[0])
+            run = self._run_on(options.get("multigpu_thread_device"), self.run)
         if why := self._unplaced(run, streams):
             return self._compute(run, streams, call, why)
         assert streams is not None

@@ -28,6 +28,7 @@ class Conditions:
     def __init__(self) -> None:
         self._now: dict[str, Sample] = {}
         self._computed: dict[str, Sample] = {}
+        self._rows: dict[str, int] = {}
 
     def look_at(self, streams: Sequence[str], condition: Any, rows: int) -> list[str]:
         """Note what these streams are conditioned on now. Waits for the device.
@@ -44,6 +45,9 @@ class Conditions:
         for place, stream in enumerate(streams):
             part = (place * rows // len(streams), (place + 1) * rows // len(streams)) if len(streams) > 1 else None
             now = self._now[stream] = tuple(_noted(condition, rows, part))
+            if self._rows.get(stream) != rows // len(streams):  # more samples, or fewer: no residual has their shape
+                self._rows[stream] = rows // len(streams)
+                self._computed[stream] = now
             before = self._computed.setdefault(stream, now)
             if before is not now and distance(before, now) >= FAR:
                 self._computed[stream] = now

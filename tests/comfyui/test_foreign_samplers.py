@@ -204,3 +204,32 @@ def test_a_wrapper_that_evaluates_twice(flux: Any) -> None:
     flux.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "another", twice)
     _, spy = seen(flux, "Flux", comfy.samplers.sampler_object("euler"))
     assert len(spy.computed) == 2 * STEPS
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+@pytest.mark.parametrize("name", ["Flux", "SDXL"])
+def test_a_guider_that_is_called_in_its_own_way_skips_like_another(comfyui: Path, name: str, sampler: str, cfg: float) -> None:
+    """Guiders of node packs go around ComfyUI's wrapper of an evaluation: their evaluations are told by the noise level."""
+    import comfy.samplers
+
+    class Own(comfy.samplers.CFGGuider):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            made: torch.Tensor = self.predict_noise(*args, **kwargs)
+            return made
+
+    patcher, made, reports = models.make(name), [], []
+    for kind in (comfy.samplers.CFGGuider, Own):
+        node, attachment = running.under(patcher, CURVE, **RULE)
+        guider = kind(node)
+        guider.set_conds(models.conditioning(name, 0), models.conditioning(name, 1))
+        guider.set_cfg(cfg)
+        sigmas = comfy.samplers.calculate_sigmas(node.get_model_object("model_sampling"), "simple", STEPS)
+        noise = torch.randn(1, *models.TINY[name].latent, generator=torch.Generator().manual_seed(1))
+        with running.quiet():
+            method = comfy.samplers.sampler_object(sampler)
+            made.append(guider.sample(noise, torch.zeros_like(noise), method, sigmas, disable_pbar=True, seed=1))
+        reports.append(attachment.run_report.report)
+    assert torch.equal(*made)
+    assert reports[1].strip == reports[0].strip
+    assert reports[0].skipped > 0

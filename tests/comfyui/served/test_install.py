@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -360,3 +361,48 @@ def test_comfyui_reads_the_project_file(comfyui: Path) -> None:
     assert (found.project.name, found.project.version) == ("magpolicy", magpolicy.__version__)
     assert found.tool_comfy.display_name == "MagPolicy"
     assert found.tool_comfy.publisher_id
+
+
+def test_the_registrys_checks_find_nothing(tmp_path: Path) -> None:
+    """What comfy-cli 1.23 looks for before it publishes; the tool itself is run where it is installed."""
+    rules = ["check", ".", "-q", "--select", "S102,S307,E702"]
+    done = subprocess.run([sys.executable, "-m", "ruff", *rules], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    if (comfy := shutil.which("comfy")) is None:
+        return
+    told = subprocess.run(
+        [comfy, "--skip-prompt", "node", "validate"], cwd=REPOSITORY, capture_output=True, text=True,
+        env={**os.environ, "HOME": str(tmp_path), "DO_NOT_TRACK": "1"}, timeout=120,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stdout
+    assert "Security warnings" not in told.stdout + told.stderr
+    assert "All validation checks passed" in told.stdout + told.stderr
+
+
+def test_comfyui_manager_installs_from_a_repository(tmp_path: Path, comfyui: Path) -> None:
+    """Its command ``cm-cli`` clones it from a loopback address; it is run where it is installed."""
+    if (manager := shutil.which("cm-cli")) is None:
+        pytest.skip("ComfyUI-Manager's cm-cli is not on the path (comfyui-manager 4.3 was run)")
+    host, pages = tmp_path / "ComfyUI", tmp_path / "pages"
+    shutil.copytree(comfyui, host, ignore=shutil.ignore_patterns("models", "__pycache__"))
+    pages.mkdir()
+    git = ["git", "-c", "safe.directory=*"]
+    subprocess.run([*git, "init", "-q", host], check=True)
+    subprocess.run([*git, "clone", "-q", "--bare", REPOSITORY, pages / "magpolicy.git"], check=True)
+    subprocess.run([*git, "-C", pages / "magpolicy.git", "update-server-info"], check=True)
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
+    with subprocess.Popen(command, cwd=pages, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as served:
+        try:
+            assert served.stdout is not None
+            port = served.stdout.readline().split(" port ")[1].split()[0]
+            paths = os.pathsep.join([str(host), *(place for place in sys.path if place.endswith("-packages"))])
+            environment = {**os.environ, "COMFYUI_PATH": str(host), "PYTHONPATH": paths, "HOME": str(tmp_path)}
+            address = f"http://127.0.0.1:{port}/magpolicy.git"
+            told = subprocess.run(
+                [manager, "install", address, "--mode", "local", "--no-deps"], cwd=host, env=environment,
+                capture_output=True, text=True, timeout=240,
+            )  # fmt: skip
+        finally:
+            served.terminate()
+    assert "Installation was successful" in told.stdout + told.stderr
+    assert (host / "custom_nodes" / "magpolicy" / "__init__.py").is_file()

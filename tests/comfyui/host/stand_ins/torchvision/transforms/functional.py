@@ -18,12 +18,12 @@ def resize(image: Tensor, size: Sequence[int], interpolation: Any = None, antial
 
 def normalize(image: Tensor, mean: Any, std: Any) -> Tensor:
     """A name to import."""
-    raise NotImplementedError
+    raise RuntimeError("the stand-in of torchvision has no such operation")
 
 
 def to_pil_image(image: Tensor) -> Any:
     """A name to import."""
-    raise NotImplementedError
+    raise RuntimeError("the stand-in of torchvision has no such operation")
 
 
 __all__ = ["InterpolationMode", "normalize", "resize", "to_pil_image"]
