@@ -71,6 +71,7 @@ def test_memory_that_changes_midway(
 
 
 FAMILIES = ("Flux", "Chroma", "HunyuanVideo", "HunyuanVideo15", "AuraFlow", "HiDream", "WAN21_T2V", "QwenImage", "SD3", "LTXV")
+FAMILIES += ("LTXAV", "Kandinsky5", "ErnieImage", "Krea2", "LongCatImage", "CogVideoX_T2V", "Lumina2", "ZImage", "Flux2")
 
 
 @pytest.mark.parametrize("end", [0.3, 0.5, 0.8])

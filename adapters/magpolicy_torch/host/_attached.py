@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakSet
 
 from attrs import evolve
 
@@ -45,6 +46,10 @@ class AttachedRun(Protocol):
         """What it measured, on a model that ``provenance`` describes."""
 
 
+class _UnderWay:
+    """That a run is under way: held by whoever runs it."""
+
+
 class Attached(abc.ABC):
     """The base of the handles of all hosts: reports of runs, and detaching. As a context manager it detaches at the end.
 
@@ -62,7 +67,7 @@ class Attached(abc.ABC):
         self._settings: Scoped[AttachRequest] = Scoped("magpolicy_settings")
         self._known: dict[Any, tuple[AttachRequest, AttachRequest]] = {}
         self._lock = threading.Lock()
-        self._active = 0
+        self._active: WeakSet[_UnderWay] = WeakSet()  # one that an interruption broke off is gone
         self._undo = ExitStack()
         self._attached = False
 
@@ -190,7 +195,7 @@ class Attached(abc.ABC):
     @property
     def running(self) -> bool:
         """Whether a run is under way, here or in another thread."""
-        return self._active > 0
+        return len(self._active) > 0
 
     def detach(self) -> None:
         """Leave everything as it was before; calling it again does nothing.
@@ -259,12 +264,13 @@ class Attached(abc.ABC):
         with self._lock:
             if not self._attached:
                 raise RunError("run(): this handle is detached, or another one took its place; attach again")
-            self._active += 1
+            run = _UnderWay()
+            self._active.add(run)
         try:
             yield
         finally:
             with self._lock:
-                self._active -= 1
+                self._active.discard(run)
 
 
 class AttachedToLoop(Attached):

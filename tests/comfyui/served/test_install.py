@@ -377,3 +377,32 @@ def test_the_registrys_checks_find_nothing(tmp_path: Path) -> None:
     assert told.returncode == 0, told.stdout
     assert "Security warnings" not in told.stdout + told.stderr
     assert "All validation checks passed" in told.stdout + told.stderr
+
+
+def test_comfyui_manager_installs_from_a_repository(tmp_path: Path, comfyui: Path) -> None:
+    """Its command ``cm-cli`` clones it from a loopback address; it is run where it is installed."""
+    if (manager := shutil.which("cm-cli")) is None:
+        pytest.skip("ComfyUI-Manager's cm-cli is not on the path (comfyui-manager 4.3 was run)")
+    host, pages = tmp_path / "ComfyUI", tmp_path / "pages"
+    shutil.copytree(comfyui, host, ignore=shutil.ignore_patterns("models", "__pycache__"))
+    pages.mkdir()
+    git = ["git", "-c", "safe.directory=*"]
+    subprocess.run([*git, "init", "-q", host], check=True)
+    subprocess.run([*git, "clone", "-q", "--bare", REPOSITORY, pages / "magpolicy.git"], check=True)
+    subprocess.run([*git, "-C", pages / "magpolicy.git", "update-server-info"], check=True)
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
+    with subprocess.Popen(command, cwd=pages, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as served:
+        try:
+            assert served.stdout is not None
+            port = served.stdout.readline().split(" port ")[1].split()[0]
+            paths = os.pathsep.join([str(host), *(place for place in sys.path if place.endswith("-packages"))])
+            environment = {**os.environ, "COMFYUI_PATH": str(host), "PYTHONPATH": paths, "HOME": str(tmp_path)}
+            address = f"http://127.0.0.1:{port}/magpolicy.git"
+            told = subprocess.run(
+                [manager, "install", address, "--mode", "local", "--no-deps"], cwd=host, env=environment,
+                capture_output=True, text=True, timeout=240,
+            )  # fmt: skip
+        finally:
+            served.terminate()
+    assert "Installation was successful" in told.stdout + told.stderr
+    assert (host / "custom_nodes" / "magpolicy" / "__init__.py").is_file()
