@@ -301,7 +301,7 @@ def test_what_cannot_be_compared_is_said(run, folders, change, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is no JSON"),
+        ("{", "cannot be read as JSON"),
         ("[1]", "must map file names to prompts"),
         ('{"cat": "a cat"}', "prompts has none for dog.png, waves.mp4"),
     ],
