@@ -35,7 +35,7 @@ NEEDED_IN_SDIST = {
 }
 SUFFIXES = {
     *(".py", ".pyi", ".typed", ".json", ".js", ".css", ".png", ".svg", ".md", ".toml", ".yml", ".txt", ".html", ".sh"),
-    *(".safetensors", ".ipynb", ".ini", ".in"),
+    *(".safetensors", ".ipynb", ".ini", ".in", ".webp", ".mp4"),
 }
 LEFT_BEHIND = re.compile(
     r"(^|/)(__pycache__|\.\w+_cache|\.hypothesis|\.venv|site|dist|build|node_modules|comfy|vllm|\.git)(/|$)"

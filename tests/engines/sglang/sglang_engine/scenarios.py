@@ -143,9 +143,9 @@ def part_of_a_schedule(kind: str, begin: int) -> dict[str, Any]:
 
 def by_the_rule(kind: str, settings: dict[str, Any], steps: int) -> dict[str, str]:
     """The rule with published ratios, and what ``simulate`` says."""
-    started()
+    started(settings)
     here = engine.Server(kind)
-    here.run(here.request(steps, asks=settings))
+    here.run(here.request(steps))
     report = ATTACHED[here.stage].report
     given = dict(settings)
     preset = given.pop("preset")
@@ -154,7 +154,7 @@ def by_the_rule(kind: str, settings: dict[str, Any], steps: int) -> dict[str, st
 
 
 def calibrated(kind: str, guided: bool, *, about: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A calibration measured here, and a request that goes by its file; ``about``: other provenance, as of another host."""
+    """A calibration measured here, and a server that goes by its file; ``about``: other provenance, as of another host."""
     started()
     here = engine.Server(kind)
     handle = magpolicy.attach(here.stage, calibrate=True)
@@ -165,7 +165,8 @@ def calibrated(kind: str, guided: bool, *, about: dict[str, Any] | None = None) 
     handle.detach()
     path = os.path.join(os.environ["MAGPOLICY_HOME"], "measured.json")
     measured.save(path)
-    here.run(here.request(12, guided=guided, asks={"calibration": path, "computed": 6}))
+    magpolicy.attach(here.stage, calibration=path, computed=6)  # as a server does with its settings
+    here.run(here.request(12, guided=guided))
     report = ATTACHED[here.stage].report
     return {
         "streams": list(measured.streams),
