@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from magpolicy_diffusers._arguments import batch_dim
+from magpolicy_diffusers._streams import samples
 from torch import Tensor
 
 FAR = 0.5
@@ -28,26 +29,26 @@ class Conditions:
     def __init__(self) -> None:
         self._now: dict[str, Sample] = {}
         self._computed: dict[str, Sample] = {}
-        self._rows: dict[str, int] = {}
+        self._sizes: dict[str, Sample] = {}
 
-    def look_at(self, streams: Sequence[str], condition: Any, rows: int) -> list[str]:
+    def look_at(self, streams: Sequence[str], condition: Any, latents: Any) -> list[str]:
         """Note what these streams are conditioned on now. Waits for the device.
 
         Args:
             streams: those of one call, in batch order.
             condition: what the call is conditioned on: tensors, and lists and mappings of them.
-            rows: samples of the call, of all streams together.
+            latents: what it denoises, of all streams together.
 
         Returns:
             the streams for which that is far from what it was when they were computed last.
         """
-        far = []
+        far, rows = [], samples(latents)
+        size = (rows // len(streams), *_shapes(latents))
         for place, stream in enumerate(streams):
             part = (place * rows // len(streams), (place + 1) * rows // len(streams)) if len(streams) > 1 else None
             now = self._now[stream] = tuple(_noted(condition, rows, part))
-            if self._rows.get(stream) != rows // len(streams):  # more samples, or fewer: no residual has their shape
-                self._rows[stream] = rows // len(streams)
-                self._computed[stream] = now
+            if self._sizes.get(stream) != size:  # other samples: no residual has their shape
+                self._sizes[stream], self._computed[stream] = size, now
             before = self._computed.setdefault(stream, now)
             if before is not now and distance(before, now) >= FAR:
                 self._computed[stream] = now
@@ -63,6 +64,14 @@ class Conditions:
         """The stream is gone."""
         self._now.pop(stream, None)
         self._computed.pop(stream, None)
+
+
+def _shapes(latents: Any) -> Iterator[Any]:
+    """What a sample measures, of each tensor: all but the number of samples."""
+    if isinstance(latents, Tensor):
+        yield tuple(latents.shape[1:])
+    elif isinstance(latents, (list, tuple)):
+        yield from dict.fromkeys(tuple(item.shape) if isinstance(item, Tensor) else type(item).__name__ for item in latents)
 
 
 def distance(one: Sample, other: Sample) -> float:

@@ -13,7 +13,7 @@ from torch._C import _functorch
 from magpolicy import AttachRequest, Session
 from magpolicy_diffusers._conditions import Conditions
 from magpolicy_diffusers._provenance import guidance
-from magpolicy_diffusers._streams import BATCHED, StreamNames, samples
+from magpolicy_diffusers._streams import BATCHED, StreamNames
 from magpolicy_torch import adapter
 from magpolicy_torch.adapter import SchedulerClock, Times, TimestepClock, Why, trains
 from torch import Tensor
@@ -96,7 +96,7 @@ class HostRun(adapter.HostRun):
             return
         self._given[streams] = given, versions
         self._moving |= bool(before)
-        if far := self._conditions.look_at(streams, call.condition(), samples(call.latents())):
+        if far := self._conditions.look_at(streams, call.condition(), call.latents()):
             self.forget(far)
             for stream in far:
                 self.record.problem(Why.ANOTHER_PROMPT.says(stream=repr(stream)))

@@ -214,15 +214,22 @@ def test_guidance_that_begins_midway_before_the_other_branch():
 class TestDistance:
     def look(self, *conditions, streams=("cond",), rows=1):
         seen = _conditions.Conditions()
-        return [seen.look_at(streams, condition, rows) for condition in conditions]
+        return [seen.look_at(streams, condition, torch.zeros(rows, 1)) for condition in conditions]
 
     def test_small_moves_add_up_until_it_is_computed(self):
         seen, prompt = _conditions.Conditions(), torch.ones(1, 4, 8)
         moved = [prompt * (1 + 0.2 * n) for n in range(6)]
-        assert [bool(seen.look_at(["cond"], {"text": p}, 1)) for p in moved] == [False, False, False, True, False, False]
+        assert [bool(seen.look_at(["cond"], {"text": p}, torch.zeros(1, 1))) for p in moved] == [
+            False,
+            False,
+            False,
+            True,
+            False,
+            False,
+        ]
         seen = _conditions.Conditions()
         for p in moved:
-            assert not seen.look_at(["cond"], {"text": p}, 1)
+            assert not seen.look_at(["cond"], {"text": p}, torch.zeros(1, 1))
             seen.computed(["cond"])
 
     @pytest.mark.parametrize(
