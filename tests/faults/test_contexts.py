@@ -188,4 +188,5 @@ def test_a_model_is_sent_to_a_process_that_is_started(loop, tmp_path):
     command = [sys.executable, "-c", ARRIVED, str(tmp_path / "model"), str(tmp_path / "result")]
     subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, check=True, timeout=300)
     with torch.no_grad():
-        assert torch.equal(torch.load(tmp_path / "result"), loop.case.call(model, Draw())[0])
+        here = loop.case.call(model, Draw())[0]
+    torch.testing.assert_close(torch.load(tmp_path / "result"), here)  # another process may use other threads
