@@ -172,7 +172,8 @@ def test_video_and_audio_in_one_argument_skip_together(comfyui: Path) -> None:
 
 def test_the_page_of_classes_is_true(comfyui: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "reference" / "comfyui-features.md").read_text(encoding="utf-8")
-    table = page.partition("## Model classes")[2].partition("|---|---|")[2].strip().splitlines()
+    section = page.partition("## Model classes")[2].partition("\n## ")[0]
+    table = section.partition("|---|---|")[2].strip().splitlines()
     rows = [set(re.findall(r"`(\w+)`", line.split("|")[2])) for line in table if line.startswith("|")]
     whole = {name for name, tiny in newer.TINY.items() if tiny.whole}
     assert rows == [newer.TINY.keys() - whole, whole, newer.NO_DENOISERS]

@@ -37,7 +37,7 @@ def test_mypy_accepts_what_users_write():
 def test_pyright_accepts_what_users_write():
     pytest.importorskip("basedpyright", reason="the dev extra is not installed")
     assert json.loads((HERE / "pyrightconfig.json").read_text())["include"] == [file.name for file in FILES]
-    code, output = checked("basedpyright", "-p", HERE)
+    code, output = checked("basedpyright", "-p", HERE, "--pythonpath", sys.executable)
     assert code == 0, output
     assert "0 errors, 0 warnings" in output
 
@@ -45,6 +45,6 @@ def test_pyright_accepts_what_users_write():
 @pytest.mark.parametrize("package", ["magpolicy", "magpolicy_metrics"])
 def test_every_public_name_has_a_type_that_no_checker_has_to_infer(package):
     pytest.importorskip("basedpyright", reason="the dev extra is not installed")
-    code, output = checked("basedpyright", "--verifytypes", package, "--ignoreexternal")
+    code, output = checked("basedpyright", "--verifytypes", package, "--ignoreexternal", "--pythonpath", sys.executable)
     assert code == 0, output
     assert "Type completeness score: 100%" in output
