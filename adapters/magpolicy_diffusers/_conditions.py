@@ -29,7 +29,7 @@ class Conditions:
     def __init__(self) -> None:
         self._now: dict[str, Sample] = {}
         self._computed: dict[str, Sample] = {}
-        self._sizes: dict[str, Sample] = {}
+        self._sizes: dict[str, tuple[Any, ...]] = {}
 
     def look_at(self, streams: Sequence[str], condition: Any, latents: Any) -> list[str]:
         """Note what these streams are conditioned on now. Waits for the device.
@@ -62,8 +62,8 @@ class Conditions:
 
     def forget(self, stream: str) -> None:
         """The stream is gone."""
-        self._now.pop(stream, None)
-        self._computed.pop(stream, None)
+        for noted in (self._now, self._computed, self._sizes):
+            noted.pop(stream, None)
 
 
 def _shapes(latents: Any) -> Iterator[Any]:
@@ -76,7 +76,9 @@ def _shapes(latents: Any) -> Iterator[Any]:
 
 def distance(one: Sample, other: Sample) -> float:
     """How far ``other`` is from ``one``, as a share of the length of ``one``; of several tensors the largest such share.
-    Infinite where shapes, masks, labels or switches differ."""
+
+    Infinite where shapes, masks, labels or switches differ.
+    """
     if len(one) != len(other):
         return math.inf
     found = 0.0

@@ -123,6 +123,6 @@ def lend(tensor: Tensor, stream: Any) -> bool:
     """
     try:
         tensor.record_stream(stream)
-    except NotImplementedError:
+    except NotImplementedError:  # what torch raises where no kernel does it, as on a CPU; nothing else tells before
         return False
     return True

@@ -79,6 +79,11 @@ class Directions:
         found: Floats = whole / (size[:, None] * size[None, :])
         return found
 
+    def expected(self, levels: Sequence[float], expert_step: int | None = None) -> Floats:
+        """(N, N) the same at a run's noise levels (N,), of a flow model or not; 0 between two experts."""
+        cosines = self.cosines(_flow_levels(np.asarray(levels)))
+        return cosines if expert_step is None else apart(cosines, (expert_step,))
+
 
 DIRECTIONS = Directions()
 
@@ -117,7 +122,7 @@ def prior_calibration(
         raise ArgumentError("streams=() must name at least one stream; try ('cond', 'uncond')")
     places = sigmas if curve is None or not curve.assumed else _shares(sigmas)
     run = None if curve is None else curve.resample(sigmas=places)
-    cosines = apart(directions.cosines(_flow_levels(np.asarray(sigmas))), () if expert_step is None else (expert_step,))
+    cosines = directions.expected(sigmas, expert_step)
     ratios = {name: (1.0,) * len(sigmas) if run is None else run.of(name) for name in names}
     inside = np.ones(len(sigmas), dtype=bool) if curve is None else np.asarray(curve.covers(places))
     norms = {name: np.where(inside, _norms(ratios[name]), np.nan) for name in names}
@@ -146,19 +151,19 @@ def _norms(ratios: Sequence[float]) -> Floats:
     return found
 
 
-def with_prior(measured: Calibration, *, directions: Directions = DIRECTIONS) -> Calibration:
+def with_prior(measured: Calibration, *, directions: Directions = DIRECTIONS, expert_step: int | None = None) -> Calibration:
     """A calibration with its :attr:`magpolicy.Calibration.prior_share` of the prior mixed into its inner products.
 
     A few samples' inner products say too much: where two streams, or two steps, are nearly alike, a plan finds coefficients
     that cancel what they differ by in these samples alone, and other samples differ by something else. A few percent of what
     the prior expects are enough to let such coefficients not pay.
 
-    Norms stay as they were measured. ``prior_share`` of the result is 0.
+    Norms stay as they were measured. ``prior_share`` of the result is 0. ``expert_step`` is as in :func:`prior_calibration`.
     """
     share = measured.prior_share
     if not share:
         return measured
-    cosines = directions.cosines(_flow_levels(np.asarray(measured.sigmas)))
+    cosines = directions.expected(measured.sigmas, expert_step)
     norms = {name: np.sqrt(moments.gram[:, 0]) for name, moments in measured.streams.items()}
 
     def mixed(table: Floats, expected: Floats) -> Floats:

@@ -55,14 +55,12 @@ def at_levels(source: Any, steps: int | None, sigmas: Sequence[float] | None, ex
         PresetError: a name or file that is not known.
     """
     content = SourceContent.of(source)
-    if content.calibration is None:
-        levels = _levels(content.curve, steps, sigmas)
-    else:
-        levels = (run := with_prior(content.calibration.resample(steps=steps, sigmas=sigmas))).sigmas
+    measured = None if content.calibration is None else content.calibration.resample(steps=steps, sigmas=sigmas)
+    levels = _levels(content.curve, steps, sigmas) if measured is None else measured.sigmas
     if expert_step is None and content.preset is not None:
         expert_step = content.preset.expert_step(len(levels), sigmas)
-    if content.calibration is not None:
-        return SourceAtLevels(run, content.preset, True, True, expert_step)
+    if measured is not None:
+        return SourceAtLevels(with_prior(measured, expert_step=expert_step), content.preset, True, True, expert_step)
     expected = prior_calibration(content.curve, levels=levels, expert_step=expert_step)
     return SourceAtLevels(expected, content.preset, False, sigmas is not None or content.levels_known, expert_step)
 

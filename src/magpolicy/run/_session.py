@@ -259,7 +259,7 @@ class Session:
     def _consequences(self, name: str, decision: Decision, step: int) -> StreamDecision:
         keep, forecast, trust = self._keep(name, step), self._forecast, self._trust.get(name, _TRUSTED)
         turns = self._doubtful is not None and keep > 0 and not forecast.holds and not trust.settled
-        if decision.skip:
+        if decision.skip:  # as _coefficients, which would ask the trust once more
             holds = forecast.holds or trust.holds
             coefficients = () if holds else forecast.coefficients(name, self._computed.get(name, ()), step)
             return StreamDecision(name, decision, coefficients, keep, None, turns)
