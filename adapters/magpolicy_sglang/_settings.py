@@ -11,7 +11,7 @@ from typing import Any
 
 import magpolicy
 from magpolicy import ArgumentError, AttachRequest
-from magpolicy.adapter import asked_of, closest
+from magpolicy.adapter import asked_of, settings_among
 
 VARIABLE = "MAGPOLICY_SGLANG"
 """The environment variable with the server's settings: a JSON object, or the path of a file with one."""
@@ -43,7 +43,7 @@ def of_server() -> dict[str, Any] | None:
         found = json.loads(text)
     except ValueError as error:
         raise ArgumentError(f'{VARIABLE} must be a JSON object, as {{"speedup": 2.0}}; {error}') from None
-    settings = checked(VARIABLE, found)
+    settings = settings_among(VARIABLE, found, KEYWORDS)
     if not (_RULE & settings.keys() and not _SOURCES & settings.keys()):  # the rule goes by a preset of the model to come
         try:
             AttachRequest.of(settings)
@@ -62,18 +62,6 @@ def of_request(extra: Mapping[str, Any] | None) -> dict[str, Any] | bool | None:
         ArgumentError: it is no mapping of settings that a request may have, nor ``False``.
     """
     return asked_of(f"diffusers_kwargs[{KEY!r}]", (extra or {}).get(KEY))
-
-
-def checked(where: str, settings: Any) -> dict[str, Any]:
-    """``settings`` if they are a mapping of known keywords, else ArgumentError."""
-    if not isinstance(settings, Mapping):
-        raise ArgumentError(f'{where}={settings!r} must be an object of settings, as {{"speedup": 2.0}}')
-    for name in settings:
-        if name not in KEYWORDS:
-            near = closest(str(name), KEYWORDS, 1)
-            mend = f"did you mean {near[0]!r}?" if near else f"use some of {', '.join(KEYWORDS)}"
-            raise ArgumentError(f"{where}: {name!r} is no setting; {mend}")
-    return dict(settings)
 
 
 def wanted() -> bool:

@@ -7,20 +7,18 @@ samples is measured on others. The forecasts are fitted anew to the moved levels
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from attrs import evolve, frozen
 from benchmarks.quality import full_runs, methods
+from benchmarks.quality.budget_rows import BUDGETS, over_models
 from benchmarks.quality.measure import psnr
 from benchmarks.quality.models import MODELS
-from benchmarks.quality.prior import BUDGETS, SEEDS, job_of
-from benchmarks.quality.run import hushed
+from benchmarks.quality.prior import SEEDS, job_of
 from benchmarks.quality.sampling import Job, generate
 
 import magpolicy
-import torch
 from magpolicy.planning._planned_schedule import joint_schedule
 from magpolicy.planning._problem import PlanRequest
 from magpolicy.planning._target import PlanTarget
@@ -104,15 +102,5 @@ def measure(name: str) -> None:
             print(f"{name}, {computed} of {learning.steps}, {label}: {np.mean(each):.1f} dB", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="*", default=full_runs.trained(), choices=list(MODELS))
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    with hushed():
-        for name in options.models:
-            measure(name)
-
-
 if __name__ == "__main__":
-    main()
+    over_models(__doc__, measure)

@@ -27,6 +27,17 @@ def table(kind: str, labels: Sequence[str] = ()) -> str:
     return "\n".join(lines)
 
 
+def over_models(about: str | None, measure: Callable[[str], object]) -> None:
+    """Measure each of the models asked for on the command line."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--models", nargs="*", default=full_runs.trained(), choices=list(MODELS))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with hushed():
+        for name in options.models:
+            measure(name)
+
+
 def main(kind: str, about: str | None, measure: Callable[[str, str, bool], None], labels: Sequence[str] = ()) -> None:
     """Measure the rows asked for on the command line, and print all."""
     parser = argparse.ArgumentParser(description=about)

@@ -7,7 +7,6 @@ was planned, with several safeguards, and with every skip holding. Figures: PSNR
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -15,15 +14,14 @@ from typing import Any
 import numpy as np
 from attrs import evolve
 from benchmarks.quality import full_runs, methods
-from benchmarks.quality.budget_rows import BUDGETS, STEPS
+from benchmarks.quality.budget_rows import BUDGETS, STEPS, over_models
 from benchmarks.quality.measure import psnr
 from benchmarks.quality.methods import Attached
 from benchmarks.quality.models import MODELS
-from benchmarks.quality.run import RESULTS, hushed
+from benchmarks.quality.run import RESULTS
 from benchmarks.quality.sampling import Job, generate
 
 import magpolicy
-import torch
 from magpolicy.calibration._prior import prior_calibration
 
 SEEDS, SAMPLES = (11, 23), {"digits": 6, "video": 3, "clothes": 6}
@@ -107,15 +105,9 @@ def measure(name: str) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="*", default=full_runs.trained(), choices=list(MODELS))
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    with hushed():
-        for name in options.models:
-            (RESULTS / f"safeguard-{name}.json").write_text(json.dumps(measure(name), indent=1))
+def kept(name: str) -> None:
+    (RESULTS / f"safeguard-{name}.json").write_text(json.dumps(measure(name), indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    over_models(__doc__, kept)

@@ -6,19 +6,15 @@ and a third of the work, on three other batches of noise.
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
 from attrs import evolve
-from benchmarks.quality import full_runs, methods, prior
-from benchmarks.quality.budget_rows import BUDGETS, STEPS
+from benchmarks.quality import methods, prior
+from benchmarks.quality.budget_rows import BUDGETS, STEPS, over_models
 from benchmarks.quality.measure import psnr
 from benchmarks.quality.models import MODELS
-from benchmarks.quality.run import hushed
 from benchmarks.quality.sampling import generate
 
 import magpolicy
-import torch
 
 SHARES, SEEDS = (0.0, 0.03, 0.1, 0.4), (*prior.SEEDS, 37)
 
@@ -38,15 +34,5 @@ def measure(name: str) -> None:
             print(f"{name}, share {share:g}, {computed} computed: {np.mean(each):.1f} dB  {schedule.strip}", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="*", default=full_runs.trained(), choices=list(MODELS))
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    with hushed():
-        for name in options.models:
-            measure(name)
-
-
 if __name__ == "__main__":
-    main()
+    over_models(__doc__, measure)

@@ -6,19 +6,16 @@ a shift of 3, with which steps grow tenfold over the run, 28 steps, at a half an
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
 from attrs import evolve
 from benchmarks.quality import full_runs, methods
+from benchmarks.quality.budget_rows import BUDGETS, over_models
 from benchmarks.quality.measure import psnr
 from benchmarks.quality.models import MODELS
-from benchmarks.quality.prior import BUDGETS, SEEDS, job_of
-from benchmarks.quality.run import hushed
+from benchmarks.quality.prior import SEEDS, job_of
 from benchmarks.quality.sampling import generate
 
 import magpolicy
-import torch
 from magpolicy.calibration._prior import prior_calibration
 from magpolicy.planning._objective import hedged, step_sizes
 
@@ -50,15 +47,5 @@ def measure(name: str) -> None:
                 print(f"{name}, {label}, {computed}: power {power:g} {np.mean(each):.1f} dB  {schedule.strip}", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="*", default=full_runs.trained(), choices=list(MODELS))
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    with hushed():
-        for name in options.models:
-            measure(name)
-
-
 if __name__ == "__main__":
-    main()
+    over_models(__doc__, measure)

@@ -26,7 +26,7 @@ from magpolicy.policy._semantics import semantics
 from magpolicy.run._alike import decides_by
 from magpolicy.run._call import CallDecision, StreamDecision
 from magpolicy.run._config import RunConfig
-from magpolicy.run._of_a_request import OF_A_REQUEST, asked_of
+from magpolicy.run._of_a_request import OF_A_REQUEST, asked_of, settings_among
 from magpolicy.run._placing import Placement, ScheduleSpan, place
 from magpolicy.run._resolve import always_compute, resolve
 from magpolicy.run._simulate import simulate_config
@@ -78,6 +78,7 @@ __all__ = [
     "require",
     "resolve",
     "semantics",
+    "settings_among",
     "should_compute_all",
     "simulate_config",
     "speedup_of",

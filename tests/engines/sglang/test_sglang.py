@@ -143,7 +143,7 @@ def test_what_is_not_for_this_host_is_one_error(engine, settings, message):
 @pytest.mark.parametrize(
     ("asks", "message"),
     [
-        (3.0, "diffusers_kwargs['magpolicy']=3.0 must be an object of settings, as {'speedup': 2.0}, or false"),
+        (3.0, "diffusers_kwargs['magpolicy']=3.0 must be an object of settings; try {'speedup': 2.0}"),
         ({"speedupp": 2.0}, "diffusers_kwargs['magpolicy']: 'speedupp' is no setting of a request; did you mean 'speedup'?"),
         ({"speedup": 0.5}, "speedup=0.5 must be >= 1; try 2.0"),
     ],

@@ -74,7 +74,7 @@ def test_a_request_asks_for_its_own_speed(engine):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (3.0, "extra_args['magpolicy']=3.0 must be an object of settings, as {'speedup': 2.0}, or false"),
+        (3.0, "extra_args['magpolicy']=3.0 must be an object of settings; try {'speedup': 2.0}"),
         ({"sped": 3.0}, "extra_args['magpolicy']: 'sped' is no setting of a request; did you mean 'speedup'?"),
         ({"speedup": 0.5}, "speedup=0.5 must be >= 1; try 2.0"),
         (
