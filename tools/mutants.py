@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import difflib
 import gc
 import os
 import pickle
@@ -27,10 +26,11 @@ import traceback
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
 from functools import partial
 from importlib.machinery import SourceFileLoader
 from inspect import CO_OPTIMIZED
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
@@ -40,9 +40,8 @@ import hypothesis
 import numpy  # noqa: F401 - so that the processes that are forked need not import it
 import pytest
 import tomllib
-from cosmic_ray.commands.init import _all_work_items
-from cosmic_ray.mutating import mutate_code
-from cosmic_ray.plugins import get_operator
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).parents[1]
 CORE = "src/magpolicy"
@@ -83,15 +82,30 @@ class Mistake(NamedTuple):
 def mistakes(module: str, sample: int, seed: int) -> Iterator[Mistake]:
     """All that can be made in a module, or a sample of them."""
     text = Path(module).read_text("utf-8")
-    every = [one for item in _all_work_items([Path(module)], {}) for one in item.mutations]
-    every = [one for one in every if not any(part in one.operator_name for part in NO_MISTAKES)]
-    for one in random.Random(seed).sample(every, min(sample, len(every))) if sample else every:
-        changed = mutate_code(text, get_operator(one.operator_name)(), one.occurrence)
-        if not changed or not sound(changed):
-            continue
-        compared = list(difflib.ndiff(text.splitlines(), changed.splitlines()))
-        was, change = ("\n".join(line[2:].strip() for line in compared if line[0] == sign) for sign in "-+")
-        yield Mistake(module, one.start_pos[0], changed, was, change)
+    begins = [0, *accumulate(map(len, text.splitlines(keepends=True)))]
+    lines = text.splitlines()
+    nodes = list(ast_nodes(get_ast(text)))
+    every = [
+        (operator, node, place)
+        for operator in (get_operator(name)() for name in operator_names() if not any(part in name for part in NO_MISTAKES))
+        for node in nodes
+        for place, _ in enumerate(operator.mutation_positions(node))
+    ]
+    for operator, node, place in random.Random(seed).sample(every, min(sample, len(every))) if sample else every:
+        (first, column), (last, end) = node.start_pos, node.end_pos
+        alone = deepcopy(node, {id(node.parent): node.parent})  # changed is the node itself
+        code = operator.mutate(alone, place).get_code(include_prefix=False).lstrip()
+        changed = text[: begins[first - 1] + column] + code + text[begins[last - 1] + end :]
+        before, after = first - 1, len(lines) - last
+        was, now = lines[before : len(lines) - after], changed.splitlines()
+        now = now[before : len(now) - after]
+        while len(was) > 1 and was[-1] == now[-1]:
+            del was[-1], now[-1]
+        while len(was) > 1 and was[0] == now[0]:
+            del was[0], now[0]
+            before += 1
+        if sound(changed):
+            yield Mistake(module, before + 1, changed, *("\n".join(map(str.strip, part)) for part in (was, now)))
 
 
 def sound(text: str) -> bool:
