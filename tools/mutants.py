@@ -156,7 +156,10 @@ class Tests:
     @classmethod
     def collected(cls, files: Iterable[str], work: Callable[[Tests], Any]) -> Any:
         tests = cls(work)
-        pytest.main(["-q", "-s", "-p", "no:cacheprovider", "--hypothesis-profile=mutants", *WARNINGS, *files], plugins=[tests])
+        pytest.main(
+            ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:randomly", "--hypothesis-profile=mutants", *WARNINGS, *files],
+            plugins=[tests],
+        )
         if tests.error:
             raise tests.error
         return tests.answer
