@@ -33,10 +33,11 @@ def test_as_many_are_kept_as_are_asked_for():
     store.put("b", residual(1))
     store.refuse("a", keep=0)
     assert store.streams == ("b",)
-    for value in (1, 2, 3):
-        store.put("a", residual(value), keep=3)
-    store.refuse("a", keep=3)
-    assert values(store) == [Decision.NOT_FINITE, 3, 2]
+    for keep in (0, 1, 2, 3):
+        for value in (1, 2, 3):
+            store.put("a", residual(value), keep=3)
+        store.refuse("a", keep=keep)
+        assert values(store) == [Decision.NOT_FINITE, 3, 2][:keep]
     assert (store.missing("a"), store.missing("b"), store.missing("c")) == (Decision.NOT_FINITE, None, Decision.NO_RESIDUAL)
     assert (store.streams, store.count) == (("b",), 3)
     store.refuse("a")
