@@ -156,6 +156,15 @@ def test_losses_are_those_of_the_number_type():
     assert store.losses == []
 
 
+def test_eight_bits_hold_what_they_can_exactly():
+    store, row = ResidualStore(storage_dtype=torch.float8_e4m3fn), torch.tensor([[448.0, 0.5, -3.5, 1.25, 2**-9]])
+    for scale in (1.0, 2.0**-20, 2.0**20):
+        store.put("a", row * scale)
+        assert torch.equal(store.take("a"), row * scale)
+        store.bring({})
+        assert torch.equal(store.take("a", row), row * scale)
+
+
 def test_what_is_not_finite_as_it_would_be_kept_is_refused():
     huge = residual(1e30)
     for dtype, finite in ((None, True), (torch.bfloat16, True), (torch.float16, False), (torch.float8_e4m3fn, True)):
