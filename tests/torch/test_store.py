@@ -138,6 +138,15 @@ def test_of_many_tokens_about_a_thousand_are_compared():
     assert store.compared("a", torch.tensor(1.0), ()) is None
 
 
+def test_without_offload_a_residual_stays_on_its_device():
+    store, row = ResidualStore(), torch.ones(1, 2, 3, device="meta")  # from which nothing can be copied
+    store.put("a", row, keep=2)
+    assert store.take("a", row).device.type == "meta"
+    assert not store.away
+    store.bring({"a": 1})
+    assert (store.nbytes, store.near_nbytes) == (BYTES, 0)
+
+
 def test_losses_are_those_of_the_number_type():
     store = ResidualStore(storage_dtype=torch.bfloat16)
     row = residual(1.0)
