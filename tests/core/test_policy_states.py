@@ -302,3 +302,115 @@ def test_a_run_begins_where_it_is_told():
     assert not session.active
     with pytest.raises(RunError, match="no run is under way"):
         session.decide()
+
+
+def test_a_part_of_a_run_follows_a_schedule_of_that_part():
+    session = Session([1.0] * 8, threshold=1, max_skips=8, retention=0.0).begin(3)
+    part = Schedule.from_mask([1, 0, 1, 0, 1], first_step=3)
+    for steps, first in ((5, 2), (5, 4), (4, 3), (6, 3)):
+        with pytest.raises(ArgumentError, match=f"steps {first} to {first + steps - 1}, this run has 8; pass one that ends"):
+            session.follow(Schedule.from_mask([1] * steps, first_step=first))
+    session.follow(part)
+    assert session.schedule == part
+    for step in range(3, 8):
+        assert session.decide().computes is part.mask[step - 3]
+        session.commit()
+    session.end()
+
+
+def test_a_call_is_where_the_host_is_or_where_its_streams_are():
+    with Session([1.0] * 6, **RULE) as session:
+        assert session.call(["a"]).step == 0
+        session.cancel()
+        for earliest, at in ((0, 0), (0, 1), (4, 4), (2, 5)):
+            call = session.call(["a"], earliest=earliest)
+            assert call.step == at
+            call.commit()
+        assert session.call(["a"]) is None
+        assert session.call(["a", "b"], earliest=3) is None, "one of them is over"
+        assert session.call(["b"], step=2).step == 2
+        session.commit()
+        for step in ("x", 1.5, -1):
+            with pytest.raises(ArgumentError, match="step="):
+                session.call(["b"], step=step)
+        with pytest.raises(ArgumentError, match="at least one stream"):
+            session.call([])
+        with pytest.raises(ArgumentError, match="each once"):
+            session.call(["b", "b"])
+        assert (session.step("b"), session.remaining("b")) == (3, 3)
+
+
+def test_noise_levels_are_those_of_the_run_or_the_ones_told():
+    with Session([1.0] * 3, sigmas=[1.0, 0.6, 0.3], **RULE) as session:
+        for sigma in (None, 0.0, 0.55):
+            session.decide(sigma=sigma)
+            session.commit()
+        assert [entry.sigma for entry in session.trace] == [1.0, 0.0, 0.55]
+    with Session([1.0] * 3, steps=3, **RULE) as session:
+        session.decide(sigma=0.25)
+        session.commit()
+        session.decide()
+        session.commit()
+        assert [entry.sigma for entry in session.trace] == [0.25, None]
+
+
+def test_what_is_computed_is_of_use_while_a_skip_may_come():
+    with Session([1.0] * 3, **RULE) as session:
+        found = []
+        for _ in range(3):
+            call = session.call(["a"])
+            found.append((call.useful, call.streams[0].keep))
+            call.commit(Decision.NO_RESIDUAL if call.skip else None)
+    assert found == [(True, 1), (True, 1), (False, 0)]
+    with Session(Schedule.from_mask([1, 1, 0])) as session:
+        call = session.call(["a"])
+        assert (call.useful, call.streams[0].keep) == (False, 0), "it is computed again before a skip"
+        call.commit()
+        assert session.call(["a"]).useful
+
+
+def test_what_something_else_answered_is_neither_computed_nor_reused():
+    with Session([1.0] * 4, **RULE) as session:
+        session.call(["a"]).commit(Decision.ANSWERED)
+        (entry,) = session.trace
+        assert (entry.decision, entry.coefficients) == (Decision.ANSWERED, ())
+        assert (session.step("a"), session.trace[-1].skips) == (1, 0)
+
+
+def test_a_computed_call_keeps_its_own_reason():
+    with Session([1.0] * 4, **RULE) as session:
+        call = session.call(["a"])
+        call.commit(Decision.NOT_FINITE)
+        assert (call.decision, call.streams[0].decision) == (Decision.NO_RESIDUAL, Decision.NO_RESIDUAL)
+        assert session.call(["a"]).skip
+
+
+def test_a_call_of_several_streams_says_why_it_computes():
+    with Session({"a": [1.0, 1.0, 9.0], "b": [1.0, 9.0, 1.0]}, threshold=0.5, max_skips=3, retention=0.0) as session:
+        session.decide(["a"])
+        session.commit()
+        assert session.decide(["a", "b"], step=1) is Decision.NO_RESIDUAL
+        assert [stream.decision for stream in session._pending.streams] == [Decision.JOINT, Decision.NO_RESIDUAL]
+        session.commit()
+        assert session.decide(("b", "a")) is Decision.THRESHOLD
+
+
+def test_a_run_that_ends_is_told_once_and_goes_on_at_the_beginning():
+    ended = []
+    session = Session([1.0, 1.1, 0.9], **RULE)
+    assert repr(session) == "<Session of 3 steps, not under way, 0 decisions>"
+    session.end()
+    with session:
+        session.on_end(lambda: ended.append(session.active))
+        session.decide()
+        assert repr(session) == "<Session of 3 steps, under way, 0 decisions>"
+        session.commit()
+    session.end()
+    assert ended == [False]
+    assert repr(session) == "<Session of 3 steps, not under way, 1 decisions>"
+    with session:
+        assert session.trace == ()
+        assert (session.step(), session.doubted, session.replans) == (0, (), ())
+    assert ended == [False]
+    with pytest.raises(ArgumentError, match="step=3 lies outside this run of 3 steps; use 0 to 2"):
+        session.begin(3)
