@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from magpolicy.adapter import ScheduleSpan
 
 
+MAX_SHIFT = 100.0
+"""Of noise levels; ComfyUI's own nodes set none above."""
+
+
 @frozen
 class SampledModel:
     """What of a model decides how its runs are planned. It is known once the model is sampled; a panel then asks with it."""
@@ -48,17 +52,17 @@ class SampledModel:
         """From JSON values, as :meth:`to_dict` makes them; ``None`` if they are none."""
         if not isinstance(values, Mapping):
             return None
-        preset, shift = values.get("preset"), values.get("shift")
+        preset, shift, streams = values.get("preset"), values.get("shift"), values.get("streams")
         try:
             identity = ModelIdentity.from_dict(values.get("identity"))
         except ArgumentError:
             identity = None
         return cls(
             identity=identity,
-            streams=tuple(map(str, values.get("streams") or ())),
+            streams=tuple(map(str, streams)) if isinstance(streams, list | tuple) else (),
             preset=preset if isinstance(preset, str) and not names_a_file(preset) else None,
             flux=bool(values.get("flux")),
-            shift=float(shift) if isinstance(shift, int | float) else None,
+            shift=float(shift) if isinstance(shift, int | float) and 0 <= shift <= MAX_SHIFT else None,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -165,6 +165,13 @@ class RunDriver(abc.ABC):
         self.called = True
         if self._aside:
             return call.compute()
+        try:
+            return self._as_part(call, streams)
+        except BaseException:
+            self.failed()
+            raise
+
+    def _as_part(self, call: DenoiserCall, streams: Sequence[str] | None) -> Any:
         with self.aside():
             run, denoiser = self.enter(call.timestep), call.denoiser
         if run is None:
@@ -179,15 +186,11 @@ class RunDriver(abc.ABC):
             run.moments.note(latents=call.latents())
         must_compute = Why.TOO_MANY.says() if run.streams.too_many else ""
         before = bool(run.record.past_end)
-        try:
-            if run.session.active and run.step < run.session.steps:
-                result = run.evaluate(denoiser.model, streams, call.original, call.args, call.kwargs, must_compute=must_compute)
-            else:  # the loop goes on after the run's last step
-                run.record.past_end.extend(streams)
-                result = call.compute()
-        except BaseException:
-            self.failed()
-            raise
+        if run.session.active and run.step < run.session.steps:
+            result = run.evaluate(denoiser.model, streams, call.original, call.args, call.kwargs, must_compute=must_compute)
+        else:  # the loop goes on after the run's last step
+            run.record.past_end.extend(streams)
+            result = call.compute()
         if run.record.past_end and not before:
             self.warn(run.too_long())
         run.settle(streams)

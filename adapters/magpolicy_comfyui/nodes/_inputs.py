@@ -12,6 +12,7 @@ from magpolicy import ArgumentError, Preset
 from magpolicy.adapter import SPEEDS
 from magpolicy_comfyui._settings import Settings
 from magpolicy_comfyui.nodes import _preset_menu
+from magpolicy_comfyui.nodes._checked import check
 
 OWN = "magpolicy"
 MANUAL, PRESET = "as set here", "the preset's"
@@ -140,6 +141,7 @@ def settings_of(
         PresetError: ``model_type`` names no preset.
         ArgumentError: a setting is out of range; the message names it.
     """
+    check({"model_type": model_type}, {"model_type": ("STRING", {"default": _preset_menu.AUTO})})
     rule = {"threshold": magcache_thresh, "max_skips": magcache_K, "retention": retention_ratio}
     set_here: dict[str, Any] = {name: None if _is_published(value) else value for name, value in rule.items()}
     published = settings == PRESET or None in set_here.values()

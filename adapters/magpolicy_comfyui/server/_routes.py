@@ -31,12 +31,20 @@ def add_routes(server: Any) -> bool:
         def left() -> bool:
             return request.transport is None or request.transport.is_closing()
 
-        status, values = await asked(previews, await request.content.read(MAX_BYTES + 1), left)
+        status, values = await asked(previews, await _body(request.content), left)
         return web.json_response(values, status=status)
 
     server.routes.post(ROUTE)(simulate)
     server.magpolicy_previews = previews
     return True
+
+
+async def _body(content: Any) -> bytes:
+    """All that was sent, which may come in pieces; no more than shows that it is too much."""
+    body = b""
+    while len(body) <= MAX_BYTES and (more := await content.read(MAX_BYTES + 1 - len(body))):
+        body += more
+    return body
 
 
 async def asked(previews: OneAtATime, body: bytes, left: Callable[[], bool] = lambda: False) -> tuple[int, dict[str, Any]]:
