@@ -18,6 +18,7 @@ from magpolicy_diffusers._pipeline import (
     denoisers_of,
     is_watched,
     model_in,
+    no_denoiser,
     unwatch,
     watch,
     watcher,
@@ -38,10 +39,10 @@ from magpolicy_torch.adapter import (
     own_name,
     unwrap,
 )
+from torch import nn
 
 if TYPE_CHECKING:
     from magpolicy.adapter import ModelIdentity
-    from torch import nn
 
 
 _PUT_BACK = (
@@ -107,7 +108,7 @@ class Handle(AttachedToLoop):
         else:
             modules = denoisers_of(target)
             if not modules:
-                raise AdapterError(f"target={type(target).__name__} has no denoiser that is known; attach to its model instead")
+                raise no_denoiser(target)
             handle = cls(target, modules, request, before)
         roles = StreamNamer.roles if handle._of_pipeline else ()
         classes = classes_of(*(denoiser.module for denoiser in handle.denoisers))
@@ -123,8 +124,8 @@ class Handle(AttachedToLoop):
     @classmethod
     def on(cls, target: Any) -> list[Handle]:
         """The handles on a pipeline or a model, the oldest first. On a model are also those of its pipelines."""
-        model = model_in(target)
-        if model is not None:
+        model = model_in(target) or unwrap(target)
+        if isinstance(model, nn.Module):
             return [user for user in Denoiser.users_of(model) if isinstance(user, cls)]
         handle = watcher(target)
         return [handle] if isinstance(handle, cls) else []

@@ -24,7 +24,7 @@ def attach(target: Any, request: magpolicy.AttachRequest) -> Handle | None:
 @magpolicy.hookimpl
 def attached(target: Any) -> list[Handle] | None:
     """The handles on a pipeline or model; on a model also those of its pipelines."""
-    if not _ours(target):
+    if not _ours(target) and not _ours_within(target):
         return None
     from magpolicy_diffusers._handle import Handle
 
@@ -49,6 +49,15 @@ def compile(target: Any, request: magpolicy.CompileRequest) -> Any:
     from magpolicy_diffusers._compile import compile_model
 
     return compile_model(target, request)
+
+
+def _ours_within(target: Any) -> bool:
+    """Whether a module of no class of diffusers is that of a pipeline that is attached to."""
+    if sys.modules.get("magpolicy_diffusers._handle") is None:
+        return False
+    from magpolicy_diffusers._handle import Handle
+
+    return bool(Handle.on(target))
 
 
 def _ours(target: Any) -> bool:

@@ -132,6 +132,10 @@ class SchedulerClock:
         self._timesteps: Tensor | None = None  # held, so that another list cannot have its identity
         self.levels: Levels | None = None
         self.index = 0
+        self.told = True
+        """Whether something tells the step. Else every call stands where the first one did; whoever counts has to look at what the
+        calls are given."""
+        self._values: Times | tuple[float] | None = None  # of the call before, where they are of no unit that is known
         self._reading: int | None = None
         self._start: int | None = None
 
@@ -144,9 +148,10 @@ class SchedulerClock:
         new = timesteps is not self._timesteps
         if new:
             self.levels, self._timesteps, self._reading = Levels.of(scheduler), timesteps, None
-            self._start = None
+            self._start = self._values = None
         if self.levels is None:
             return None
+        self.told = True
         index = self._find(scheduler, timestep, 0 if new else self.index)
         back = index < self.index
         self.index = index
@@ -168,10 +173,24 @@ class SchedulerClock:
             # What the first call was read as may have been chance (1 is pure noise as a share, and the end from the other end).
             readings = (self._reading,) if self._reading is None else (self._reading, None)
             places = (self.levels.find(value, min(near, last), reading) for reading in readings for value in values)
-            index, self._reading = next((place for place in places if place is not None), (near, self._reading))
+            found = next((place for place in places if place is not None), None)
+            index, self._reading = (self._by_change(values, near), self._reading) if found is None else found
             if not counted:
                 self._start = int(index)
         return min(int(index), last)
+
+
+    def _by_change(self, values: Any, near: int) -> int:
+        """The step of a call whose timestep is none of the scheduler's: counted, by its changes, from the first."""
+        first = self._values is None and self._start is None
+        if first and near == 0:  # image to image: pipelines note how many steps of the list they go
+            total, made = len(self.levels.timesteps) if self.levels is not None else 0, getattr(self._pipe, "_num_timesteps", None)
+            near = total - made if isinstance(made, int) and 0 < made < total else 0
+        if not values or self._reading is not None:  # it was read before: this call is none of a step, such as one at time 0
+            self.told = bool(values)
+            return near
+        before, self._values = self._values, values
+        return near + (before not in (None, values))
 
 
 @define
