@@ -19,6 +19,7 @@ from magpolicy_diffusers._pipeline import (
     is_watched,
     model_in,
     no_denoiser,
+    stages_of,
     unwatch,
     watch,
     watcher,
@@ -123,17 +124,21 @@ class Handle(AttachedToLoop):
 
     @classmethod
     def on(cls, target: Any) -> list[Handle]:
-        """The handles on a pipeline or a model, the oldest first. On a model are also those of its pipelines."""
+        """The handles on a pipeline or a model, the oldest first. On a model are also those of its pipelines, on a combined
+        pipeline those of the pipelines that it calls."""
         model = model_in(target) or unwrap(target)
         if isinstance(model, nn.Module):
             return [user for user in Denoiser.users_of(model) if isinstance(user, cls)]
-        handle = watcher(target)
-        return [handle] if isinstance(handle, cls) else []
+        handles = [watcher(pipe) for pipe in (stages_of(target) or {"": target}).values()]
+        return [handle for handle in handles if isinstance(handle, cls)]
 
     @classmethod
     def _own_of(cls, target: Any) -> Handle | None:
         """The handle that was made for ``target`` itself."""
         of_pipeline = model_in(target) is None
+        if of_pipeline:
+            handle = watcher(target)
+            return handle if isinstance(handle, cls) else None
         return next((handle for handle in cls.on(target) if handle._of_pipeline == of_pipeline), None)
 
     @property

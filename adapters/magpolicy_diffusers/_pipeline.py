@@ -78,6 +78,20 @@ def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
     return named or _own_denoisers(pipe)
 
 
+def is_combined(target: Any) -> bool:
+    """Whether ``target`` is a pipeline that calls others, which it holds."""
+    return isinstance(target, pipeline_kinds()) and bool(stages_of(target))
+
+
+def stages_of(pipe: Any) -> dict[str, Any]:
+    """The pipelines that a combined one calls, by attribute name; with itself, where it has denoisers beside theirs."""
+    held = {name: value for name, value in vars(pipe).items() if isinstance(value, pipeline_kinds()) and value is not pipe}
+    found = {name: value for name, value in held.items() if denoisers_of(value)}
+    theirs = [module for stage in found.values() for module in denoisers_of(stage).values()]
+    own = [module for module in denoisers_of(pipe).values() if not any(module is other for other in theirs)]
+    return {"": pipe, **found} if found and own else found
+
+
 def _own_denoisers(pipe: Any) -> dict[str, nn.Module]:
     """In a pipeline whose model is none of diffusers, or has a name of its own."""
     modules = _modules_of(pipe)

@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING, Any
 import magpolicy
 
 if TYPE_CHECKING:
+    from magpolicy_diffusers._combined import CombinedHandle
     from magpolicy_diffusers._handle import Handle
 
 
 @magpolicy.hookimpl(tryfirst=True)  # a diffusers model is a torch module too
-def attach(target: Any, request: magpolicy.AttachRequest) -> Handle | None:
-    """Attach to a diffusers pipeline (also a modular one) or model; anything else is somebody else's."""
+def attach(target: Any, request: magpolicy.AttachRequest) -> Handle | CombinedHandle | None:
+    """Attach to a diffusers pipeline (also a modular one, or all that a combined one calls) or model; anything else is somebody
+    else's."""
     if not _ours(target):
         return None
+    from magpolicy_diffusers._combined import CombinedHandle
     from magpolicy_diffusers._handle import Handle
+    from magpolicy_diffusers._pipeline import is_combined
 
-    return Handle.attach(target, request)
+    return CombinedHandle.attach(target, request) if is_combined(target) else Handle.attach(target, request)
 
 
 @magpolicy.hookimpl

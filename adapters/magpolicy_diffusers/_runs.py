@@ -81,7 +81,7 @@ class HostRun(adapter.HostRun):
         return self.streams.evaluated(names, step=self.step)
 
     def _by_latents(self, names: tuple[str, ...], call: DenoiserCall) -> tuple[str, ...]:
-        """The streams of a call of which nothing tells the step: one that comes again with other latents is at its next step."""
+        """The streams of a call of which nothing tells the step: one that comes again, with other latents, is at its next."""
         if self.streams.moved(names, call.latents()):
             self._ahead = True
             self.streams.begin_step()

@@ -111,8 +111,9 @@ class StreamNames(StreamNamer):
         """
         before, now = self._latents.get(names), _some(latents)
         self._latents[names] = now
-        again = before is not None and now is not None and any(name in self.under_way for name in names)
-        return again and (before.shape != now.shape or not torch.equal(before, now))
+        if before is None or now is None or not any(name in self.under_way for name in names):
+            return False
+        return before.shape != now.shape or not torch.equal(before, now)
 
     def _parts(self, condition: Mapping[str, Any], rows: int, count: int) -> tuple[str, ...]:
         # The first sample of a part stands for it: a condition stays itself when samples are added or left out.

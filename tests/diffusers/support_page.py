@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import every_pipeline
+from test_combined import CASES as COMBINED
 from zoo import CASES, UNETS
 from zoo._bare import skipped, watch
 from zoo._case import Draw, Row
@@ -105,6 +106,7 @@ PIPE_HEAD = """
 Every pipeline class that diffusers exports, modular ones aside.
 
 - **denoisers**: its models that are skipped, by the names of its components.
+  A combined pipeline calls others, and each of these is attached to.
 - **leaves out**: the block `stack` of each, or the whole `model` if one of them has none.
 - **run**: the ways in which a tiny instance was run from beginning to end: a run that never skips is bit-equal to the bare
   pipeline, and one that skips is bit-equal to the bare pipeline with those steps skipped by hand. Where it is empty, only
@@ -127,8 +129,11 @@ def _pipeline(each) -> str:
     if not each.denoisers:
         return f"| {name} | | | {each.why_not} |\n"
     models = ", ".join(f"`{part}`: {cls}" for part, cls in each.denoisers.items())
-    ways = [f"{case.cls.removeprefix(each.name).strip()} {way}".strip() for case in each.cases for way in case.ways]
-    return f"| {name} | {models} | {each.attached()} | {', '.join(ways)} |\n"
+    if each.stages:
+        models = ", ".join(f"those of `{part}`, a {cls}" for part, cls in each.stages.items())
+    ways = ["both stages" if each.name in COMBINED else ""] if each.stages else []
+    ways += [f"{case.cls.removeprefix(each.name).strip()} {way}".strip() for case in each.cases for way in case.ways]
+    return f"| {name} | {models} | {each.attached()} | {', '.join(filter(None, ways))} |\n"
 
 
 def _streams(case) -> str:
