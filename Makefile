@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# Processes for the tests: `make test JOBS=0` runs them in one, where the order of the output matters.
+JOBS ?= logical
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PINNED := pyproject.toml constraints.txt
@@ -21,7 +23,7 @@ demo: $(DEMO)  ## generate pictures with and without magpolicy
 test: $(DEV)  ## every check there is: style, types, import contracts, docs, tests
 	$(MAKE) --no-print-directory lint
 	$(MAKE) --no-print-directory docs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --maxprocesses=4 --dist=loadfile
 
 campaigns: $(DEV)  ## everything that breaks things on purpose, at its large size: hours; see docs/explanation/promises.md
 	$(PIP) install --quiet -c constraints.txt -e '.[campaigns]'

@@ -4,6 +4,8 @@ This file stands here and not there, where it would be imported as part of that 
 repository was cloned into, such as ``magpolicy``.
 
 And keeps tests from the user's folder: each has one of its own, so that none plans from what another one's runs taught.
+
+And gives each of several processes (pytest-xdist) one thread: together they have as many as there are cores.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ class _PlainRoot:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for the processes that tests start
     config.pluginmanager.register(_PlainRoot(), "magpolicy-plain-root")  # a folder's own conftest is not asked about it
     folder = tempfile.TemporaryDirectory(prefix="magpolicy-tests-")
     config.add_cleanup(folder.cleanup)

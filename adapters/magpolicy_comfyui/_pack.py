@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import magpolicy
-from magpolicy_comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+from magpolicy_comfyui import NODE_CLASS_MAPPINGS as _NODES
+from magpolicy_comfyui import NODE_DISPLAY_NAME_MAPPINGS
 from magpolicy_comfyui._prompt_server import prompt_server
 from magpolicy_comfyui._same_names import SameNames, tell_when_loaded
+from magpolicy_comfyui.nodes import _schema
 from magpolicy_comfyui.server import _routes
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]
 
+NODE_CLASS_MAPPINGS = _schema.for_host(_NODES, NODE_DISPLAY_NAME_MAPPINGS)
+"""Nodes of the schema, too: ComfyUI finds those here as well as by an entry point, and older ones find the older form."""
 WEB_DIRECTORY = str(Path(__file__).parent / "web")
 log = logging.getLogger("magpolicy")
 _PLUGINS = ("magpolicy_torch._plugin", "magpolicy_comfyui._plugin")

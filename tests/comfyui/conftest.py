@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +48,17 @@ def folder(comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     place = tmp_path / "magpolicy"
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "magpolicy", ([str(place)], {".json"}))
     return place
+
+
+@pytest.fixture
+def schema(nodes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The nodes in ComfyUI's schema; where that is an early one, it is given the field by which a later one is known."""
+    from comfy_api.latest import io
+
+    from magpolicy_comfyui import NODE_DISPLAY_NAME_MAPPINGS
+    from magpolicy_comfyui.nodes import _schema
+
+    if _schema.for_host(nodes, NODE_DISPLAY_NAME_MAPPINGS) == nodes:
+        later = dataclasses.make_dataclass("Schema", [("search_aliases", Any, None)], bases=(io.Schema,))
+        monkeypatch.setattr(io, "Schema", later)
+    return _schema.for_host(nodes, NODE_DISPLAY_NAME_MAPPINGS)

@@ -69,11 +69,16 @@ class Executor:
         return self.server.of("magpolicy.report")
 
 
+FORMS = ["schema", "nodes"]
+"""Fixtures with ours in both forms. Where no test says otherwise, they are of the schema."""
+
+
 @pytest.fixture
-def executor(comfyui: Path, nodes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Executor:
+def executor(comfyui: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Executor:
     import nodes as host_nodes
 
-    for name, kind in {**tiny_pack.NODE_CLASS_MAPPINGS, **nodes}.items():
+    ours = request.getfixturevalue(getattr(request, "param", "schema"))
+    for name, kind in {**tiny_pack.NODE_CLASS_MAPPINGS, **ours}.items():
         monkeypatch.setitem(host_nodes.NODE_CLASS_MAPPINGS, name, kind)
     made = Executor()
     server = type("server", (), {"PromptServer": type("PromptServer", (), {"instance": made.server})})
@@ -107,6 +112,7 @@ def strip(text: Any) -> str:
     return next(word for word in str(shown).split() if set(word) <= set("█·") and word)
 
 
+@pytest.mark.parametrize("executor", FORMS, indirect=True)
 def test_one_output_of_several(executor: Executor) -> None:
     shown = executor.run(workflow(), "report one")
     assert executor.ended == "execution_success"
@@ -115,6 +121,7 @@ def test_one_output_of_several(executor: Executor) -> None:
     assert [data["node"] for data in executor.reports] == ["mag"]  # the other sampler did not run
 
 
+@pytest.mark.parametrize("executor", FORMS, indirect=True)
 def test_each_report_shows_the_run_of_its_latent(executor: Executor) -> None:
     first = executor.run(workflow(), "report one", "report two")
     assert strip(first["report one"]) == EXPECTED.strip
@@ -129,12 +136,22 @@ def test_each_report_shows_the_run_of_its_latent(executor: Executor) -> None:
     assert strip(again["report two"]) == strip(first["report two"])
 
 
+@pytest.mark.parametrize("executor", FORMS, indirect=True)
 def test_the_same_prompt_again_samples_nothing(executor: Executor) -> None:
     first = executor.run(workflow(), "report two")
     again = executor.run(workflow(), "report two")
     assert executor.kept >= {"model", "mag", "one", "two"}
     assert not executor.reports
     assert again == first
+
+
+@pytest.mark.parametrize("executor", FORMS, indirect=True)
+def test_two_nodes_with_the_same_inputs_are_told_of_their_own_samplings(executor: Executor) -> None:
+    prompt = workflow()
+    prompt["mag two"] = copy.deepcopy(prompt["mag"])
+    prompt["two"]["inputs"]["model"] = prompt["report two"]["inputs"]["model"] = ["mag two", 0]
+    executor.run(prompt, "report one", "report two")
+    assert [data["node"] for data in executor.reports] == ["mag", "mag two"]
 
 
 def test_changed_settings_sample_anew(executor: Executor) -> None:
@@ -205,6 +222,7 @@ def test_a_list_of_latents(executor: Executor, monkeypatch: pytest.MonkeyPatch) 
     assert [strip(text) for text in shown["report one"]["text"]] == [EXPECTED.strip] * 2
 
 
+@pytest.mark.parametrize("executor", FORMS, indirect=True)
 def test_a_node_that_makes_ours_as_it_runs(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that expands into others, as loops do; the editor's own subgraphs are flat prompts by the time they run."""
     import nodes as host_nodes

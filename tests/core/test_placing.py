@@ -69,6 +69,44 @@ def test_a_part_of_a_schedule_keeps_its_positions(first, after):
     assert levels[first : first + 3] == (0.6, 0.4, 0.2)
 
 
+def test_the_levels_around_a_part_are_evenly_spaced():
+    levels = (0.6, 0.4, 0.2)
+    for first, after, before, behind in (
+        (0, 0, (), ()),
+        (1, 1, (1.0,), (0.1,)),
+        (2, 3, (1.0, 0.8), (0.15, 0.1, 0.05)),
+    ):
+        span = ScheduleSpan(levels, levels, first, after)
+        assert span.whole(levels) == pytest.approx((*before, *levels, *behind))
+        assert (span.steps, span.partial) == (first + 3 + after, bool(first or after))
+    span = ScheduleSpan(levels, levels, 2, 1)
+    assert span.whole(levels, top=0.8) == pytest.approx((0.8, 0.7, 0.6, 0.4, 0.2, 0.1))
+    assert span.whole(levels, top=0.5) == pytest.approx((0.6, 0.6, 0.6, 0.4, 0.2, 0.1)), "never below the run's own"
+    assert span.whole((0.2, 0.6)) == pytest.approx((1.0, 0.6, 0.2, 0.6, 0.1)), "nor does it rise behind a run that does"
+    assert ScheduleSpan((0.0,), (0.0,)).whole((1.0, 0.0)) == (1.0, 1e-6), "an evaluation at 0 is not the end of a list"
+    assert ScheduleSpan((), (), after=1).partial
+
+
+def test_how_near_levels_are_those_of_the_curve():
+    near, far = [0.9 + 0.9e-5, 0.9 - 0.9e-5], [0.9 + 1.1e-5, 0.9 - 1.1e-5]
+    for level in (*near, *far):
+        found = place(MEASURED, whole((1.0, level, *LEVELS[2:]))).sigmas
+        assert (found == LEVELS) is (level in near)
+    assert place(MEASURED, whole(LEVELS[:-1])).sigmas == LEVELS[:-1]
+    part = place(MEASURED, whole((0.4, 0.2), first=4))
+    assert part.sigmas == pytest.approx((1.0, 0.85, 0.7, 0.55, 0.4, 0.2))
+    high = resolve(Curve(RATIOS, sigmas=[10 * level for level in LEVELS]), **RULE)
+    assert place(high, whole((4.0, 2.0), first=2)).sigmas == pytest.approx((10.0, 7.0, 4.0, 2.0)), "from the curve's highest"
+
+
+def test_a_level_at_the_switch_of_experts_is_the_first_ones():
+    boundary = preset(TWO_EXPERTS).expert_boundary["boundary"]
+    config = resolve(TWO_EXPERTS, speedup=1.5)
+    assert switch(place(config, whole((0.99, boundary, boundary - 1e-3, 0.1))).config) == 2
+    assert switch(place(config, ScheduleSpan((1.0, 0.5), ())).config) is None, "no level is known"
+    assert switch(place(config, whole((0.8, 0.5, 0.1), first=2)).config) == 2, "all are the second one's"
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 8), st.integers(4, 12), st.integers(0, 8), st.sampled_from([1.5, 2.0, 3.0]), st.booleans())
 def test_a_target_is_of_the_run_itself_wherever_it_lies_and_whatever_part_was_calibrated(

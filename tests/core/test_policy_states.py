@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from magpolicy import Calibration, Decision, MagPolicy, RunError, Safeguard, Schedule, Session, plan
-from magpolicy.policy._policy import ScheduledPolicy
+from magpolicy import ArgumentError, Calibration, Decision, MagPolicy, RunError, Safeguard, Schedule, Semantics, Session, plan
+from magpolicy.policy._policy import ScheduledPolicy, decide_together, settle_together
 
 RATIOS = [1.0, 0.9, 0.8, 1.1, 0.95, 1.05]
 RULE = {"threshold": 0.5, "max_skips": 3, "retention": 0.1}
@@ -42,6 +42,127 @@ def test_a_proposal_that_is_forgotten_changes_nothing(steps):
     assert one.state_dict() == before
 
 
+@pytest.mark.parametrize(
+    ("kind", "errors"),
+    [("absolute", [0.0, 0.1, 0.1 + 0.125]), ("signed", [0.0, 0.1, 0.1 - 0.125]), ("step", [0.0, 0.1, 0.1 + 0.25])],
+)
+def test_what_a_skip_adds_to_the_error(kind, errors):
+    """The ratios 0.9 and 1.25 make 1.125 of the residual."""
+    one = MagPolicy([1.0, 0.9, 1.25, 1.0], threshold=9, max_skips=9, retention=0.0, semantics=Semantics(error=kind))
+    found = []
+    for _ in range(3):
+        assert one.tested_error == 0
+        decision = one.propose()
+        assert one.tested_error == pytest.approx(errors[len(found)])
+        one.settle(decision)
+        found.append(one.accumulated_error)
+    assert found == pytest.approx(errors)
+    assert one.accumulated_ratio == pytest.approx(1.125)
+    one.settle_rejected(Decision.REUSED)
+    assert (one.accumulated_ratio, one.accumulated_error, one.skips) == (1, 0, 0)
+
+
+def test_an_error_as_large_as_the_threshold():
+    for comparison, skips in (("<=", True), ("<", False)):
+        one = MagPolicy([1.0, 0.5], threshold=0.5, max_skips=1, retention=0.0, semantics=Semantics(comparison=comparison))
+        one.decide()
+        assert one.decide().skip is skips
+
+
+def test_settings_are_taken_up_to_their_bounds():
+    for name, good, wrong in (
+        ("retention", (0, 1), (-0.01, 1.01)),
+        ("threshold", (0, 1e9), (-0.01,)),
+        ("max_skips", (0, 10**9), (-1,)),
+        ("start_step", (0, 5), (-1,)),
+    ):
+        for value in good:
+            policy(**{name: value})
+        for value in wrong:
+            with pytest.raises(ArgumentError, match=f"{name}={value}"):
+                policy(**{name: value})
+
+
+def test_a_run_is_begun_within_it_and_decided_to_its_end():
+    one = policy()
+    for step in (0, 5, 6):
+        one.reset(step)
+        assert (one.step, one.steps) == (step, 6)
+        for _ in range(step, 6):
+            one.decide()
+        with pytest.raises(RunError, match="6 steps are all decided"):
+            one.decide()
+    for step in (-1, 7):
+        with pytest.raises(ArgumentError, match=f"step={step}"):
+            one.reset(step)
+
+
+def test_only_a_state_that_could_have_been_saved_is_loaded():
+    one = policy()
+    one.decide()
+    one.decide()
+    saved = one.state_dict()
+    assert (saved["version"], saved["steps"], saved["step"], saved["skips"], saved["computed"]) == (1, 6, 2, 1, True)
+    for name, good, wrong in (
+        ("version", (), (0, 2)),
+        ("steps", (), (5, 7)),
+        ("step", (0, 6), (-1, 7)),
+        ("skips", (0, 9), (-1,)),
+        ("accumulated_ratio", (0, 0.5), (-0.5,)),
+        ("accumulated_error", (-3.0, 0.5), (math.nan,)),
+    ):
+        for value in good:
+            one.load_state_dict(saved | {name: value})
+            assert one.state_dict() == saved | {name: value}
+        one.load_state_dict(saved)
+        for value in wrong:
+            with pytest.raises(ArgumentError):
+                one.load_state_dict(saved | {name: value})
+            assert one.state_dict() == saved
+    for keys in (saved | {"more": 1}, {name: value for name, value in saved.items() if name != "skips"}):
+        with pytest.raises(ArgumentError, match="has keys"):
+            one.load_state_dict(keys)
+
+
+@pytest.mark.parametrize(
+    ("joint", "skips"),
+    [("all", [True, False, False, False]), ("any", [True, True, True, False]), ("first", [True, True, False, False])],
+)
+def test_how_two_streams_decide_one_call(joint, skips):
+    """Both would skip, the first one, the second one, none."""
+    found = []
+    for ratios in ((1.0, 1.0), (1.0, 3.0), (3.0, 1.0), (3.0, 3.0)):
+        policies = [MagPolicy([1.0, r], threshold=0.1, max_skips=1, retention=0.0) for r in ratios]
+        for _ in range(2):
+            own, decided, errors = decide_together(policies, joint)
+            settle_together(policies, own, decided)
+        found.append(decided[0].skip)
+        assert len({decision.skip for decision in decided}) == 1
+        assert [decision is Decision.JOINT for decision in decided] == [
+            not decided[0].skip and decision.skip for decision in own
+        ]
+        assert errors == pytest.approx([abs(1 - r) for r in ratios])
+        assert [p.accumulated_ratio for p in policies] == [1.0, 1.0]
+        assert [p.skips for p in policies] == [int(decision.skip and decided[0].skip) for decision in own]
+    assert found == skips
+
+
+def test_what_has_no_residual_makes_a_call_compute_whoever_decides():
+    for joint in ("all", "any", "first"):
+        policies = [MagPolicy([1.0, 1.0], threshold=1, max_skips=1, retention=0.0) for _ in range(2)]
+        policies[0].decide()
+        policies[1].step = 1
+        assert decide_together(policies, joint)[1] == [Decision.JOINT, Decision.NO_RESIDUAL]
+
+
+def test_a_forbidden_step_resets_what_has_accumulated_or_passes_by():
+    for effect, ratio in (("reset", 1.0), ("bypass", 0.9)):
+        semantics = Semantics(interpolation="round", forbidden_index=2, forbidden_effect=effect)
+        one = MagPolicy([1.0, 0.9, 0.9, 0.9], threshold=9, max_skips=9, retention=0.0, semantics=semantics)
+        assert [one.decide() for _ in range(3)] == [Decision.NO_RESIDUAL, Decision.REUSED, Decision.FORBIDDEN]
+        assert one.accumulated_ratio == pytest.approx(ratio)
+
+
 def test_steps_that_were_left_out_count_in_the_ratio():
     one = policy()
     one.settle(one.propose())
@@ -65,7 +186,7 @@ def test_a_schedule_forgets_a_proposal_too():
 
 def test_a_schedule_goes_on_to_later_steps_alone():
     one = ScheduledPolicy([True, False, False, True])
-    assert one.skips == 0
+    assert (one.skips, one.accumulated_error, one.accumulated_ratio, one.tested_error) == (0, 0, 1, 0)
     assert one.propose(1) is Decision.NO_RESIDUAL
     one.settle(Decision.NO_RESIDUAL)
     for step in (0, 1, 4, 5):
@@ -181,3 +302,115 @@ def test_a_run_begins_where_it_is_told():
     assert not session.active
     with pytest.raises(RunError, match="no run is under way"):
         session.decide()
+
+
+def test_a_part_of_a_run_follows_a_schedule_of_that_part():
+    session = Session([1.0] * 8, threshold=1, max_skips=8, retention=0.0).begin(3)
+    part = Schedule.from_mask([1, 0, 1, 0, 1], first_step=3)
+    for steps, first in ((5, 2), (5, 4), (4, 3), (6, 3)):
+        with pytest.raises(ArgumentError, match=f"steps {first} to {first + steps - 1}, this run has 8; pass one that ends"):
+            session.follow(Schedule.from_mask([1] * steps, first_step=first))
+    session.follow(part)
+    assert session.schedule == part
+    for step in range(3, 8):
+        assert session.decide().computes is part.mask[step - 3]
+        session.commit()
+    session.end()
+
+
+def test_a_call_is_where_the_host_is_or_where_its_streams_are():
+    with Session([1.0] * 6, **RULE) as session:
+        assert session.call(["a"]).step == 0
+        session.cancel()
+        for earliest, at in ((0, 0), (0, 1), (4, 4), (2, 5)):
+            call = session.call(["a"], earliest=earliest)
+            assert call.step == at
+            call.commit()
+        assert session.call(["a"]) is None
+        assert session.call(["a", "b"], earliest=3) is None, "one of them is over"
+        assert session.call(["b"], step=2).step == 2
+        session.commit()
+        for step in ("x", 1.5, -1):
+            with pytest.raises(ArgumentError, match="step="):
+                session.call(["b"], step=step)
+        with pytest.raises(ArgumentError, match="at least one stream"):
+            session.call([])
+        with pytest.raises(ArgumentError, match="each once"):
+            session.call(["b", "b"])
+        assert (session.step("b"), session.remaining("b")) == (3, 3)
+
+
+def test_noise_levels_are_those_of_the_run_or_the_ones_told():
+    with Session([1.0] * 3, sigmas=[1.0, 0.6, 0.3], **RULE) as session:
+        for sigma in (None, 0.0, 0.55):
+            session.decide(sigma=sigma)
+            session.commit()
+        assert [entry.sigma for entry in session.trace] == [1.0, 0.0, 0.55]
+    with Session([1.0] * 3, steps=3, **RULE) as session:
+        session.decide(sigma=0.25)
+        session.commit()
+        session.decide()
+        session.commit()
+        assert [entry.sigma for entry in session.trace] == [0.25, None]
+
+
+def test_what_is_computed_is_of_use_while_a_skip_may_come():
+    with Session([1.0] * 3, **RULE) as session:
+        found = []
+        for _ in range(3):
+            call = session.call(["a"])
+            found.append((call.useful, call.streams[0].keep))
+            call.commit(Decision.NO_RESIDUAL if call.skip else None)
+    assert found == [(True, 1), (True, 1), (False, 0)]
+    with Session(Schedule.from_mask([1, 1, 0])) as session:
+        call = session.call(["a"])
+        assert (call.useful, call.streams[0].keep) == (False, 0), "it is computed again before a skip"
+        call.commit()
+        assert session.call(["a"]).useful
+
+
+def test_what_something_else_answered_is_neither_computed_nor_reused():
+    with Session([1.0] * 4, **RULE) as session:
+        session.call(["a"]).commit(Decision.ANSWERED)
+        (entry,) = session.trace
+        assert (entry.decision, entry.coefficients) == (Decision.ANSWERED, ())
+        assert (session.step("a"), session.trace[-1].skips) == (1, 0)
+
+
+def test_a_computed_call_keeps_its_own_reason():
+    with Session([1.0] * 4, **RULE) as session:
+        call = session.call(["a"])
+        call.commit(Decision.NOT_FINITE)
+        assert (call.decision, call.streams[0].decision) == (Decision.NO_RESIDUAL, Decision.NO_RESIDUAL)
+        assert session.call(["a"]).skip
+
+
+def test_a_call_of_several_streams_says_why_it_computes():
+    with Session({"a": [1.0, 1.0, 9.0], "b": [1.0, 9.0, 1.0]}, threshold=0.5, max_skips=3, retention=0.0) as session:
+        session.decide(["a"])
+        session.commit()
+        assert session.decide(["a", "b"], step=1) is Decision.NO_RESIDUAL
+        assert [stream.decision for stream in session._pending.streams] == [Decision.JOINT, Decision.NO_RESIDUAL]
+        session.commit()
+        assert session.decide(("b", "a")) is Decision.THRESHOLD
+
+
+def test_a_run_that_ends_is_told_once_and_goes_on_at_the_beginning():
+    ended = []
+    session = Session([1.0, 1.1, 0.9], **RULE)
+    assert repr(session) == "<Session of 3 steps, not under way, 0 decisions>"
+    session.end()
+    with session:
+        session.on_end(lambda: ended.append(session.active))
+        session.decide()
+        assert repr(session) == "<Session of 3 steps, under way, 0 decisions>"
+        session.commit()
+    session.end()
+    assert ended == [False]
+    assert repr(session) == "<Session of 3 steps, not under way, 1 decisions>"
+    with session:
+        assert session.trace == ()
+        assert (session.step(), session.doubted, session.replans) == (0, (), ())
+    assert ended == [False]
+    with pytest.raises(ArgumentError, match="step=3 lies outside this run of 3 steps; use 0 to 2"):
+        session.begin(3)

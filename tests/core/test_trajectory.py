@@ -6,6 +6,9 @@ import pytest
 from magpolicy import Calibration, plan
 from magpolicy.calibration import _gram
 from magpolicy.planning import _trajectory
+from magpolicy.planning._problem import PlanRequest
+from magpolicy.planning._skip_costs import distance_of, forbidden_skips
+from magpolicy.planning._target import PlanTarget
 
 STEPS = 14
 
@@ -48,3 +51,93 @@ def test_what_is_solved_has_a_least(solved, forecast):
     assert found
     assert min(np.linalg.eigvalsh(each).min(initial=1.0) for each in found) > 0
     assert min(np.linalg.eigvalsh(each).min(initial=1.0) for each in looked) < 0, "some were not fit to be solved"
+
+
+COMPUTED = (0, 1, 3, 4, 7)
+CHAINS = {2: (1, 0), 5: (4, 3, 1), 6: (4, 3, 1), 8: (7, 4, 3), 9: (7, 4, 3)}
+"""Each skipped step, and the computed ones before it."""
+
+
+def paths(names, seed=0, steps=10):
+    dice = np.random.default_rng(seed)
+    return {name: np.cumsum(dice.normal(size=(steps, 24)), axis=0) + dice.normal(size=24) for name in names}
+
+
+def trajectory(rows, **target):
+    sigmas = [(1 - i / 10) ** 1.5 for i in range(10)]
+    source = Calibration.from_residuals({name: list(row[:, None]) for name, row in rows.items()}, sigmas=sigmas)
+    problem = PlanRequest(source=source, target=PlanTarget(computed=5, **target)).problem()
+    return distance_of(problem, forbidden_skips(problem)), np.array(sigmas)
+
+
+def weights(sigmas):
+    share = -np.diff(sigmas, append=0.0) / sigmas[0]
+    ahead = 1 + np.cumsum(share[::-1])[::-1]
+    both = np.outer(share, share) * (np.minimum.outer(ahead, ahead) + 0.1 * np.eye(len(share)))
+    skipped = list(CHAINS)
+    return np.linalg.cholesky(both[np.ix_(skipped, skipped)])
+
+
+def gathered(rows, factors, error):
+    """All errors, of the combination that factors make or of each stream, weighted: their squares add up to the cost."""
+    each = {name: np.array([error(name, row, i) for i in CHAINS]) for name, row in rows.items()}
+    if factors is None:
+        return np.concatenate([e / np.sqrt(len(rows)) for e in each.values()], axis=1) / np.sqrt(24)
+    return sum(factors[name] * e for name, e in each.items()) / np.sqrt(24)
+
+
+@pytest.mark.parametrize("guidance", [None, 4.0])
+@pytest.mark.parametrize(("forecast", "order"), [("hold", 0), ("calibrated", 1), ("second-order", 2)])
+@pytest.mark.parametrize("names", [("one",), ("cond", "uncond")], ids=len)
+def test_the_coefficients_are_those_of_least_squares_on_the_residuals(names, forecast, order, guidance):
+    rows = paths(names)
+    found, sigmas = trajectory(rows, forecast=forecast, guidance=guidance)
+    factors = None if guidance is None or len(names) == 1 else {"cond": guidance, "uncond": 1 - guidance}
+    lower = weights(sigmas)
+
+    def weighted(error):
+        return (lower.T @ gathered(rows, factors, error)).ravel()
+
+    places = [(n, i, o) for n in names for i, chain in CHAINS.items() for o in range(min(order, len(chain) - 1))]
+    held = weighted(lambda name, row, i: row[i] - row[CHAINS[i][0]])
+
+    def column(stream, step, o):
+        def difference(name, row, i):
+            return row[CHAINS[i][o]] - row[CHAINS[i][o + 1]] if (name, i) == (stream, step) else 0 * row[0]
+
+        return weighted(difference)
+
+    columns = [column(*place) for place in places]
+    best = np.linalg.lstsq(np.stack(columns, axis=1), held, rcond=None)[0] if places else np.zeros(0)
+    left = held - sum((c * column for c, column in zip(best, columns, strict=True)), np.zeros(held.shape))
+    assert found.cost(COMPUTED) == pytest.approx(left @ left, rel=1e-4)
+    fitted = found.fit(COMPUTED)
+    assert {name: list(row) for name, row in fitted.items()} == {name: list(CHAINS) for name in names}
+    for (name, i, o), c in zip(places, best, strict=True):
+        assert fitted[name][i][o] == pytest.approx(c, abs=2e-3)
+    assert sum(len(c) for row in fitted.values() for c in row.values()) == len(places)
+
+
+def test_what_may_not_be_skipped_costs_without_end():
+    found, _ = trajectory(paths(["one"]), max_skips=2, forced=[4])
+    assert np.isfinite(found.cost(COMPUTED))
+    for computed in ((0, 1, 3, 7), (0, 4), (0, 1, 3, 5, 7), (0, 3, 4, 6)):  # 4 is forced, or more than two are skipped
+        assert found.cost(computed) == np.inf
+        with pytest.raises(ValueError, match="not all that is skipped there may be"):
+            found.fit(computed)
+    assert np.isfinite(found.cost((0, 3, 4, 7)))
+
+
+def test_forecasts_that_are_not_fitted_cost_what_they_leave():
+    rows = paths(["one"])
+    found, sigmas = trajectory(rows, forecast="linear", damping=0.5)
+    fitted = found.fit(COMPUTED)["one"]
+
+    def error(name, row, i):
+        j, p, *_ = CHAINS[i]
+        c = 0.5 * (sigmas[i] - sigmas[j]) / (sigmas[j] - sigmas[p])
+        assert fitted[i] == (pytest.approx(c),)
+        return row[i] - row[j] - c * (row[j] - row[p])
+
+    left = (weights(sigmas).T @ gathered(rows, None, error)).ravel()
+    assert found.cost(COMPUTED) == pytest.approx(left @ left)

@@ -34,6 +34,7 @@ class MagPolicySpeedUp:
 
     CATEGORY = CATEGORY
     DESCRIPTION = __doc__
+    SEARCH_ALIASES = ("magcache", "cache", "faster", "speedup", "skip steps")
     FUNCTION = "apply"
     RETURN_TYPES = ("MODEL",)
 
@@ -52,6 +53,7 @@ class MagCache:
 
     CATEGORY = CATEGORY
     DESCRIPTION = __doc__
+    SEARCH_ALIASES = ("magpolicy", "cache", "faster", "skip steps")
     FUNCTION = "apply"
     RETURN_TYPES = ("MODEL",)
 
@@ -79,6 +81,7 @@ class MagCacheCalibration:
 
     CATEGORY = CATEGORY
     DESCRIPTION = __doc__
+    SEARCH_ALIASES = ("magpolicy", "measure", "calibrate")
     FUNCTION = "apply"
     RETURN_TYPES = ("MODEL",)
 
@@ -129,6 +132,7 @@ class CompileModel:
 
     CATEGORY = CATEGORY
     DESCRIPTION = __doc__
+    SEARCH_ALIASES = ("magpolicy", "torch.compile")
     FUNCTION = "apply"
     RETURN_TYPES = ("MODEL",)
 
@@ -154,6 +158,7 @@ class MagPolicyPreview:
 
     CATEGORY = CATEGORY
     DESCRIPTION = __doc__
+    SEARCH_ALIASES = ("schedule", "skip steps")
     FUNCTION = "preview"
     OUTPUT_NODE = True
     RETURN_TYPES = ("IMAGE", "STRING")
@@ -189,6 +194,7 @@ class MagPolicyReport:
 
     CATEGORY = CATEGORY
     DESCRIPTION = __doc__
+    SEARCH_ALIASES = ("schedule", "skipped steps", "speedup")
     FUNCTION = "report"
     OUTPUT_NODE = True
     RETURN_TYPES = ("LATENT", "IMAGE", "STRING")

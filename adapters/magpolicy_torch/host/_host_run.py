@@ -298,7 +298,9 @@ class HostRun:
             identify: tells the model, where the calibration was to be found by it; which was found, or why none, is said too.
         """
         calibration = calibration_of(self._request.config.given)
-        found = () if identify is None or not self._request.finds_its_source else remarks_on_choice(identify(), calibration)
+        found: tuple[str, ...] = ()
+        if identify is not None and self._request.finds_its_source:
+            found = remarks_on_choice(identify(), calibration, by_rule=self._request.config.by_rule)
         if calibration is None:
             return found
         run = differences(calibration, self.about(conditions), (entry.stream for entry in self.session.trace))

@@ -75,7 +75,7 @@ def _best_forecast(problem: PlanProblem, stream: str, history: History, i: int) 
     relative, coefficient = problem.errors.relative(stream), problem.errors.forecasts[stream].coefficient
     j, k = history[0], i - history[0]
     a = j - history[1] if len(history) > 1 else 0
-    if k > problem.errors.longest_gap or not np.isfinite(relative[a, j, k]):
+    if max(a, k) > problem.errors.longest_gap or not np.isfinite(relative[a, j, k]):
         return None
     c = float(coefficient[a, j, k])
     return ((c,) if c else ()), float(relative[a, j, k])

@@ -97,7 +97,7 @@ class MagPolicy:
         Raises:
             ArgumentError: ``step`` lies outside the run.
         """
-        if not 0 <= _checks.whole("step", step, 0, example="0") <= self._steps:
+        if _checks.whole("step", step, 0, example="0") > self._steps:
             raise ArgumentError(f"step={step} lies outside this run of {self._steps} steps; use 0 to {self._steps - 1}")
         self.step: int = step
         self.accumulated_ratio: Any = self._one

@@ -1,11 +1,13 @@
 """One worker process per ComfyUI version, whose test reports are replayed here.
 
 ComfyUI's modules have names such as ``nodes`` and ``utils`` and exist once a process, so its tests run in processes of their
-own, yet are collected, selected and reported like any other test.
+own, yet are collected, selected and reported like any other test. A worker runs the tests it is told,
+one a line: under pytest-xdist the process that started it is given some of them only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -19,6 +21,8 @@ from fetching import Unavailable
 from host.fetch import chosen, obtain
 
 WORKER = "MAGPOLICY_COMFYUI_WORKER"
+ASKED = "MAGPOLICY_COMFYUI_ASKED"
+"""The file that says what to run: pytest takes standard input for itself."""
 _MARK = "magpolicy-report "
 FIXTURE = "comfyui"
 
@@ -45,7 +49,7 @@ class Parent:
             self._workers[version] = _Worker(item.config, version, self._items[version])
         hook = item.ihook
         hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for data in self._workers[version].reports(item):
+        for data in self._workers[version].reports(item, nextitem):
             report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
             hook.pytest_runtest_logreport(report=report)
         hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
@@ -59,11 +63,26 @@ class Parent:
 
 
 class Child:
-    """Plugin of a worker: writes every report on its standard output."""
+    """Plugin of a worker: runs the tests it is told, and writes every report on its standard output."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._out = os.fdopen(os.dup(1), "w")
+        self._in, self._out = os.fdopen(int(os.environ[ASKED])), os.fdopen(os.dup(1), "w")
+        os.set_inheritable(self._in.fileno(), False)  # processes that tests start do not take what is for this one
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        if session.testsfailed:  # while collecting: pytest's own loop says so
+            return None
+        items = {item.nodeid: item for item in session.items}
+        for line in self._in:
+            asked, following = json.loads(line)
+            item = items[asked]
+            # Without a next test pytest would also take down what is made once for all tests.
+            after = items.get(following) or next((other for other in session.items if other.path != item.path), None)
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
+        session._setupstate.teardown_exact(None)
+        return True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
@@ -81,25 +100,29 @@ class _Worker:
             self._why = f"no ComfyUI {version}: {error}"
             return
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", str(config.rootpath), *nodeids]
-        if config.getoption("maxfail"):
-            command.append(f"--maxfail={config.getoption('maxfail')}")
+        reading, writing = os.pipe()
+        self._asked = os.fdopen(writing, "w")
         self._process = subprocess.Popen(
             command,
             cwd=config.rootpath,
-            env={**os.environ, WORKER: version},
+            env={**os.environ, WORKER: version, ASKED: str(reading)},
+            pass_fds=(reading,),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
+        os.close(reading)
 
-    def reports(self, item: pytest.Item) -> list[dict[str, Any]]:
-        """The reports of ``item``: of its setup, its call and its end."""
+    def reports(self, item: pytest.Item, nextitem: pytest.Item | None) -> list[dict[str, Any]]:
+        """Run ``item``: the reports of its setup, its call and its end. What the next test shares stays set up."""
         if self._process is None:
             where = (str(item.path), item.location[1] or 0, f"Skipped: {self._why}")
             return [_report(item, "setup", "skipped", where), _report(item, "teardown", "passed")]
         found: list[dict[str, Any]] = []
         assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended: what it said last is read below
+            print(json.dumps([item.nodeid, nextitem and nextitem.nodeid]), file=self._asked, flush=True)
         for line in self._process.stdout:
             start = line.find(_MARK)
             if start < 0:
@@ -119,14 +142,13 @@ class _Worker:
     def close(self) -> None:
         if self._process is None:
             return
+        with contextlib.suppress(BrokenPipeError):
+            self._asked.close()  # nothing more is asked: it takes down what its tests share, and ends
         try:
-            if self._process.poll() is None:
-                self._process.terminate()
-            self._process.wait(20)
+            self._process.communicate(timeout=60)
         except subprocess.TimeoutExpired:
             self._process.kill()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+            self._process.communicate()
 
 
 def _report(item: pytest.Item, when: Any, outcome: Any, longrepr: Any = None) -> dict[str, Any]:

@@ -193,7 +193,8 @@ def test_calibration_writes_a_preset_that_the_node_then_offers(server: Server, n
     assert entry["status"]["status_str"] == "success", entry["status"]
     (report,) = reports(heard).values()
     assert report["skipped"] == 0
-    choices = server.get("object_info/MagCache")["MagCache"]["input"]["required"]["model_type"][0]
+    kind, about = server.get("object_info/MagCache")["MagCache"]["input"]["required"]["model_type"]
+    choices = about["options"] if kind == "COMBO" else kind  # of ComfyUI's schema, or of the older form
     chosen = f"file: measured-{name}.json"
     assert chosen in choices
     inputs = {"model_type": chosen, "magcache_thresh": 0.1, "retention_ratio": 0.2, "magcache_K": 3}

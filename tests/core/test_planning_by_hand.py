@@ -1,0 +1,213 @@
+"""The pieces that plans are made of, against cases computed by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from magpolicy import ArgumentError, Calibration
+from magpolicy.planning._guidance import stream_factors
+from magpolicy.planning._local_search import evenly, improve, neighbours
+from magpolicy.planning._objective import OBJECTIVES
+from magpolicy.planning._problem import LONG_RUN, PlanRequest
+from magpolicy.planning._shortest_path import shortest_paths
+from magpolicy.planning._skip_costs import _SumOfGaps, cheapest_paths, forbidden_skips, gap_costs_of
+from magpolicy.planning._target import PlanTarget
+
+
+def calibration(steps=6, streams=("single",), window=None, **provenance):
+    dice = np.random.default_rng(0)
+    rows = {name: list(np.cumsum(dice.normal(size=(steps, 1, 8)), axis=0)) for name in streams}
+    more = {} if window is None else {"window": window}
+    return Calibration.from_residuals(rows, sigmas=[1 - i / steps for i in range(steps)], provenance=provenance, **more)
+
+
+def problem(source, **target):
+    return PlanRequest(source=source, target=PlanTarget(**target)).problem()
+
+
+@pytest.mark.parametrize(
+    ("count", "computed", "expected"),
+    [
+        (1, 1, (0,)),
+        (5, 1, (0,)),
+        (6, 2, (0, 1)),
+        (10, 4, (0, 1, 5, 9)),
+        (5, 5, (0, 1, 2, 3, 4)),
+        (2, 2, (0, 1)),
+        (9, 3, (0, 1, 8)),
+    ],
+)
+def test_evenly_spaced_steps(count, computed, expected):
+    assert evenly(count, computed) == expected
+
+
+def test_neighbours_are_one_step_moved_by_up_to_two_the_nearest_first():
+    assert list(neighbours((0, 2, 5), 7)) == [
+        (0, 1, 5), (0, 3, 5), (0, 4, 5),
+        (0, 2, 4), (0, 2, 6), (0, 2, 3),
+    ]  # fmt: skip
+    assert list(neighbours((0, 2, 5), 7, far=1)) == [(0, 1, 5), (0, 3, 5), (0, 2, 4), (0, 2, 6)]
+    assert list(neighbours((0, 2, 5), 7, indices=(2,))) == [(0, 2, 4), (0, 2, 6), (0, 2, 3)]
+    assert list(neighbours((0, 1), 3)) == [(0, 2)], "a step that moves past another is sorted in; none goes to where one is"
+    assert list(neighbours((0, 1, 2), 4)) == [(0, 2, 3), (0, 1, 3)]
+    assert list(neighbours((0,), 4)) == []
+
+
+def test_small_moves_lead_to_the_least_there_is_on_the_way():
+    def cost(computed):
+        return 1.0 + sum((a - b) ** 2 for a, b in zip(computed, (0, 4, 7, 9), strict=True))
+
+    def all_right(computed):
+        return True
+
+    assert improve((0, 1, 2, 3), cost, all_right, 10) == ((0, 4, 7, 9), 1.0)
+    assert improve((0, 4, 7, 9), cost, all_right, 10) == ((0, 4, 7, 9), 1.0)
+    found, least = improve((0, 1, 2, 3), cost, lambda computed: computed[1] <= 2, 10)
+    assert (found, least) == ((0, 2, 7, 9), 5.0)
+    assert improve((0, 1), lambda computed: 1.0 - 1e-10 * computed[1], all_right, 10)[0] == (0, 1), "rounding is no gain"
+
+
+@pytest.mark.parametrize(
+    ("names", "guidance", "expected"),
+    [
+        (("cond", "uncond"), 3.0, {"cond": 3.0, "uncond": -2.0}),
+        (("uncond", "cond"), 3.0, {"uncond": -2.0, "cond": 3.0}),
+        (("negative", "positive"), 3, {"negative": -2.0, "positive": 3.0}),
+        (("UNCOND", "a"), 3.0, {"UNCOND": -2.0, "a": 3.0}),
+        (("a", "b"), 3.0, {"a": 3.0, "b": -2.0}),
+        (("uncond", "neg"), 3.0, {"uncond": 3.0, "neg": -2.0}),
+        (("a", "negative"), 0.5, {"a": 0.5, "negative": 0.5}),
+        (("a",), 3.0, None),
+        (("a",), {"a": 2.0}, {"a": 2.0}),
+        (("a", "b", "c"), {"a": 2.0, "b": -1, "c": 0}, {"a": 2.0, "b": -1.0, "c": 0.0}),
+        (("a", "b"), None, None),
+    ],
+    ids=str,
+)
+def test_what_guidance_multiplies_streams_with(names, guidance, expected):
+    assert stream_factors(guidance, calibration(streams=names)) == expected
+
+
+def test_guidance_that_a_calibration_was_made_with():
+    assert stream_factors(None, calibration(streams=("cond", "uncond"), guidance=4.0)) == {"cond": 4.0, "uncond": -3.0}
+    assert stream_factors(None, calibration(streams=("cond", "uncond"), guidance=4)) == {"cond": 4.0, "uncond": -3.0}
+    assert stream_factors(2.0, calibration(streams=("cond", "uncond"), guidance=4.0)) == {"cond": 2.0, "uncond": -1.0}
+    for streams, scale in ((("cond", "uncond"), True), (("cond", "uncond"), "4"), (("a",), 4.0), (("a", "b", "c"), 4.0)):
+        assert stream_factors(None, calibration(streams=streams, guidance=scale)) is None
+
+
+def test_guidance_that_does_not_fit_is_refused():
+    with pytest.raises(ArgumentError, match="combines two streams, there are 3"):
+        stream_factors(3.0, calibration(streams=("a", "b", "c")))
+    with pytest.raises(ArgumentError, match="leaves out 'b', 'c'; give a factor for each stream"):
+        stream_factors({"a": 1.0}, calibration(streams=("a", "b", "c")))
+    for wrong in ("x", float("nan"), True):
+        with pytest.raises(ArgumentError, match="guidance"):
+            stream_factors(wrong, calibration(streams=("a", "b")))
+
+
+def costs_of(choice, costs, start=(0, 0)):
+    """The cost of computing these, gap by gap."""
+    (before, j), total = start, 0.0
+    for at in (*choice[1:], costs.shape[1]):
+        total += costs[before, j, at - j]
+        before, j = at - j, at
+    return total
+
+
+@pytest.mark.parametrize("start", [(0, 0), (2, 3)])
+@pytest.mark.parametrize("reach", [2, 4, 7])
+def test_the_shortest_path_is_the_least_of_all_choices(reach, start):
+    count, dice = 7, np.random.default_rng(reach)
+    costs = dice.uniform(size=(reach + 1, count, reach + 1))
+    costs[:, :, 1] = 0.0
+    costs[1, 4, 2] = np.inf
+    found = shortest_paths(costs, count, start)
+    first = start[1]
+    for length in range(1, count - first + 1):
+        choices = [(first, *rest) for rest in itertools.combinations(range(first + 1, count), length - 1)]
+        usable = [c for c in choices if max(b - a for a, b in itertools.pairwise((*c, count))) <= reach]
+        least = min((costs_of(c, costs, start) for c in usable), default=np.inf)
+        if np.isinf(least):
+            assert length not in found
+            continue
+        assert found[length].cost == pytest.approx(least)
+        assert costs_of(found[length].computed, costs, start) == pytest.approx(least)
+    assert max(found) == count - first
+    assert list(shortest_paths(costs, 5, start)) == [length for length in found if length <= 5]
+
+
+def test_a_sum_over_gaps_is_what_the_shortest_path_makes_least():
+    run = problem(calibration(), computed=3, max_skips=3)
+    costs = gap_costs_of(run, OBJECTIVES["latent"], forbidden_skips(run))
+    total = _SumOfGaps(costs)
+    for path in cheapest_paths(run, OBJECTIVES["latent"], forbidden_skips(run), 6).values():
+        assert total(path.computed) == pytest.approx(path.cost)
+    assert np.isfinite(total((0, 2)))
+    assert total((0, 1)) == np.inf, "more than three in a row"
+
+
+def test_what_may_be_skipped():
+    run = problem(calibration(), computed=3, forced=[3])
+    forbidden = forbidden_skips(run)
+    relative = run.errors.relative("single")
+    for j, k in itertools.product(range(6), range(1, 6)):
+        assert forbidden[0, j, k] == (j + k == 3 or j + k >= 6 or np.isinf(relative[0, j, k]))
+    bound = float(np.sort(relative[np.isfinite(relative)])[10])
+    at_most = forbidden_skips(run, bound)
+    assert np.array_equal(at_most[:, :3, 1], (relative > bound)[:, :3, 1] | forbidden[:, :3, 1])
+    assert not at_most[np.where(relative == bound)].all(), "as much as the bound is allowed"
+
+
+@pytest.mark.parametrize(
+    ("target", "evaluations", "budget"),
+    [
+        ({"computed": 3}, 10, 3),
+        ({"computed": 30}, 10, 30),
+        ({"speedup": 2.0}, 11, 5),
+        ({"speedup": 1.1}, 11, 10),  # 11 / 1.1 is 9.999...
+        ({"speedup": 3}, 2, 0),
+        ({"error": 0.1}, 10, None),
+    ],
+    ids=str,
+)
+def test_how_many_may_compute(target, evaluations, budget):
+    assert PlanTarget(**target).budget(evaluations) == budget
+
+
+def test_how_long_a_gap_may_be():
+    assert problem(calibration(6), computed=3).longest_gap == 6
+    assert problem(calibration(6, window=2), computed=3).longest_gap == 3
+    assert problem(calibration(6), computed=3, max_skips=0).longest_gap == 1
+    assert problem(calibration(6), computed=3, max_skips=2).longest_gap == 3
+    assert problem(calibration(6), computed=3, max_skips=9).longest_gap == 6
+    long = calibration(LONG_RUN)
+    longer = calibration(LONG_RUN + 8)
+    assert problem(long, computed=20).longest_gap == LONG_RUN
+    # Six times the mean gap between those that may be chosen, and six more.
+    assert problem(longer, computed=25).longest_gap == int(6 * 47 / 24) + 6
+    assert problem(longer, computed=25, forced=[3, 4, 9]).longest_gap == int(6 * 44 / 21) + 6
+    assert problem(longer, computed=25, max_skips=4).longest_gap == 5
+    assert problem(longer, error=0.1).longest_gap == LONG_RUN + 8
+    assert problem(longer, computed=1).longest_gap == LONG_RUN + 8
+    assert problem(longer, speedup=2, batched=False).longest_gap == LONG_RUN + 8
+
+
+def test_what_computes_whatever_the_plan():
+    assert problem(calibration(10), computed=5).must_compute == {0}
+    for retention, leading in ((0.0, 1), (0.14, 1), (0.15, 2), (0.24, 2), (0.25, 3), (1.0, 10)):
+        assert problem(calibration(10), speedup=1, retention=retention).must_compute == set(range(leading))
+    run = problem(calibration(10), computed=5, retention=0.2, forced=[-1, 4, 0], expert_step=6, max_skips=4)
+    assert run.must_compute == {0, 1, 4, 6, 9}
+    assert run.limits == "at most 4 skips in a row, 2 leading steps of retention=0.2, 3 forced"
+    assert problem(calibration(10), computed=5, expert_step=10).must_compute == {0}
+    assert problem(calibration(10), computed=5, retention=0.14).limits == "at most 9 skips in a row"
+    part = PlanRequest(source=calibration(10), target=PlanTarget(computed=3, forced=[1, 5, 9]), part=(4, 8)).problem()
+    assert (part.must_compute, part.first_step, part.count) == ({1}, 4, 4)
+    assert part.step_sizes == pytest.approx([0.1] * 4)
+    weighted = PlanRequest(source=calibration(4), target=PlanTarget(computed=3, weights=[1, 0, 2, 3])).problem()
+    assert weighted.step_sizes == pytest.approx([0.25, 0.0, 0.5, 0.75])
+    for wrong in ([1, 2, 3], [1, 2, 3, -1]):
+        with pytest.raises(ArgumentError, match="weights"):
+            PlanRequest(source=calibration(4), target=PlanTarget(computed=3, weights=wrong)).problem()
