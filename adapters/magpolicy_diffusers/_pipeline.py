@@ -108,8 +108,14 @@ def _modules_of(pipe: Any) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in found.items()
-        if not (_BESIDE.search(name) or _BESIDE.search(own_name(module)) or _of_transformers(module))
+        if not (_BESIDE.search(name) or _BESIDE.search(own_name(module)) or _of_transformers(module) or _holds_models(module))
     }
+
+
+def _holds_models(module: nn.Module) -> bool:
+    """Whether it holds models of diffusers, of which it cannot be told which one denoises."""
+    parts = () if isinstance(module, diffusers.ModelMixin) else module.modules()
+    return any(isinstance(part, diffusers.ModelMixin) for part in parts)
 
 
 def _of_transformers(module: nn.Module) -> bool:

@@ -8,11 +8,11 @@ from typing import Any
 from attrs import Factory, define, evolve
 
 import torch
-from magpolicy_torch.blocks._base import Base
 from magpolicy_torch.blocks._entry import Entry
 from magpolicy_torch.blocks._observed import Returned
 from magpolicy_torch.blocks._pattern import ForwardPattern, Sources
 from magpolicy_torch.evaluation._parts import StackIO
+from magpolicy_torch.residuals._arithmetic import Base
 from torch import Tensor
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from magpolicy import Decision
-from magpolicy_torch.blocks._base import counted_from
 from magpolicy_torch.blocks._entry import REGISTRIES, entry_of
 from magpolicy_torch.blocks._other_caches import STANDS_IN
 from magpolicy_torch.blocks._stack import BlockStack
@@ -27,6 +26,7 @@ from magpolicy_torch.evaluation._parts import StackIO, version
 from magpolicy_torch.evaluation._run import Run, evaluate
 from magpolicy_torch.evaluation._target import Pairs
 from magpolicy_torch.evaluation._why import Why
+from magpolicy_torch.residuals._arithmetic import counted_from
 from torch import Tensor, nn
 
 COMPUTES = " computes: "

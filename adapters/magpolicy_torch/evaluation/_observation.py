@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from magpolicy_torch.blocks._base import Base, counted_from
 from magpolicy_torch.blocks._entry import Entry
 from magpolicy_torch.blocks._observed import ObservedLayout, Returned, places_of
 from magpolicy_torch.blocks._pattern import BlockStates, Called, ForwardPattern, Sources
@@ -16,6 +15,7 @@ from magpolicy_torch.evaluation._call_spec import CallSpec
 from magpolicy_torch.evaluation._parts import read, state_in, version
 from magpolicy_torch.evaluation._target import Pairs
 from magpolicy_torch.evaluation._why import Why
+from magpolicy_torch.residuals._arithmetic import Base, counted_from
 from torch import Tensor
 
 

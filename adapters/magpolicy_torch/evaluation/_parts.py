@@ -13,7 +13,6 @@ from typing import Any
 from attrs import Factory, define
 
 import torch
-from magpolicy_torch.blocks._base import Base, counted_from
 from magpolicy_torch.blocks._entry import Entry
 from magpolicy_torch.blocks._layout import Layout
 from magpolicy_torch.blocks._observed import Returned
@@ -194,7 +193,7 @@ class Skip(Part):
         index: int | None,
         copies_text: bool = True,
         entry: Entry | None = None,
-        bases: tuple[Base | None, Base | None] = (None, None),
+        bases: tuple[_arithmetic.Base | None, _arithmetic.Base | None] = (None, None),
         whole: bool = False,
     ) -> None:
         super().__init__(block)
@@ -267,8 +266,8 @@ class Skip(Part):
         if second is not None and io.second_residual is not None:
             io.second = self._added(self.bases[1], second, io.second_residual)
 
-    def _added(self, base: Base | None, tensor: Tensor, residual: Tensor | None) -> Tensor:
-        before = None if residual is None else counted_from(base, tensor, residual)
+    def _added(self, base: _arithmetic.Base | None, tensor: Tensor, residual: Tensor | None) -> Tensor:
+        before = None if residual is None else _arithmetic.counted_from(base, tensor, residual)
         if before is None or residual is None:
             self.io.misfit = True
             return tensor
