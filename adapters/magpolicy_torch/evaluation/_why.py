@@ -48,6 +48,10 @@ class Why(enum.Enum):
     )
     TOO_MANY = "more calls come at a step than can be told apart, so all compute"
     TOO_LONG = "{model} was evaluated more often than the run's {steps} steps; the rest computes. Is steps right?"
+    TOO_LONG_UNNAMED = (
+        "{model} was evaluated more often than the run's {steps} steps; the rest computes. If guidance calls it twice a step, "
+        'put each call into a with block of its own, \'with handle.stream("cond"):\' and "uncond"; else, is steps right?'
+    )
 
     # Nothing tells which run the call belongs to: there is no report, and a warning says it.
     NO_LENGTH = "nothing says how long the run is: give attach(..., steps=28), or use 'with handle.run(steps=28):'"
