@@ -26,7 +26,6 @@ _lock = threading.RLock()  # a pipeline may be collected, and counted off, while
 # Nothing here keeps a pipeline alive, nor what stands around its calls: that belongs to the pipeline's models.
 _around: weakref.WeakKeyDictionary[Any, weakref.WeakMethod[Around]] = weakref.WeakKeyDictionary()
 _watches: weakref.WeakKeyDictionary[Any, weakref.finalize[..., Any]] = weakref.WeakKeyDictionary()
-_counts: dict[type, int] = {}
 
 
 def pipeline_kinds() -> tuple[type, ...]:
@@ -94,23 +93,25 @@ def watch(pipe: Any, around: Around, gone: Callable[[], None]) -> None:
     """
     kind = type(pipe)
     with _lock:
-        if not _counts.get(kind):
-            kind.__call__ = _watching(kind)
-        _counts[kind] = _counts.get(kind, 0) + 1
-        _around[pipe] = weakref.WeakMethod(around)
-        _watches[pipe] = finalizer = weakref.finalize(pipe, _freed, kind, weakref.WeakMethod(gone))
+        finalizer = weakref.finalize(pipe, _freed, kind, weakref.WeakMethod(gone))
         finalizer.atexit = False
+        _watches[pipe] = finalizer
+        _around[pipe] = weakref.WeakMethod(around)
+        if not any(type(other) is kind and other is not pipe for other in _around):
+            kind.__call__ = _watching(kind)
 
 
 def unwatch(pipe: weakref.ref[Any]) -> None:
-    """Undo :func:`watch`, if the pipeline is still there."""
+    """Undo :func:`watch`, if the pipeline is still there, and watched, be it by half."""
     watched = pipe()
     if watched is None:
         return
-    _around.pop(watched, None)
-    finalizer = _watches.pop(watched, None)
-    if finalizer is not None and finalizer.detach() is not None:
+    with _lock:
+        if watched in _watches:
+            _watches[watched].detach()
+        _around.pop(watched, None)
         _release(type(watched))
+        _watches.pop(watched, None)
 
 
 def with_callbacks(call: functools.partial[Any], inside: Callable[[], AbstractContextManager[Any]]) -> functools.partial[Any]:
@@ -159,11 +160,11 @@ def _freed(kind: Any, gone: weakref.WeakMethod[Callable[[], None]]) -> None:
 
 
 def _release(kind: Any) -> None:
-    """One instance less is watched; after the last, the class is as it was."""
+    """If no instance is watched any more, the class is as it was."""
     with _lock:
-        _counts[kind] -= 1
         inherited, original = getattr(kind.__dict__.get("__call__"), "_magpolicy_original", (False, None))
-        if _counts[kind] or original is None:  # somebody has wrapped it since: theirs stays, and ours only passes calls on
+        watched = any(type(other) is kind for other in _around)
+        if watched or original is None:  # somebody has wrapped it since: theirs stays, and ours only passes calls on
             return
         if inherited:
             del kind.__call__
