@@ -174,7 +174,12 @@ class MagPolicyPreview:
         steps = ("INT", {"default": 20, "min": 1, "max": 1000, "tooltip": "Steps of the sampler."})
         return {
             "required": rule_inputs(),
-            "optional": {**window_inputs(), "steps": steps, **more_inputs(), "model": ("MODEL", {"tooltip": "For model_type auto."})},
+            "optional": {
+                **window_inputs(),
+                "steps": steps,
+                **more_inputs(),
+                "model": ("MODEL", {"tooltip": "For model_type auto."}),
+            },
         }
 
     def preview(self, steps: int = 20, model: Any = None, **inputs: Any) -> dict[str, Any]:
