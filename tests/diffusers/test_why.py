@@ -150,8 +150,8 @@ def blocks_that_return_indices():
 
 
 @makes(Why.OTHER_IMAGE)
-def a_stack_that_widens_its_numbers():
-    return followed(Net(lambda index, x, block: block(x), kind=returning(torch.Tensor.double), count=1))
+def a_stack_that_ends_on_another_device():
+    return followed(Net(lambda index, x, block: block(x), kind=returning(lambda x: x.to("meta")), count=1))
 
 
 @makes(Why.OTHER_SECOND)

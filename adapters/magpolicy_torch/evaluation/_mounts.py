@@ -90,6 +90,7 @@ class Mounting:
                 shown.get(index, stack.blocks[index]), io, spec.patterns[index], stack.layouts[index], spec.side,
                 first=index == kept[0],
                 last=index == last, index=index if full else None, copies_text=full or spec.copies_text, entry=spec.entry,
+                bases=spec.bases, whole=stack.scope == "model",
             )
             for index in kept
         }  # fmt: skip

@@ -16,7 +16,7 @@ class Why(enum.Enum):
     WHICH_TOKENS = "which tokens of {block} are the image's cannot be told; try a Layout with prefix="
     STRANGE_RESULT = "{block} returned a {kind} that a skip cannot build"
     OTHER_STATES = "{block} returned something other than the states it was given, in their shapes{told}"
-    OTHER_IMAGE = "the stack returned image tokens of another shape, dtype or device than it was given"
+    OTHER_IMAGE = "the stack returned image tokens of another shape, or on another device, than it was given"
     OTHER_SECOND = "the stack returned a second stream of another shape than it was given"
     ORDER = "the model calls its blocks in another order than they are listed, or one of them twice"
     LEFT_OUT = (
