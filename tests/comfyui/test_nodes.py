@@ -91,9 +91,9 @@ def test_the_input_model_is_left_alone(nodes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"magcache_thresh": -2.0}, "threshold=-2"),
-        ({"magcache_K": -2}, "max_skips=-2"),
-        ({"retention_ratio": 2.0}, "retention=2"),
+        ({"magcache_thresh": -2.0}, "magcache_thresh=-2"),
+        ({"magcache_K": -2}, "magcache_K=-2"),
+        ({"retention_ratio": 2.0}, "retention_ratio=2"),
         ({"model_type": "file: gone.json"}, "gone.json"),
         ({"forecast": "calibrated", "model_type": "flux"}, "Calibration"),
     ],

@@ -7,6 +7,7 @@ Real questions are mutated: values, keys and bytes. ``tests/data/strange_request
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -85,13 +86,11 @@ def test_a_workflow_s_values(data: Any, kind: str, changes: dict[str, Any]) -> N
 
     known, make = (RULE, _inputs.settings_of) if kind == "rule" else (SPEED, _inputs.speed_settings_of)
     values = known | {name: value for name, value in changes.items() if name in known}
-    try:
+    with contextlib.suppress(MagPolicyError):
         made = make(**values)
         if made.source is not None or made.speedup is not None:
             schedule = made.place(made.source, 8).simulate()
             assert math.isfinite(schedule.speedup)
-    except MagPolicyError as error:
-        assert str(error).isprintable()
 
 
 @pytest.mark.parametrize("file", KEPT, ids=lambda file: file.name)
@@ -116,7 +115,8 @@ def test_the_server_answers() -> None:
     from magpolicy_comfyui.server._routes import MAX_BYTES, ROUTE, add_routes
 
     good = json.dumps(QUESTIONS[0]).encode()
-    bodies = [good, in_pieces(good), b"", b"[" * 900, b" " * MAX_BYTES, b"x" * (MAX_BYTES + 1), *(each.read_bytes() for each in KEPT)]
+    kept = [each.read_bytes() for each in KEPT]
+    bodies = [good, in_pieces(good), b"", b"[" * 900, b" " * MAX_BYTES, b"x" * (MAX_BYTES + 1), *kept]
 
     async def ask_all() -> list[tuple[int, Any]]:
         server = SimpleNamespace(routes=web.RouteTableDef())

@@ -52,6 +52,8 @@ def speed_settings_of(
     Raises:
         ArgumentError: a setting is unknown or out of range; the message names it.
     """
+    check({"learn": learn}, {"learn": ("STRING", {"default": "as it goes"})})
+    check({"custom_speedup": custom_speedup}, speed_inputs())
     if learn not in LEARN:
         raise ArgumentError(f"learn={learn!r} must be one of {', '.join(map(repr, LEARN))}; try 'as it goes'")
     chosen = custom_speedup if speedup == CUSTOM else speedup
@@ -139,9 +141,13 @@ def settings_of(
 
     Raises:
         PresetError: ``model_type`` names no preset.
-        ArgumentError: a setting is out of range; the message names it.
+        ArgumentError: a setting is of another kind or out of range; the message names it.
     """
-    check({"model_type": model_type}, {"model_type": ("STRING", {"default": _preset_menu.AUTO})})
+    given = dict(locals())
+    named_otherwise: dict[str, Any] = {
+        name: ("STRING", {}) for name in ("model_type", "semantics", "forecast")
+    }  # these have own messages
+    check(given, rule_inputs() | window_inputs() | more_inputs() | named_otherwise)
     rule = {"threshold": magcache_thresh, "max_skips": magcache_K, "retention": retention_ratio}
     set_here: dict[str, Any] = {name: None if _is_published(value) else value for name, value in rule.items()}
     published = settings == PRESET or None in set_here.values()
