@@ -131,6 +131,19 @@ def test_what_may_not_be_skipped_costs_without_end():
     assert np.isfinite(found.cost((0, 3, 4, 7)))
 
 
+def test_one_skip_that_is_not_allowed_forbids_the_schedules_that_make_it():
+    source = Calibration.from_residuals(list(paths(["one"])["one"][:, None]), sigmas=[1 - i / 10 for i in range(10)])
+    problem = PlanRequest(source=source, target=PlanTarget(computed=5)).problem()
+    allowed = np.zeros_like(forbidden_skips(problem))
+    made = {(j - p, j, i - j) for i, (j, p, *_) in CHAINS.items()}
+    for a, j, k in itertools.product(range(10), range(10), range(1, 10)):
+        if j + k < 10 and a <= j:
+            forbidden = allowed.copy()
+            forbidden[a, j, k] = True
+            one = _trajectory.Trajectory(problem.errors, problem.step_sizes, forbidden, np.eye(10))
+            assert (one._chains(COMPUTED) is None) is ((a, j, k) in made)
+
+
 def test_forecasts_that_are_not_fitted_cost_what_they_leave():
     rows = paths(["one"])
     found, sigmas = trajectory(rows, forecast="linear", damping=0.5)
