@@ -85,12 +85,14 @@ def test_a_forecast_of_narrow_residuals_is_formed_in_the_models_type_and_one_of_
     for value in (7.9375, 7.96875):
         store.put("a", residual(value), keep=2)
     assert torch.equal(store.take("a", residual(0), (0.5,)), residual(7.984375))
-    store = ResidualStore(storage_dtype=torch.float32)
-    for value in (7.9375, 7.96875):
-        store.put("a", residual(value).bfloat16(), keep=2)
-    found = store.take("a", residual(0).bfloat16(), (0.5,))
-    assert found.dtype is torch.bfloat16
-    assert torch.equal(found, residual(7.984375).bfloat16())
+    store, dice = ResidualStore(storage_dtype=torch.float32), torch.Generator().manual_seed(0)
+    rows = [torch.randn(1, 64, 8, generator=dice).bfloat16() for _ in range(3)]
+    for row in rows:
+        store.put("a", row, keep=3)
+    found = store.take("a", rows[0], (0.7, 0.3))
+    q, p, j = (row.float() for row in rows)
+    assert torch.equal(found, (torch.lerp(p, j, 1.7) + 0.3 * (p - q)).bfloat16()), "rounded once, at the end"
+    assert not torch.equal(found, torch.lerp(rows[1], rows[2], 1.7).add_(rows[1] - rows[0], alpha=0.3))
 
 
 @pytest.mark.parametrize("coefficients", [(), (0.5,), (0.5, -0.25)], ids=len)
