@@ -91,7 +91,7 @@ def test_a_forecast_of_narrow_residuals_is_formed_in_the_models_type_and_one_of_
         store.put("a", row, keep=3)
     found = store.take("a", rows[0], (0.7, 0.3))
     q, p, j = (row.float() for row in rows)
-    assert torch.equal(found, (torch.lerp(p, j, 1.7) + 0.3 * (p - q)).bfloat16()), "rounded once, at the end"
+    assert torch.equal(found, torch.lerp(p, j, 1.7).add_(p - q, alpha=0.3).bfloat16()), "rounded once, at the end"
     assert not torch.equal(found, torch.lerp(rows[1], rows[2], 1.7).add_(rows[1] - rows[0], alpha=0.3))
 
 
