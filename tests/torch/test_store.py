@@ -95,6 +95,13 @@ def test_a_forecast_of_narrow_residuals_is_formed_in_the_models_type_and_one_of_
     assert not torch.equal(found, torch.lerp(rows[1], rows[2], 1.7).add_(rows[1] - rows[0], alpha=0.3))
 
 
+def test_a_forecast_may_be_larger_than_what_is_stored_can_be():
+    store = ResidualStore(storage_dtype=torch.float16)  # up to 65504
+    for value in (20480, 61440):
+        store.put("a", residual(value).bfloat16(), keep=2)
+    assert torch.equal(store.take("a", coefficients=(0.5,)), residual(81920).bfloat16())
+
+
 @pytest.mark.parametrize("coefficients", [(), (0.5,), (0.5, -0.25)], ids=len)
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float8_e4m3fn], ids=str)
 def test_what_a_forecast_leaves_is_measured(coefficients, dtype):
