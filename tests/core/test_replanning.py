@@ -152,6 +152,11 @@ def test_what_is_compared_is_what_the_plan_computed():
         history = [i for i in range(3, at) if part.mask[i - 3]][::-1]
         assert guard.check("single", at, history) == part.checks[0][at - 3]
         assert guard.compare("single", at, 9.0).step == at
+        again = Safeguard(plan=part, calibration=calibration(), floor=0.0)
+        left = again.compare("single", at, 3 * part.checks[0][at - 3][1])
+        factors = [3.0 if i > at else 1.0 for i in range(3, STEPS)]
+        for after, before, factor in zip(again.after(left).plan.checks[0], left.schedule.checks[0], factors, strict=True):
+            assert after == (None if before is None else (before[0], pytest.approx(before[1] * factor)))
     assert guard.compare("single", 2, 9.0) is None
 
 
