@@ -414,3 +414,13 @@ def test_a_run_that_ends_is_told_once_and_goes_on_at_the_beginning():
     assert ended == [False]
     with pytest.raises(ArgumentError, match="step=3 lies outside this run of 3 steps; use 0 to 2"):
         session.begin(3)
+
+
+def test_a_long_run_has_as_many_evaluations_as_steps():
+    with Session([1.0] * 300, **RULE) as session:
+        for step in range(300):
+            call = session.call(["a"])
+            assert (call.step, session.remaining("a")) == (step, 300 - step)
+            call.commit()
+        assert session.call(["a"]) is None
+        assert session.call(["a"], earliest=3) is None

@@ -135,6 +135,10 @@ def test_as_many_come_as_are_wanted_the_newest_first_and_the_others_leave():
         store.bring(wanted)
         assert (copier.since(), store.near_nbytes) == (["back"] * back, here * SIZE)
     assert store.away
+    store.put("a", draw(3), keep=3, near=True)
+    store.refuse("a", keep=3)
+    store.bring({})
+    assert store.near_nbytes == 0, "of what stands behind one that is not finite too"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
