@@ -5,13 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
-from magpolicy import ArgumentError, Calibration
+from magpolicy import ArgumentError, Calibration, Schedule, expected_errors, plan
+from magpolicy.adapter import resolve
 from magpolicy.planning._guidance import stream_factors
 from magpolicy.planning._local_search import evenly, improve, neighbours
 from magpolicy.planning._objective import OBJECTIVES
 from magpolicy.planning._problem import LONG_RUN, PlanRequest
 from magpolicy.planning._shortest_path import shortest_paths
-from magpolicy.planning._skip_costs import _SumOfGaps, cheapest_paths, forbidden_skips, gap_costs_of
+from magpolicy.planning._skip_costs import _SumOfGaps, cheapest_paths, forbidden_skips, gap_costs_of, ranking
 from magpolicy.planning._target import PlanTarget
 
 
@@ -260,3 +261,34 @@ def test_the_combination_is_found_whichever_way_round_the_streams_were_measured(
     assert there.combined()[0] == pytest.approx(back.combined()[0])
     order = [*range(5, 10), *range(5)]
     assert there.quadratic_form() == pytest.approx(back.quadratic_form()[np.ix_(order, order)])
+
+
+def test_errors_of_a_schedule_are_those_at_its_own_levels():
+    source = calibration(6)
+    levels = [1.0, 0.7, 0.45, 0.2]
+    schedule = plan(source, sigmas=levels, computed=2)
+    assert expected_errors(source, schedule) == expected_errors(source, schedule, sigmas=levels)
+    assert expected_errors(source, schedule) != expected_errors(source, schedule, steps=4)
+    bare = Schedule.from_mask(schedule.mask)
+    assert expected_errors(source, bare) == expected_errors(source, bare, steps=4)
+
+
+def test_how_long_a_gap_of_a_part_may_be():
+    longer = calibration(96)
+
+    def gap(**target):
+        return PlanRequest(source=longer, target=PlanTarget(**target), part=(48, 96)).problem().longest_gap
+
+    assert gap(computed=10) == int(6 * 48 / 10) + 6
+    assert gap(computed=10, forced=[3, 48, 60]) == int(6 * 46 / 8) + 6
+    short = problem(calibration(), computed=3)
+    assert not isinstance(ranking(short), _SumOfGaps)
+
+
+def test_plans_of_more_streams_and_of_what_runs_taught():
+    two = resolve({"cond": [1.0, 1.1, 0.9], "uncond": [1.0, 0.9, 1.1]}, speedup=1.5)
+    assert two.with_streams({"uncond 2": "uncond"}).streams == ("cond", "uncond", "uncond 2")
+    assert two.with_streams({"cond": "cond"}) is two
+    unknown = resolve(None, speedup=1.5)
+    assert unknown.with_streams({"uncond 2": "uncond"}) is unknown
+    assert unknown.length(7, None) == (7, None)

@@ -137,6 +137,9 @@ def test_as_many_come_as_are_wanted_the_newest_first_and_the_others_leave():
     assert store.away
     store.put("a", draw(3), keep=3, near=True)
     store.refuse("a", keep=3)
+    copier.since()
+    store.bring({"a": 2})
+    assert copier.since() == [], "without the newest no forecast is made"
     store.bring({})
     assert store.near_nbytes == 0, "of what stands behind one that is not finite too"
 

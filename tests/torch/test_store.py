@@ -27,6 +27,8 @@ def test_as_many_are_kept_as_are_asked_for():
         store.put("a", residual(value), keep=keep)
         assert values(store) == kept
         assert (store.count, store.nbytes, store.near_nbytes) == (len(kept), BYTES * len(kept), 0)
+    store.put("a", residual(6))
+    assert values(store) == [6], "one, if nothing is said"
     for _ in range(2):
         store.put("a", residual(7), keep=0)
         assert (values(store), store.count, store.streams) == ([], 0, ())
@@ -132,12 +134,14 @@ def test_of_many_tokens_about_a_thousand_are_compared():
             slice(None),
             slice(None, None, stride),
         )
-        row = torch.zeros(1, tokens, 1)
+        row = torch.full((1, tokens, 1), 3.0)
         row[:, ::stride] = 1.0
-        store = ResidualStore()
-        store.put("a", torch.zeros_like(row))
+        store, guess = ResidualStore(), row.clone()
+        guess[:, ::stride] = 0.0  # right where nobody looks
+        store.put("a", guess)
         left, length = store.compared("a", row, ()).tolist()
         assert left == length == pytest.approx(len(range(0, tokens, stride)) ** 0.5)
+        assert store.error("a", row, ()).item() == pytest.approx(1.0)
     assert _arithmetic.some_tokens(torch.empty(2, 3, 8, 4096), 1, 1024) == (*(slice(None),) * 3, slice(None, None, 4))
     assert _arithmetic.some_tokens(torch.empty(2, 4096, 8), 2, 1024) == (slice(None), slice(None, None, 4))
     assert _arithmetic.some_tokens(torch.empty(4096), -1, 1024) == (slice(None, None, 1),)
