@@ -228,11 +228,11 @@ class Survey(NamedTuple):
 
 
 def statement(tree: ast.Module, line: int) -> range:
-    """The lines of the statement that holds a line; of a loop or a condition, those before its body."""
-    found = min(
-        (node for node in ast.walk(tree) if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or 0)),
-        key=lambda node: (node.end_lineno or 0) - node.lineno,
-    )
+    """The lines of the statement that holds a line; of a loop or a condition, those before its body; of a decorator none."""
+    holding = [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or 0)]
+    if not holding:
+        return range(0)
+    found = min(holding, key=lambda node: (node.end_lineno or 0) - node.lineno)
     body = getattr(found, "body", None)
     return range(found.lineno, max(found.lineno, body[0].lineno - 1) + 1 if body else (found.end_lineno or 0) + 1)
 
