@@ -1,7 +1,11 @@
-"""The node pack, for a clone of this repository in ComfyUI's custom_nodes. ComfyUI imports this file; nothing else needs it."""
+"""The node pack, for a clone of this repository in ComfyUI's custom_nodes. ComfyUI imports this file; nothing else needs it.
+
+Python finds it too, as ``magpolicy``, where it is started in the folder above the clone. Then the package itself is imported.
+"""
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import logging
 import sys
@@ -23,7 +27,7 @@ def _check_dependencies() -> None:
 
 def _find_sources() -> None:
     """Make the packages importable: the clone's own, unless an installed magpolicy is as new. Never one of each."""
-    spec = importlib.util.find_spec("magpolicy")
+    spec = _package()
     where = None if spec is None or spec.origin is None else Path(spec.origin).resolve()
     if where is not None and where.is_relative_to(_HERE):
         return  # installed from this clone
@@ -54,7 +58,25 @@ def _version(package: Path) -> Any:
     return Version(module.__version__)
 
 
-if "folder_paths" in sys.modules:  # ComfyUI; a test runner that walks through folders imports this file as well
+def _package() -> importlib.machinery.ModuleSpec | None:
+    """The package on the path, past this file, which hides it where the folder above the clone is on the path as well."""
+    here = Path(__file__).resolve()
+    path = [entry for entry in sys.path if (Path(entry) / "magpolicy" / "__init__.py").resolve() != here]
+    return importlib.machinery.PathFinder.find_spec("magpolicy", path)
+
+
+def _hand_over() -> None:
+    """Import the package in this file's place."""
+    spec = _package()
+    if spec is None or spec.loader is None:
+        raise ImportError(f'magpolicy is not installed; {_HERE} is its repository; run: {_PIP} "{_HERE}"')
+    sys.modules["magpolicy"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+if __name__ == "magpolicy":  # not ComfyUI, which names packs by their path, but an import by name
+    _hand_over()
+elif "folder_paths" in sys.modules:  # ComfyUI; a test runner that walks through folders imports this file as well
     _check_dependencies()
     _find_sources()
     from magpolicy_comfyui._pack import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, WEB_DIRECTORY

@@ -71,8 +71,8 @@ class Denoiser:
             return calls.pop()(original, args, kwargs) if ours else original(*args, **kwargs)
 
         interceptor = CallInterceptor(self.module, around)
-        interceptor.install()
         try:
+            interceptor.install()
             yield
         finally:
             interceptor.remove()

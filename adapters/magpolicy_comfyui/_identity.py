@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 
-from magpolicy import Calibration
-from magpolicy.adapter import PRESET_ENDINGS, ModelIdentity, PresetMatches, kept_for, presets_in
+from magpolicy import Calibration, Preset
+from magpolicy.adapter import (
+    PRESET_ENDINGS,
+    ModelIdentity,
+    PresetMatches,
+    RunConfig,
+    calibration_of,
+    kept_for,
+    presets_in,
+    remarks_on_choice,
+)
 from magpolicy_torch import adapter
 from torch import nn
 
@@ -17,6 +26,8 @@ if TYPE_CHECKING:
     from magpolicy.adapter import ScheduleSpan
 
 FOLDER = "magpolicy"
+MARK = "file: "
+"""Before the name of a file of the user's, where a node offers it."""
 _REACH = 0.5
 """So much of a run, at least, has to lie within what was calibrated."""
 
@@ -69,6 +80,51 @@ def folders() -> list[Path]:
     if FOLDER not in folder_paths.folder_names_and_paths:
         folder_paths.folder_names_and_paths[FOLDER] = ([str(Path(folder_paths.models_dir) / FOLDER)], set(PRESET_ENDINGS))
     return [Path(folder) for folder in folder_paths.folder_names_and_paths[FOLDER][0]]
+
+
+def files() -> dict[str, Path]:
+    """The user's own presets in these folders, by the name that nodes offer them by."""
+    found: dict[str, Path] = {}
+    for place in folders():
+        for path in sorted(place.glob("*")):
+            if path.suffix in PRESET_ENDINGS and path.is_file():
+                found.setdefault(f"{MARK}{path.name}", path)
+    return found
+
+
+def remarks_on(identity: ModelIdentity, config: RunConfig, span: ScheduleSpan, *, in_a_node: bool) -> tuple[str, ...]:
+    """What is to be said of the calibration that a run found for its model, or of the user's own that it passed over.
+
+    Args:
+        identity: the model.
+        config: what decides.
+        span: the run.
+        in_a_node: whether it is a node's, and not one of :func:`magpolicy.attach`.
+    """
+    used, more = calibration_of(config.given), [preset for folder in folders() for preset in presets_in(folder)]
+    choice = _in_a_node if in_a_node else _as_argument
+    said = remarks_on_choice(identity, used, by_rule=config.by_rule, more=more, choice=choice)
+    if said or used is not None or kept_of(identity, span):
+        return said
+    elsewhere = [p for p in kept_for(identity, more=more) if p.calibration and "learned" not in p.calibration.provenance]
+    if not elsewhere:
+        return ()
+    return (f"your calibration {elsewhere[0].name!r} is of another part of the noise levels than this run, and passed over",)
+
+
+def _in_a_node(preset: Preset) -> str:
+    file = _file_of(preset)
+    return f"MagCache with model_type {preset.name if file is None else f'{MARK}{file.name}'!r}"
+
+
+def _as_argument(preset: Preset) -> str:
+    file = _file_of(preset)
+    return f"preset={preset.name if file is None else str(file)!r}"
+
+
+def _file_of(preset: Preset) -> Path | None:
+    """The file in these folders; ``None`` for what magpolicy keeps."""
+    return next((path for path in files().values() if preset in presets_in(path.parent, path.name)), None)
 
 
 def _reaches(calibration: Calibration, span: ScheduleSpan) -> bool:

@@ -21,7 +21,7 @@ from magpolicy_comfyui import _dry_run, _model_presets
 from magpolicy_comfyui._advice import advice
 from magpolicy_comfyui._compile import by_blocks
 from magpolicy_comfyui._denoiser import Denoiser
-from magpolicy_comfyui._identity import identity_of
+from magpolicy_comfyui._identity import identity_of, remarks_on
 from magpolicy_comfyui._learning import Lessons, about, teaches
 from magpolicy_comfyui._made import MadeLatents
 from magpolicy_comfyui._noise_levels import span_of, steps_of
@@ -169,6 +169,8 @@ class RunDriver:
     """The preset that decides, by name."""
     model: SampledModel | None = None
     """What was found out of the model, where no preset was set."""
+    _choice: tuple[str, ...] = ()
+    """What is to be said of the calibration that was found for the model, or passed over."""
     _conditions: Mapping[str, Any] = field(factory=dict)
     """How the run is made, by the names that a calibration notes; a value of ``None`` is not known."""
     _computes: str = ""
@@ -238,6 +240,8 @@ class RunDriver:
         placed = place(config, span)
         self.run = HostRun(evolve(request, config=placed.config), placed, span, lesson)
         self.source = "calibration" if settings.calibrate else _name(placed.config, source)
+        if settings.finds_its_source:
+            self._choice = remarks_on(identity_of(guider.model_patcher), config, span, in_a_node=settings.given is None)
 
     def _lesson(self, request: AttachRequest, guider: Any, span: ScheduleSpan) -> adapter.Lesson | None:
         if not teaches(request):
@@ -398,8 +402,9 @@ class RunDriver:
         if run is None or not runs:
             return None
         report = adapter.Report.together([each.report for each in runs], run.session.schedule)
-        differs = run.differences(self._conditions)
-        report = evolve(report, advice=advice(self.settings, run.session.config), problems=(*report.problems, *differs))
+        remarks = (*run.differences(self._conditions), *self._choice)
+        told = advice(self.settings, run.session.config)
+        report = evolve(report, advice=told, problems=(*report.problems, *remarks))
         held = sum(each.residuals_held for each in runs)
         made = RunReport(report, run.span, self.source, list(self.notes), residuals_held=held, model=self.model)
         if self.settings.calibrate:

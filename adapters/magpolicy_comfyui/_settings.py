@@ -51,8 +51,15 @@ class Settings:
     """Of a model with tables for two numbers of steps: the run says which."""
     given: RunConfig | None = None
     """Settings that were checked elsewhere, in place of all the above."""
+    given_by_model: bool = False
+    """Whether what decides in these was found by the model."""
     node: str | None = None
     """The node's id in its workflow, for messages to the browser."""
+
+    @property
+    def finds_its_source(self) -> bool:
+        """Whether what decides is found by the model: nothing was chosen."""
+        return not self.calibrate and (self.given_by_model or (self.source is None and self.given is None))
 
     @property
     def needs_table(self) -> bool:
@@ -87,6 +94,7 @@ class Settings:
             offload=request.offload,
             storage_dtype=request.storage_dtype,
             given=request.config.for_any_run(warns=False),  # the run's report says it
+            given_by_model=request.finds_its_source,
             window=request.window,
             tokens=request.tokens,
             safeguard=request.safeguard,

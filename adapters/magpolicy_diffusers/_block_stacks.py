@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import diffusers
+from magpolicy import AdapterError
 from magpolicy_torch.adapter import BlockStack, Layout, StackSpec, StackTable
 from torch import nn
 
@@ -37,6 +38,14 @@ TABLE = {
     ),
 }
 _STACKS = StackTable(TABLE, package=diffusers.__name__)
+
+
+def has_stack(module: nn.Module) -> bool:
+    """Whether blocks are found in ``module``."""
+    try:
+        return _STACKS.find(module) is not None
+    except AdapterError:
+        return False
 
 
 def stack_of(module: nn.Module) -> BlockStack:

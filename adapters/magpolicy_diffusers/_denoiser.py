@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakValueDictionary
@@ -20,6 +19,7 @@ from magpolicy_torch.adapter import (
     HostCall,
     HostModel,
     Patch,
+    PutOn,
     Scoped,
     Times,
     own_name,
@@ -79,7 +79,7 @@ class Denoiser:
         self.takes_cache = hasattr(module, "cache_context")
         """Whether diffusers' caches can be enabled on it, and its calls be named."""
         self._users: list[DenoiserUser] = []
-        self._patches: ExitStack | None = None
+        self._patches: PutOn | None = None
 
     @classmethod
     def of(cls, target: nn.Module, request: AttachRequest, replaced: DenoiserUser | None = None) -> Denoiser:
@@ -123,34 +123,24 @@ class Denoiser:
         with _lock:
             self._users.append(user)
             if self._patches is None:
-                try:
-                    self._patches = self._patched()
-                except BaseException:
-                    self._users.remove(user)
-                    raise
+                patches: list[Any] = [CallInterceptor(self.module, self._called)]
+                if self.takes_cache:
+                    patches.append(_NamesCalls(self.module, self.context))
+                self._patches = PutOn()
+                pairs = [(patch.install, patch.remove) for patch in patches]
+                self._patches.put_on((self.stack.claim, self.stack.release), *pairs)
                 _in_use[id(self.module)] = self
 
-    def _patched(self) -> ExitStack:
-        """Put the patches on; what it returns takes them off."""
-        patches: list[Any] = [CallInterceptor(self.module, self._called)]
-        if self.takes_cache:
-            patches.append(_NamesCalls(self.module, self.context))
-        with ExitStack() as undo:
-            self.stack.claim()
-            undo.callback(self.stack.release)
-            for patch in patches:
-                patch.install()
-                undo.callback(patch.remove)
-            return undo.pop_all()
-
     def leave(self, user: DenoiserUser) -> None:
-        """One handle less; with the last one the model is left as it was."""
+        """One handle less; with the last one the model is left as it was. It does nothing where that handle is not on it."""
         with _lock:
-            self._users.remove(user)
+            if user in self._users:
+                self._users.remove(user)
             if not self._users and self._patches is not None:
-                patches, self._patches = self._patches, None
-                _in_use.pop(id(self.module), None)
-                patches.close()
+                self._patches.take_off()
+                if _in_use.get(id(self.module)) is self:
+                    _in_use.pop(id(self.module), None)
+                self._patches = None
 
     def _called(self, original: HostCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """In place of each call of the model."""

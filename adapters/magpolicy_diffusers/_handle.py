@@ -18,6 +18,8 @@ from magpolicy_diffusers._pipeline import (
     denoisers_of,
     is_watched,
     model_in,
+    no_denoiser,
+    stages_of,
     unwatch,
     watch,
     watcher,
@@ -38,10 +40,10 @@ from magpolicy_torch.adapter import (
     own_name,
     unwrap,
 )
+from torch import nn
 
 if TYPE_CHECKING:
     from magpolicy.adapter import ModelIdentity
-    from torch import nn
 
 
 _PUT_BACK = (
@@ -107,7 +109,7 @@ class Handle(AttachedToLoop):
         else:
             modules = denoisers_of(target)
             if not modules:
-                raise AdapterError(f"target={type(target).__name__} has no denoiser that is known; attach to its model instead")
+                raise no_denoiser(target)
             handle = cls(target, modules, request, before)
         roles = StreamNamer.roles if handle._of_pipeline else ()
         classes = classes_of(*(denoiser.module for denoiser in handle.denoisers))
@@ -122,17 +124,21 @@ class Handle(AttachedToLoop):
 
     @classmethod
     def on(cls, target: Any) -> list[Handle]:
-        """The handles on a pipeline or a model, the oldest first. On a model are also those of its pipelines."""
-        model = model_in(target)
-        if model is not None:
+        """The handles on a pipeline or a model, the oldest first. On a model are also those of its pipelines, on a combined
+        pipeline those of the pipelines that it calls."""
+        model = model_in(target) or unwrap(target)
+        if isinstance(model, nn.Module):
             return [user for user in Denoiser.users_of(model) if isinstance(user, cls)]
-        handle = watcher(target)
-        return [handle] if isinstance(handle, cls) else []
+        handles = [watcher(pipe) for pipe in (stages_of(target) or {"": target}).values()]
+        return [handle for handle in handles if isinstance(handle, cls)]
 
     @classmethod
     def _own_of(cls, target: Any) -> Handle | None:
         """The handle that was made for ``target`` itself."""
         of_pipeline = model_in(target) is None
+        if of_pipeline:
+            handle = watcher(target)
+            return handle if isinstance(handle, cls) else None
         return next((handle for handle in cls.on(target) if handle._of_pipeline == of_pipeline), None)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import threading
 import weakref
 from collections.abc import Callable
@@ -11,12 +12,16 @@ from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import diffusers
-from magpolicy_torch.adapter import own_name, unwrap
+from magpolicy import AdapterError
+from magpolicy_diffusers._block_stacks import has_stack
+from magpolicy_torch.adapter import own_class, own_name, unwrap
 from torch import nn
 
 DENOISERS = (
     "transformer", "transformer_2", "transformer_3", "unconditional_transformer", "prior", "dit", "unet", "decoder", "model",
 )  # fmt: skip
+_BESIDE = re.compile(r"(?i)vae|vq|autoencoder|encoder|controlnet|adapter|safety|vocoder|upsampl|project|connector|embed|guider")
+"""Modules of a pipeline that do not denoise, by their names or those of their classes."""
 Around = Callable[[functools.partial[Any]], Any]
 """Is given a call of the pipeline, makes it, and returns its result."""
 
@@ -26,7 +31,6 @@ _lock = threading.RLock()  # a pipeline may be collected, and counted off, while
 # Nothing here keeps a pipeline alive, nor what stands around its calls: that belongs to the pipeline's models.
 _around: weakref.WeakKeyDictionary[Any, weakref.WeakMethod[Around]] = weakref.WeakKeyDictionary()
 _watches: weakref.WeakKeyDictionary[Any, weakref.finalize[..., Any]] = weakref.WeakKeyDictionary()
-_counts: dict[type, int] = {}
 
 
 def pipeline_kinds() -> tuple[type, ...]:
@@ -66,9 +70,67 @@ def compiled_around(target: Any) -> str:
 
 
 def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
-    """The pipeline's models that denoise, by component name: those of the names diffusers gives them."""
+    """The pipeline's models that denoise, by component name: those of diffusers that have the names it gives them; in a
+    pipeline of one's own also other modules by these names, or else the only one that can be meant."""
     found = {name: model_in(getattr(pipe, name, None)) for name in DENOISERS}
-    return {name: cast("nn.Module", module) for name, module in found.items() if module is not None}
+    named = {name: cast("nn.Module", module) for name, module in found.items() if module is not None}
+    return named or _own_denoisers(pipe)
+
+
+def is_combined(target: Any) -> bool:
+    """Whether ``target`` is a pipeline that calls others, which it holds."""
+    return isinstance(target, pipeline_kinds()) and bool(stages_of(target))
+
+
+def stages_of(pipe: Any) -> dict[str, Any]:
+    """The pipelines that a combined one calls, by attribute name; with itself, where it has denoisers beside theirs."""
+    held = {name: value for name, value in vars(pipe).items() if isinstance(value, pipeline_kinds()) and value is not pipe}
+    found = {name: value for name, value in held.items() if denoisers_of(value)}
+    theirs = [module for stage in found.values() for module in denoisers_of(stage).values()]
+    own = [module for module in denoisers_of(pipe).values() if not any(module is other for other in theirs)]
+    return {"": pipe, **found} if found and own else found
+
+
+def _own_denoisers(pipe: Any) -> dict[str, nn.Module]:
+    """In a pipeline whose model is none of diffusers, or has a name of its own."""
+    modules = _modules_of(pipe)
+    named = {name: modules[name] for name in DENOISERS if name in modules}
+    if named or len(modules) < 2:
+        return named or modules
+    deep = {name: module for name, module in modules.items() if has_stack(module)}
+    return deep if len(deep) == 1 else {}
+
+
+def _modules_of(pipe: Any) -> dict[str, nn.Module]:
+    """What could denoise in a pipeline, by attribute name: no encoders and the like, and no language models."""
+    found = {name: model_in(value) or unwrap(value) for name, value in vars(pipe).items() if isinstance(value, nn.Module)}
+    return {
+        name: module
+        for name, module in found.items()
+        if not (_BESIDE.search(name) or _BESIDE.search(own_name(module)) or _of_transformers(module) or _holds_models(module))
+    }
+
+
+def _holds_models(module: nn.Module) -> bool:
+    """Whether it holds models of diffusers, of which it cannot be told which one denoises."""
+    parts = () if isinstance(module, diffusers.ModelMixin) else module.modules()
+    return any(isinstance(part, diffusers.ModelMixin) for part in parts)
+
+
+def _of_transformers(module: nn.Module) -> bool:
+    return any(kind.__module__.startswith("transformers.") for kind in own_class(module).__mro__)
+
+
+def no_denoiser(pipe: Any) -> AdapterError:
+    """The error for a pipeline of which it is not known what denoises."""
+    modules = [name for name, value in vars(pipe).items() if isinstance(value, nn.Module)]
+    which = f"of its modules {', '.join(modules)}" if modules else "in it"
+    name = next(iter(_modules_of(pipe)), modules[0] if modules else "model")
+    return AdapterError(
+        f"target={type(pipe).__name__} has no denoiser that is known: {which} none is told to be one by its name "
+        f"({', '.join(DENOISERS[:4])} ...). Attach to the one that denoises, and call the pipeline in a run: "
+        f"with magpolicy.attach(pipe.{name}) as handle, handle.run(steps=28): pipe(...)"
+    )
 
 
 def wrapped_in(pipe: Any) -> list[str]:
@@ -94,23 +156,25 @@ def watch(pipe: Any, around: Around, gone: Callable[[], None]) -> None:
     """
     kind = type(pipe)
     with _lock:
-        if not _counts.get(kind):
-            kind.__call__ = _watching(kind)
-        _counts[kind] = _counts.get(kind, 0) + 1
-        _around[pipe] = weakref.WeakMethod(around)
-        _watches[pipe] = finalizer = weakref.finalize(pipe, _freed, kind, weakref.WeakMethod(gone))
+        finalizer = weakref.finalize(pipe, _freed, kind, weakref.WeakMethod(gone))
         finalizer.atexit = False
+        _watches[pipe] = finalizer
+        _around[pipe] = weakref.WeakMethod(around)
+        if not any(type(other) is kind and other is not pipe for other in _around):
+            kind.__call__ = _watching(kind)
 
 
 def unwatch(pipe: weakref.ref[Any]) -> None:
-    """Undo :func:`watch`, if the pipeline is still there."""
+    """Undo :func:`watch`, if the pipeline is still there, and watched, be it by half."""
     watched = pipe()
     if watched is None:
         return
-    _around.pop(watched, None)
-    finalizer = _watches.pop(watched, None)
-    if finalizer is not None and finalizer.detach() is not None:
+    with _lock:
+        if watched in _watches:
+            _watches[watched].detach()
+        _around.pop(watched, None)
         _release(type(watched))
+        _watches.pop(watched, None)
 
 
 def with_callbacks(call: functools.partial[Any], inside: Callable[[], AbstractContextManager[Any]]) -> functools.partial[Any]:
@@ -159,11 +223,11 @@ def _freed(kind: Any, gone: weakref.WeakMethod[Callable[[], None]]) -> None:
 
 
 def _release(kind: Any) -> None:
-    """One instance less is watched; after the last, the class is as it was."""
+    """If no instance is watched any more, the class is as it was."""
     with _lock:
-        _counts[kind] -= 1
         inherited, original = getattr(kind.__dict__.get("__call__"), "_magpolicy_original", (False, None))
-        if _counts[kind] or original is None:  # somebody has wrapped it since: theirs stays, and ours only passes calls on
+        watched = any(type(other) is kind for other in _around)
+        if watched or original is None:  # somebody has wrapped it since: theirs stays, and ours only passes calls on
             return
         if inherited:
             del kind.__call__

@@ -8,23 +8,27 @@ from typing import TYPE_CHECKING, Any
 import magpolicy
 
 if TYPE_CHECKING:
+    from magpolicy_diffusers._combined import CombinedHandle
     from magpolicy_diffusers._handle import Handle
 
 
 @magpolicy.hookimpl(tryfirst=True)  # a diffusers model is a torch module too
-def attach(target: Any, request: magpolicy.AttachRequest) -> Handle | None:
-    """Attach to a diffusers pipeline (also a modular one) or model; anything else is somebody else's."""
+def attach(target: Any, request: magpolicy.AttachRequest) -> Handle | CombinedHandle | None:
+    """Attach to a diffusers pipeline (also a modular one, or all that a combined one calls) or model; anything else is somebody
+    else's."""
     if not _ours(target):
         return None
+    from magpolicy_diffusers._combined import CombinedHandle
     from magpolicy_diffusers._handle import Handle
+    from magpolicy_diffusers._pipeline import is_combined
 
-    return Handle.attach(target, request)
+    return CombinedHandle.attach(target, request) if is_combined(target) else Handle.attach(target, request)
 
 
 @magpolicy.hookimpl
 def attached(target: Any) -> list[Handle] | None:
     """The handles on a pipeline or model; on a model also those of its pipelines."""
-    if not _ours(target):
+    if not _ours(target) and not _ours_within(target):
         return None
     from magpolicy_diffusers._handle import Handle
 
@@ -49,6 +53,15 @@ def compile(target: Any, request: magpolicy.CompileRequest) -> Any:
     from magpolicy_diffusers._compile import compile_model
 
     return compile_model(target, request)
+
+
+def _ours_within(target: Any) -> bool:
+    """Whether a module of no class of diffusers is that of a pipeline that is attached to."""
+    if sys.modules.get("magpolicy_diffusers._handle") is None:
+        return False
+    from magpolicy_diffusers._handle import Handle
+
+    return bool(Handle.on(target))
 
 
 def _ours(target: Any) -> bool:

@@ -75,8 +75,9 @@ def repo_of(source: str) -> tuple[str, str]:
 
 
 def config_of(thing: Any) -> Mapping[str, Any]:
-    """The config of a pipeline, model or scheduler."""
-    return dict(getattr(thing, "config", None) or {})
+    """The config of a pipeline, model or scheduler; empty where it has none that diffusers made."""
+    config = getattr(thing, "config", None)
+    return dict(config) if isinstance(config, Mapping) else {}
 
 
 def shift(scheduler: Any) -> float | str | None:

@@ -58,21 +58,34 @@ class HostRun(adapter.HostRun):
         self._at = -1
         self._moving = False
         self._ahead = False  # of the timesteps, of which some have two evaluations
+        self.untold = False
+        """Whether neither a scheduler nor a timestep tells the step of a call."""
 
     def streams_of(self, call: DenoiserCall) -> tuple[str, ...]:
         """The streams of ``call``, as the pipeline names them, or by what they are conditioned on."""
         context = call.denoiser.context.get()
         if context is None or context in BATCHED:
             names = self.streams.conditions_of(call, self.step)
+            if self.untold:
+                return self._by_latents(names, call)
             if self._pipe is None and self.streams.next_evaluation(names, self.step, call.latents()):
                 self._ahead = True
                 return names
         else:
             names = (context.removeprefix("pred_"),)
+            if self.untold:
+                return self._by_latents(names, call)
             if self._pipe is None:  # in the user's own loop, a named stream that comes again is at its next evaluation
                 self.streams.named(names, self.step)
                 return names
         return self.streams.evaluated(names, step=self.step)
+
+    def _by_latents(self, names: tuple[str, ...], call: DenoiserCall) -> tuple[str, ...]:
+        """The streams of a call of which nothing tells the step: one that comes again, with other latents, is at its next."""
+        if self.streams.moved(names, call.latents()):
+            self._ahead = True
+            self.streams.begin_step()
+        return self.streams.evaluated(names)
 
     def look_at(self, call: DenoiserCall, streams: tuple[str, ...]) -> None:
         """Before ``call`` is evaluated: drop what is kept of its streams where they have become other ones, and of those that
@@ -379,6 +392,9 @@ class PipelineCall(RunDriver):
             self._begin(session, start, levels.noise(), self._pipe)
         elif self.run is not None:
             self.run.step = self._clock.index
+        if self.run is not None:
+            self.run.untold = not self._clock.told
+            self.run.streams.counted = self._clock.told
         return self.run
 
     def left(self) -> None:

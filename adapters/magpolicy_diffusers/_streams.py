@@ -104,6 +104,17 @@ class StreamNames(StreamNamer):
             return False
         return before.shape != now.shape or not torch.equal(before, now)
 
+    def moved(self, names: tuple[str, ...], latents: Any) -> bool:
+        """Whether these were evaluated at the step under way already, and of other latents: the scheduler has made its step.
+
+        It waits for the device at each call.
+        """
+        before, now = self._latents.get(names), _some(latents)
+        self._latents[names] = now
+        if before is None or now is None or not any(name in self.under_way for name in names):
+            return False
+        return before.shape != now.shape or not torch.equal(before, now)
+
     def _parts(self, condition: Mapping[str, Any], rows: int, count: int) -> tuple[str, ...]:
         # The first sample of a part stands for it: a condition stays itself when samples are added or left out.
         keys = [self._key(condition, part * rows // count, rows) for part in range(count)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from magpolicy_torch.blocks._layout import Layout
 from magpolicy_torch.blocks._patch import Patch
+from magpolicy_torch.blocks._put_on import PutOn
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.blocks._stack_spec import StackSpec, StackTable
 from magpolicy_torch.blocks._unwrap import own_class, own_name, unwrap
@@ -57,6 +58,7 @@ __all__ = [
     "Levels",
     "Moments",
     "Patch",
+    "PutOn",
     "RankGroup",
     "Record",
     "Report",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 from attrs import frozen
 
-from magpolicy_torch.adapter import Patch, Scoped
+from magpolicy_torch.adapter import Patch, PutOn, Scoped
 from torch import Tensor, nn
 
 Arguments = Mapping[str, Any]
@@ -51,17 +50,15 @@ class BranchTeller:
     def __init__(self, pipeline: nn.Module) -> None:
         self.now: Scoped[Branches] = Scoped("branches")
         self._patches = [Patch(pipeline, partial(self._note, name), name) for name in METHODS if hasattr(pipeline, name)]
-        self._undo = ExitStack()
+        self._parts = PutOn()
 
     def install(self) -> None:
         """Take the methods' places."""
-        for patch in self._patches:
-            patch.install()
-            self._undo.callback(patch.remove)
+        self._parts.put_on(*((patch.install, patch.remove) for patch in self._patches))
 
     def remove(self) -> None:
         """Give them back."""
-        self._undo.close()
+        self._parts.take_off()
 
     def _note(self, name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = inspect.signature(original).bind(*args, **kwargs).arguments

@@ -41,8 +41,10 @@ def suggests(function: Callable[P, R]) -> Callable[P, R]:
         if unknown := next((name for name in kwargs if name not in parameters), None):
             raise UnknownArgumentError(f"{unknown}= is no argument of {shown}; {_meant(unknown, by_name)}")
         if len(args) > len(by_place):
-            given = _checks._short(args[len(by_place)])
-            name = "preset" if "preset" in by_name else by_name[0]
+            value = args[len(by_place)]
+            given = _checks._short(value)
+            likely = "speedup" if isinstance(value, (int, float)) and not isinstance(value, bool) else "preset"
+            name = likely if likely in by_name else by_name[0]
             alone = " and ".join(place for place in by_place if place != "self")
             raise UnknownArgumentError(f"{shown} takes {alone} alone without a name, not {given}; try {name}={given}")
         return function(*args, **kwargs)

@@ -135,3 +135,73 @@ def test_the_report_says_that_a_run_has_another_guidance_than_its_calibration(no
         said[cfg] = attachment.run_report.text
     assert "guidance" not in said[3.0]
     assert "the calibration is of guidance 3, this run has 5" in said[5.0].splitlines()
+
+
+# What the report says of the choice
+
+
+WHOLE = {"steps": 12, "cfg": 3.0}
+
+
+def reported(nodes: dict[str, Any], name: str, patcher: Any, inputs: dict[str, Any], **run: Any) -> tuple[str, tuple[str, ...]]:
+    """What decided a sampling with a node, and what else its report says, which is in its text too."""
+    from magpolicy_comfyui._runs import attached
+
+    (node,) = nodes[name]().apply(model=patcher, **inputs)
+    running.sample(node, "WAN21_T2V", **WHOLE | run)
+    found = attached(node).run_report  # type: ignore[union-attr]
+    assert found is not None
+    assert all(problem in found.text for problem in found.report.problems)
+    return found.report.source, found.report.problems
+
+
+SPEED_UP = {"speedup": "balanced", "learn": "off"}
+
+
+@pytest.mark.parametrize("place", ["the node's", "magpolicy's"])
+def test_the_report_says_of_a_calibration_why_it_is_not_used_and_what_uses_it(
+    nodes: dict[str, Any], folder: Path, place: str
+) -> None:
+    calibrated(nodes, wan())
+    (file,) = folder.iterdir()
+    name, choice = magpolicy.preset(file).name, f"file: {file.name}"
+    if place == "magpolicy's":
+        magpolicy.keep(magpolicy.load_calibration(file))
+        file.unlink()
+        choice = name
+    source, said = reported(nodes, "MagPolicySpeedUp", wan(), SPEED_UP)
+    assert (source, said) == (f"a plan from calibration {name!r}", ())
+    _, said = reported(nodes, "MagPolicySpeedUp", wan(0.01), SPEED_UP)
+    assert said == (f"the calibration {name!r} was measured with other weights of the same class and config",)
+    source, said = reported(nodes, "MagCache", wan(), AUTO)  # by the rule
+    assert "wan2.1-t2v-14b" in source
+    assert said == (f"your calibration {name!r} is of this model, and not used: the rule goes by published settings; "
+                    "speedup=2 plans from it",)  # fmt: skip
+    other = wan()
+    other.model.model_config.unet_config |= {"dim": 1536, "num_layers": 30}
+    for node, inputs in (("MagPolicySpeedUp", SPEED_UP), ("MagCache", AUTO)):
+        _, said = reported(nodes, node, other, inputs)
+        uses = f"MagCache with model_type {choice!r} uses it all the same"
+        assert said == (f"your calibration {name!r} is of another WAN21, and passed over; {uses}",)
+    source, _ = reported(nodes, "MagCache", other, AUTO | {"model_type": choice, "speedup": 2.0})
+    assert source == f"a plan from calibration {name!r}"
+
+
+def test_the_report_says_of_a_calibration_that_it_is_of_another_part(nodes: dict[str, Any], folder: Path) -> None:
+    calibrated(nodes, wan(), start_step=0, last_step=6, force_full_denoise=False)
+    (file,) = folder.iterdir()
+    _, said = reported(nodes, "MagPolicySpeedUp", wan(), SPEED_UP, start_step=6, last_step=12, disable_noise=True)
+    name = magpolicy.preset(file).name
+    assert said == (f"your calibration {name!r} is of another part of the noise levels than this run, and passed over",)
+
+
+def test_the_report_of_a_handle_says_it_in_the_words_of_the_library(nodes: dict[str, Any], folder: Path) -> None:
+    calibrated(nodes, wan())
+    (file,) = folder.iterdir()
+    other = wan()
+    other.model.model_config.unet_config |= {"dim": 1536, "num_layers": 30}
+    said = f"preset={str(file)!r} uses it all the same"
+    for settings, expected in (({}, [said]), ({"preset": str(file)}, [])):
+        with magpolicy.attach(other, speedup=2.0, learn=False, **settings) as handle:
+            running.sample(other, "WAN21_T2V", **WHOLE)
+            assert [problem.partition("; ")[2] for problem in handle.report.problems if "passed over" in problem] == expected

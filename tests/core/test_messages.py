@@ -40,6 +40,12 @@ def test_an_argument_without_its_name_is_said(function):
         function("flux", "flux.1-dev")
 
 
+@pytest.mark.parametrize("function", [magpolicy.attach, magpolicy.plan])
+def test_a_number_without_its_name_is_taken_for_a_speed(function):
+    with pytest.raises(ArgumentError, match=r"alone without a name, not 2\.0; try speedup=2\.0"):
+        function("flux", 2.0)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from pipes import PIPES
 from typing import Any
 
@@ -53,6 +54,12 @@ class Exported:
         named = {name: [t.__name__ for t in types[name]] for name in DENOISERS if name in types}
         known = {name: next((c for c in classes if c in CASES or c in UNETS), None) for name, classes in named.items()}
         return {name: cls for name, cls in known.items() if cls is not None}
+
+    @functools.cached_property
+    def stages(self) -> dict[str, str]:
+        """Of a combined pipeline: the classes of the pipelines that it calls, by attribute, as its constructor makes them."""
+        made = re.findall(r"self\.(\w+) = (\w+Pipeline)\(", inspect.getsource(self.kind.__init__))
+        return dict(made)
 
     @property
     def cases(self) -> list[Any]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import every_pipeline
+from test_combined import CASES as COMBINED
 from zoo import CASES, UNETS
 from zoo._bare import skipped, watch
 from zoo._case import Draw, Row
@@ -66,18 +67,19 @@ def foot() -> str:
 UNET_HEAD = """
 ## U-Nets
 
-A skip leaves out the whole model: what it returns is its input plus the residual of the whole. One that takes more channels
-than it returns, such as a picture beside the noise, computes every step, and the report says so: Stable Video Diffusion, and
-`UNet2DConditionModel` with the weights of pipelines that follow instructions, and of some that inpaint.
+A skip leaves out the whole model: what it returns is its input plus the residual of the whole. Of one that takes more channels
+than it returns, such as a picture beside the noise, it is what the model returned at the last computed step (or a forecast of
+that): Stable Video Diffusion, and `UNet2DConditionModel` with the weights of pipelines that follow instructions, and of some
+that inpaint.
 
-| class | skipped |
-|---|---|
+| class | skipped | residual |
+|---|---|---|
 """
 UNETS_BESIDE = {
-    "DreamLiteUNetModel": "not tried",
-    "UNetControlNetXSModel": "not tried; a U-Net and its control branch in one",
-    "UVit2DModel": "not tried; it predicts tokens",
-    "UniDiffuserModel": "not tried; it denoises a picture and its text at once",
+    "DreamLiteUNetModel": "not tried |",
+    "UNetControlNetXSModel": "not tried; a U-Net and its control branch in one |",
+    "UVit2DModel": "not tried; it predicts tokens |",
+    "UniDiffuserModel": "not tried; it denoises a picture and its text at once |",
 }
 
 
@@ -88,9 +90,14 @@ def unets() -> str:
 
 
 def _whole(case) -> str:
-    draw = Draw()
-    taken, given = case.inputs(draw)["sample"], case.call(case.make(), draw)[0]
-    return "yes" if taken.shape == given.shape else f"no: takes {tuple(taken.shape)}, returns {tuple(given.shape)}"
+    model, draws = case.make(), (Draw(), Draw((Row(noise=1),), level=0.6))
+    taken = case.inputs(draws[0])["sample"]
+    with magpolicy.attach(model, schedule=magpolicy.Schedule.from_mask([1, 0])) as handle, handle.run():
+        given, _ = (case.call(model, draw)[0] for draw in draws)
+        done = "yes" if handle.report.skipped == 1 else "**no**"
+    if taken.shape == given.shape:
+        return f"{done} | output minus input"
+    return f"{done} | the output: it takes {tuple(taken.shape)}, and returns {tuple(given.shape)}"
 
 
 PIPE_HEAD = """
@@ -99,6 +106,7 @@ PIPE_HEAD = """
 Every pipeline class that diffusers exports, modular ones aside.
 
 - **denoisers**: its models that are skipped, by the names of its components.
+  A combined pipeline calls others, and each of these is attached to.
 - **leaves out**: the block `stack` of each, or the whole `model` if one of them has none.
 - **run**: the ways in which a tiny instance was run from beginning to end: a run that never skips is bit-equal to the bare
   pipeline, and one that skips is bit-equal to the bare pipeline with those steps skipped by hand. Where it is empty, only
@@ -121,8 +129,11 @@ def _pipeline(each) -> str:
     if not each.denoisers:
         return f"| {name} | | | {each.why_not} |\n"
     models = ", ".join(f"`{part}`: {cls}" for part, cls in each.denoisers.items())
-    ways = [f"{case.cls.removeprefix(each.name).strip()} {way}".strip() for case in each.cases for way in case.ways]
-    return f"| {name} | {models} | {each.attached()} | {', '.join(ways)} |\n"
+    if each.stages:
+        models = ", ".join(f"those of `{part}`, a {cls}" for part, cls in each.stages.items())
+    ways = ["both stages" if each.name in COMBINED else ""] if each.stages else []
+    ways += [f"{case.cls.removeprefix(each.name).strip()} {way}".strip() for case in each.cases for way in case.ways]
+    return f"| {name} | {models} | {each.attached()} | {', '.join(filter(None, ways))} |\n"
 
 
 def _streams(case) -> str:

@@ -150,8 +150,8 @@ def blocks_that_return_indices():
 
 
 @makes(Why.OTHER_IMAGE)
-def a_stack_that_widens_its_numbers():
-    return followed(Net(lambda index, x, block: block(x), kind=returning(torch.Tensor.double), count=1))
+def a_stack_that_ends_on_another_device():
+    return followed(Net(lambda index, x, block: block(x), kind=returning(lambda x: x.to("meta")), count=1))
 
 
 @makes(Why.OTHER_SECOND)
@@ -399,6 +399,18 @@ def a_module_called_outside_of_a_run():
     return told(net, lambda handle: [net(x(step)) for step in range(4)])
 
 
+@makes(Why.TOO_LONG_UNNAMED)
+def guidance_whose_calls_are_not_named():
+    net = Net().requires_grad_(False)
+
+    def run(handle):
+        with handle.run(steps=6):
+            for step in range(6):
+                net(x(step)), net(-x(step))
+
+    return told(net, run)
+
+
 @makes(Why.TRAINS)
 def training():
     model = WAN.make().requires_grad_(True).train()
@@ -530,7 +542,7 @@ def pattern(why):
     return re.sub(r"\\{\w+\\}", ".*", re.escape(why.value))
 
 
-SKIPS_SOME = {Decision.FORBIDDEN, Decision.MAX_SKIPS, Decision.SCHEDULED, Decision.PAST_END, Why.TOO_LONG}
+SKIPS_SOME = {Decision.FORBIDDEN, Decision.MAX_SKIPS, Decision.SCHEDULED, Decision.PAST_END, Why.TOO_LONG, Why.TOO_LONG_UNNAMED}
 """Reasons beside which something is skipped, here: nothing was in vain."""
 MORE = {
     Decision.ANSWERED: pattern(Why.ANSWERED), Decision.UNSUPPORTED: pattern(Why.OTHER_STATES),

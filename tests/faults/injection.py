@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dis
+import functools
 import gc
 import os
 import random
@@ -99,6 +101,20 @@ class Faults:
 OURS = Path(sys.modules["magpolicy"].__file__).parents[1], Path(_arithmetic.__file__).parents[2]
 
 
+_EXIT = ("LOAD_CONST", None)
+
+
+@functools.cache
+def _exits(code):
+    """Where in ``code`` with blocks end without an exception: what is called there is ``__exit__(None, None, None)``."""
+    found = [(each.offset, (each.opname, each.argval)) for each in dis.get_instructions(code)]
+    return {offset for n, (offset, _) in enumerate(found) if [one for _, one in found[n : n + 3]] == [_EXIT] * 3}
+
+
+def _leaves_block(frame):
+    return frame.f_lasti in _exits(frame.f_code)
+
+
 @contextlib.contextmanager
 def interrupted(line, kind=KeyboardInterrupt):
     """Raise ``kind`` at the ``line``-th line of our code that is run inside; ``None`` only counts. Yields where it was, and the
@@ -117,7 +133,7 @@ def interrupted(line, kind=KeyboardInterrupt):
         return step if ours else None
 
     def step(frame, event, _):
-        if event == "line":
+        if event == "line" and not _leaves_block(frame):
             passed.setdefault((frame.f_code, frame.f_lineno), []).append(found["lines"])
             found["lines"] += 1
             if found["lines"] - 1 == line:

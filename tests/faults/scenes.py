@@ -13,6 +13,7 @@ import magpolicy
 import torch
 from magpolicy import Schedule
 from magpolicy_diffusers import _denoiser, _pipeline
+from magpolicy_torch.blocks._stack import taken
 
 STEPS = 6
 PLAN = Schedule.from_mask(
@@ -146,5 +147,5 @@ def footprint(scene):
         modules=modules,
         state={name: id(value) for name, value in model.state_dict(keep_vars=True).items()},
         kind=(type(pipe), type(pipe).__dict__.get("__call__")),
-        known=(dict(_denoiser._in_use), {kind: count for kind, count in _pipeline._counts.items() if count}),
+        known=(dict(_denoiser._in_use), set(_pipeline._around), [block for block in model.modules() if taken(block)]),
     )

@@ -79,6 +79,17 @@ def test_a_model_of_another_class_hears_nothing_of_it(kept):
     assert run(Another(), speedup=2.0, learn=False).report.problems == ()
 
 
+def test_where_the_rule_decides_the_report_says_that_the_calibration_does_not(kept):
+    from magpolicy.adapter import ModelIdentity, remarks_on_choice
+
+    own = magpolicy.preset(kept)
+    identity = ModelIdentity.of(own.calibration)
+    (said,) = remarks_on_choice(identity, None, by_rule=True)
+    assert said.startswith(f"your calibration {kept!r} is of this model, and not used: the rule goes by published settings;")
+    assert said.endswith("speedup=2 plans from it")
+    assert remarks_on_choice(identity, own.calibration, by_rule=True) == ()
+
+
 def test_the_rule_and_a_given_calibration_say_nothing_of_the_choice(kept):
     calibration = run(Model(seed=1), calibrate=True).calibration
     assert run(Model(), calibration=calibration, speedup=2.0).report.problems == ()

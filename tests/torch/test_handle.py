@@ -545,12 +545,31 @@ def test_a_curve_that_is_not_there(plain):
             plain()
         with pytest.raises(RunError, match="calibrate=True"):
             _ = handle.curve
-    net = torch.nn.Linear(8, 4)
+
+    class InASet(torch.nn.Module):
+        def forward(self, x):
+            return {x}
+
+    net = InASet()
     with magpolicy.attach(net, calibrate=True, scope="model") as handle:
         with handle.run(steps=1):
             net(torch.ones(1, 8))
         with pytest.raises(RunError, match="could not be followed"):
             _ = handle.curve
+
+
+@pytest.mark.parametrize("width", [4, 8, 12])
+def test_a_black_box_of_another_width_is_skipped(width):
+    """Of the same shape its residual is output minus input; of another one the output itself."""
+    torch.manual_seed(0)
+    net, (first, then) = torch.nn.Linear(8, width), torch.randn(2, 1, 8)
+    with torch.no_grad(), magpolicy.attach(net, schedule=Schedule.from_mask([1, 0]), scope="model") as handle:
+        plain = torch.nn.functional.linear(first, net.weight, net.bias)
+        with handle.run():
+            assert torch.equal(net(first), plain)
+            found = net(then)
+        assert handle.report.skipped == 1
+    assert torch.equal(found, then + (plain - first) if width == 8 else plain)
 
 
 def test_a_run_in_a_generator_that_is_closed_in_another_context(plain):

@@ -267,6 +267,22 @@ def test_a_run_that_was_left_early_teaches_nothing(plain):
     assert files() == []
 
 
+def test_a_run_that_goes_on_past_its_end_teaches_nothing(plain):
+    """Its steps are not what was said: here two conditions pass for one."""
+
+    def unnamed(handle):
+        with handle.run(steps=STEPS):
+            for step in range(STEPS):
+                for sign in (1, -1):
+                    handle.module(sign * torch.ones(1, 9, 8) + step)
+
+    with attach(plain.module) as handle:
+        with pytest.warns(UserWarning, match="If guidance calls it twice a step"):
+            unnamed(handle)
+        assert "with handle.stream" in str(handle.report)
+    assert files() == []
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_run_that_was_not_finite_teaches_nothing(plain, value):
     with attach(plain.module) as handle, handle.run(steps=STEPS):

@@ -1,6 +1,7 @@
 """``magpolicy_torch.trial``: schedules carried out in a loop of one's own."""
 
 import math
+import warnings
 
 import pytest
 
@@ -109,16 +110,27 @@ def test_what_fails_leaves_the_model_as_it_was(module, loop):
     assert run(EVERY) == 0
 
 
-@pytest.mark.filterwarnings("ignore:nothing was:UserWarning")  # of the run as a whole
-def test_a_run_that_computes_what_was_to_be_skipped_is_told(module, loop):
-    def twice(handle):
+@pytest.mark.parametrize(
+    ("fits", "words"),
+    [
+        (5, "7 steps were computed, 5 planned"),
+        (0, "nothing was skipped of what was to be"),
+    ],
+)
+def test_a_run_that_computes_what_was_to_be_skipped_is_told_once(module, loop, fits, words):
+    """By the handle, where it skipped nothing; by the trial, where it skipped some."""
+
+    def other_shapes(handle):
         with handle.run(sigmas=SIGMAS):
             for place in range(10):
-                module(torch.zeros(1, 9 if place % 2 else 4, 8))  # another shape each step: nothing can be reused
+                module(torch.zeros(1, 9 if place % 2 and place > fits else 4, 8))  # another shape: nothing can be reused
         return torch.zeros(1)
 
-    with pytest.warns(UserWarning, match="10 steps were computed, 5 planned"):
-        trial(module, twice)(Schedule.from_mask([True, False] * 5))
+    run = trial(module, other_shapes)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        run(Schedule.from_mask([True, False] * 5))
+    assert [words in str(each.message) for each in told] == [True]
 
 
 def test_options_are_attachs(module, loop, calibration):

@@ -40,7 +40,12 @@ class MagPolicySpeedUp:
 
     @classmethod
     def INPUT_TYPES(cls) -> Inputs:
-        return {"required": {"model": ("MODEL",), **speed_inputs()}, "hidden": {"unique_id": "UNIQUE_ID"}}
+        speed = speed_inputs()
+        return {
+            "required": {"model": ("MODEL",), "speedup": speed.pop("speedup")},
+            "optional": speed,  # of an API's prompt too: one thing is to be chosen
+            "hidden": {"unique_id": "UNIQUE_ID"},
+        }
 
     def apply(self, model: Any, **inputs: Any) -> tuple[Any]:
         clone = model.clone()
@@ -168,11 +173,16 @@ class MagPolicyPreview:
     def INPUT_TYPES(cls) -> Inputs:
         steps = ("INT", {"default": 20, "min": 1, "max": 1000, "tooltip": "Steps of the sampler."})
         return {
-            "required": {**rule_inputs(), **window_inputs(), "steps": steps},
-            "optional": {**more_inputs(), "model": ("MODEL", {"tooltip": "For model_type auto."})},
+            "required": rule_inputs(),
+            "optional": {
+                **window_inputs(),
+                "steps": steps,
+                **more_inputs(),
+                "model": ("MODEL", {"tooltip": "For model_type auto."}),
+            },
         }
 
-    def preview(self, steps: int, model: Any = None, **inputs: Any) -> dict[str, Any]:
+    def preview(self, steps: int = 20, model: Any = None, **inputs: Any) -> dict[str, Any]:
         settings = settings_of(**inputs)
         source, notes = settings.source, []
         if source is None:

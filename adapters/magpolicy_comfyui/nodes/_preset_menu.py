@@ -8,8 +8,8 @@ from attrs import evolve
 
 import magpolicy
 from magpolicy import Calibration, Preset, PresetError
-from magpolicy.adapter import PRESET_ENDINGS, keep_in, named
-from magpolicy_comfyui._identity import folders
+from magpolicy.adapter import keep_in, named
+from magpolicy_comfyui._identity import MARK, files, folders
 from magpolicy_comfyui._settings import CAUTIOUS
 
 AUTO = "auto"
@@ -37,22 +37,11 @@ CALIBRATIONS = {
 }
 """What the origin's calibration node calls its models, and what its other node does (ComfyUI-MagCache, ``nodes.py``)."""
 _ELSEWHERE = ("open-sora", "kandinsky-5", "framepack (hunyuanvideo)")  # families that ComfyUI itself does not run
-_MARK = "file: "
 
 
 def folder() -> Path:
     """Where calibrations are kept."""
     return folders()[0]
-
-
-def files() -> dict[str, Path]:
-    """The user's own presets, by the name they have in ``model_type``."""
-    found: dict[str, Path] = {}
-    for place in folders():
-        for path in sorted(place.glob("*")):
-            if path.suffix in PRESET_ENDINGS and path.is_file():
-                found.setdefault(f"{_MARK}{path.name}", path)
-    return found
 
 
 def choices(*, auto: bool = True) -> list[str]:
@@ -74,7 +63,7 @@ def find(model_type: str, *, published: bool = False) -> Preset | None:
     """
     if model_type == AUTO:
         return None
-    if model_type.startswith(_MARK):
+    if model_type.startswith(MARK):
         path = files().get(model_type)
         if path is None:
             raise PresetError(f"model_type={model_type!r} is no file in {folder()}; calibrate again, or pick another")
@@ -84,7 +73,7 @@ def find(model_type: str, *, published: bool = False) -> Preset | None:
 
 def stem(model_type: str) -> str:
     """What ``model_type`` names, of a file without its ending."""
-    return Path(model_type.removeprefix(_MARK)).stem if model_type.startswith(_MARK) else model_type
+    return Path(model_type.removeprefix(MARK)).stem if model_type.startswith(MARK) else model_type
 
 
 def changed(model_type: str | None) -> float:

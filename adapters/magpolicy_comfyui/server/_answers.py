@@ -9,6 +9,7 @@ import magpolicy
 from magpolicy.adapter import named, names_a_file
 from magpolicy_comfyui import _model_presets
 from magpolicy_comfyui._advice import advice
+from magpolicy_comfyui._identity import files
 from magpolicy_comfyui._settings import CAUTIOUS
 from magpolicy_comfyui._sources import SampledModel
 from magpolicy_comfyui.nodes import _inputs, _preset_menu
@@ -65,7 +66,7 @@ def _plan(settings: Any, sampler: Mapping[str, Any], notes: list[str], seen: Any
 
 def _of_magcache(inputs: Mapping[str, Any], sampler: Mapping[str, Any], seen: Any) -> dict[str, Any]:
     name = str(inputs.get("model_type", _preset_menu.AUTO))
-    if names_a_file(name) and name not in _preset_menu.files():
+    if names_a_file(name) and name not in files():
         raise magpolicy.PresetError(
             f"model_type={name!r} is not one of the node's list; files belong into {_preset_menu.folder()}"
         )

@@ -46,16 +46,22 @@ class Returned:
         """A tensor by itself."""
         return issubclass(self.kind, Tensor)
 
-    def pattern(self, at: StatePositions, called: Called) -> ForwardPattern | None:
+    def pattern(self, at: StatePositions, called: Called, *, free: bool = False) -> ForwardPattern | None:
         """How such a result is put together; ``None`` if the block returned its states in other shapes than it was given, or
-        something beside them that is not of floating point."""
+        something beside them that is not of floating point.
+
+        Args:
+            at: where the states are in it.
+            called: how the block was called.
+            free: the hidden states may have come out in another shape.
+        """
         if self.bare:
-            return ForwardPattern(Tensor, (), *called) if self.shapes[0] == self.given[0] else None
+            return ForwardPattern(Tensor, (), *called) if free or self.shapes[0] == self.given[0] else None
         states = {place: state for state, place in enumerate(at) if place is not None}
         order = tuple(None if shape is None else states.get(place, BESIDE) for place, shape in enumerate(self.shapes))
         spread = False
         for state, shape, floating in zip(order, self.shapes, self.floating, strict=True):
-            if state is None or (floating if state == BESIDE else shape == self.given[state]):
+            if state is None or (floating if state == BESIDE else shape == self.given[state] or (free and state == 0)):
                 continue
             if state != 1 or not _spreads(self.given[1], shape):
                 return None
@@ -140,6 +146,16 @@ class ObservedLayout:
         if hidden is None or hidden >= len(returned.shapes) or returned.shapes[hidden] is None:
             return None
         return StatePositions(*known)
+
+    def lead(self, index: int) -> None:
+        """The block is a whole model, and nothing in its result has the shape of what it takes: its first result is what it
+        makes of that."""
+        returned, kind = self.returned.get(index), self.kinds[index]
+        if returned is None or returned.bare or self.position(index) is not None:
+            return
+        told = self.positions[kind]
+        first = next((place for place, shape in enumerate(returned.shapes) if shape is not None and place not in told), None)
+        self.positions[kind] = told._replace(hidden=first)
 
     def resemble(self, index: int, result: Any, states: BlockStates) -> None:
         """Block ``index``, after which none of its class came, returned two tensors of the shape of its hidden states, one of

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import operator
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import NoneType
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from magpolicy import AdapterError, ArgumentError
 from magpolicy_torch.blocks._layout import Layout
@@ -36,7 +37,8 @@ _DEPTH = 3  # how deep below wrappers a model's lists are looked for
 
 Layouts = Layout | Mapping[type[nn.Module], Layout] | Sequence[Layout] | None
 
-_claimed: WeakSet[nn.Module] = WeakSet()
+_claimed: WeakKeyDictionary[nn.Module, weakref.ref[BlockStack]] = WeakKeyDictionary()
+"""Blocks that somebody has attached to, with the stack that claimed each."""
 
 
 class BlockStack:
@@ -180,11 +182,14 @@ class BlockStack:
         """
         if any(map(taken, self.blocks)):
             raise AdapterError("blocks are attached already, by another model's handle; detach() that one first")
-        _claimed.update(self.blocks)
+        _claimed.update(dict.fromkeys(self.blocks, weakref.ref(self)))
 
     def release(self) -> None:
-        """Undo :meth:`claim`."""
-        _claimed.difference_update(self.blocks)
+        """Undo :meth:`claim`. What another stack has claimed stays claimed."""
+        for block in self.blocks:
+            claimed = _claimed.get(block)
+            if claimed is not None and claimed() is self:
+                _claimed.pop(block, None)
 
     def alike(self, other: BlockStack) -> bool:
         """Whether ``other`` is the same blocks, bypassed in the same way."""
@@ -194,7 +199,8 @@ class BlockStack:
 
 def taken(block: nn.Module) -> bool:
     """Whether somebody has attached to ``block``."""
-    return block in _claimed or Patch.on(block)
+    claimed = _claimed.get(block)
+    return (claimed is not None and claimed() is not None) or Patch.on(block)
 
 
 def _flat(blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:

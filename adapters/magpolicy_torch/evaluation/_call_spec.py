@@ -12,6 +12,7 @@ from magpolicy_torch.blocks._entry import Entry
 from magpolicy_torch.blocks._observed import Returned
 from magpolicy_torch.blocks._pattern import ForwardPattern, Sources
 from magpolicy_torch.evaluation._parts import StackIO
+from magpolicy_torch.residuals._arithmetic import Base
 from torch import Tensor
 
 
@@ -33,8 +34,10 @@ class CallSpec:
     """How the modules beside the stack are called, and what they return."""
     entry: Entry | None = None
     """What changes the arguments of the first block before its own forward has them."""
+    bases: tuple[Base | None, Base | None] = (None, None)
+    """What the residuals of the hidden states and of the second stream are counted from, where that is not what enters."""
     images: set[tuple[torch.Size, torch.dtype, torch.device]] = Factory(set)
-    """What the image tokens that enter the stack looked like in such calls: what a residual has to look like. More than one
+    """What the image tokens that leave the stack looked like in such calls: what a residual has to look like. More than one
     where a mask among the arguments, and not their shapes, says how many tokens of text there are."""
     observed: bool = True
     """Whether a call of this kind was; or else the spec is that of another kind, which skips go by until one is."""

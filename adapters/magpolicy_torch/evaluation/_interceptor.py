@@ -62,6 +62,8 @@ class CallInterceptor:
         self._module = module
         self._around: Around | None = around
         self._patch: Patch | None = None
+        self._found: dict[str, Any] = {}
+        self._ours: dict[str, Any] = {}
         if type(module).__call__ is not nn.Module.__call__:
             self._patch = Patch(
                 module, lambda call, args, kwargs: around(HostCall(module, call, None, "forward"), args, kwargs)
@@ -74,7 +76,7 @@ class CallInterceptor:
             return
         attributes = self._module.__dict__
         self._found = {name: attributes[name] for name in _OURS if name in attributes}
-        self._ours = {"_call_impl": MethodType(self._intercept(), self._module)}
+        self._ours["_call_impl"] = MethodType(self._intercept(), self._module)
         self._ours["__getstate__"] = MethodType(_state_without_ours, self._module)
         if attributes.get("_compiled_call_impl") is not None:
             # Compiled before, with its options; now it is as if it had been compiled after.
@@ -89,10 +91,12 @@ class CallInterceptor:
             return
         attributes = self._module.__dict__
         for name, ours in self._ours.items():
-            if attributes.get(name) is ours:
+            if attributes.get(name) is ours and name in self._found:
+                attributes[name] = self._found[name]
+            elif attributes.get(name) is ours:
                 del attributes[name]
-                attributes.update({name: self._found[name]} if name in self._found else {})
-        if getattr(attributes.get("_compiled_call_impl"), "__wrapped__", None) is self._ours["_call_impl"]:
+        compiled_since = getattr(attributes.get("_compiled_call_impl"), "__wrapped__", None)
+        if compiled_since is not None and compiled_since is self._ours.get("_call_impl"):
             # Compiled since: what was compiled is our method.
             attributes["_compiled_call_impl"] = _compiled_as(attributes["_compiled_call_impl"], self._module._call_impl)
 

@@ -26,6 +26,7 @@ from magpolicy_torch.evaluation._parts import StackIO, version
 from magpolicy_torch.evaluation._run import Run, evaluate
 from magpolicy_torch.evaluation._target import Pairs
 from magpolicy_torch.evaluation._why import Why
+from magpolicy_torch.residuals._arithmetic import counted_from
 from torch import Tensor, nn
 
 COMPUTES = " computes: "
@@ -119,7 +120,7 @@ class ModelCall:
         self.device = next((v.device for v in (*kwargs.values(), *args) if isinstance(v, Tensor)), None)
         first = model.stack.entrance
         self.entry = None if first is None or REGISTRIES.isdisjoint(first.__dict__) else entry_of(first)
-        self.kind = _kind_of(args, kwargs), self.entry
+        self.kind = _kind_of(args, kwargs), self.entry, _autocast(self.device)
         self.spec = model.specs.get(self.kind)
         self.strange = Why.OTHERWISE
         """Why it cannot be skipped, if it turns out so."""
@@ -164,8 +165,8 @@ class ModelCall:
         if spec is None:
             self._problem(observation.problem)
             return result, None
-        before = observation.pairs[0][1]
-        spec.images.add((before.shape, before.dtype, before.device))
+        after = observation.pairs[0][0]
+        spec.images.add((after.shape, after.dtype, after.device))
         self.model.remember(self.kind, spec)
         self.run.specs.update(dict.fromkeys(self.streams, spec))
         return result, observation.pairs
@@ -192,24 +193,27 @@ class ModelCall:
         if before is None or last is None or after is None:
             return None
         before = before.detach()
-        if self.stack.described or not before.shape == last.shape == after.shape:
+        whole = self.stack.scope == "model"
+        if not whole and (self.stack.described or not before.shape == last.shape == after.shape):
             layouts = self.stack.layouts
             image = entering(layouts[0], before)
             found = None if image is None else leaving(layouts[-1], spec.side, last, after, image.shape)
             if image is None or found is None:
                 return None
             before, after = image, found
-        if after.dtype is not before.dtype or after.device != before.device:
+        from_here = counted_from(spec.bases[0], before, after)
+        if from_here is None:
             return None
-        spec.images.add((before.shape, before.dtype, before.device))
+        spec.images.add((after.shape, after.dtype, after.device))
         if io.written:
             spec.in_place = True  # from now on; this call's input is lost
             return ()
         for stream in self.streams:
             self.run.specs[stream] = spec
         if io.second_before is not None and io.second_after is not None:
-            return [(after, before), (io.second_after, io.second_before)]
-        return [(after, before)]
+            second = counted_from(spec.bases[1], io.second_before, io.second_after)
+            return None if second is None else [(after, from_here), (io.second_after, second)]
+        return [(after, from_here)]
 
     # A skip.
 
@@ -336,6 +340,13 @@ def _kind_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         *kwargs,
         *[(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else _shown(v) for v in kwargs.values()],
     )
+
+
+def _autocast(device: torch.device | None) -> torch.dtype | None:
+    """The dtype that autocast computes in on a device; ``None``: it is off. Blocks give other dtypes under it."""
+    kind = "cpu" if device is None else device.type
+    known = torch.amp.autocast_mode.is_autocast_available(kind)
+    return torch.get_autocast_dtype(kind) if known and torch.is_autocast_enabled(kind) else None
 
 
 def _shown(value: Any) -> Any:

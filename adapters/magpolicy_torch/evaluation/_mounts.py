@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Protocol
 
 from magpolicy_torch.blocks._patch import Patch
+from magpolicy_torch.blocks._put_on import PutOn, to_its_end
 from magpolicy_torch.blocks._stack import BlockStack
 from magpolicy_torch.evaluation._call_spec import CallSpec
 from magpolicy_torch.evaluation._interceptor import HostCall, uncompiled
@@ -89,6 +90,7 @@ class Mounting:
                 shown.get(index, stack.blocks[index]), io, spec.patterns[index], stack.layouts[index], spec.side,
                 first=index == kept[0],
                 last=index == last, index=index if full else None, copies_text=full or spec.copies_text, entry=spec.entry,
+                bases=spec.bases, whole=stack.scope == "model",
             )
             for index in kept
         }  # fmt: skip
@@ -220,24 +222,27 @@ class _Patches:
 
     def __init__(self, blocks: Sequence[nn.Module], stands: Callable[[int], bool]) -> None:
         self._blocks, self._stands, self._lock = blocks, stands, threading.Lock()
-        self._users, self._undo = 0, ExitStack()
+        self._users: set[object] = set()
+        self._put_on = PutOn()
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        with self._lock:
-            if not self._users:
-                for index, block in enumerate(self._blocks):
-                    patch = Patch(block, self._around(index))
-                    patch.install()
-                    self._undo.callback(patch.remove)
-            self._users += 1
+        user = object()
         try:
+            with self._lock:
+                if not self._users:
+                    patches = [Patch(block, self._around(index)) for index, block in enumerate(self._blocks)]
+                    self._put_on.put_on(*((patch.install, patch.remove) for patch in patches))
+                self._users.add(user)
             yield
         finally:
-            with self._lock:
-                self._users -= 1
-                if not self._users:
-                    self._undo.close()
+            to_its_end(partial(self._left, user))
+
+    def _left(self, user: object) -> None:
+        with self._lock:
+            self._users.discard(user)
+            if not self._users:
+                self._put_on.take_off()
 
     def _around(self, index: int) -> Any:
         block = id(self._blocks[index])

@@ -15,6 +15,7 @@ from magpolicy_torch.evaluation._call_spec import CallSpec
 from magpolicy_torch.evaluation._parts import read, state_in, version
 from magpolicy_torch.evaluation._target import Pairs
 from magpolicy_torch.evaluation._why import Why
+from magpolicy_torch.residuals._arithmetic import Base, counted_from
 from torch import Tensor
 
 
@@ -45,6 +46,7 @@ class Observation:
         self._input: Tensor | None = None  # image tokens of the stack's input, as the model holds them
         self._copy: Tensor | None = None  # the same before the model could write to them
         self._second: Tensor | None = None  # a copy of the second stream at the stack's input
+        self._bases: tuple[Base | None, Base | None] = (None, None)
         self._output: tuple[Tensor, Tensor] | None = None  # what left the stack, and a copy of it
 
     def block(self, index: int, block: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -84,7 +86,8 @@ class Observation:
             self._in_place = True
         self._output = None
         order, touched = tuple(self._order), frozenset(self._touched)
-        return CallSpec(order, self._patterns, self._layout.side, self._in_place, touched, self._branches, self.entry)
+        layout, entry, bases = self._layout, self.entry, self._bases
+        return CallSpec(order, self._patterns, layout.side, self._in_place, touched, self._branches, entry, bases)
 
     def _fail(self, why: Why, **about: object) -> None:
         self.problem = self.problem or why.says(**about)
@@ -138,10 +141,13 @@ class Observation:
 
     def _finish(self, last: int, states: BlockStates, result: Any) -> None:
         """After the last block: the pattern of each, and what entered and left the stack."""
+        whole = self.stack.scope == "model"
         self._layout.resemble(last, result, states)
+        if whole:
+            self._layout.lead(last)
         for index, called in self._called.items():
             at = self._layout.position(index)
-            pattern = None if at is None else self._layout.returned[index].pattern(at, called)
+            pattern = None if at is None else self._layout.returned[index].pattern(at, called, free=whole)
             if pattern is None:
                 told = "" if at is not None else "; if it did, a Layout with result= and text_result= says which is which"
                 self._fail(Why.OTHER_STATES, block=self._name(index), told=told)
@@ -151,9 +157,10 @@ class Observation:
         assert before is not None
         assert copy is not None
         assert states.hidden is not None
-        after = leaving(self.stack.layouts[last], self._layout.side, states.hidden, state_in(pattern, 0, result), before.shape)
-        second = state_in(pattern, 2, result)
-        if after is None or (after.dtype, after.device) != (before.dtype, before.device):
+        after, second = state_in(pattern, 0, result), state_in(pattern, 2, result)
+        if not whole:
+            after = leaving(self.stack.layouts[last], self._layout.side, states.hidden, after, before.shape)
+        if after is None or after.device != before.device:
             self._fail(Why.OTHER_IMAGE)
         elif second is not None and self._second is not None and second.shape != self._second.shape:
             self._fail(Why.OTHER_SECOND)
@@ -161,7 +168,12 @@ class Observation:
             # Waits for the device, once a kind of call: a model that writes into its stack's input needs the copy every time.
             self._in_place = not torch.equal(before, copy)
             self._output = after, after.detach().clone()
-            self.pairs = [(self._output[1], copy)]
+            entered, left = [copy], [self._output[1]]
             if second is not None and self._second is not None:
-                self.pairs.append((second, self._second))
+                entered.append(self._second)
+                left.append(second)
+            bases = [Base.of(*pair) for pair in zip(entered, left, strict=True)]
+            self._bases = bases[0], bases[1] if len(bases) > 1 else None
+            from_here = [counted_from(*each) for each in zip(bases, entered, left, strict=True)]
+            self.pairs = [(out, base) for out, base in zip(left, from_here, strict=True) if base is not None]
         self._input = self._copy = self._second = None

@@ -176,6 +176,8 @@ class Skip(Part):
         index: of the block, where the order of blocks is to be noted, and their arguments looked at.
         copies_text: the first one hands on a copy of the text: the host may write to it, and what it passed in stays its own.
         entry: makes what goes in of what the first one is passed.
+        bases: what the residuals of the hidden states and of the second stream are added to, where that is not what goes in.
+        whole: it is a whole model, whose result may have another shape.
     """
 
     def __init__(
@@ -191,9 +193,11 @@ class Skip(Part):
         index: int | None,
         copies_text: bool = True,
         entry: Entry | None = None,
+        bases: tuple[_arithmetic.Base | None, _arithmetic.Base | None] = (None, None),
+        whole: bool = False,
     ) -> None:
         super().__init__(block)
-        self.entry = entry if first else None
+        self.entry, self.bases, self.whole = entry if first else None, bases, whole
         self.io, self.pattern, self.layout, self.side = io, pattern, layout, side
         self.first, self.last, self.index, self.copies_text = first, last, index, copies_text
 
@@ -224,12 +228,12 @@ class Skip(Part):
                 hidden, second = hidden.clone(), None if second is None else second.clone()
             return self._result(hidden, text, second)
         out = io.image
-        if out is None or out.shape != hidden.shape:
+        if not self.whole and (out is None or out.shape != hidden.shape):
             out = None if out is None else replaced(hidden, out, self.layout, self.side)
             if out is None:
                 io.misfit = True
                 out = hidden
-        return self._result(out, text, second if io.second is None else io.second)
+        return self._result(hidden if out is None else out, text, second if io.second is None else io.second)
 
     def _result(self, hidden: Tensor, text: Tensor | None, second: Tensor | None) -> Any:
         """A result of the block that holds these states, and ``nan`` for what is beside them: it shows whether that is used."""
@@ -250,26 +254,24 @@ class Skip(Part):
 
     def _enter(self, hidden: Tensor, second: Tensor | None) -> None:
         io, residual, image = self.io, self.io.residual, hidden
-        if self.index == 0:
+        if self.whole:
+            pass
+        elif self.index == 0:
             found = entering(self.layout, hidden)
             image = hidden if found is None else found
         elif residual is not None and hidden.shape != residual.shape:  # the last block, which may be given text as well
             around = bounds(self.layout, self.side, hidden, residual.shape)
             image = hidden if around is None else narrow(hidden, *around)
-        io.image = self._added(image, residual)
+        io.image = self._added(self.bases[0], image, residual)
         if second is not None and io.second_residual is not None:
-            io.second = self._added(second, io.second_residual)
+            io.second = self._added(self.bases[1], second, io.second_residual)
 
-    def _added(self, tensor: Tensor, residual: Tensor | None) -> Tensor:
-        if (
-            residual is None
-            or residual.shape != tensor.shape
-            or residual.dtype != tensor.dtype
-            or residual.device != tensor.device
-        ):
+    def _added(self, base: _arithmetic.Base | None, tensor: Tensor, residual: Tensor | None) -> Tensor:
+        before = None if residual is None else _arithmetic.counted_from(base, tensor, residual)
+        if before is None or residual is None:
             self.io.misfit = True
             return tensor
-        return _arithmetic.apply(tensor, residual)
+        return _arithmetic.apply(before, residual)
 
 
 class Unexpected(Part):

@@ -16,7 +16,7 @@ class Why(enum.Enum):
     WHICH_TOKENS = "which tokens of {block} are the image's cannot be told; try a Layout with prefix="
     STRANGE_RESULT = "{block} returned a {kind} that a skip cannot build"
     OTHER_STATES = "{block} returned something other than the states it was given, in their shapes{told}"
-    OTHER_IMAGE = "the stack returned image tokens of another shape, dtype or device than it was given"
+    OTHER_IMAGE = "the stack returned image tokens of another shape, or on another device, than it was given"
     OTHER_SECOND = "the stack returned a second stream of another shape than it was given"
     ORDER = "the model calls its blocks in another order than they are listed, or one of them twice"
     LEFT_OUT = (
@@ -48,6 +48,10 @@ class Why(enum.Enum):
     )
     TOO_MANY = "more calls come at a step than can be told apart, so all compute"
     TOO_LONG = "{model} was evaluated more often than the run's {steps} steps; the rest computes. Is steps right?"
+    TOO_LONG_UNNAMED = (
+        "{model} was evaluated more often than the run's {steps} steps; the rest computes. If guidance calls it twice a step, "
+        'put each call into a with block of its own, \'with handle.stream("cond"):\' and "uncond"; else, is steps right?'
+    )
 
     # Nothing tells which run the call belongs to: there is no report, and a warning says it.
     NO_LENGTH = "nothing says how long the run is: give attach(..., steps=28), or use 'with handle.run(steps=28):'"

@@ -6,7 +6,7 @@ import abc
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
@@ -15,6 +15,7 @@ from attrs import evolve
 
 from magpolicy import ArgumentError, AttachRequest, Calibration, Curve, RunError
 from magpolicy.adapter import ModelIdentity
+from magpolicy_torch.blocks._put_on import PutOn, to_its_end
 from magpolicy_torch.host._report import Report
 from magpolicy_torch.host._scoped import Scoped
 from magpolicy_torch.residuals._store import ResidualStore
@@ -68,7 +69,7 @@ class Attached(abc.ABC):
         self._known: dict[Any, tuple[AttachRequest, AttachRequest]] = {}
         self._lock = threading.Lock()
         self._active: WeakSet[_UnderWay] = WeakSet()  # one that an interruption broke off is gone
-        self._undo = ExitStack()
+        self._parts = PutOn()
         self._attached = False
 
     @property
@@ -210,8 +211,11 @@ class Attached(abc.ABC):
 
     def let_go(self) -> None:
         """Detach, whatever is under way: what it is attached to is gone."""
+        to_its_end(self._let_go)
+
+    def _let_go(self) -> None:
         self._attached = False
-        self._undo.close()
+        self._parts.take_off()
         self.loosen()
 
     def loosen(self) -> None:  # noqa: B027  (a handle that keeps no model has nothing to do)
@@ -235,10 +239,12 @@ class Attached(abc.ABC):
         return runs[-1]
 
     def install(self, *installed: tuple[Callable[[], None], Callable[[], None]], replaces: Attached | None = None) -> None:
-        """Patch the model, by pairs of a function that patches and one that undoes it. If one fails, all are undone.
+        """Patch the model, by pairs of a function that patches and one that undoes it. If one fails, all are undone, also
+        what an interruption has broken off.
 
         Args:
-            installed: the pairs.
+            installed: the pairs. What undoes a patch is called also where that was not put on, or only by half, and where it
+                is off again.
             replaces: the handle whose place this one takes; it is detached first.
 
         Raises:
@@ -251,12 +257,13 @@ class Attached(abc.ABC):
                 raise RunError(
                     "attach(): it is attached already, and a run is under way; let it come to its end first"
                 ) from error
-        with ExitStack() as undo:
-            for put_on, take_off in installed:
-                put_on()
-                undo.callback(take_off)
-            self._undo = undo.pop_all()
-        self._attached = True
+        self._parts = PutOn()
+        try:
+            self._parts.put_on(*installed)
+            self._attached = True
+        except BaseException:
+            self.let_go()
+            raise
 
     @contextmanager
     def under_way(self) -> Iterator[None]:

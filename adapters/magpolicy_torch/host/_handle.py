@@ -144,7 +144,8 @@ class Handle(AttachedToLoop):
         _handles[id(unwrap(self.module))] = self
 
     def _leave(self) -> None:
-        _handles.pop(id(unwrap(self.module)), None)
+        if Handle.on(self.module) is self:
+            _handles.pop(id(unwrap(self.module)), None)
 
     @property
     def module(self) -> nn.Module:

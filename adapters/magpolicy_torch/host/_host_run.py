@@ -180,8 +180,11 @@ class HostRun:
         return run
 
     def too_long(self) -> str:
-        """What to tell the user, and the report, where more was evaluated than the run has steps."""
-        words = Why.TOO_LONG.says(model=self.model, steps=self.session.steps)
+        """What to tell the user, and the report, where more was evaluated than the run has steps. It teaches nothing."""
+        unnamed = set(self.record.past_end) == {"single"}  # it may be two conditions that pass for one
+        words = (Why.TOO_LONG_UNNAMED if unnamed else Why.TOO_LONG).says(model=self.model, steps=self.session.steps)
+        if self.lesson is not None:
+            self.lesson.drop()
         self.record.problem(words)
         return words
 
@@ -298,7 +301,9 @@ class HostRun:
             identify: tells the model, where the calibration was to be found by it; which was found, or why none, is said too.
         """
         calibration = calibration_of(self._request.config.given)
-        found = () if identify is None or not self._request.finds_its_source else remarks_on_choice(identify(), calibration)
+        found: tuple[str, ...] = ()
+        if identify is not None and self._request.finds_its_source:
+            found = remarks_on_choice(identify(), calibration, by_rule=self._request.config.by_rule)
         if calibration is None:
             return found
         run = differences(calibration, self.about(conditions), (entry.stream for entry in self.session.trace))

@@ -96,10 +96,13 @@ class Levels:
         run's first call decides: the reading that hits a timestep, of several the one that hits ``near``, else the first. Of
         equal timesteps, the first from ``near`` on.
         """
-        values = [timestep, timestep * self.full, self.full - timestep, (1 - timestep) * self.full]
+        share = timestep * self.full
+        values = [timestep, share, self.full - timestep, self.full - share]
+        rounded = [0.01 * abs(given) for given in (timestep, share, timestep, share)]  # bfloat16 is 0.4 percent off
         if self.angles:  # the share of noise that the angle stands for, or as it is
             values = [math.atan2(timestep, 1 - timestep), timestep]
-        near_enough = 0.01 * max(map(abs, self.timesteps))
+            rounded = [0.01 * max(map(abs, self.timesteps))] * 2
+        cut_off = 0.0011 * self.full  # whole-numbered timesteps are cut off: up to 1 of 1000
         found = []
         for number, value in enumerate(values):
             if reading not in (None, number):
@@ -107,8 +110,7 @@ class Levels:
             distances = [abs(t - value) for t in self.timesteps]
             index = min((*range(near, len(distances)), *reversed(range(near))), key=distances.__getitem__)
             distance = distances[index]
-            if distance <= near_enough:
-                # Up to 1 of 1000: whole-numbered timesteps are cut off.
+            if distance <= max(rounded[number], cut_off):
                 found.append((max(distance, 0.001 * self.full), index != near, number, index))
         if not found:
             return None
@@ -132,6 +134,9 @@ class SchedulerClock:
         self._timesteps: Tensor | None = None  # held, so that another list cannot have its identity
         self.levels: Levels | None = None
         self.index = 0
+        self.told = True
+        """Whether something tells the step. Else calls stand where the first one did, and what they are given has to tell."""
+        self._values: Times | tuple[float] | None = None  # of the call before, where they are of no unit that is known
         self._reading: int | None = None
         self._start: int | None = None
 
@@ -144,9 +149,10 @@ class SchedulerClock:
         new = timesteps is not self._timesteps
         if new:
             self.levels, self._timesteps, self._reading = Levels.of(scheduler), timesteps, None
-            self._start = None
+            self._start = self._values = None
         if self.levels is None:
             return None
+        self.told = True
         index = self._find(scheduler, timestep, 0 if new else self.index)
         back = index < self.index
         self.index = index
@@ -168,10 +174,24 @@ class SchedulerClock:
             # What the first call was read as may have been chance (1 is pure noise as a share, and the end from the other end).
             readings = (self._reading,) if self._reading is None else (self._reading, None)
             places = (self.levels.find(value, min(near, last), reading) for reading in readings for value in values)
-            index, self._reading = next((place for place in places if place is not None), (near, self._reading))
+            counts = self._values is not None and self._reading is None  # what no list held at first is in another unit
+            found = None if counts else next((place for place in places if place is not None), None)
+            index, self._reading = (self._by_change(values, near), self._reading) if found is None else found
             if not counted:
                 self._start = int(index)
         return min(int(index), last)
+
+    def _by_change(self, values: Any, near: int) -> int:
+        """The step of a call whose timestep is none of the scheduler's: counted, by its changes, from the first."""
+        first = self._values is None and self._start is None
+        made = getattr(self._pipe, "_num_timesteps", None)
+        if first and near == 0 and isinstance(made, int) and self.levels is not None:
+            near = max(len(self.levels.timesteps) - made, 0) if made > 0 else 0  # image to image: so many of the list are made
+        if not values or self._reading is not None:  # it was read before: this call is none of a step, such as one at time 0
+            self.told = bool(values)
+            return near
+        before, self._values = self._values, values
+        return near + (before not in (None, values))
 
 
 @define

@@ -59,15 +59,16 @@ class Scoped(Generic[T]):
     @contextlib.contextmanager
     def set(self, value: T) -> Iterator[None]:
         """Set ``value`` for the time of the with block."""
-        key = _Key(self._key.get())
-        self._values[key] = value
-        token = self._key.set(key)
+        key, token = _Key(self._key.get()), None
         try:
+            self._values[key] = value
+            token = self._key.set(key)
             yield
         finally:
-            self._values.pop(key, None)
-            with contextlib.suppress(ValueError):  # we are in another context, whose value is not ours to change
-                self._key.reset(token)
+            self._values.pop(key, None)  # whatever the context holds: without its value a key stands for nothing
+            if token is not None:
+                with contextlib.suppress(ValueError):  # we are in another context, whose value is not ours to change
+                    self._key.reset(token)
 
     def keep(self, value: T) -> None:
         """Set ``value`` for as long as this object and the context exist."""

@@ -91,7 +91,8 @@ class Trial:
                 found = [latents.detach().cpu().double() for latents in _tensors(made)]
                 if not found:
                     raise ArgumentError("the sample holds no tensor to compare; return the latents")
-                if (computed := handle.report.computed) > schedule.computed:
+                said = any(getattr(run, "in_vain", "") for run in handle.runs)  # by the handle, at the end of a run
+                if (computed := handle.report.computed) > schedule.computed and not said:
                     warnings.warn(
                         f"{computed} steps were computed, {schedule.computed} planned: {handle.report.reasons}", stacklevel=3
                     )

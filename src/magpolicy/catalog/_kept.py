@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from magpolicy.calibration._calibration import Calibration
 from magpolicy.calibration._lessons import Taught
@@ -35,12 +35,26 @@ def kept_for(identity: ModelIdentity, streams: Iterable[str] | None = None, more
     return PresetMatches(preset for _, preset, _ in serving)
 
 
-def remarks_on_choice(identity: ModelIdentity, used: Calibration | None) -> tuple[str, ...]:
+def _as_argument(preset: Preset) -> str:
+    return f"preset={preset.name!r}"
+
+
+def remarks_on_choice(
+    identity: ModelIdentity,
+    used: Calibration | None,
+    *,
+    by_rule: bool = False,
+    more: Iterable[Preset] = (),
+    choice: Callable[[Preset], str] = _as_argument,
+) -> tuple[str, ...]:
     """What a user should know of the calibration that was found for a model, or of his own that were passed over, in words.
 
     Args:
         identity: the model.
-        used: the calibration that its runs are planned from; ``None`` where there is none.
+        used: the calibration that its runs go by; ``None`` where there is none.
+        by_rule: whether the rule decides, and no plan.
+        more: presets that the user kept elsewhere, as for :func:`kept_for`.
+        choice: how a user of the host chooses one of them himself; without it, as an argument of ``attach``.
     """
     if used is not None:
         measured = ModelIdentity.of(used)
@@ -48,12 +62,19 @@ def remarks_on_choice(identity: ModelIdentity, used: Calibration | None) -> tupl
         if not differ or identity.nearness(measured) != 1 or Taught.of(used) is not None:
             return ()
         return (f"the calibration {used.name!r} was measured with other weights of the same class and config",)
-    others = [preset.name for preset in every_own() if _of_its_class(identity, preset)]
+    own = [*every_own(), *more]
+    if by_rule and (same := [preset for preset in own if _nearness(identity, preset)]):
+        return (f"{_yours(same)} of this model, and not used: the rule goes by published settings; speedup=2 plans from it",)
+    others = [preset for preset in own if _of_its_class(identity, preset)]
     if not others:
         return ()
-    whose = f"your calibration {others[0]!r}" + (f" and {len(others) - 1} more" if others[1:] else "")
-    be = "are" if others[1:] else "is"
-    return (f"{whose} {be} of another {identity.model}, and passed over; preset={others[0]!r} uses it all the same",)
+    passed = f"{_yours(others)} of another {identity.model}, and passed over"
+    return (f"{passed}; {choice(others[0])} uses it all the same",)
+
+
+def _yours(kept: Sequence[Preset]) -> str:
+    more = len(kept) - 1
+    return f"your calibration {kept[0].name!r}" + (f" and {more} more are" if more else " is")
 
 
 def _of_its_class(identity: ModelIdentity, preset: Preset) -> bool:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from magpolicy._errors import AdapterError, MagPolicyError
-from magpolicy.plugin_system._registry import plugins, registry
+from magpolicy.plugin_system._registry import in_words, plugins, registry
 
 changing = threading.RLock()
 """Held while something is attached or detached: what is attached is looked up, and then replaced."""
@@ -47,7 +47,7 @@ def attached(target: Any) -> tuple[Any, ...]:
     for name, caller in registry().implementing("attached"):
         for answer in _guarded(name, target, partial(caller, target=target)):
             known = True
-            found.extend(answer)
+            found.extend(_guarded(name, target, partial(tuple, answer)))
     if not known:
         raise AdapterError(
             f"target={_kind(target)} is nothing that an installed adapter can look up; pass what was given to attach, or use "
@@ -84,7 +84,7 @@ def _guarded(name: str, target: Any, call: Callable[[], Any]) -> Any:
     except MagPolicyError:
         raise
     except Exception as error:
-        raise AdapterError(f"target: plugin {name} failed on {_kind(target)}: {type(error).__name__}: {error}") from error
+        raise AdapterError(f"target: plugin {name} failed on {_kind(target)}: {in_words(error)}") from error
 
 
 def _kind(target: Any) -> str:

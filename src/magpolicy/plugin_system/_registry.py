@@ -67,11 +67,11 @@ class Registry:
                 return evolve(info, problem=f"{error}; pip install 'magpolicy[{entry.name}]'")  # an extra not asked for
             warnings.warn(
                 f"plugin {info.name!r} of distribution {info.distribution} {info.version} was left out: "
-                f"{type(error).__name__}: {error}; update or uninstall it, or set {DISABLE}={info.name}",
+                f"{in_words(error)}; update or uninstall it, or set {DISABLE}={info.name}",
                 PluginWarning,
                 stacklevel=2,
             )
-            return evolve(info, problem=f"{type(error).__name__}: {error}")
+            return evolve(info, problem=in_words(error))
         return evolve(info, hooks=tuple(sorted(c.name for c in self.manager.get_hookcallers(plugin) or ())))
 
     def with_hook(self, hook: str) -> tuple[Any, ...]:
@@ -112,6 +112,13 @@ def _disabled(info: PluginInfo) -> bool:
 
 def warn_of_failure(plugin: str, hook: str, error: Exception) -> None:
     """Say that a plugin failed in a hook; what follows goes on without it."""
-    warnings.warn(
-        f"plugin {plugin} failed in {hook}: {type(error).__name__}: {error}; going on without it", PluginWarning, stacklevel=3
-    )
+    warnings.warn(f"plugin {plugin} failed in {hook}: {in_words(error)}; going on without it", PluginWarning, stacklevel=3)
+
+
+def in_words(error: BaseException) -> str:
+    """The kind of a plugin's error and what it says, if it can say it."""
+    try:
+        said = str(error)
+    except Exception:
+        said = "it cannot be printed"
+    return f"{type(error).__name__}: {said}"

@@ -113,6 +113,11 @@ class RunConfig(abc.ABC):
         return False
 
     @property
+    def by_rule(self) -> bool:
+        """Whether the rule decides each evaluation, by the ratios of :attr:`given`."""
+        return self.given is not None and not self.schedules
+
+    @property
     def asks_skips(self) -> bool:
         """Whether steps are to be skipped, as far as that is known before a run."""
         return True

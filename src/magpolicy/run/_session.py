@@ -174,7 +174,11 @@ class Session:
         self._doubted.clear()
         self._pending, self._first, self.active = None, step, True
         self._observers = Observers()
-        self._observers.tell("on_run_start", session=self)
+        try:
+            self._observers.tell("on_run_start", session=self)
+        except BaseException:  # what is no error comes out: the run has not begun
+            self.end()
+            raise
         return self
 
     def decide(

@@ -106,3 +106,14 @@ def test_a_model_without_a_preset_is_planned_by_auto(server: Server, file: str) 
     report = reports(heard)["2"]
     assert report["skipped"] > 0
     assert any("no preset was calibrated on this model" in note for note in report["notes"])
+
+
+def test_a_posted_prompt_says_the_speed_alone(server: Server, file: str) -> None:
+    prompt = sampling(file, steps=8)
+    prompt["2"] = _node("MagPolicySpeedUp", model=["1", 0], speedup="balanced")
+    rule = {"model_type": "flux", "magcache_thresh": 0.1, "retention_ratio": 0.1, "magcache_K": 2}
+    prompt["10"] = _node("MagPolicyPreview", **rule)
+    entry, heard = run(server, prompt)
+    picture(server, entry)
+    assert reports(heard)["2"]["skipped"] == 4
+    assert entry["outputs"]["10"]["text"][0].startswith("20 steps")

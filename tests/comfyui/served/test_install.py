@@ -174,11 +174,10 @@ def test_an_installed_magpolicy_as_new_as_the_clone_is_used(tmp_path: Path) -> N
     assert all(Path(where).is_relative_to(site_packages(python)) for where in done.stdout.splitlines())
 
 
-def test_outside_comfyui_the_clone_does_nothing(tmp_path: Path, bare: Path) -> None:
-    clone(tmp_path, "magpolicy")
-    code = "import sys, magpolicy; print(sorted(vars(magpolicy).keys() & {'NODE_CLASS_MAPPINGS'}), 'torch' in sys.modules)"
-    done = subprocess.run([bare, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["[]", "False"]
+def test_outside_comfyui_the_clone_is_not_taken_for_the_package(tmp_path: Path, bare: Path) -> None:
+    where = clone(tmp_path, "magpolicy")
+    done = subprocess.run([bare, "-c", "import magpolicy"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert f"ImportError: magpolicy is not installed; {where} is its repository" in done.stderr
 
 
 _WHERE = "import magpolicy, magpolicy_comfyui; print(magpolicy.__file__, magpolicy_comfyui.__file__, sep='\\n')"
