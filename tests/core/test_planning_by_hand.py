@@ -52,6 +52,7 @@ def test_neighbours_are_one_step_moved_by_up_to_two_the_nearest_first():
     assert list(neighbours((0, 2, 5), 7, indices=(2,))) == [(0, 2, 4), (0, 2, 6), (0, 2, 3)]
     assert list(neighbours((0, 1), 3)) == [(0, 2)], "a step that moves past another is sorted in; none goes to where one is"
     assert list(neighbours((0, 1, 2), 4)) == [(0, 2, 3), (0, 1, 3)]
+    assert list(neighbours((0, 6), 7)) == [(0, 5), (0, 4)], "none lies behind the end"
     assert list(neighbours((0,), 4)) == []
 
 
