@@ -49,6 +49,20 @@ def test_the_second_run_is_planned_from_what_the_first_one_taught(home: Path) ->
     assert "general prior" in sampled(running.sped_up(models.make("WAN21_Vace"))).report.source, "another model"
 
 
+@pytest.mark.parametrize("name", ["ZImage", "Flux2", "HiDream", "SD3", "LTXV", "LTXAV", "Lumina2", "SDXL"])
+def test_families_without_a_preset_are_planned_by_the_prior_and_then_from_what_they_taught(home: Path, name: str) -> None:
+    from magpolicy_comfyui._runs import attached
+
+    node, said = running.sped_up(models.make(name)), []
+    for _ in range(2):
+        running.sample(node, name, steps=12)
+        report = attached(node).run_report.report  # type: ignore[union-attr]
+        said.append(report.source)
+        assert report.skipped > 0
+    assert "general prior" in said[0]
+    assert "a plan from what a run that skipped steps taught" in said[1]
+
+
 def test_a_first_run_in_full_is_the_run_without_a_node(home: Path) -> None:
     patcher = models.make(KIND)
     plain = running.sample(patcher, KIND, steps=12, cfg=3.0)

@@ -141,8 +141,42 @@ class Panel {
       setValue: () => {},
     });
     this.widget.serialize = false; // workflow files hold the node's own settings only
+    this.live();
     if (previews) this.watch();
     this.dim();
+  }
+
+  hook(name, action) {
+    const { node } = this;
+    const before = node[name];
+    node[name] = function (...values) {
+      const result = before?.apply(this, values);
+      action();
+      return result;
+    };
+  }
+
+  // As long as the node is in a graph, it is looked at: not all that happens to it calls back.
+  live() {
+    this.hook("onAdded", () => {
+      clearInterval(this.looking);
+      this.looking = setInterval(() => {
+        this.stand();
+        if (this.previews) this.later();
+      }, LOOK);
+    });
+    this.hook("onRemoved", () => {
+      clearInterval(this.looking);
+      clearTimeout(this.timer);
+      this.asked++;
+      this.asking?.abort();
+    });
+  }
+
+  // An undo makes all nodes anew, with the ids they had. Nodes 2.0 then still shows the panel of the node that is gone.
+  stand() {
+    if (this.root.isConnected || this.node.graph !== app.canvas?.graph) return;
+    document.querySelector(`[data-node-id="${this.node.id}"] .magpolicy-panel`)?.replaceWith(this.root);
   }
 
   build() {
@@ -164,7 +198,7 @@ class Panel {
     this.height = this.previews ? LEAST : 0;
   }
 
-  // Settings change by hand, by undo, by a file, by other extensions, and those of the sampler matter too: not all of it calls back.
+  // Settings change by hand, by undo, by a file, by other extensions, and those of the sampler matter too.
   watch() {
     const { node } = this;
     for (const each of node.widgets) {
@@ -176,28 +210,10 @@ class Panel {
         return result;
       };
     }
-    const hook = (name, action) => {
-      const before = node[name];
-      node[name] = function (...values) {
-        const result = before?.apply(this, values);
-        action();
-        return result;
-      };
-    };
-    hook("onConnectionsChange", () => this.later());
-    hook("onConfigure", () => {
+    this.hook("onConnectionsChange", () => this.later());
+    this.hook("onConfigure", () => {
       this.steps.value = node.properties[STEPS_PROPERTY] ?? "";
       this.later();
-    });
-    hook("onAdded", () => {
-      clearInterval(this.looking);
-      this.looking = setInterval(() => this.later(), LOOK);
-    });
-    hook("onRemoved", () => {
-      clearInterval(this.looking);
-      clearTimeout(this.timer);
-      this.asked++;
-      this.asking?.abort();
     });
   }
 
