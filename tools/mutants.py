@@ -228,11 +228,11 @@ class Survey(NamedTuple):
 
 
 def statement(tree: ast.Module, line: int) -> range:
-    """The lines of the statement that holds a line; of a loop or a condition, those before its body."""
-    found = min(
-        (node for node in ast.walk(tree) if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or 0)),
-        key=lambda node: (node.end_lineno or 0) - node.lineno,
-    )
+    """The lines of the statement that holds a line; of a loop or a condition, those before its body; of a decorator none."""
+    holding = [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or 0)]
+    if not holding:
+        return range(0)
+    found = min(holding, key=lambda node: (node.end_lineno or 0) - node.lineno)
     body = getattr(found, "body", None)
     return range(found.lineno, max(found.lineno, body[0].lineno - 1) + 1 if body else (found.end_lineno or 0) + 1)
 
@@ -256,7 +256,7 @@ def _parted(code: CodeType) -> tuple[list[CodeType], str]:
 
 
 def campaign(tests: Tests, made: dict[str, list[Mistake]]) -> tuple[Survey, list[str]]:
-    """What becomes of each mistake within a function; ``IMPORTED`` of each other one, which is left."""
+    """What becomes of each mistake within a function that tests run; ``IMPORTED`` of each other one, which is left."""
     survey: Survey = forked(lambda: Survey.of(tests, list(made)))
     print(f"{len(survey.seconds)} tests take {sum(survey.seconds.values()):.0f} s", file=REPORT, flush=True)
     return survey, [outcome for every in made.values() for outcome in _within_functions(tests, survey, every)]
@@ -271,20 +271,21 @@ def _within_functions(tests: Tests, survey: Survey, every: list[Mistake]) -> Ite
         if isinstance(found, FunctionType) and found.__code__.co_filename == path:
             functions[found.__code__].append(found)
 
-    def noticed(mistake: Mistake, pairs: list[tuple[CodeType, CodeType]]) -> str:
+    def noticed(pairs: list[tuple[CodeType, CodeType]], seconds: dict[str, float]) -> str:
         for old, new in pairs:
             for function in functions[old]:
                 function.__code__ = new
-        return tests.notice(survey.tests_of(mistake.module, statement(tree, mistake.line)))
+        return tests.notice(seconds)
 
     for mistake in every:
         pairs = differing(code, compile(mistake.text, path, "exec"))
-        if pairs is None or not all(old in functions for old, _ in pairs):
-            yield IMPORTED
-        elif not pairs:
+        seconds = survey.tests_of(mistake.module, statement(tree, mistake.line))
+        if pairs == []:
             yield NONE
+        elif not pairs or not all(old in functions for old, _ in pairs) or not seconds:  # what no test runs may run at import
+            yield IMPORTED
         else:
-            yield told(mistake, forked(partial(noticed, mistake, pairs)) or SLOW)
+            yield told(mistake, forked(partial(noticed, pairs, seconds)) or SLOW)
 
 
 def imported(mistake: Mistake, survey: Survey) -> str:

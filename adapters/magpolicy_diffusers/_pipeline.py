@@ -27,9 +27,22 @@ Around = Callable[[functools.partial[Any]], Any]
 
 _CALLBACKS = ("callback_on_step_end", "callback")
 
+
+class _Weakly:
+    """A method that does not keep its object alive. Python's ``WeakMethod`` prints an error where both go at once."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self._owner, self._name = weakref.ref(cast("Any", method).__self__), cast("Any", method).__name__
+
+    def __call__(self) -> Any:
+        """The method; ``None`` if its object is gone."""
+        owner = self._owner()
+        return None if owner is None else getattr(owner, self._name)
+
+
 _lock = threading.RLock()  # a pipeline may be collected, and counted off, while another one is counted
 # Nothing here keeps a pipeline alive, nor what stands around its calls: that belongs to the pipeline's models.
-_around: weakref.WeakKeyDictionary[Any, weakref.WeakMethod[Around]] = weakref.WeakKeyDictionary()
+_around: weakref.WeakKeyDictionary[Any, _Weakly] = weakref.WeakKeyDictionary()
 _watches: weakref.WeakKeyDictionary[Any, weakref.finalize[..., Any]] = weakref.WeakKeyDictionary()
 
 
@@ -156,10 +169,10 @@ def watch(pipe: Any, around: Around, gone: Callable[[], None]) -> None:
     """
     kind = type(pipe)
     with _lock:
-        finalizer = weakref.finalize(pipe, _freed, kind, weakref.WeakMethod(gone))
+        finalizer = weakref.finalize(pipe, _freed, kind, _Weakly(gone))
         finalizer.atexit = False
         _watches[pipe] = finalizer
-        _around[pipe] = weakref.WeakMethod(around)
+        _around[pipe] = _Weakly(around)
         if not any(type(other) is kind and other is not pipe for other in _around):
             kind.__call__ = _watching(kind)
 
@@ -215,7 +228,7 @@ def watcher(pipe: Any) -> Any:
     return getattr(around, "__self__", None)
 
 
-def _freed(kind: Any, gone: weakref.WeakMethod[Callable[[], None]]) -> None:
+def _freed(kind: Any, gone: _Weakly) -> None:
     _release(kind)
     then = gone()
     if then is not None:

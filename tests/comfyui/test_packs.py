@@ -149,3 +149,27 @@ def test_kj_nodes(comfyui: Path, name: str) -> None:
         made = getattr(node, node.FUNCTION)(models.make(name), 1.5)
     run = law(made[0], lambda m: running.sample(m, name, steps=STEPS, cfg=1.0))
     running.same(run.schedule, EXPECTED)
+
+
+@pytest.mark.parametrize("order", ["ours first", "theirs first"])
+def test_two_packs_and_ours(comfyui: Path, order: str) -> None:
+    """Detail Daemon around the sampler, and KJNodes' attention on the model, put on before ours or after."""
+    import comfy.samplers
+
+    name, daemon = "WAN21_T2V", pack("ComfyUI-Detail-Daemon").NODE_CLASS_MAPPINGS["LyingSigmaSampler"]
+    node = pack("ComfyUI-KJNodes").NODE_CLASS_MAPPINGS["WanVideoEnhanceAVideoKJ"]()
+    (sampler,) = daemon.go(comfy.samplers.sampler_object("euler"), -0.05, start_percent=0.1, end_percent=0.9)
+    enhance = lambda m: getattr(node, node.FUNCTION)(m, 2.0, models.latent(name, 1, None))[0]  # noqa: E731
+    patcher = models.make(name)
+    plain = sampled(enhance(patcher), name, sampler, 3.0)
+    assert not torch.equal(plain, sampled(patcher, name, sampler, 3.0))
+    for settings in (RULE, {"threshold": 0.0, "max_skips": 0, "retention": 1.0}):
+        if order == "ours first":
+            bare, attachment = running.under(patcher, CURVE, **settings)
+            under = enhance(bare)
+        else:
+            under, attachment = running.under(enhance(patcher), CURVE, **settings)
+        made = sampled(under, name, sampler, 3.0)
+        assert torch.equal(made, plain) is (settings is not RULE)
+        if settings is RULE:
+            running.same(attachment.run_report.schedule, EXPECTED)

@@ -46,6 +46,7 @@ def both_orders(patcher: Any, change: Callable[[Any], Any], act: Callable[[Any],
 def test_gguf(comfyui: Path, name: str) -> None:
     """Weights of eight bits that its layers unpack at each call, and its own ModelPatcher."""
     loaded = pack("ComfyUI-GGUF")
+    import comfy.lora
     import gguf
 
     module = sys.modules[loaded.__name__ + ".ops"]
@@ -60,7 +61,20 @@ def test_gguf(comfyui: Path, name: str) -> None:
     bare = models.make(name, _operations=module.GGMLOps())
     bare.model.diffusion_model.load_state_dict(weights, strict=False)
     patcher = sys.modules[loaded.__name__ + ".nodes"].GGUFModelPatcher.clone(bare)
-    running.check(patcher, CURVE, EXPECTED, lambda m: running.sample(m, name, steps=STEPS, cfg=3.0), **RULE)
+    act = lambda m: running.sample(m, name, steps=STEPS, cfg=3.0)  # noqa: E731
+    running.check(patcher, CURVE, EXPECTED, act, **RULE)
+
+    def with_lora(to: Any) -> Any:
+        """A LoRA on a layer of eight bits, which the pack adds as it unpacks."""
+        key = next(key for key, value in weights.items() if value.tensor_type == form)
+        rows, columns = weights[key].tensor_shape
+        made = to.clone()
+        up, down = (torch.randn(*size, generator=torch.Generator().manual_seed(3)) for size in ((rows, 4), (4, columns)))
+        patches = comfy.lora.load_lora({"it.lora_up.weight": up, "it.lora_down.weight": down}, {"it": f"diffusion_model.{key}"})
+        assert made.add_patches(patches, 1.0)
+        return made
+
+    both_orders(patcher, with_lora, act)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import magpolicy
 from magpolicy import ArgumentError, Curve
+from magpolicy.policy._curve import nearest_indices
 
 LAWS = settings(max_examples=100, deadline=None)
 
@@ -316,3 +317,48 @@ class TestWan21:
         assert coarse.product("cond") == pytest.approx(reached)
         whole = self.curve.resample(sigmas=[*coarse.levels, self.curve.levels[-1]])
         assert whole.product("cond") == pytest.approx(self.curve.product("cond"))
+
+
+def test_norms_that_are_refused_are_named_by_their_evaluation():
+    for norms, message in (
+        ([[1.0], [0.0], [1.0]], r"norms\['single'\]\[1\] must be finite and not all 0"),
+        ([[0.0], [1.0]], r"norms\['single'\]\[0\] must be finite and not all 0"),
+        ([[1.0], [1.0], [1.0], [0.0], [1.0]], r"norms\['single'\]\[3\] must be finite and not all 0"),
+        ([[1.0], [1.0, 1.0]], r"norms\['single'\]\[1\] has shape \(2,\) after \(1,\)"),
+        ([[1.0], [1.0], [1.0, 1.0]], r"norms\['single'\]\[2\] has shape \(2,\) after \(1,\)"),
+        ([[1.0, 1.0], [1.0]], r"norms\['single'\]\[1\] has shape \(1,\) after \(2,\)"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            Curve.from_norms(norms)
+
+
+def test_levels_that_do_not_fall_are_named():
+    for levels, message in (
+        ([1.0, 1.0, 0.5], r"sigmas\[1\]=1.0 must be below sigmas\[0\]=1.0"),
+        ([1.0, 0.5, 0.6], r"sigmas\[2\]=0.6 must be below sigmas\[1\]=0.5"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            Curve([1.0] * 3, sigmas=levels)
+
+
+def test_a_first_ratio_that_is_not_one_is_remarked_upon():
+    for first in (0.9, 1.1):
+        (remark,) = Curve([first, 1.0]).validate()
+        assert remark == f"single: the first ratio is {first:g}, by convention it is 1"
+        assert Curve([first, 1.0], first_step=1).validate() == ()
+    for ratio, odd in ((0.5, False), (2.0, False), (0.49, True), (2.01, True)):
+        assert bool(Curve([1.0, ratio]).validate()) is odd
+
+
+def test_a_product_is_the_first_streams_unless_it_is_named():
+    curve = Curve({"a": [1.0, 2.0, 3.0], "b": [1.0, 0.5, 0.5]})
+    assert (curve.product(), curve.product("b"), curve.product(None, 1, 2)) == (6.0, 0.25, 2.0)
+
+
+def test_the_entry_that_is_nearest():
+    assert nearest_indices(5, 1) == [4]
+    assert nearest_indices(5, 1, single=0) == [0]
+    assert nearest_indices(1, 1) == [0]
+    assert nearest_indices(5, 2) == [0, 4]
+    assert nearest_indices(5, 3) == [0, 2, 4]
+    assert nearest_indices(3, 5) == [0, 0, 1, 2, 2], "half to even"

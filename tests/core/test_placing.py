@@ -38,6 +38,11 @@ def test_assumed_levels_are_shares_and_even_steps_a_number():
     assert place(ASSUMED, uneven).sigmas == (1.0, 1.0, 0.5, 0.5)
 
 
+def test_uneven_steps_of_a_measured_curve_are_read_by_noise_level_too():
+    uneven = ScheduleSpan((1.0, 1.0, 0.5, 0.5), (0.9, 0.85, 0.5, 0.3), even=False)
+    assert place(MEASURED, uneven).sigmas == (0.9, 0.85, 0.5, 0.3)
+
+
 def test_a_measured_curve_where_no_level_is_known_takes_the_number():
     placed = place(MEASURED, ScheduleSpan((1.0, 0.75, 0.5, 0.25), ()))
     assert (placed.steps, placed.sigmas) == (4, None)

@@ -5,13 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
-from magpolicy import ArgumentError, Calibration
+from magpolicy import ArgumentError, Calibration, Schedule, expected_errors, plan
+from magpolicy.adapter import resolve
 from magpolicy.planning._guidance import stream_factors
 from magpolicy.planning._local_search import evenly, improve, neighbours
 from magpolicy.planning._objective import OBJECTIVES
 from magpolicy.planning._problem import LONG_RUN, PlanRequest
 from magpolicy.planning._shortest_path import shortest_paths
-from magpolicy.planning._skip_costs import _SumOfGaps, cheapest_paths, forbidden_skips, gap_costs_of
+from magpolicy.planning._skip_costs import _SumOfGaps, cheapest_paths, forbidden_skips, gap_costs_of, ranking
 from magpolicy.planning._target import PlanTarget
 
 
@@ -51,6 +52,7 @@ def test_neighbours_are_one_step_moved_by_up_to_two_the_nearest_first():
     assert list(neighbours((0, 2, 5), 7, indices=(2,))) == [(0, 2, 4), (0, 2, 6), (0, 2, 3)]
     assert list(neighbours((0, 1), 3)) == [(0, 2)], "a step that moves past another is sorted in; none goes to where one is"
     assert list(neighbours((0, 1, 2), 4)) == [(0, 2, 3), (0, 1, 3)]
+    assert list(neighbours((0, 6), 7)) == [(0, 5), (0, 4)], "none lies behind the end"
     assert list(neighbours((0,), 4)) == []
 
 
@@ -211,3 +213,83 @@ def test_what_computes_whatever_the_plan():
     for wrong in ([1, 2, 3], [1, 2, 3, -1]):
         with pytest.raises(ArgumentError, match="weights"):
             PlanRequest(source=calibration(4), target=PlanTarget(computed=3, weights=wrong)).problem()
+
+
+@pytest.mark.parametrize("guidance", [None, 3.0, {"cond": -0.5, "uncond": 2.0}], ids=str)
+@pytest.mark.parametrize("forecast", ["hold", "linear", "calibrated"])
+def test_the_error_of_a_combination_is_that_of_the_residuals_combined(forecast, guidance):
+    dice = np.random.default_rng(0)
+    rows = {name: np.cumsum(dice.normal(size=(6, 1, 8)), axis=0) for name in ("cond", "uncond")}
+    levels = [1.0, 0.8, 0.7, 0.4, 0.3, 0.1]
+    source = Calibration.from_residuals({name: list(row) for name, row in rows.items()}, sigmas=levels)
+    tables = problem(source, computed=3, forecast=forecast, guidance=guidance).errors
+    squared, size = tables.combined()
+    factors = stream_factors(guidance, source)
+
+    def combined(of_stream):
+        each = {name: of_stream(name, row[:, 0]) for name, row in rows.items()}
+        if factors is None:
+            return sum(e @ e for e in each.values()) / 2 / 8
+        total = sum(factors[name] * e for name, e in each.items())
+        return total @ total / 8
+
+    for a, j, k in itertools.product(range(6), range(6), range(1, 6)):
+        if a > j or j + k > 5:
+            continue
+
+        def error(name, row, a=a, j=j, k=k):
+            c = tables.forecasts[name].coefficient[a, j, k]
+            if forecast == "linear" and a:
+                assert c == pytest.approx((levels[j + k] - levels[j]) / (levels[j] - levels[j - a]))
+            return row[j + k] - row[j] - c * (row[j] - row[j - a])
+
+        assert squared[a, j, k] == pytest.approx(combined(error), rel=1e-6)
+    for i in range(6):
+        assert size[i] == pytest.approx(combined(lambda name, row, i=i: row[i]))
+
+
+def test_the_combination_is_found_whichever_way_round_the_streams_were_measured():
+    dice = np.random.default_rng(1)
+    rows = {name: list(np.cumsum(dice.normal(size=(5, 1, 8)), axis=0)) for name in ("cond", "uncond")}
+    there, back = (
+        problem(
+            Calibration.from_residuals({name: rows[name] for name in names}, sigmas=[1, 0.8, 0.6, 0.4, 0.2]),
+            computed=3,
+            guidance={"cond": 3.0, "uncond": -2.0},
+        ).errors
+        for names in (("cond", "uncond"), ("uncond", "cond"))
+    )
+    assert there.combined()[0] == pytest.approx(back.combined()[0])
+    order = [*range(5, 10), *range(5)]
+    assert there.quadratic_form() == pytest.approx(back.quadratic_form()[np.ix_(order, order)])
+
+
+def test_errors_of_a_schedule_are_those_at_its_own_levels():
+    source = calibration(6)
+    levels = [1.0, 0.7, 0.45, 0.2]
+    schedule = plan(source, sigmas=levels, computed=2)
+    assert expected_errors(source, schedule) == expected_errors(source, schedule, sigmas=levels)
+    assert expected_errors(source, schedule) != expected_errors(source, schedule, steps=4)
+    bare = Schedule.from_mask(schedule.mask)
+    assert expected_errors(source, bare) == expected_errors(source, bare, steps=4)
+
+
+def test_how_long_a_gap_of_a_part_may_be():
+    longer = calibration(96)
+
+    def gap(**target):
+        return PlanRequest(source=longer, target=PlanTarget(**target), part=(48, 96)).problem().longest_gap
+
+    assert gap(computed=10) == int(6 * 48 / 10) + 6
+    assert gap(computed=10, forced=[3, 48, 60]) == int(6 * 46 / 8) + 6
+    short = problem(calibration(), computed=3)
+    assert not isinstance(ranking(short), _SumOfGaps)
+
+
+def test_plans_of_more_streams_and_of_what_runs_taught():
+    two = resolve({"cond": [1.0, 1.1, 0.9], "uncond": [1.0, 0.9, 1.1]}, speedup=1.5)
+    assert two.with_streams({"uncond 2": "uncond"}).streams == ("cond", "uncond", "uncond 2")
+    assert two.with_streams({"cond": "cond"}) is two
+    unknown = resolve(None, speedup=1.5)
+    assert unknown.with_streams({"uncond 2": "uncond"}) is unknown
+    assert unknown.length(7, None) == (7, None)

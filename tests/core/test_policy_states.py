@@ -95,6 +95,8 @@ def test_a_run_is_begun_within_it_and_decided_to_its_end():
     for step in (-1, 7):
         with pytest.raises(ArgumentError, match=f"step={step}"):
             one.reset(step)
+    with pytest.raises(ArgumentError, match="step=7 lies outside this run of 6 steps; use 0 to 5"):
+        one.reset(7)
 
 
 def test_only_a_state_that_could_have_been_saved_is_loaded():
@@ -307,7 +309,7 @@ def test_a_run_begins_where_it_is_told():
 def test_a_part_of_a_run_follows_a_schedule_of_that_part():
     session = Session([1.0] * 8, threshold=1, max_skips=8, retention=0.0).begin(3)
     part = Schedule.from_mask([1, 0, 1, 0, 1], first_step=3)
-    for steps, first in ((5, 2), (5, 4), (4, 3), (6, 3)):
+    for steps, first in ((5, 2), (5, 4), (4, 3), (6, 3), (4, 2)):
         with pytest.raises(ArgumentError, match=f"steps {first} to {first + steps - 1}, this run has 8; pass one that ends"):
             session.follow(Schedule.from_mask([1] * steps, first_step=first))
     session.follow(part)
@@ -414,3 +416,54 @@ def test_a_run_that_ends_is_told_once_and_goes_on_at_the_beginning():
     assert ended == [False]
     with pytest.raises(ArgumentError, match="step=3 lies outside this run of 3 steps; use 0 to 2"):
         session.begin(3)
+
+
+def test_a_long_run_has_as_many_evaluations_as_steps():
+    with Session([1.0] * 300, **RULE) as session:
+        for step in range(300):
+            call = session.call(["a"])
+            assert (call.step, session.remaining("a")) == (step, 300 - step)
+            call.commit()
+        assert session.call(["a"]) is None
+        assert session.call(["a"], earliest=3) is None
+
+
+def test_the_end_of_a_run_follows_a_schedule_of_the_end():
+    session = Session([1.0] * 8, threshold=1, max_skips=8, retention=0.0).begin(5)
+    session.follow(Schedule.from_mask([1, 0, 1], first_step=5))
+    found = []
+    for _ in range(3):
+        found.append(session.decide().computes)
+        session.commit()
+    assert found == [True, False, True]
+
+
+def test_coefficients_are_of_the_stream_that_was_decided():
+    with Session([1.0] * 3, **RULE) as session:
+        session.decide("b")
+        for other in ("a", "c"):
+            with pytest.raises(RunError, match=f"stream='{other}'"):
+                session.coefficients(other)
+        assert session.coefficients("b") == ()
+
+
+def unmeasured(cosines):
+    """A run that is planned from nothing but the general prior, and what its comparisons say, by step."""
+    levels = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+    with Session(None, sigmas=levels, computed=6, forced=[0, 1, 2, 3]) as session:
+        for step in range(10):
+            call = session.call(["single"])
+            call.commit(cosines={} if call.skip or step not in cosines else {"single": cosines[step]})
+    return session
+
+
+def test_skips_are_doubted_where_the_run_says_so_and_there_alone():
+    """At step 2 the older of the two changes began at level 1, at which residuals move in directions of their own."""
+    forecast = [i for i, c in enumerate(unmeasured({}).schedule.coefficients[0]) if c]
+    assert forecast
+    assert unmeasured({}).doubted == ()
+    assert unmeasured({2: 0.9, 3: 0.9}).doubted == ()
+    assert unmeasured({2: -0.9}).doubted == ()
+    doubted = unmeasured({3: -0.9}).doubted
+    assert doubted
+    assert {step for step, _ in doubted} <= set(forecast)

@@ -14,6 +14,7 @@ from magpolicy import (
     ArgumentError,
     Calibration,
     Curve,
+    Decision,
     RunError,
     Schedule,
     Session,
@@ -332,6 +333,18 @@ def test_as_often_as_the_host_waits_is_counted():
             asked += stream.compares_turn and not call.skip
             call.commit(cosines={"single": 0.9} if stream.compares_turn and not call.skip else {})
     assert asked <= ENOUGH + 5, "those at the start that say nothing, and three that do"
+
+
+def test_at_the_last_step_no_turn_is_compared():
+    """Nothing comes after it that could hold; and every comparison makes the host wait."""
+    with unknown_model(14) as session:
+        found = []
+        for _ in range(STEPS):
+            call = session.call(["single"])
+            found.append(call.streams[0].compares_turn)
+            call.commit(Decision.NO_RESIDUAL if call.skip else None)
+    assert found[-1] is False
+    assert any(found)
 
 
 def test_a_plan_from_measurements_compares_no_turns():

@@ -105,24 +105,26 @@ def test_at_which_error_a_plan_is_left_and_what_is_expected_then():
     first = plan(found, computed=4)
     guard = safeguard_of(True, first, PlanRequest(source=found, target=PlanTarget(computed=4)))
     assert (guard.margin, guard.floor, guard.extra) == (2.0, 0.02, None)
-    at = next(i for i in range(1, STEPS) if first.checks[0][i])
-    expected = first.checks[0][at][1]
-    bound = max(2 * expected, 0.02)
-    assert guard.compare("single", at, bound) is None
-    left = guard.compare("single", at, bound * 1.001)
-    factor = left.measured / expected
-    assert left.schedule.checks[0][: at + 1] == first.checks[0][: at + 1]
-    for i, (raised, before) in enumerate(zip(guard.after(left).plan.checks[0], left.schedule.checks[0], strict=True)):
-        if before is None:
-            assert raised is None
-        else:
-            assert raised == (before[0], before[1] if i <= at else pytest.approx(before[1] * factor))
-    assert guard.after(left).plan == left.schedule
-    assert (guard.after(left).margin, guard.after(left).floor) == (2.0, 0.02)
-    for measured in (math.inf, math.nan):
-        computes = guard.compare("single", at, measured)
-        assert computes.outcome == "computes"
-        assert all(computes.schedule.mask[at:])
+    compared = [i for i in range(STEPS) if first.checks[0][i]]
+    assert len(compared) > 1
+    for at in compared:
+        expected = first.checks[0][at][1]
+        bound = max(2 * expected, 0.02)
+        assert guard.compare("single", at, bound) is None
+        left = guard.compare("single", at, bound * 1.001)
+        factor = left.measured / expected
+        assert left.schedule.checks[0][: at + 1] == first.checks[0][: at + 1]
+        for i, (raised, before) in enumerate(zip(guard.after(left).plan.checks[0], left.schedule.checks[0], strict=True)):
+            if before is None:
+                assert raised is None
+            else:
+                assert raised == (before[0], before[1] if i <= at else pytest.approx(before[1] * factor))
+        assert guard.after(left).plan == left.schedule
+        assert (guard.after(left).margin, guard.after(left).floor) == (2.0, 0.02)
+        for measured in (math.inf, math.nan):
+            computes = guard.compare("single", at, measured)
+            assert computes.outcome == "computes"
+            assert all(computes.schedule.mask[at:])
 
 
 def test_what_is_compared_is_what_the_plan_computed():
@@ -142,12 +144,19 @@ def test_what_is_compared_is_what_the_plan_computed():
     for at in (-1, STEPS, STEPS + 3, first.mask.index(False)):
         assert guard.check("single", at, ()) is None
         assert guard.compare("single", at, 0.0) is None
-    part = plan(calibration(), computed=3, part=(3, STEPS))
+    part = plan(calibration(), computed=4, part=(3, STEPS))
     guard = safeguard_of(True, part)
-    at = next(i for i in range(3, STEPS) if part.checks[0][i - 3])
-    history = [i for i in range(3, at) if part.mask[i - 3]][::-1]
-    assert guard.check("single", at, history) == part.checks[0][at - 3]
-    assert guard.compare("single", at, 9.0).step == at
+    compared = [i for i in range(3, STEPS) if part.checks[0][i - 3]]
+    assert len(compared) > 1
+    for at in compared:
+        history = [i for i in range(3, at) if part.mask[i - 3]][::-1]
+        assert guard.check("single", at, history) == part.checks[0][at - 3]
+        assert guard.compare("single", at, 9.0).step == at
+        again = Safeguard(plan=part, calibration=calibration(), floor=0.0)
+        left = again.compare("single", at, 3 * part.checks[0][at - 3][1])
+        factors = [3.0 if i > at else 1.0 for i in range(3, STEPS)]
+        for after, before, factor in zip(again.after(left).plan.checks[0], left.schedule.checks[0], factors, strict=True):
+            assert after == (None if before is None else (before[0], pytest.approx(before[1] * factor)))
     assert guard.compare("single", 2, 9.0) is None
 
 

@@ -1,5 +1,7 @@
 """The coefficients of a schedule, fitted together: the equations that are solved have a solution that is a least."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -63,9 +65,10 @@ def paths(names, seed=0, steps=10):
     return {name: np.cumsum(dice.normal(size=(steps, 24)), axis=0) + dice.normal(size=24) for name in names}
 
 
-def trajectory(rows, **target):
+def trajectory(rows, window=None, **target):
     sigmas = [(1 - i / 10) ** 1.5 for i in range(10)]
-    source = Calibration.from_residuals({name: list(row[:, None]) for name, row in rows.items()}, sigmas=sigmas)
+    known = {} if window is None else {"window": window}
+    source = Calibration.from_residuals({name: list(row[:, None]) for name, row in rows.items()}, sigmas=sigmas, **known)
     problem = PlanRequest(source=source, target=PlanTarget(computed=5, **target)).problem()
     return distance_of(problem, forbidden_skips(problem)), np.array(sigmas)
 
@@ -128,6 +131,19 @@ def test_what_may_not_be_skipped_costs_without_end():
     assert np.isfinite(found.cost((0, 3, 4, 7)))
 
 
+def test_one_skip_that_is_not_allowed_forbids_the_schedules_that_make_it():
+    source = Calibration.from_residuals(list(paths(["one"])["one"][:, None]), sigmas=[1 - i / 10 for i in range(10)])
+    problem = PlanRequest(source=source, target=PlanTarget(computed=5)).problem()
+    allowed = np.zeros_like(forbidden_skips(problem))
+    made = {(j - p, j, i - j) for i, (j, p, *_) in CHAINS.items()}
+    for a, j, k in itertools.product(range(10), range(10), range(1, 10)):
+        if j + k < 10 and a <= j:
+            forbidden = allowed.copy()
+            forbidden[a, j, k] = True
+            one = _trajectory.Trajectory(problem.errors, problem.step_sizes, forbidden, np.eye(10))
+            assert (one._chains(COMPUTED) is None) is ((a, j, k) in made)
+
+
 def test_forecasts_that_are_not_fitted_cost_what_they_leave():
     rows = paths(["one"])
     found, sigmas = trajectory(rows, forecast="linear", damping=0.5)
@@ -141,3 +157,50 @@ def test_forecasts_that_are_not_fitted_cost_what_they_leave():
 
     left = (weights(sigmas).T @ gathered(rows, None, error)).ravel()
     assert found.cost(COMPUTED) == pytest.approx(left @ left)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ridge"), [(31.9, 0.0), (-32.0, 0.0), (32.00005, 1e-6), (32.005, 1e-4), (-32.5, 1e-2), (90.0, None)]
+)
+def test_a_coefficient_that_is_too_large_is_held_back_by_as_little_as_does(wanted, ridge):
+    """The second coefficient wants 10; its curvature is three times that of the first, so that their mean is twice it."""
+    for size in (1.0, 1e-9):
+        curvature, slope = size * np.diag([1.0, 3.0])[None], size * np.array([[wanted, 30.0]])
+        best = _trajectory._bounded_solution(curvature, slope)[0]
+        last = 1e-2 if ridge is None else ridge
+        expected = [wanted / (1 + 3 * last), 30 / (3 + 5 * last)]
+        assert best == pytest.approx(np.clip(expected, -32, 32), rel=1e-9)
+        assert abs(best[0]) <= _gram.LARGEST
+    assert _trajectory._bounded_solution(np.zeros((1, 0, 0)), np.zeros((1, 0))).shape == (1, 0)
+
+
+def test_what_is_steadied_is_so_by_a_millionth_and_never_vanishes():
+    one = np.array([[[2.0, 1.0], [1.0, 0.0]]])
+    assert _trajectory._steadied(one) == pytest.approx(one + np.diag([2e-6 + 2e-12, 2e-12]), rel=1e-12, abs=1e-18)
+    assert np.diagonal(_trajectory._steadied(np.zeros((1, 2, 2)))[0]) == pytest.approx([1e-292] * 2, rel=1e-6)
+    assert one[0, 1, 1] == 0, "what was given is left as it is"
+
+
+def test_errors_whose_product_is_not_known_are_taken_to_be_at_right_angles():
+    rows = paths(["one"])
+    found, sigmas = trajectory(rows, window=4, forecast="hold")
+    errors = gathered(rows, None, lambda name, row, i: row[i] - row[CHAINS[i][0]])
+    form = weights(sigmas) @ weights(sigmas).T * (errors @ errors.T)
+    total = 0.0
+    for (a, i), (b, k) in itertools.product(enumerate(CHAINS), enumerate(CHAINS)):
+        apart = max(abs(x - y) for x in (i, CHAINS[i][0]) for y in (k, CHAINS[k][0]))
+        total += form[a, b] if i == k or apart <= 4 else 0.0
+    assert found.cost(COMPUTED) == pytest.approx(total)
+    assert total != pytest.approx(form.sum())
+
+
+@pytest.mark.parametrize("names", [("one",), ("cond", "uncond")], ids=len)
+def test_a_coefficient_needs_every_product_of_the_residuals_it_uses(names):
+    for forecast, used in (
+        ("second-order", {2: 1, 5: 2, 6: 1, 8: 1, 9: 0}),  # 6 reaches to 1 with the second, 9 to 4 with the first
+        ("calibrated", {2: 1, 5: 1, 6: 1, 8: 1, 9: 0}),
+    ):
+        found, _ = trajectory(paths(names), window=4, forecast=forecast)
+        for row in found.fit(COMPUTED).values():
+            assert {i: len(c) for i, c in row.items()} == used
+        assert np.isfinite(found.cost(COMPUTED))

@@ -4,6 +4,8 @@ import contextlib
 import contextvars
 import copy
 import gc
+import subprocess
+import sys
 import threading
 import weakref
 
@@ -434,3 +436,22 @@ def test_attaching_fails_for_another_model_and_leaves_nothing_of_either(watched)
         magpolicy.attach(pipe, scope="model", **SKIPPING)
     del pipe
     assert watched.left == []
+
+
+def test_a_script_that_ends_while_attached_ends_without_a_word():
+    """What a first script is: a pipeline, a handle and a call in its globals, all gone at once."""
+    script = (
+        f"import sys; sys.path[:0] = {[entry for entry in sys.path if entry]!r}\n"
+        "import torch, magpolicy\n"
+        "from pipes import PIPES\n"
+        "torch.set_grad_enabled(False)\n"
+        "pipe = PIPES['FluxPipeline'].make()\n"
+        "handle = magpolicy.attach(pipe, speedup=2.0, learn=False)\n"
+        "PIPES['FluxPipeline'].run(pipe, 'distilled', 4)\n"
+        "def again():\n"
+        "    return pipe, handle\n"
+        "print(handle.report.strip.count('·'))\n"
+    )
+    done = subprocess.run([sys.executable, "-X", "utf8", "-c", script], capture_output=True, encoding="utf-8", check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "2"), done.stderr
+    assert "Exception ignored" not in done.stderr

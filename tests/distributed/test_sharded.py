@@ -63,6 +63,7 @@ def beside_one_process(kind: str) -> dict[str, Any]:
         "calibration": {"calibrate": True},
         "rule": RULE,
         "plan": {"speedup": 2.0},
+        "prior": {"computed": 5, "learn": False},
         "safeguard": {"speedup": 2.0, "safeguard": 1.0, "odd": 1.0},
     }.items():
         more = {"calibration": known} if "speedup" in settings else {}

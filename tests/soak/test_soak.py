@@ -104,6 +104,7 @@ def test_a_long_life():
     finally:
         tracemalloc.stop()
     (first, before, then), (last, after, now) = measured
+    assert abs(now.pop("bytes of tensors") - then.pop("bytes of tensors")) < 1_000  # the last runs have other numbers of steps
     assert now == then
     assert (after - before) / (last - first) < LEAKED
     print(f"{(after - before) / (last - first):.0f} bytes a run from run {first} to {last}")

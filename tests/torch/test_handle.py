@@ -357,6 +357,16 @@ def test_the_report_reads_well_and_is_there_during_the_run(plain):
     assert all(seconds > 0 for seconds in handle.report.seconds.values())
 
 
+def test_the_report_says_that_reasons_count_each_stream(plain):
+    """A step of two streams is two evaluations; else 10 of 20 steps would read as 20 computed."""
+    with attach(plain) as handle, handle.run():
+        for _ in range(4):
+            for stream in ("cond", "uncond"):
+                with handle.stream(stream):
+                    plain()
+    assert str(handle.report).splitlines()[1] == "scheduled 4, reused 4, counted in each of 2 streams"
+
+
 def test_an_empty_run_has_a_report(plain):
     with attach(plain) as handle, handle.run():
         pass

@@ -118,6 +118,32 @@ def test_the_copy_that_came_back_is_what_is_taken():
     assert store.take("a", residual).data_ptr() != copier.here[0]
 
 
+def test_as_many_come_as_are_wanted_the_newest_first_and_the_others_leave():
+    copier = Noting()
+    store = ResidualStore("cpu", copier=copier)
+    for step in range(3):
+        store.put("a", draw(step), keep=3, near=step == 0)
+    store.put("b", draw(9))
+    assert (copier.since(), store.near_nbytes, store.nbytes) == (["away"] * 4, SIZE, 4 * SIZE)
+    for wanted, back, here in (
+        ({"a": 2}, 2, 2),
+        ({"a": 3, "b": 0}, 1, 3),
+        ({"b": 1, "a": 1}, 1, 2),
+        ({"a": 4}, 0, 1),
+        ({}, 0, 0),
+    ):
+        store.bring(wanted)
+        assert (copier.since(), store.near_nbytes) == (["back"] * back, here * SIZE)
+    assert store.away
+    store.put("a", draw(3), keep=3, near=True)
+    store.refuse("a", keep=3)
+    copier.since()
+    store.bring({"a": 2})
+    assert copier.since() == [], "without the newest no forecast is made"
+    store.bring({})
+    assert store.near_nbytes == 0, "of what stands behind one that is not finite too"
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
 def test_narrow_residuals_come_back_narrow_and_are_widened_on_the_device(dtype):
     stores = [ResidualStore("cpu", dtype, copier=Noting()), ResidualStore("cpu", dtype), ResidualStore(None, dtype)]

@@ -27,6 +27,8 @@ def test_as_many_are_kept_as_are_asked_for():
         store.put("a", residual(value), keep=keep)
         assert values(store) == kept
         assert (store.count, store.nbytes, store.near_nbytes) == (len(kept), BYTES * len(kept), 0)
+    store.put("a", residual(6))
+    assert values(store) == [6], "one, if nothing is said"
     for _ in range(2):
         store.put("a", residual(7), keep=0)
         assert (values(store), store.count, store.streams) == ([], 0, ())
@@ -85,12 +87,21 @@ def test_a_forecast_of_narrow_residuals_is_formed_in_the_models_type_and_one_of_
     for value in (7.9375, 7.96875):
         store.put("a", residual(value), keep=2)
     assert torch.equal(store.take("a", residual(0), (0.5,)), residual(7.984375))
-    store = ResidualStore(storage_dtype=torch.float32)
-    for value in (7.9375, 7.96875):
+    store, dice = ResidualStore(storage_dtype=torch.float32), torch.Generator().manual_seed(0)
+    rows = [torch.randn(1, 64, 8, generator=dice).bfloat16() for _ in range(3)]
+    for row in rows:
+        store.put("a", row, keep=3)
+    found = store.take("a", rows[0], (0.7, 0.3))
+    q, p, j = (row.float() for row in rows)
+    assert torch.equal(found, torch.lerp(p, j, 1.7).add_(p - q, alpha=0.3).bfloat16()), "rounded once, at the end"
+    assert not torch.equal(found, torch.lerp(rows[1], rows[2], 1.7).add_(rows[1] - rows[0], alpha=0.3))
+
+
+def test_a_forecast_may_be_larger_than_what_is_stored_can_be():
+    store = ResidualStore(storage_dtype=torch.float16)  # up to 65504
+    for value in (20480, 61440):
         store.put("a", residual(value).bfloat16(), keep=2)
-    found = store.take("a", residual(0).bfloat16(), (0.5,))
-    assert found.dtype is torch.bfloat16
-    assert torch.equal(found, residual(7.984375).bfloat16())
+    assert torch.equal(store.take("a", coefficients=(0.5,)), residual(81920).bfloat16())
 
 
 @pytest.mark.parametrize("coefficients", [(), (0.5,), (0.5, -0.25)], ids=len)
@@ -123,12 +134,14 @@ def test_of_many_tokens_about_a_thousand_are_compared():
             slice(None),
             slice(None, None, stride),
         )
-        row = torch.zeros(1, tokens, 1)
+        row = torch.full((1, tokens, 1), 3.0)
         row[:, ::stride] = 1.0
-        store = ResidualStore()
-        store.put("a", torch.zeros_like(row))
+        store, guess = ResidualStore(), row.clone()
+        guess[:, ::stride] = 0.0  # right where nobody looks
+        store.put("a", guess)
         left, length = store.compared("a", row, ()).tolist()
         assert left == length == pytest.approx(len(range(0, tokens, stride)) ** 0.5)
+        assert store.error("a", row, ()).item() == pytest.approx(1.0)
     assert _arithmetic.some_tokens(torch.empty(2, 3, 8, 4096), 1, 1024) == (*(slice(None),) * 3, slice(None, None, 4))
     assert _arithmetic.some_tokens(torch.empty(2, 4096, 8), 2, 1024) == (slice(None), slice(None, None, 4))
     assert _arithmetic.some_tokens(torch.empty(4096), -1, 1024) == (slice(None, None, 1),)

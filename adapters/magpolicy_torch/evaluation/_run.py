@@ -182,7 +182,11 @@ class Run:
                     found[stream.name] = turn
             else:
                 self.turns.drop(stream.name)
-        return {name: _arithmetic.numbers(turn) for name, turn in found.items()}
+        turns: Measured = {}
+        for name, turn in found.items():
+            product, *squares = _arithmetic.numbers(turn)
+            turns[name] = (product, *(square**0.5 for square in squares))
+        return turns
 
     def _together(
         self, group: RankGroup, call: CallDecision, residuals: Residuals, lengths: Measured, turns: Measured

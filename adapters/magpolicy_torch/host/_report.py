@@ -192,7 +192,9 @@ class Report:
     def __str__(self) -> str:
         if self.schedule is None:
             return "nothing was evaluated"
-        lines = [str(self.schedule), _listed((f"{reason} {n}" for reason, n in self.reasons.items()))]
+        reasons = _listed(f"{reason} {n}" for reason, n in self.reasons.items())
+        streams = len({e.stream for e in self.trace})
+        lines = [str(self.schedule), f"{reasons}, counted in each of {streams} streams" if streams > 1 else reasons]
         if self.forecasts or self.held:
             why = f", held {sum(self.held.values())} ({_listed(self.held)})" if self.held else ""
             lines.append(f"forecast {self.forecasts} of {self.reasons.get('reused', 0)} reused{why}")

@@ -27,8 +27,8 @@ class Turns:
             channel_dim: its dimension of channels.
 
         Returns:
-            of its change since the residual before and the change before that: inner product, and the length of each; (3) on
-            its device. The first over the others is their cosine. ``None``: there were no two before of that shape.
+            of its change since the residual before and the change before that: inner product, and the squared length of each;
+            (3) on its device, sums over the tokens. ``None``: there were no two before of that shape.
         """
         with torch.inference_mode(False), torch.no_grad():
             new = residual.detach()[some_tokens(residual, channel_dim, _LOOKED_AT)].clone()
@@ -39,8 +39,8 @@ class Turns:
             change = self._changes[stream] = new.float() - last.float()
             if before is None:
                 return None
-            norm = torch.linalg.vector_norm
-            return torch.stack([(change * before).sum(), norm(change), norm(before)])
+            # Sums all three: of a DTensor's parts, sums and norms cannot be stacked.
+            return torch.stack([(change * before).sum(), (change * change).sum(), (before * before).sum()])
 
     def drop(self, stream: str) -> None:
         """Forget the stream's residuals, if any."""
