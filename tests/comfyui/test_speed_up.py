@@ -81,7 +81,7 @@ def test_a_speedup_of_one_changes_nothing() -> None:
     ("inputs", "said"),
     [
         ({"speedup": "quick"}, "speedup='quick' must be a number or one of"),
-        ({"speedup": "custom", "custom_speedup": 0.5}, "speedup=0.5 must be >= 1"),
+        ({"speedup": "custom", "custom_speedup": 0.5}, "custom_speedup=0.5 must be a number from 1 to 20"),
         ({"learn": "perhaps"}, "learn='perhaps' must be one of 'as it goes'"),
     ],
 )
