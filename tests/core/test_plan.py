@@ -221,6 +221,7 @@ def example(steps=28, window=None, streams=("cond", "uncond"), **more):
         ({"speedup": 2, "forced": [28]}, "forced holds step 28"),
         ({"speedup": 2, "part": (4, 4)}, "part="),
         ({"speedup": 2, "power": 0}, "power=0 must be"),
+        ({"speedup": 2, "objective": "trajectory", "power": 3}, "power=3 does not go with objective='trajectory'"),
         ({"speedup": 2, "steps": 3, "sigmas": [1, 0.5]}, "steps=3 contradicts sigmas"),
         (
             {"speedup": 14, "retention": 0.2},

@@ -9,6 +9,7 @@ import numpy as np
 from attrs import evolve, frozen
 
 from magpolicy import _checks
+from magpolicy._errors import ArgumentError
 from magpolicy.calibration._gram import Floats
 
 
@@ -45,13 +46,18 @@ def objective(name: Any, power: Any = None) -> Objective:
     """The objective of that name, with another power if one is given.
 
     Raises:
-        ArgumentError: an unknown name, or a power out of range.
+        ArgumentError: an unknown name, a power out of range, or one for ``"trajectory"``, which sums squares alone.
     """
     if isinstance(name, Objective):
         chosen = name
     else:
         chosen = OBJECTIVES[_checks.one_of("objective", DEFAULT if name is None else name, tuple(OBJECTIVES))]
-    return chosen if power is None else evolve(chosen, power=_checks.number("power", power, 0.5, 16, example="2"))
+    if power is None:
+        return chosen
+    summed = evolve(chosen, power=_checks.number("power", power, 0.5, 16, example="2"))
+    if chosen.gather == "trajectory" and summed != chosen:
+        raise ArgumentError(f"power={power} does not go with objective='trajectory', which sums squares; try objective='latent'")
+    return summed
 
 
 def step_sizes(levels: tuple[float, ...]) -> Floats:
