@@ -129,6 +129,7 @@ def test_a_run_that_begins_midway_is_placed_there(way):
         assert [entry.decision.skip for entry in first] == [False, True, True]
 
 
+@pytest.mark.filterwarnings("ignore:the schedule given has 6 steps:magpolicy.PlanWarning")
 def test_samples_change_from_call_to_call():
     pipe = Pipeline(Net(), SCHEDULERS["DDIM"]())
     with magpolicy.attach(pipe, schedule=Schedule.from_mask(MASK)) as handle:
