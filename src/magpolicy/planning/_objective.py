@@ -56,7 +56,8 @@ def objective(name: Any, power: Any = None) -> Objective:
         return chosen
     summed = evolve(chosen, power=_checks.number("power", power, 0.5, 16, example="2"))
     if chosen.gather == "trajectory" and summed != chosen:
-        raise ArgumentError(f"power={power} does not go with objective='trajectory', which sums squares; try objective='latent'")
+        words = "does not go with objective='trajectory', which sums squares; try objective='latent'"
+        raise ArgumentError(f"power={power} {words}")
     return summed
 
 
