@@ -294,6 +294,8 @@ def test_a_run_begins_where_it_is_told():
         session.decide(step=1)
     with pytest.raises(RunError, match="past this run's 6 steps"):
         session.decide(step=6)
+    with pytest.raises(ArgumentError, match="step=-1 must be"):
+        session.decide(step=-1)
     assert session.decide() is Decision.NO_RESIDUAL
     with pytest.raises(RunError, match="step 2 is not committed"):
         session.decide()
@@ -320,6 +322,23 @@ def test_a_part_of_a_run_follows_a_schedule_of_that_part():
     session.end()
 
 
+@pytest.mark.parametrize("first", [0, 1, 2, 5])
+def test_a_part_of_a_run_is_planned_as_that_part(first):
+    calibration = measured()
+    session = Session(calibration, speedup=2.0).begin(first)
+    assert session.schedule == plan(calibration, speedup=2.0, part=(first, 12) if first else None)
+
+
+def test_a_call_under_way_keeps_what_the_schedule_that_is_followed_uses():
+    with Session(Schedule.from_mask([1, 0, 1])) as session:
+        call = session.call(["a"])
+        assert call.streams[0].keep == 1
+        session.follow(Schedule.from_mask([1, 1, 1]))
+        assert call.streams[0].keep == 0
+        session.follow(Schedule.from_mask([1, 0, 0]))
+        assert call.streams[0].keep == 1
+
+
 def test_a_call_is_where_the_host_is_or_where_its_streams_are():
     with Session([1.0] * 6, **RULE) as session:
         assert session.call(["a"]).step == 0
@@ -335,6 +354,8 @@ def test_a_call_is_where_the_host_is_or_where_its_streams_are():
         for step in ("x", 1.5, -1):
             with pytest.raises(ArgumentError, match="step="):
                 session.call(["b"], step=step)
+        with pytest.raises(TypeError, match="positional"):
+            session.call(["b"], 2)
         with pytest.raises(ArgumentError, match="at least one stream"):
             session.call([])
         with pytest.raises(ArgumentError, match="each once"):
