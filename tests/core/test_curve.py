@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import magpolicy
-from magpolicy import ArgumentError, Curve
+from magpolicy import ArgumentError, Curve, Semantics, simulate
 from magpolicy.policy._curve import nearest_indices
 
 LAWS = settings(max_examples=100, deadline=None)
@@ -199,6 +199,13 @@ def test_covers_its_own_range_and_nothing_else(curve, shares):
     assert curve.covers([]) == ()
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_what_single_precision_rounds_is_covered_and_no_more(scale):
+    curve = Curve([1.0, 0.9], sigmas=[scale, scale / 10])
+    assert curve.covers([scale * (1 + 9e-7), scale * (0.1 - 9e-7)]) == (True, True)
+    assert curve.covers([scale * (1 + 2e-6), scale * (0.1 - 2e-6)]) == (False, False)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -362,3 +369,11 @@ def test_the_entry_that_is_nearest():
     assert nearest_indices(5, 2) == [0, 4]
     assert nearest_indices(5, 3) == [0, 2, 4]
     assert nearest_indices(3, 5) == [0, 0, 1, 2, 2], "half to even"
+
+
+@pytest.mark.parametrize(("rounds", "entry"), [("round", 1.3), ("round32", 1.1)])
+def test_single_precision_may_read_another_entry(rounds, entry):
+    """37 * 3/74 is 1.5, whose nearest even number is 2; in single precision it is less."""
+    rule = {"threshold": 0.9, "max_skips": 1, "retention": 0.0}
+    found = simulate([1.0, 1.1, 1.3, 1.7], steps=75, semantics=Semantics(interpolation=rounds, error="step"), **rule)
+    assert found.modelled[0][37] == pytest.approx(entry - 1.0)

@@ -15,7 +15,7 @@ from magpolicy import _checks
 from magpolicy._errors import ArgumentError
 
 SINGLE = "single"
-_EDGE = 1e-6  # share of the calibrated range by which a level may lie outside it: float32 schedules round
+_EDGE = 1e-6  # share of the highest calibrated level by which one may lie outside the range: float32 schedules round
 
 
 def _as_streams(value: Any) -> dict[str, tuple[float, ...]]:
@@ -116,7 +116,7 @@ class Curve:
     def covers(self, sigmas: Sequence[float]) -> tuple[bool, ...]:
         """For each noise level, whether it lies in the calibrated range."""
         high, low = self.levels[0], self.levels[-1]
-        edge = _EDGE * max(high - low, high)
+        edge = _EDGE * high
         return tuple(low - edge <= s <= high + edge for s in sigmas)
 
     def levels_for(self, steps: int) -> tuple[float, ...]:
