@@ -378,10 +378,12 @@ def test_the_registrys_checks_find_nothing(tmp_path: Path) -> None:
     assert "All validation checks passed" in told.stdout + told.stderr
 
 
-def test_comfyui_manager_installs_from_a_repository(tmp_path: Path, comfyui: Path) -> None:
-    """Its command ``cm-cli`` clones it from a loopback address; it is run where it is installed."""
-    if (manager := shutil.which("cm-cli")) is None:
-        pytest.skip("ComfyUI-Manager's cm-cli is not on the path (comfyui-manager 4.3 was run)")
+@pytest.mark.parametrize("tool", ["cm-cli", "comfy"])
+def test_tools_install_from_a_repository(tool: str, tmp_path: Path, comfyui: Path) -> None:
+    """ComfyUI-Manager's ``cm-cli``, and ``comfy node install`` of comfy-cli, which calls it, clone it from a loopback address;
+    they are run where they are installed."""
+    if (found := shutil.which(tool)) is None:
+        pytest.skip(f"{tool} is not on the path (comfyui-manager 4.3 and comfy-cli 1.23 were run)")
     host, pages = tmp_path / "ComfyUI", tmp_path / "pages"
     shutil.copytree(comfyui, host, ignore=shutil.ignore_patterns("models", "__pycache__"))
     pages.mkdir()
@@ -395,10 +397,17 @@ def test_comfyui_manager_installs_from_a_repository(tmp_path: Path, comfyui: Pat
             assert served.stdout is not None
             port = served.stdout.readline().split(" port ")[1].split()[0]
             paths = os.pathsep.join([str(host), *(place for place in sys.path if place.endswith("-packages"))])
-            environment = {**os.environ, "COMFYUI_PATH": str(host), "PYTHONPATH": paths, "HOME": str(tmp_path)}
+            environment = {
+                **os.environ,
+                "COMFYUI_PATH": str(host),
+                "PYTHONPATH": paths,
+                "HOME": str(tmp_path),
+                "DO_NOT_TRACK": "1",
+            }
             address = f"http://127.0.0.1:{port}/magpolicy.git"
+            before = [found] if tool == "cm-cli" else [found, "--skip-prompt", "--workspace", str(host), "node"]
             told = subprocess.run(
-                [manager, "install", address, "--mode", "local", "--no-deps"], cwd=host, env=environment,
+                [*before, "install", address, "--mode", "local", "--no-deps"], cwd=host, env=environment,
                 capture_output=True, text=True, timeout=240,
             )  # fmt: skip
         finally:
