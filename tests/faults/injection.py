@@ -148,3 +148,15 @@ def interrupted(line, kind=KeyboardInterrupt):
     finally:
         sys.settrace(before)
         found["passages"] = sorted({each for numbers in passed.values() for each in (numbers[0], numbers[-1])})
+
+
+def broken(function, line):
+    """Call ``function``, interrupted at ``line``; returns where that was."""
+    try:
+        with interrupted(line) as found:
+            function()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        gc.collect()  # what is interrupted in a finaliser is left to the collector
+    return found["where"]

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from pipes import PIPES
 from types import SimpleNamespace
 
+from injection import Faults, only_new_garbage
 from zoo import CASES
 from zoo._case import Draw, Row
 
@@ -14,6 +15,7 @@ import torch
 from magpolicy import Schedule
 from magpolicy_diffusers import _denoiser, _pipeline
 from magpolicy_torch.blocks._stack import taken
+from torch import nn
 
 STEPS = 6
 PLAN = Schedule.from_mask(
@@ -28,6 +30,19 @@ def compiled_blocks(pipe):
 
 def compiled_whole(pipe):
     magpolicy.compile(pipe, region="model", backend="eager")
+
+
+class Net(nn.Module):
+    """A module of plain PyTorch."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
 
 
 class PipelineScene:
@@ -127,6 +142,15 @@ SCENES = {
     "own loop in a with block": lambda faults: LoopScene(faults),
     "own loop": lambda faults: LoopScene(faults, block=False),
 }  # fmt: skip
+
+
+def begun(name, monkeypatch, tmp_path):
+    """The scene of that name, with a user's folder of its own and faults also where residuals are computed."""
+    monkeypatch.setenv("MAGPOLICY_HOME", str(tmp_path))
+    only_new_garbage()
+    faults = Faults()
+    faults.in_arithmetic(monkeypatch)
+    return SCENES[name](faults)
 
 
 def decided(handle):

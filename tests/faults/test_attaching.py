@@ -12,21 +12,8 @@ import magpolicy
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 pytest.importorskip("diffusers", reason="the diffusers extra is not installed")
 
-from injection import Faults, interrupted, only_new_garbage, some  # noqa: E402
-from scenes import PLAN, STEPS, LoopScene, PipelineScene, footprint  # noqa: E402
-
-from torch import nn  # noqa: E402
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = block(x)
-        return x
+from injection import Faults, broken, interrupted, only_new_garbage, some  # noqa: E402
+from scenes import PLAN, STEPS, LoopScene, Net, PipelineScene, footprint  # noqa: E402
 
 
 class ModuleScene:
@@ -51,18 +38,6 @@ TARGETS = {
     "a pipeline": lambda faults: PipelineScene(faults, "FluxPipeline", "true cfg"),
     "a model of diffusers": LoopScene,
 }
-
-
-def broken(function, line):
-    """Call ``function``, interrupted at ``line``; returns where that was."""
-    try:
-        with interrupted(line) as found:
-            function()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        gc.collect()
-    return found["where"]
 
 
 @pytest.fixture(params=TARGETS)

@@ -3,38 +3,20 @@
 ``MAGPOLICY_FAULTS=2000`` tries so many lines a scene; without it, none are tried.
 """
 
-import gc
-
 import pytest
 
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 pytest.importorskip("diffusers", reason="the diffusers extra is not installed")
 
-from injection import SIZE, Faults, interrupted, only_new_garbage, some  # noqa: E402
-from scenes import SCENES, decided, footprint  # noqa: E402
+from injection import SIZE, broken, interrupted, some  # noqa: E402
+from scenes import SCENES, begun, decided, footprint  # noqa: E402
 
 HERE = [name for name in SCENES if "compiled" not in name and "learning" not in name]
 
 
 @pytest.fixture(params=HERE)
 def scene(request, monkeypatch, tmp_path):
-    monkeypatch.setenv("MAGPOLICY_HOME", str(tmp_path))
-    only_new_garbage()
-    faults = Faults()
-    faults.in_arithmetic(monkeypatch)
-    return SCENES[request.param](faults)
-
-
-def broken(function, line):
-    """Call ``function``, interrupted at ``line``; returns where that was."""
-    try:
-        with interrupted(line) as found:
-            function()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        gc.collect()  # what is interrupted in a finaliser is left to the collector
-    return found["where"]
+    return begun(request.param, monkeypatch, tmp_path)
 
 
 @pytest.mark.skipif(not SIZE, reason="a campaign: set MAGPOLICY_FAULTS")  # not every line is known to be safe yet

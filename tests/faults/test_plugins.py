@@ -13,11 +13,9 @@ from magpolicy import AdapterError, MagPolicyError, PluginWarning
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 pytest.importorskip("diffusers", reason="the diffusers extra is not installed")
 
-from injection import KINDS, Faults, only_new_garbage, some  # noqa: E402
-from scenes import SCENES, decided, footprint  # noqa: E402
+from injection import KINDS, Faults, some  # noqa: E402
+from scenes import SCENES, Net, begun, decided, footprint  # noqa: E402
 from zoo._case import Draw  # noqa: E402
-
-from torch import nn  # noqa: E402
 
 HERE = ["flux, guidance in separate calls", "sd3, by the rule", "flux, calibrating", "own loop in a with block", "own loop"]
 OBSERVED = ("on_run_start", "on_decision", "on_run_end")
@@ -61,11 +59,7 @@ def register():
 
 @pytest.fixture(params=HERE)
 def scene(request, monkeypatch, tmp_path):
-    monkeypatch.setenv("MAGPOLICY_HOME", str(tmp_path))
-    only_new_garbage()
-    faults = Faults()
-    faults.in_arithmetic(monkeypatch)
-    return SCENES[request.param](faults)
+    return begun(request.param, monkeypatch, tmp_path)
 
 
 def run(scene):
@@ -157,17 +151,6 @@ def test_an_observer_calls_the_model(register, hook, monkeypatch, tmp_path):
         assert torch.equal(scene.run(), wanted)
         assert decided(handle) == trace
     assert seen
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = block(x)
-        return x
 
 
 class Unprintable(Exception):

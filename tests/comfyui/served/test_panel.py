@@ -196,58 +196,55 @@ def test_an_answer_that_is_out_of_date_is_not_waited_for(node: Any) -> None:
     assert node.evaluate("() => asking.signal.aborted")
 
 
-def test_the_panel_works_in_the_newer_kind_of_nodes(page: Any, version: str) -> None:
-    if version == "0.3.52":
+@pytest.fixture(params=["classic", "newer"])
+def drawn_as(request: pytest.FixtureRequest, page: Any, version: str) -> Iterator[str]:
+    """The kind of nodes that the front end draws."""
+    if request.param == "newer" and version == "0.3.52":
         pytest.skip("its front end has the one kind only")
     use = "(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
-    page.evaluate(use, True)
-    try:
-        page.evaluate(ADD_NODES)
-        change(page, "cache", "model_type", "flux")
-        change(page, "cache", "magcache_K", 4)
-        change(page, "sampler", "steps", 20)
-        expect(page, magpolicy.simulate("flux", steps=20, **settings(page)))
-        before = settings(page)["max_skips"]
-        row = page.get_by_text("magcache_K", exact=True).locator("xpath=ancestor::*[.//button][1]")
-        less = row.locator("[data-pc-section=decrementbutton]").or_(page.locator("[aria-label=magcache_K] button"))
-        less.first.click()
-        page.wait_for_function("(before) => cache.widgets.find((w) => w.name === 'magcache_K').value !== before", arg=before)
-        assert settings(page)["max_skips"] == before - 1
-        expect(page, magpolicy.simulate("flux", steps=20, **settings(page)))
-        assert page.locator(".magpolicy-panel").first.bounding_box()["height"] > 20
-    finally:
+    if request.param == "newer":
+        page.evaluate(use, True)
+    yield request.param
+    if request.param == "newer":
         page.evaluate(use, False)
 
 
-@pytest.mark.parametrize("newer", [False, True], ids=["classic", "newer"])
-def test_the_panel_that_is_seen_is_the_nodes_own_after_an_undo(page: Any, version: str, newer: bool) -> None:
+@pytest.mark.parametrize("drawn_as", ["newer"], indirect=True)
+def test_the_panel_works_in_the_newer_kind_of_nodes(page: Any, drawn_as: str) -> None:
+    page.evaluate(ADD_NODES)
+    change(page, "cache", "model_type", "flux")
+    change(page, "cache", "magcache_K", 4)
+    change(page, "sampler", "steps", 20)
+    expect(page, magpolicy.simulate("flux", steps=20, **settings(page)))
+    before = settings(page)["max_skips"]
+    row = page.get_by_text("magcache_K", exact=True).locator("xpath=ancestor::*[.//button][1]")
+    less = row.locator("[data-pc-section=decrementbutton]").or_(page.locator("[aria-label=magcache_K] button"))
+    less.first.click()
+    page.wait_for_function("(before) => cache.widgets.find((w) => w.name === 'magcache_K').value !== before", arg=before)
+    assert settings(page)["max_skips"] == before - 1
+    expect(page, magpolicy.simulate("flux", steps=20, **settings(page)))
+    assert page.locator(".magpolicy-panel").first.bounding_box()["height"] > 20
+
+
+def test_the_panel_that_is_seen_is_the_nodes_own_after_an_undo(page: Any, drawn_as: str) -> None:
     """An undo makes all nodes anew, with the ids they had."""
-    if newer and version == "0.3.52":
-        pytest.skip("its front end has the one kind only")
-    use = "(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
-    if newer:
-        page.evaluate(use, True)
-    try:
-        page.evaluate(ADD_NODES)
-        change(page, "cache", "model_type", "flux")
-        expect(page, magpolicy.simulate("flux", steps=20, **settings(page)))
-        for how in ("", ", false, false"):  # as a file is opened; as an undo puts a state of it back
-            page.wait_for_function("() => cache.magpolicy.root.isConnected", timeout=15_000)
-            page.evaluate(
-                f"""async () => {{
-                  const before = cache;
-                  await app.loadGraphData(JSON.parse(JSON.stringify(app.graph.serialize())){how});
-                  window.cache = app.graph.findNodesByType("MagCache")[0];
-                  if (cache === before) throw new Error("the same node");
-                }}"""
-            )
-        change(page, "cache", "magcache_K", 1)
+    page.evaluate(ADD_NODES)
+    change(page, "cache", "model_type", "flux")
+    expect(page, magpolicy.simulate("flux", steps=20, **settings(page)))
+    for how in ("", ", false, false"):  # as a file is opened; as an undo puts a state of it back
         page.wait_for_function("() => cache.magpolicy.root.isConnected", timeout=15_000)
-        expect(page, magpolicy.simulate("flux", steps=20, **settings(page)))
-        assert page.locator(".magpolicy-panel").count() == 1
-    finally:
-        if newer:
-            page.evaluate(use, False)
+        page.evaluate(
+            f"""async () => {{
+              const before = cache;
+              await app.loadGraphData(JSON.parse(JSON.stringify(app.graph.serialize())){how});
+              window.cache = app.graph.findNodesByType("MagCache")[0];
+              if (cache === before) throw new Error("the same node");
+            }}"""
+        )
+    change(page, "cache", "magcache_K", 1)
+    page.wait_for_function("() => cache.magpolicy.root.isConnected", timeout=15_000)
+    expect(page, magpolicy.simulate("flux", steps=20, **settings(page)))
+    assert page.locator(".magpolicy-panel").count() == 1
 
 
 def test_the_panel_is_in_no_file(node: Any) -> None:
@@ -280,31 +277,21 @@ def test_a_report_is_shown_in_its_node(server: Server, node: Any) -> None:
     assert "flux: 4 steps, 3 computed <b>" in node.evaluate("() => cache.magpolicy.run.textContent")
 
 
-@pytest.mark.parametrize("newer", [False, True], ids=["classic", "newer"])
-def test_a_node_without_a_report_shows_no_empty_box(page: Any, version: str, newer: bool) -> None:
-    if newer and version == "0.3.52":
-        pytest.skip("its front end has the one kind only")
-    use = "(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
-    if newer:
-        page.evaluate(use, True)
-    try:
-        page.evaluate(
-            """() => {
-              clearGraph();
-              const made = ["MagCacheCalibration", "MagPolicyReport"].map((type) => LiteGraph.createNode(type));
-              made.forEach((node, i) => { node.pos = [60 + 400 * i, 60]; app.graph.add(node); });
-              [window.calibration, window.reporter] = made;
-            }"""
-        )
-        page.wait_for_function("() => calibration.magpolicy.root.isConnected")
-        drawn = "(node) => { const s = getComputedStyle(node.magpolicy.root); return [s.backgroundColor, s.paddingTop]; }"
-        assert page.evaluate(f"() => ({drawn})(calibration)") == ["rgba(0, 0, 0, 0)", "0px"]
-        page.evaluate("() => calibration.magpolicy.report({ strip: '███', text: 'three steps' })")
-        assert page.evaluate(f"() => ({drawn})(calibration)") != ["rgba(0, 0, 0, 0)", "0px"]
-        assert page.evaluate("() => reporter.size[0]") >= 220  # its title is to be read
-    finally:
-        if newer:
-            page.evaluate(use, False)
+def test_a_node_without_a_report_shows_no_empty_box(page: Any, drawn_as: str) -> None:
+    page.evaluate(
+        """() => {
+          clearGraph();
+          const made = ["MagCacheCalibration", "MagPolicyReport"].map((type) => LiteGraph.createNode(type));
+          made.forEach((node, i) => { node.pos = [60 + 400 * i, 60]; app.graph.add(node); });
+          [window.calibration, window.reporter] = made;
+        }"""
+    )
+    page.wait_for_function("() => calibration.magpolicy.root.isConnected")
+    drawn = "(node) => { const s = getComputedStyle(node.magpolicy.root); return [s.backgroundColor, s.paddingTop]; }"
+    assert page.evaluate(f"() => ({drawn})(calibration)") == ["rgba(0, 0, 0, 0)", "0px"]
+    page.evaluate("() => calibration.magpolicy.report({ strip: '███', text: 'three steps' })")
+    assert page.evaluate(f"() => ({drawn})(calibration)") != ["rgba(0, 0, 0, 0)", "0px"]
+    assert page.evaluate("() => reporter.size[0]") >= 220  # its title is to be read
 
 
 def computed(page: Any, steps: int, count: int) -> None:
