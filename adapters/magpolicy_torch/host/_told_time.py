@@ -23,8 +23,8 @@ def tells_time(name: str) -> bool:
 def denoises(module: Any) -> bool:
     """Whether ``module`` may be a denoiser: its forward takes a timestep, or is neither diffusers' nor transformers' own.
 
-    The others are autoencoders, text and image encoders, safety checkers, adapters and the like. A class of one's own may be told
-    the time under any name, or not at all, also one that is derived from theirs and has a forward of its own.
+    The others are autoencoders, text and image encoders, safety checkers, adapters and the like. A class of one's own may be
+    told the time under any name, or not at all, also one that is derived from theirs and has a forward of its own.
     """
     names = inspect.signature(_forward(module)).parameters if _library(module) else ()
     return not _library(module) or any(tells_time(name) or "timestep" in name or name in _OTHER_TIMES for name in names)
