@@ -9,7 +9,7 @@ from magpolicy import ArgumentError, Calibration, Schedule, expected_errors, pla
 from magpolicy.adapter import resolve
 from magpolicy.planning._guidance import stream_factors
 from magpolicy.planning._local_search import evenly, improve, neighbours
-from magpolicy.planning._objective import OBJECTIVES
+from magpolicy.planning._objective import LONGEST, OBJECTIVES
 from magpolicy.planning._problem import LONG_RUN, PlanRequest
 from magpolicy.planning._shortest_path import shortest_paths
 from magpolicy.planning._skip_costs import _SumOfGaps, cheapest_paths, forbidden_skips, gap_costs_of, ranking
@@ -282,8 +282,13 @@ def test_how_long_a_gap_of_a_part_may_be():
 
     assert gap(computed=10) == int(6 * 48 / 10) + 6
     assert gap(computed=10, forced=[3, 48, 60]) == int(6 * 46 / 8) + 6
-    short = problem(calibration(), computed=3)
-    assert not isinstance(ranking(short), _SumOfGaps)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_runs_too_long_for_the_trajectory_are_ranked_by_single_errors(more):
+    run = problem(calibration(LONGEST + more, window=1), computed=LONGEST)
+    assert isinstance(ranking(run), _SumOfGaps) is bool(more)
+    assert run.fit_together is not bool(more)
 
 
 def test_plans_of_more_streams_and_of_what_runs_taught():

@@ -14,8 +14,10 @@ from magpolicy.planning._problem import PlanRequest
 from magpolicy.planning._skip_costs import ranking
 from magpolicy.planning._target import PlanTarget
 
+
 def computing(steps, count=14):
-    return Schedule.from_mask(dict.fromkeys(("cond", "uncond"), [i in steps for i in range(count)]))
+    mask = [i in steps for i in range(count)]
+    return Schedule.from_mask({"cond": mask, "uncond": mask})
 
 
 LAWS = settings(max_examples=40, deadline=None)

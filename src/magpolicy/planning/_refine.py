@@ -181,7 +181,7 @@ class _Search:
         return None
 
     def _proposals(self, target: PlanTarget, size: int, objectives: Sequence[str]) -> Iterator[tuple[int, ...]]:
-        """Worth a run: plans, the last budget's best with steps added, plans that compute the last step, and evenly spaced steps."""
+        """Plans, the last budget's best with steps added, plans that compute the last step, and evenly spaced steps."""
         count, must = self._problem.count, self._problem.must_compute
         for name in objectives:
             yield _computed(solve(self._problem, evolve(target, objective=name)))
