@@ -357,13 +357,13 @@ def outcomes_of(made: dict[str, list[Mistake]], files: list[str], within: float)
 
 
 def figures(name: str, found: Iterable[str]) -> str:
-    """One line: how many were noticed."""
+    """One line: how many of those that change something were noticed."""
     of = Counter(found)
-    noticed, excused = of[NOTICED] + of[SLOW], of[EXCUSE]
-    valid = noticed + excused + of[SURVIVED]
+    noticed = of[NOTICED] + of[SLOW]
+    valid = noticed + of[SURVIVED]
     return (
         f"{name}: {noticed} of {valid} noticed, {noticed / max(1, valid):.1%} ({of[SLOW]} of them by taking too long); "
-        f"{of[SURVIVED]} survived, {excused} more are excused"
+        f"{of[SURVIVED]} survived, {of[EXCUSE]} more are excused"
     )
 
 

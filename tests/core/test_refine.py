@@ -59,7 +59,7 @@ def test_what_was_run_decides_and_a_larger_budget_is_never_worse(budgets, runs, 
     assert refined.best == refined.schedules[-1]
 
 
-@settings(LAWS, max_examples=20)
+@LAWS
 @given(st.integers(2, 12), st.integers(0, 99))
 def test_the_plans_it_starts_from_are_among_what_was_run(budget, seed):
     found = example()
@@ -67,9 +67,16 @@ def test_the_plans_it_starts_from_are_among_what_was_run(budget, seed):
     tried = dict(refined.tried)
     for objective in ("latent", "gap", "trajectory", "relative"):
         assert plan(found, computed=budget, objective=objective) in tried
-        assert plan(found, computed=budget, objective=objective, forced=[-1]) in tried
-    assert computing(evenly(14, budget)) in tried
     assert refined.errors[0] == min(tried.values())
+
+
+def test_plans_that_compute_the_last_step_and_even_steps_are_run_too():
+    found = example()
+    tried = dict(refine(found, rough(2), computed=5, runs=12).tried)
+    for objective in ("latent", "gap", "trajectory", "relative"):
+        assert plan(found, computed=5, objective=objective, forced=[-1]) in tried
+    assert computing(evenly(14, 5)) in tried
+    assert refine(found, rough(2), computed=1, runs=12).best.computed == 1  # no room for the last
 
 
 def falling():
@@ -144,6 +151,7 @@ def test_speedups_are_budgets_and_settings_are_a_plans():
         ({"computed": [3, 5, 6], "runs": 2}, "runs=2 must be a whole number >= 3; try 40"),
         ({"computed": [5] * 41, "runs": 2}, "runs=2 must be a whole number >= 41; try 41"),
         ({"computed": [1, 5], "max_skips": 2}, "computed=1 leaves 1 of 14"),
+        ({"computed": [3, 20]}, "computed=20 is more than the 14"),
         ({"computed": 0}, "computed=0 must be"),
         ({"speedup": "x"}, "speedup='x' must be a number"),
         ({"computed": 5, "objectives": ["best"]}, "objectives='best' is not known"),
