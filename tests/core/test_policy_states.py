@@ -5,8 +5,21 @@ import math
 import numpy as np
 import pytest
 
-from magpolicy import ArgumentError, Calibration, Decision, MagPolicy, RunError, Safeguard, Schedule, Semantics, Session, plan
+from magpolicy import (
+    ArgumentError,
+    Calibration,
+    Curve,
+    Decision,
+    MagPolicy,
+    RunError,
+    Safeguard,
+    Schedule,
+    Semantics,
+    Session,
+    plan,
+)
 from magpolicy.policy._policy import ScheduledPolicy, decide_together, settle_together
+from magpolicy.policy._step_table import Limits, build_step_tables
 
 RATIOS = [1.0, 0.9, 0.8, 1.1, 0.95, 1.05]
 RULE = {"threshold": 0.5, "max_skips": 3, "retention": 0.1}
@@ -488,3 +501,11 @@ def test_skips_are_doubted_where_the_run_says_so_and_there_alone():
     doubted = unmeasured({3: -0.9}).doubted
     assert doubted
     assert {step for step, _ in doubted} <= set(forecast)
+
+
+def test_calls_that_are_counted_together_are_retained_in_turn():
+    """int(2 * 9 * 0.17) = 3 calls, cond's first; a third stream, which no published implementation has, goes as the first."""
+    curve = Curve({name: [1.0] * 9 for name in ("cond", "uncond", "reference")})
+    for retention, leading in ((0.17, [2, 1, 2]), (0.23, [2, 2, 2]), (0.0, [0, 0, 0])):
+        tables = build_step_tables(curve, 9, None, Limits(retention=retention), Semantics(retention="per_call"))
+        assert [table.gates.count(Decision.RETENTION) for table in tables.values()] == leading
