@@ -1,7 +1,8 @@
 """A hook of the documentation's generator: each notebook becomes a page.
 
 Notebooks are kept without what they print and draw, and the tests run them. Pages show code and text; with
-``MAGPOLICY_RUN_NOTEBOOKS=1`` notebooks are run first, for pages that also show what comes out. Links to a notebook lead to its page.
+``MAGPOLICY_RUN_NOTEBOOKS=1`` notebooks are run first, for pages that also show what comes out. Links to a notebook lead to its
+page.
 """
 
 from __future__ import annotations

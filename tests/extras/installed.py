@@ -50,7 +50,7 @@ def _numbers(version: str) -> list[int]:
 
 
 def version_of(python: str) -> str:
-    """``3.10``: the same name for an interpreter however it is called, and two names for two that are both called ``python``."""
+    """``3.10``: the name of its environment; two interpreters may both be called ``python``."""
     asked = [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
     return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
 

@@ -53,8 +53,8 @@ class Why(enum.Enum):
     )
     TOO_LONG_UNNAMED = (
         "{model} was evaluated more often than the run's {steps} steps; the rest computes. If guidance calls it twice a step, "
-        'put each call into a with block of its own, \'with handle.stream("cond"):\' and "uncond"; steps= counts evaluations of '
-        "each, and second-order samplers, such as Heun's, make two a step"
+        'put each call into a with block of its own, \'with handle.stream("cond"):\' and "uncond"; steps= counts evaluations '
+        "of each, and second-order samplers, such as Heun's, make two a step"
     )
 
     # Nothing tells which run the call belongs to: there is no report, and a warning says it.

@@ -18,7 +18,6 @@ from magpolicy.cli._params import examples
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=examples(
-        "magpolicy try black-forest-labs/FLUX.1-dev --prompt 'a cat'",
         "magpolicy simulate flux.1-dev --steps 20",
         "magpolicy sweep flux.1-dev --steps 20 --limit 10",
         "magpolicy plan flux.1-dev --steps 20 --speedup 2",
