@@ -219,8 +219,9 @@ def _ratios_of(stream: str, norms: Sequence[ArrayLike]) -> list[float]:
         raise ArgumentError(f"norms[{stream!r}]={shown} must hold one array of numbers per evaluation") from None
     if not arrays:
         raise ArgumentError(f"norms[{stream!r}] must hold one array per evaluation; run the model once while calibrating")
-    if not (np.isfinite(arrays[0]).all() and (arrays[0] >= 0).all()):
-        raise ArgumentError(f"norms[{stream!r}][0] must be finite and not negative; check the model's dtype")
+    for index, values in enumerate(arrays):
+        if not (np.isfinite(values).all() and (values >= 0).all()):
+            raise ArgumentError(f"norms[{stream!r}][{index}] must be finite and not negative; check the model's dtype")
     ratios = [1.0]
     for index, (before, after) in enumerate(itertools.pairwise(arrays), 1):
         if before.shape != after.shape:
@@ -228,7 +229,7 @@ def _ratios_of(stream: str, norms: Sequence[ArrayLike]) -> list[float]:
                 f"norms[{stream!r}][{index}] has shape {after.shape} after {before.shape}; calibrate at one resolution"
             )
         # A token whose residual vanishes says nothing of the growth of the others.
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             growth = after / before
         growth = growth[before > 0]
         if growth.size == 0 or not np.isfinite(growth).all():
