@@ -1,8 +1,9 @@
 """Would our own tests notice? Small mistakes are made in the code one at a time, and the tests that run the line are run.
 
 ``python tools/mutants.py session`` tries all that can be made in one module, or folder; without a name, in all of them;
-``--sample 100`` so many of each, drawn at random. What survives is printed with its change, and counts as excused where
-``mutants_excused.toml`` says why it changes nothing. cosmic-ray makes the mistakes (the extra ``campaigns``).
+``--sample 100`` so many of each, drawn at random. What survives is printed with its change. What ``mutants_excused.toml`` says
+of changes nothing, and why, counts as excused; in a sample it is not tried. ``--within 20`` gives up a mistake after tests that
+take 20 seconds together: it counts as survived. cosmic-ray makes the mistakes (the extra ``campaigns``).
 
 Nothing is written to disk, and nothing is collected twice. pytest collects once; a first run notes which tests execute which
 line, and how long each takes. Then each mistake gets a process of its own, forked from the one that has collected: the
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ast
 import gc
+import math
 import os
 import pickle
 import random
@@ -24,6 +26,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
@@ -79,33 +82,48 @@ class Mistake(NamedTuple):
     change: str
 
 
-def mistakes(module: str, sample: int, seed: int) -> Iterator[Mistake]:
-    """All that can be made in a module, or a sample of them."""
-    text = Path(module).read_text("utf-8")
-    begins = [0, *accumulate(map(len, text.splitlines(keepends=True)))]
-    lines = text.splitlines()
-    nodes = list(ast_nodes(get_ast(text)))
-    every = [
-        (operator, node, place)
+Change = tuple[str, Any, Any, int]
+"""One change that can be made: the module, cosmic-ray's operator, the node of the module's tree, and which change there."""
+
+
+def changes(module: str) -> list[Change]:
+    """All that can be made in a module."""
+    nodes = list(ast_nodes(get_ast(Path(module).read_text("utf-8"))))
+    return [
+        (module, operator, node, place)
         for operator in (get_operator(name)() for name in operator_names() if not any(part in name for part in NO_MISTAKES))
         for node in nodes
         for place, _ in enumerate(operator.mutation_positions(node))
     ]
-    for operator, node, place in random.Random(seed).sample(every, min(sample, len(every))) if sample else every:
-        (first, column), (last, end) = node.start_pos, node.end_pos
-        alone = deepcopy(node, {id(node.parent): node.parent})  # changed is the node itself
-        code = operator.mutate(alone, place).get_code(include_prefix=False).lstrip()
-        changed = text[: begins[first - 1] + column] + code + text[begins[last - 1] + end :]
-        before, after = first - 1, len(lines) - last
-        was, now = lines[before : len(lines) - after], changed.splitlines()
-        now = now[before : len(now) - after]
-        while len(was) > 1 and was[-1] == now[-1]:
-            del was[-1], now[-1]
-        while len(was) > 1 and was[0] == now[0]:
-            del was[0], now[0]
-            before += 1
-        if sound(changed):
-            yield Mistake(module, before + 1, changed, *("\n".join(map(str.strip, part)) for part in (was, now)))
+
+
+def mistakes(modules: Iterable[str], sample: int, seed: int) -> Iterator[Mistake]:
+    """All that can be made in these modules, or a sample of them."""
+    every = [change for module in modules for change in changes(module)]
+    for change in random.Random(seed).sample(every, min(sample, len(every))) if sample else every:
+        mistake = made_by(*change)
+        if sound(mistake.text):
+            yield mistake
+
+
+def made_by(module: str, operator: Any, node: Any, place: int) -> Mistake:
+    """The mistake that a change is."""
+    text = Path(module).read_text("utf-8")
+    begins = [0, *accumulate(map(len, text.splitlines(keepends=True)))]
+    lines = text.splitlines()
+    (first, column), (last, end) = node.start_pos, node.end_pos
+    alone = deepcopy(node, {id(node.parent): node.parent})  # changed is the node itself
+    code = operator.mutate(alone, place).get_code(include_prefix=False).lstrip()
+    changed = text[: begins[first - 1] + column] + code + text[begins[last - 1] + end :]
+    before, after = first - 1, len(lines) - last
+    was, now = lines[before : len(lines) - after], changed.splitlines()
+    now = now[before : len(now) - after]
+    while len(was) > 1 and was[-1] == now[-1]:
+        del was[-1], now[-1]
+    while len(was) > 1 and was[0] == now[0]:
+        del was[0], now[0]
+        before += 1
+    return Mistake(module, before + 1, changed, *("\n".join(map(str.strip, part)) for part in (was, now)))
 
 
 def sound(text: str) -> bool:
@@ -187,9 +205,10 @@ class Tests:
             return False
         return not self._failed
 
-    def notice(self, seconds: dict[str, float]) -> str:
-        """Whether one of these tests fails, or takes far longer than it does; the quickest first."""
+    def notice(self, seconds: dict[str, float], within: float) -> str:
+        """Whether one of these tests fails, or takes far longer than it does; the quickest first, for ``within`` seconds."""
         order = sorted(filter(self.items.__contains__, seconds), key=seconds.__getitem__)
+        order = order[: bisect_right(list(accumulate(map(seconds.__getitem__, order))), within)]
         for name, following in pairwise([*order, None]):
             signal.setitimer(signal.ITIMER_PROF, 5 * seconds[name] + 5)  # of the processor, whatever else the machine does
             signal.setitimer(signal.ITIMER_REAL, 30 * seconds[name] + 60)  # for what waits; both end the process
@@ -211,9 +230,9 @@ class Survey(NamedTuple):
         seconds = {}
         for name in tests.items:
             measure.switch_context(name)
-            began = time.perf_counter()
+            began = time.process_time()  # whatever else the machine does
             if tests.passes(name):
-                seconds[name] = time.perf_counter() - began
+                seconds[name] = time.process_time() - began
             else:
                 print(f"left out, as it fails without any mistake: {name}", file=REPORT, flush=True)
         measure.stop()
@@ -255,14 +274,14 @@ def _parted(code: CodeType) -> tuple[list[CodeType], str]:
     return inner, repr([value for value in code.co_consts if not isinstance(value, CodeType)])
 
 
-def campaign(tests: Tests, made: dict[str, list[Mistake]]) -> tuple[Survey, list[str]]:
+def campaign(tests: Tests, made: dict[str, list[Mistake]], within: float) -> tuple[Survey, list[str]]:
     """What becomes of each mistake within a function that tests run; ``IMPORTED`` of each other one, which is left."""
     survey: Survey = forked(lambda: Survey.of(tests, list(made)))
     print(f"{len(survey.seconds)} tests take {sum(survey.seconds.values()):.0f} s", file=REPORT, flush=True)
-    return survey, [outcome for every in made.values() for outcome in _within_functions(tests, survey, every)]
+    return survey, [outcome for every in made.values() for outcome in _within_functions(tests, survey, every, within)]
 
 
-def _within_functions(tests: Tests, survey: Survey, every: list[Mistake]) -> Iterator[str]:
+def _within_functions(tests: Tests, survey: Survey, every: list[Mistake], within: float) -> Iterator[str]:
     path = str(ROOT / every[0].module)
     text = Path(path).read_text("utf-8")
     tree, code = ast.parse(text), compile(text, path, "exec")
@@ -275,7 +294,7 @@ def _within_functions(tests: Tests, survey: Survey, every: list[Mistake]) -> Ite
         for old, new in pairs:
             for function in functions[old]:
                 function.__code__ = new
-        return tests.notice(seconds)
+        return tests.notice(seconds, within)
 
     for mistake in every:
         pairs = differing(code, compile(mistake.text, path, "exec"))
@@ -288,7 +307,7 @@ def _within_functions(tests: Tests, survey: Survey, every: list[Mistake]) -> Ite
             yield told(mistake, forked(partial(noticed, pairs, seconds)) or SLOW)
 
 
-def imported(mistake: Mistake, survey: Survey) -> str:
+def imported(mistake: Mistake, survey: Survey, within: float) -> str:
     """What becomes of a mistake outside of functions."""
     original, path = SourceFileLoader.get_code, str(ROOT / mistake.module)
 
@@ -304,9 +323,8 @@ def imported(mistake: Mistake, survey: Survey) -> str:
     except Exception:
         return NONE
     seconds = survey.tests_of(mistake.module)
-    return (
-        Tests.collected(sorted({test.partition("::")[0] for test in seconds}), lambda tests: tests.notice(seconds)) or NOTICED
-    )
+    files = sorted({test.partition("::")[0] for test in seconds})
+    return Tests.collected(files, lambda tests: tests.notice(seconds, within)) or NOTICED
 
 
 def excuses() -> dict[tuple[str, str, str], str]:
@@ -315,33 +333,37 @@ def excuses() -> dict[tuple[str, str, str], str]:
     return {(one["module"], one["line"], change): one["reason"] for one in table for change in one["changes"]}
 
 
+def is_excused(mistake: Mistake) -> bool:
+    return (mistake.module, mistake.was, mistake.change) in excuses()
+
+
 def told(mistake: Mistake, outcome: str) -> str:
     """Print a mistake that survived without an excuse; returns what became of it."""
-    if outcome == SURVIVED and (mistake.module, mistake.was, mistake.change) in excuses():
+    if outcome == SURVIVED and is_excused(mistake):
         return EXCUSE
     if outcome == SURVIVED:
         print(f"{mistake.module}:{mistake.line}", mistake.was, mistake.change, "", sep="\n", file=REPORT, flush=True)
     return outcome
 
 
-def outcomes_of(made: dict[str, list[Mistake]], files: list[str]) -> list[tuple[Mistake, str]]:
+def outcomes_of(made: dict[str, list[Mistake]], files: list[str], within: float) -> list[tuple[Mistake, str]]:
     """Make these mistakes, and let these tests notice them."""
-    survey, outcomes = forked(lambda: Tests.collected(files, lambda tests: campaign(tests, made)))
+    survey, outcomes = forked(lambda: Tests.collected(files, lambda tests: campaign(tests, made, within)))
     found = list(zip((one for every in made.values() for one in every), outcomes, strict=True))
     for index, (mistake, outcome) in enumerate(found):
         if outcome == IMPORTED:
-            found[index] = mistake, told(mistake, forked(partial(imported, mistake, survey)) or SLOW)
+            found[index] = mistake, told(mistake, forked(partial(imported, mistake, survey, within)) or SLOW)
     return found
 
 
 def figures(name: str, found: Iterable[str]) -> str:
-    """One line: how many were noticed."""
+    """One line: how many of those that change something were noticed."""
     of = Counter(found)
-    noticed, excused = of[NOTICED] + of[SLOW], of[EXCUSE]
-    valid = noticed + excused + of[SURVIVED]
+    noticed = of[NOTICED] + of[SLOW]
+    valid = noticed + of[SURVIVED]
     return (
         f"{name}: {noticed} of {valid} noticed, {noticed / max(1, valid):.1%} ({of[SLOW]} of them by taking too long); "
-        f"{of[SURVIVED]} survived, {excused} more are excused"
+        f"{of[SURVIVED]} survived, {of[EXCUSE]} more are excused"
     )
 
 
@@ -350,6 +372,7 @@ def main() -> None:
     parser.add_argument("modules", nargs="*", default=list(MODULES), help=f"of {', '.join(MODULES)}, or paths")
     parser.add_argument("--sample", type=int, default=0, help="mistakes tried in each module; 0 for all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--within", type=float, default=math.inf, help="seconds that tests may take for one mistake")
     parser.add_argument("--tests", nargs="*", help="files or folders of tests, instead of all of the package's")
     options = parser.parse_args()
     os.chdir(ROOT)
@@ -363,11 +386,16 @@ def main() -> None:
     )
     found: list[tuple[Mistake, str]] = []
     for package, folders in TESTS.items():
-        paths = [Path(MODULES.get(name, name)) for name in options.modules]
-        files = [str(file) for path in paths for file in (sorted(path.glob("*.py")) if path.is_dir() else [path])]
-        made = {file: list(mistakes(file, options.sample, options.seed)) for file in files if file.startswith(package)}
-        if any(made.values()):
-            found += outcomes_of({file: every for file, every in made.items() if every}, options.tests or folders)
+        made: dict[str, list[Mistake]] = defaultdict(list)
+        for path in (Path(MODULES.get(name, name)) for name in options.modules):
+            files = [str(file) for file in (sorted(path.glob("*.py")) if path.is_dir() else [path])]
+            for mistake in mistakes((file for file in files if file.startswith(package)), options.sample, options.seed):
+                if options.sample and is_excused(mistake):
+                    found.append((mistake, EXCUSE))
+                else:
+                    made[mistake.module].append(mistake)
+        if made:
+            found += outcomes_of(made, options.tests or folders, options.within)
     modules = sorted({mistake.module for mistake, _ in found})
     for module in modules:
         print(figures(module, (outcome for mistake, outcome in found if mistake.module == module)), file=REPORT)

@@ -12,10 +12,9 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
-from magpolicy_torch.adapter import Times
+from magpolicy_torch.adapter import Times, tells_time
 from torch import Tensor
 
-_TIME = re.compile(r"(.*_)?(timesteps?|time|timestep_ratio)|t")
 # Arguments in which the branches of guidance differ: text, class, pooled embeddings, and switches such as skip_layers. Not the
 # latents, nor what is computed anew at each step (ControlNet residuals).
 _CONDITION = re.compile(
@@ -31,7 +30,7 @@ class Arguments:
         parameters = inspect.signature(forward).parameters.values()
         variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         self._names = [p.name for p in parameters if p.kind not in variable]
-        self._time = next((n for n in self._names if _TIME.fullmatch(n)), None)
+        self._time = next((n for n in self._names if tells_time(n)), None)
         self.caches = any(name.startswith("kv_cache") for name in self._names)
         """Whether the model has a key-value cache that calls may fill."""
         self.tell = [(i, n) for i, n in enumerate(self._names) if n != self._time and _CONDITION.search(n)]

@@ -36,6 +36,7 @@ from magpolicy_torch.adapter import (
     Scoped,
     SharedBy,
     StreamNamer,
+    check_denoises,
     classes_of,
     own_name,
     unwrap,
@@ -98,6 +99,8 @@ class Handle(AttachedToLoop):
         """
         before = cls._own_of(target)
         model = model_in(target)
+        if model is not None:
+            check_denoises(model)
         for part in [target] if model is not None else [getattr(target, name) for name in denoisers_of(target)]:
             if compiled := compiled_around(part):
                 raise AdapterError(

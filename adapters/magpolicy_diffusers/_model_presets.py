@@ -10,7 +10,7 @@ from attrs import frozen
 import magpolicy
 from magpolicy import Preset, PresetError
 from magpolicy.adapter import PresetMatches, fits, kept_for
-from magpolicy_diffusers._pipeline import models_of
+from magpolicy_diffusers._pipeline import model_in, models_of
 from magpolicy_diffusers._provenance import config_of, identity, repo_of, repos
 from magpolicy_torch import adapter
 from magpolicy_torch.adapter import own_name, unwrap
@@ -80,7 +80,10 @@ def presets_of(target: Any) -> list[Preset | str]:
 
     Raises:
         PresetError: none fits, or several published ones do; the message says what to pass.
+        AdapterError: it is a model that does not denoise.
     """
+    if (model := model_in(target)) is not None:
+        adapter.check_denoises(model)
     kept = kept_of(target)
     try:
         return [*kept, preset_of(target)]

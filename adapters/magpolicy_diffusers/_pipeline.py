@@ -14,7 +14,7 @@ from typing import Any, cast
 import diffusers
 from magpolicy import AdapterError
 from magpolicy_diffusers._block_stacks import has_stack
-from magpolicy_torch.adapter import own_class, own_name, unwrap
+from magpolicy_torch.adapter import denoises, own_class, own_name, unwrap
 from torch import nn
 
 DENOISERS = (
@@ -58,14 +58,15 @@ def is_ours(target: Any) -> bool:
 
 
 def model_in(target: Any) -> Any:
-    """The model of diffusers that ``target`` is, or that is the only one in it: ``torch.compile``, data parallelism, PEFT, or a
-    module of one's own may stand around it. ``None`` if there is none."""
+    """The model of diffusers that ``target`` is, or that is the only one in it that denoises: ``torch.compile``, data
+    parallelism, PEFT, or a module of one's own may stand around it. ``None`` if there is none."""
     module = unwrap(target)
     if isinstance(module, diffusers.ModelMixin) or not isinstance(module, nn.Module):
         return module if isinstance(module, diffusers.ModelMixin) else None
     found: list[Any] = []
     for each in module.modules():  # a parent comes before what it holds
-        if isinstance(each, diffusers.ModelMixin) and not any(each in set(other.modules()) for other in found):
+        ours = isinstance(each, diffusers.ModelMixin) and denoises(each)
+        if ours and not any(each in set(other.modules()) for other in found):
             found.append(each)
     return found[0] if len(found) == 1 else None
 
@@ -86,7 +87,7 @@ def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
     """The pipeline's models that denoise, by component name: those of diffusers that have the names it gives them; in a
     pipeline of one's own also other modules by these names, or else the only one that can be meant."""
     found = {name: model_in(getattr(pipe, name, None)) for name in DENOISERS}
-    named = {name: cast("nn.Module", module) for name, module in found.items() if module is not None}
+    named = {name: cast("nn.Module", module) for name, module in found.items() if module is not None and denoises(module)}
     return named or _own_denoisers(pipe)
 
 

@@ -42,7 +42,9 @@ def preset_for(target: Any) -> list[magpolicy.Preset] | None:
         return None
     from magpolicy.adapter import kept_for
     from magpolicy_torch.host._handle import identity_of_module
+    from magpolicy_torch.host._told_time import check_denoises
 
+    check_denoises(target)
     return list(kept_for(identity_of_module(target))) or None
 
 

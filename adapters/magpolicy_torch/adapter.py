@@ -31,6 +31,7 @@ from magpolicy_torch.host._noise_levels import Levels, SchedulerClock, Times, Ti
 from magpolicy_torch.host._report import Report
 from magpolicy_torch.host._scoped import Scoped
 from magpolicy_torch.host._streams import StreamNamer
+from magpolicy_torch.host._told_time import check_denoises, denoises, tells_time
 from magpolicy_torch.host._trial import Trial, checked_seeds, seeded
 from magpolicy_torch.pictures._grid import BRIGHTER, GridRow, draw_grid
 from magpolicy_torch.pictures._similarity import Similarity, SimilarityMeter
@@ -77,11 +78,13 @@ __all__ = [
     "Trial",
     "Why",
     "apply",
+    "check_denoises",
     "check_options",
     "checked_seeds",
     "classes_of",
     "compile_module",
     "default_device",
+    "denoises",
     "draw_grid",
     "forked",
     "identity_of",
@@ -91,6 +94,7 @@ __all__ = [
     "rows_of",
     "seeded",
     "stack_for",
+    "tells_time",
     "trains",
     "unwrap",
     "versions",

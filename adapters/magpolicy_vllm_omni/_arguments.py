@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from magpolicy_torch.adapter import Times, unwrap
+from magpolicy_torch.adapter import Times, tells_time, unwrap
 from torch import Tensor, nn
 
-_TIME = re.compile(r"(.*_)?(timesteps?|time)|t")
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -26,13 +24,13 @@ class Arguments:
     @property
     def denoises(self) -> bool:
         """Whether the model says that it is given a timestep. A language model that makes pictures does not."""
-        return any(_TIME.fullmatch(name) for name in self._names)
+        return any(map(tells_time, self._names))
 
     def times(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Times | None:
         """The highest and the lowest timestep in a call; waits for the device. ``None``: it is given none."""
         given = {**dict(zip(self._names, args, strict=False)), **kwargs}
         for name in (*self._names, *kwargs):
-            value = given.get(name) if _TIME.fullmatch(name) else None
+            value = given.get(name) if tells_time(name) else None
             if isinstance(value, Tensor) and value.numel():
                 highest, lowest = torch.stack(value.detach().aminmax()[::-1]).tolist()
                 return highest, lowest

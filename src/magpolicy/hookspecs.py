@@ -45,7 +45,8 @@ def attached(target: Any) -> Sequence[Any] | None:
     """The handles that are attached to ``target``, the oldest first; ``None`` if this is not yours.
 
     :func:`magpolicy.attached` gives them to whoever has lost one, and :func:`magpolicy.detach` calls the ``detach()`` of each.
-    Without this hook your users need the handle that ``attach`` gave them.
+    Without this hook your users need the handle that ``attach`` gave them. What it raises reaches the user where no other
+    plugin knows ``target``, and is a warning where one does.
     """
 
 

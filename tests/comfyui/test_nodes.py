@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -428,6 +429,18 @@ def test_a_handle_while_a_sampling_is_under_way(comfyui: Path) -> None:
     handle.detach()
     handle.detach()
     assert not patcher.get_all_wrappers("outer_sample")
+
+
+@pytest.mark.parametrize("settings", [{}, {"rule": "published"}, {"calibrate": True}], ids=str)
+def test_a_patcher_of_a_text_encoder_is_refused(comfyui: Path, settings: dict[str, Any]) -> None:
+    from comfy.model_patcher import ModelPatcher
+
+    cpu = torch.device("cpu")
+    patcher = ModelPatcher(torch.nn.Linear(2, 2), cpu, cpu)
+    for ask in (partial(magpolicy.attach, patcher, **settings), partial(magpolicy.compile, patcher)):
+        with pytest.raises(magpolicy.AdapterError, match=r"^target=ModelPatcher of Linear is no denoiser"):
+            ask()
+    assert magpolicy.attached(patcher) == ()
 
 
 def test_attaching_again_and_without_the_handle(comfyui: Path) -> None:

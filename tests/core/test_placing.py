@@ -165,6 +165,9 @@ def test_a_guidance_scale_matters_to_plans_of_two_branches_that_do_not_say():
     assert resolve(two, speedup=1.5).with_guidance(5.0).target.guidance == 5.0
     assert resolve(two, speedup=1.5, guidance=3.0).with_guidance(5.0).target.guidance == 3.0
     assert resolve(one, speedup=1.5).with_guidance(5.0).target.guidance is None
+    assert resolve({**two, "reference": RATIOS}, speedup=1.5).with_guidance(5.0).target.guidance is None
+    plain = resolve(two, speedup=1.5)
+    assert plain.with_guidance(None) is plain
     assert resolve(two, **RULE).with_guidance(5.0) == resolve(two, **RULE)
 
 

@@ -7,9 +7,11 @@ import pytest
 
 from magpolicy import ArgumentError, Calibration, Schedule, expected_errors, plan
 from magpolicy.adapter import resolve
+from magpolicy.calibration._gram import inner
 from magpolicy.planning._guidance import stream_factors
 from magpolicy.planning._local_search import evenly, improve, neighbours
-from magpolicy.planning._objective import OBJECTIVES
+from magpolicy.planning._objective import LONGEST, OBJECTIVES
+from magpolicy.planning._planner import TargetError, solve
 from magpolicy.planning._problem import LONG_RUN, PlanRequest
 from magpolicy.planning._shortest_path import shortest_paths
 from magpolicy.planning._skip_costs import _SumOfGaps, cheapest_paths, forbidden_skips, gap_costs_of, ranking
@@ -274,6 +276,42 @@ def test_errors_of_a_schedule_are_those_at_its_own_levels():
     assert expected_errors(source, bare) == expected_errors(source, bare, steps=4)
 
 
+@pytest.mark.parametrize(
+    ("steps", "target", "words", "least"),
+    [
+        (7, {"speedup": 5, "max_skips": 2}, "speedup=5 leaves 1 of 7 .* at least 3 must .*; try speedup=2.33 or less", 3),
+        (7, {"computed": 2, "max_skips": 2}, "computed=2 leaves 2 of 7 .* at least 3 must .*; try computed=3 or more", 3),
+        (7, {"speedup": 5, "max_skips": 2, "batched": False}, "leaves 2 of 14 .* least 6 must .*; try speedup=2.33 or less", 3),
+        (7, {"computed": 2, "max_skips": 2, "batched": False}, "leaves 4 of 14 .* least 6 must .*; try computed=3 or more", 3),
+        (7, {"computed": 8}, "computed=8 is more than the 7 evaluations of the run; try computed=7 or less", 7),
+    ],
+    ids=str,
+)
+def test_what_can_be_had_in_place_of_a_target(steps, target, words, least):
+    with pytest.raises(TargetError, match=words) as raised:
+        solve(problem(calibration(steps, ("cond", "uncond")), **target), PlanTarget(**target))
+    assert raised.value.least == least
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_the_errors_expected_of_a_schedule_are_those_of_its_residuals(first):
+    rows = np.cumsum(np.random.default_rng(0).normal(size=(8, 8)), axis=0)
+    source = Calibration.from_residuals([row[None] for row in rows])
+    forecasts = [(), (), (0.5,), (), (-0.5, 0.25), (2.0,)]
+    schedule = Schedule.from_mask([1, 1, 0, 1, 0, 0], coefficients=forecasts, first_step=first)
+    skipped = {2: (1.5, -0.5, 0.0), 4: (0.5, 0.75, -0.25), 5: (3.0, -2.0, 0.0)}  # on the residuals before, newest first
+    for at, error in enumerate(expected_errors(source, schedule, steps=first + 6)["single"]):
+        if at not in skipped:
+            assert error == 0
+            continue
+        run = source.resample(steps=first + 6)
+        places = [first + at, *(first + i for i in reversed(range(at)) if schedule.mask[i])]
+        weights = [1.0, *(-w for w in skipped[at])][: len(places)]
+        gram = np.array([[inner(run.streams["single"].gram, i, j) for i in places] for j in places], dtype=float)
+        weights += [0.0] * (len(places) - len(weights))
+        assert error == pytest.approx(np.sqrt(weights @ gram @ weights / gram[0, 0]))
+
+
 def test_how_long_a_gap_of_a_part_may_be():
     longer = calibration(96)
 
@@ -282,8 +320,13 @@ def test_how_long_a_gap_of_a_part_may_be():
 
     assert gap(computed=10) == int(6 * 48 / 10) + 6
     assert gap(computed=10, forced=[3, 48, 60]) == int(6 * 46 / 8) + 6
-    short = problem(calibration(), computed=3)
-    assert not isinstance(ranking(short), _SumOfGaps)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_runs_too_long_for_the_trajectory_are_ranked_by_single_errors(more):
+    run = problem(calibration(LONGEST + more, window=1), computed=LONGEST)
+    assert isinstance(ranking(run), _SumOfGaps) is bool(more)
+    assert run.fit_together is not bool(more)
 
 
 def test_plans_of_more_streams_and_of_what_runs_taught():

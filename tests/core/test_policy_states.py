@@ -5,8 +5,21 @@ import math
 import numpy as np
 import pytest
 
-from magpolicy import ArgumentError, Calibration, Decision, MagPolicy, RunError, Safeguard, Schedule, Semantics, Session, plan
+from magpolicy import (
+    ArgumentError,
+    Calibration,
+    Curve,
+    Decision,
+    MagPolicy,
+    RunError,
+    Safeguard,
+    Schedule,
+    Semantics,
+    Session,
+    plan,
+)
 from magpolicy.policy._policy import ScheduledPolicy, decide_together, settle_together
+from magpolicy.policy._step_table import Limits, build_step_tables
 
 RATIOS = [1.0, 0.9, 0.8, 1.1, 0.95, 1.05]
 RULE = {"threshold": 0.5, "max_skips": 3, "retention": 0.1}
@@ -286,6 +299,8 @@ def test_what_a_call_is_revised_to_and_when_it_is_over():
 
 def test_a_run_begins_where_it_is_told():
     session = Session(RATIOS, **RULE)
+    with pytest.raises(ArgumentError, match="step=6 lies outside this run of 6 steps; use 0 to 5"):
+        session.begin(6)
     session.begin(2)
     assert (session.step(), session.remaining()) == (2, 4)
     with pytest.raises(RunError, match="under way already"):
@@ -488,3 +503,29 @@ def test_skips_are_doubted_where_the_run_says_so_and_there_alone():
     doubted = unmeasured({3: -0.9}).doubted
     assert doubted
     assert {step for step, _ in doubted} <= set(forecast)
+
+
+@pytest.mark.parametrize("settings", [{"source": None}, {"source": None, "forecast": "hold"}, {"source": measured()}], ids=str)
+def test_a_run_asks_whether_residuals_turn_until_three_comparisons_said_no(settings):
+    """A run that nobody measured for, at computed steps that later skips use; what begins at level 1 is no comparison."""
+    levels, told = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1], 0
+    doubtful, asked, history = settings == {"source": None}, [], []
+    with Session(**settings, sigmas=levels, computed=8) as session:
+        for step in range(10):
+            call = session.call(["single"])
+            (stream,) = call.streams
+            asked.append(stream.compares_turn)
+            assert stream.compares_turn is (doubtful and stream.keep > 0 and told < 3)
+            call.commit(cosines={} if call.skip else {"single": 0.9})
+            if not call.skip:
+                told += len(history) > 1 and levels[history[-2]] <= 0.95
+                history.append(step)
+    assert any(asked) is doubtful
+
+
+def test_calls_that_are_counted_together_are_retained_in_turn():
+    """int(2 * 9 * 0.17) = 3 calls, cond's first; a third stream, which no published implementation has, goes as the first."""
+    curve = Curve({name: [1.0] * 9 for name in ("cond", "uncond", "reference")})
+    for retention, leading in ((0.17, [2, 1, 2]), (0.23, [2, 2, 2]), (0.0, [0, 0, 0])):
+        tables = build_step_tables(curve, 9, None, Limits(retention=retention), Semantics(retention="per_call"))
+        assert [table.gates.count(Decision.RETENTION) for table in tables.values()] == leading

@@ -1,13 +1,24 @@
 """Deep calibration: what was run decides, within the runs allowed, and more budget is never worse."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magpolicy import ArgumentError, Calibration, plan, refine
+from magpolicy import ArgumentError, Calibration, Schedule, plan, refine
+from magpolicy.planning._local_search import evenly
+from magpolicy.planning._problem import PlanRequest
+from magpolicy.planning._skip_costs import ranking
+from magpolicy.planning._target import PlanTarget
+
+
+def computing(steps, count=14):
+    mask = [i in steps for i in range(count)]
+    return Schedule.from_mask({"cond": mask, "uncond": mask})
+
 
 LAWS = settings(max_examples=40, deadline=None)
 
@@ -59,6 +70,54 @@ def test_the_plans_it_starts_from_are_among_what_was_run(budget, seed):
     assert refined.errors[0] == min(tried.values())
 
 
+def test_plans_that_compute_the_last_step_and_even_steps_are_run_too():
+    found = example()
+    tried = dict(refine(found, rough(2), computed=5, runs=12).tried)
+    for objective in ("latent", "gap", "trajectory", "relative"):
+        assert plan(found, computed=5, objective=objective, forced=[-1]) in tried
+    assert computing(evenly(14, 5)) in tried
+    assert refine(found, rough(2), computed=1, runs=12).best.computed == 1  # no room for the last
+
+
+def falling():
+    """Each run comes out better than all before it: a search never ends by itself."""
+    made = []
+
+    def run(schedule):
+        made.append(schedule)
+        return -len(made)
+
+    return run
+
+
+def test_the_runs_are_shared_evenly_among_the_budgets_the_smallest_first():
+    refined = refine(example(), falling(), computed=[9, 4, 11, 6], runs=102)
+    spent = [schedule.computed for schedule, _ in refined.tried]
+    assert spent == sorted(spent)
+    assert Counter(spent) == {4: 25, 6: 25, 9: 26, 11: 26}
+    assert refine(example(), falling(), computed=5).runs == 40
+    assert "tried" not in repr(refined)
+
+
+def test_where_runs_are_equally_good_the_first_stays():
+    found = example()
+    refined = refine(found, lambda schedule: 1.0, computed=[4, 6], runs=12)
+    first = plan(found, computed=4, objective="latent")
+    assert refined.tried[0][0] == first
+    assert refined.schedules == (first, first)
+
+
+def test_a_larger_budget_begins_from_the_best_of_the_smaller_with_the_steps_that_promise_most():
+    found = example()
+    refined = refine(found, rough(5), computed=[4, 6], runs=60)
+    cost = ranking(PlanRequest(source=found, target=PlanTarget()).problem())
+    steps = {i for i, computes in enumerate(refined.schedules[0].mask) if computes}
+    for _ in range(2):
+        steps = min(({*steps, i} for i in range(14) if i not in steps), key=lambda chosen: cost(sorted(chosen)))
+    assert len(steps) == 6
+    assert computing(steps) in dict(refined.tried)
+
+
 def test_moves_find_what_plans_do_not():
     found = example()
 
@@ -66,6 +125,8 @@ def test_moves_find_what_plans_do_not():
         return -float(sum(i for i, m in enumerate(schedule.mask) if m))  # best: compute at the end
 
     few, many = (refine(found, late, computed=5, runs=runs).errors[0] for runs in (4, 200))
+    middle = refine(found, lambda s: abs(max(i for i, m in enumerate(s.mask) if m) - 7), computed=2, runs=200)
+    assert middle.best == computing({0, 7})
     assert many == late(refine(found, late, computed=5, runs=200).schedules[0]) == -(13 + 12 + 11 + 10) <= few
 
 
@@ -75,6 +136,8 @@ def test_speedups_are_budgets_and_settings_are_a_plans():
     assert refined.budgets == (8, 14)
     assert refined.best.steps == 28
     assert not any(map(any, refined.best.coefficients))
+    close = refine(found, rough(1), computed=6, runs=60, max_skips=2)
+    assert all("···" not in schedule.strip for schedule, _ in close.tried)
     alone = refine(found, rough(1), speedup=2.0, runs=3)
     assert alone.budgets == (7,)
 
@@ -85,8 +148,10 @@ def test_speedups_are_budgets_and_settings_are_a_plans():
         ({}, "pass one of them"),
         ({"computed": 3, "speedup": 2.0}, "pass one of them"),
         ({"computed": []}, "ask for nothing"),
-        ({"computed": [3, 5, 6], "runs": 2}, "runs=2 must be a whole number >= 3"),
+        ({"computed": [3, 5, 6], "runs": 2}, "runs=2 must be a whole number >= 3; try 40"),
+        ({"computed": [5] * 41, "runs": 2}, "runs=2 must be a whole number >= 41; try 41"),
         ({"computed": [1, 5], "max_skips": 2}, "computed=1 leaves 1 of 14"),
+        ({"computed": [3, 20]}, "computed=20 is more than the 14"),
         ({"computed": 0}, "computed=0 must be"),
         ({"speedup": "x"}, "speedup='x' must be a number"),
         ({"computed": 5, "objectives": ["best"]}, "objectives='best' is not known"),

@@ -8,7 +8,7 @@ import pytest
 
 from magpolicy import ArgumentError, Calibration, Safeguard, Schedule, plan
 from magpolicy.planning._problem import PlanRequest
-from magpolicy.planning._replan import replan
+from magpolicy.planning._replan import _largest_accepted, replan
 from magpolicy.planning._safeguard import compute_rest, safeguard_of
 from magpolicy.planning._target import PlanTarget
 from magpolicy.planning._trust import ForecastTrust
@@ -59,6 +59,19 @@ def expected_rest(problem, mask, at, factor, extra):
         return min(found[size, True])[1]
     size = max(size for size, _ in found)
     return min(entry for kept in (True, False) for entry in found.get((size, kept), ()))[1]
+
+
+@pytest.mark.parametrize(("streams", "window"), [(("single",), None), (("cond", "uncond"), None), (("single",), 3)])
+def test_the_error_that_a_plan_accepted_is_the_largest_of_its_skips_that_is_known(streams, window):
+    source = calibration(streams, window=window)
+    problem = PlanRequest(source=source, target=PlanTarget(computed=4)).problem()
+    for chosen in itertools.chain.from_iterable(itertools.combinations(range(1, STEPS), size) for size in (0, 1, 2, 3, 8)):
+        computed = (0, *chosen)
+        known = [skip for skip in skips(computed) if max(skip[0], skip[2]) <= problem.longest_gap]
+        errors = [problem.errors.relative(name)[skip] for skip in known for name in streams]
+        worst = max((error for error in errors if np.isfinite(error)), default=1e-12)
+        schedule = Schedule.from_mask([i in computed for i in range(STEPS)])
+        assert _largest_accepted(schedule, problem) == worst
 
 
 @pytest.mark.parametrize("extra", [None, 0, 1])
@@ -139,6 +152,7 @@ def test_what_is_compared_is_what_the_plan_computed():
         if before:
             assert guard.check("single", at, ()) is None
             assert guard.check("single", at, (before[0] - 1, *before[1:])) is None
+            assert guard.check("single", at, (before[0] + 1, *before[1:])) is None
         if len(before) > 1:
             assert guard.check("single", at, before[:1]) is None
     for at in (-1, STEPS, STEPS + 3, first.mask.index(False)):

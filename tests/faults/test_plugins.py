@@ -162,7 +162,7 @@ class Guest:
     """A plugin whose hooks answer, or raise, what they are told."""
 
     def __init__(self, hook, answer):
-        self.hook, self.answer = hook, answer
+        self.hook, self.answer, self.__name__ = hook, answer, "guest"
 
     def _told(self, hook):
         if hook != self.hook:
@@ -210,8 +210,12 @@ def left(net):
     return {name: dict(module.__dict__) for name, module in net.named_modules()}
 
 
+CLAIMED = [hook for hook in ASKS if hook != "attached"]
+"""Those of which one plugin's answer is taken, so that none can be had without it."""
+
+
 @pytest.mark.parametrize("kind", [*KINDS, Unprintable], ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("hook", ASKS)
+@pytest.mark.parametrize("hook", CLAIMED)
 def test_a_hook_raises(net, register, hook, kind):
     before, raised = left(net), kind("on purpose")
     register(Guest(hook, raised))
@@ -223,7 +227,7 @@ def test_a_hook_raises(net, register, hook, kind):
 
 
 @pytest.mark.parametrize("error", [AdapterError("mine: try another"), magpolicy.ArgumentError("x=1 must be 2")], ids=repr)
-@pytest.mark.parametrize("hook", ASKS)
+@pytest.mark.parametrize("hook", CLAIMED)
 def test_a_hook_raises_an_error_of_ours(net, register, hook, error):
     register(Guest(hook, error))
     with pytest.raises(type(error)) as found:
@@ -240,10 +244,69 @@ def test_a_preset_that_is_none(net, register, answer):
     assert left(net) == before
 
 
-def test_handles_that_are_none(net, register):
-    register(Guest("attached", 5))
-    with pytest.raises(AdapterError, match="failed on"):
-        magpolicy.attached(net)
+class Halfway:
+    """Handles of which the second cannot be told."""
+
+    def __iter__(self):
+        yield "a handle"
+        raise ValueError("lost")
+
+
+FAILURES = {
+    "an error": ValueError("lost"),
+    "one without words": Unprintable(),
+    "an error of ours": AdapterError("mine: try another"),
+    "no handles": 5,
+    "handles that end in an error": Halfway(),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_handles_that_cannot_be_told_stop_nobody_elses(net, register, failure):
+    before = left(net)
+    handle = magpolicy.attach(net, steps=6, speedup=2.0)
+    register(Guest("attached", FAILURES[failure]))
+    with pytest.warns(PluginWarning, match="plugin guest failed in attached: "):
+        assert magpolicy.attached(net) == (handle,)
+    with pytest.warns(PluginWarning, match="plugin guest failed in attached: "):
+        assert magpolicy.detach(net) == 1
+    assert left(net) == before
+    with pytest.warns(PluginWarning):
+        assert magpolicy.detach(net) == 0
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("ask", [magpolicy.attached, magpolicy.detach])
+def test_handles_of_what_nobody_else_knows_cannot_be_told(register, ask, failure):
+    answer = FAILURES[failure]
+    register(Guest("attached", answer))
+    expected = "^mine: try another$" if isinstance(answer, AdapterError) else "plugin guest failed on builtins.object"
+    with pytest.raises(AdapterError, match=expected) as found:
+        ask(object())
+    if isinstance(answer, Exception):
+        assert answer in (found.value, found.value.__cause__)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not issubclass(kind, Exception)])
+def test_an_interruption_while_handles_are_looked_up_comes_out(net, register, kind):
+    handle = magpolicy.attach(net, steps=6, speedup=2.0)
+    register(Guest("attached", kind("on purpose")))
+    with pytest.raises(kind):
+        magpolicy.detach(net)
+    handle.detach()
+
+
+def test_a_handle_that_fails_to_detach_leaves_no_other_on(net, register):
+    class Stuck:
+        def detach(self):
+            raise OSError("stuck")
+
+    before = left(net)
+    magpolicy.attach(net, steps=6, speedup=2.0)
+    register(Guest("attached", [Stuck()]))
+    with pytest.raises(OSError, match="stuck"):
+        magpolicy.detach(net)
+    assert left(net) == before
 
 
 @pytest.mark.parametrize("kind", [*KINDS, Unprintable], ids=lambda kind: kind.__name__)

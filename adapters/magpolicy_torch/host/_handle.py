@@ -23,6 +23,7 @@ from magpolicy_torch.host._host_run import HostRun
 from magpolicy_torch.host._identity import classes_of, identity_of
 from magpolicy_torch.host._learning import Learner
 from magpolicy_torch.host._scoped import Scoped
+from magpolicy_torch.host._told_time import check_denoises
 from magpolicy_torch.ranks._find import SharedBy
 from magpolicy_torch.residuals._moments import moments_for, versions
 from magpolicy_torch.residuals._store import ResidualStore
@@ -120,10 +121,11 @@ class Handle(AttachedToLoop):
         """Attach to ``module``, in the place of the handle that is on it. If that fails, nothing is changed.
 
         Raises:
-            AdapterError: somebody else has attached to it or its blocks, or these are not clear.
+            AdapterError: it is no denoiser, somebody else has attached to it or its blocks, or these are not clear.
             ArgumentError: an option is unknown, or the calibration is another model's.
             RunError: a run of the handle that is on it is under way.
         """
+        check_denoises(module)
         inner = unwrap(module)
         check_fits(request.config.given, classes_of(module), host="torch")
         before = cls.on(inner)

@@ -25,8 +25,7 @@ MARGIN = 0.01
 _TINY = 1e-12  # share of |r|^2 below which a difference is rounding
 LARGEST = 32.0
 """Largest coefficient of a forecast, of either sign. Straight lines over the longest gaps that plans make need less; what
-needs more
-divides by a difference that is next to nothing, and multiplies its rounding."""
+needs more divides by a difference that is next to nothing, and multiplies its rounding."""
 ROUNDING = 2.0**-24
 """Share of a value by which storing it in single precision may change it. Coarser types are in what a calibration measures."""
 
@@ -44,12 +43,17 @@ class ForecastTable:
     """Squared length of what the forecast leaves, in units of the Gram matrix."""
 
 
+def within(places: Any, count: int) -> Any:
+    """Which of these are places of a list that long."""
+    return (places >= 0) & (places < count)
+
+
 def inner(gram: Floats, first: Any, second: Any) -> Floats:
     """<r_first, r_second> for arrays of positions; nan outside the run or the band."""
     count, width = gram.shape
     first, second = np.broadcast_arrays(first, second)
     late, gap = np.maximum(first, second), np.abs(first - second)
-    known = (np.minimum(first, second) >= 0) & (late < count) & (gap < width)
+    known = within(first, count) & within(second, count) & within(gap, width)
     found: Floats = np.where(known, gram[np.where(known, late, 0), np.where(known, gap, 0)], np.nan)
     return found
 
@@ -59,7 +63,7 @@ def cross_inner(cross: Floats, i: Any, j: Any) -> Floats:
     count, width = cross.shape
     i, j = np.broadcast_arrays(i, j)
     place = width // 2 + j - i
-    known = (i >= 0) & (i < count) & (j >= 0) & (j < count) & (place >= 0) & (place < width)
+    known = within(i, count) & within(j, count) & within(place, width)
     found: Floats = np.where(known, cross[np.where(known, i, 0), np.where(known, place, 0)], np.nan)
     return found
 
@@ -182,7 +186,7 @@ def tabulate(
 def slopes(levels: Floats, p: Any, j: Any, i: Any) -> Floats:
     """(s_i - s_j) / (s_j - s_p), 0 where it has no meaning."""
     count = len(levels)
-    known = (p >= 0) & (i < count)
+    known = within(p, count) & within(i, count)
     at = [levels[np.clip(x, 0, count - 1)] for x in (p, j, i)]
     step = at[1] - at[0]
     with np.errstate(divide="ignore", invalid="ignore"):

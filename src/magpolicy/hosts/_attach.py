@@ -266,7 +266,7 @@ def attach(
 
     Raises:
         ArgumentError: a setting is missing, unknown or out of range. Nothing was patched.
-        AdapterError: no installed adapter can drive ``target``. Nothing was patched.
+        AdapterError: no installed adapter can drive ``target``, or it does not denoise, as an autoencoder. Nothing was patched.
     """
     arguments = {name: value for name, value in locals().items() if name != "target"}
     return _dispatch.attach(target, request_for(target, arguments))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 from magpolicy._errors import RunError
@@ -39,12 +40,14 @@ def detach(target: Any) -> int:
 
     Raises:
         RunError: a run is under way. Nothing was detached.
-        AdapterError: no installed adapter knows ``target``.
+        AdapterError: no installed adapter knows ``target``. A plugin that fails to say if it does is warned of, where another
+            one knows it (:class:`magpolicy.PluginWarning`).
     """
     with _dispatch.changing:
         handles = _dispatch.attached(target)
         if any(getattr(handle, "running", False) for handle in handles):
             raise RunError(f"detach(): a run is under way on this {type(target).__name__}; let it come to its end first")
-        for handle in handles:
-            handle.detach()
+        with ExitStack() as every_one:  # one that fails leaves none of the others on
+            for handle in reversed(handles):
+                every_one.callback(handle.detach)
     return len(handles)

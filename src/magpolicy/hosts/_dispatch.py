@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from magpolicy._errors import AdapterError, MagPolicyError
-from magpolicy.plugin_system._registry import in_words, plugins, registry
+from magpolicy.plugin_system._registry import in_words, plugins, registry, warn_of_failure
 
 changing = threading.RLock()
 """Held while something is attached or detached: what is attached is looked up, and then replaced."""
@@ -32,22 +30,32 @@ def attach(target: Any, request: Any) -> Any:
     unused = [f"{info.name} ({info.problem})" for info in plugins() if info.problem]
     hint = f"; not in use: {', '.join(unused)}" if unused else ""
     raise AdapterError(
-        f"target={_kind(target)} is nothing an installed adapter can drive; pass a torch.nn.Module, or a host object whose "
-        f"adapter is installed{hint}"
+        f"target={_kind(target)} is nothing an installed adapter can drive; pass what denoises: a pipeline, its transformer "
+        f"or unet, another torch.nn.Module, or a host object whose adapter is installed{hint}"
     )
 
 
 def attached(target: Any) -> tuple[Any, ...]:
-    """The handles on ``target``, of all adapters.
+    """The handles on ``target``, of all adapters. One that fails is warned of, where another one knows the target: whoever
+    wants a handle taken off is not to be stopped by a plugin that has none.
 
     Raises:
         AdapterError: no adapter knows it, or none that does can say.
     """
-    found, known = [], False
+    found: list[Any] = []
+    failed: list[tuple[str, Exception]] = []
+    known = False
     for name, caller in registry().implementing("attached"):
-        for answer in _guarded(name, target, partial(caller, target=target)):
-            known = True
-            found.extend(_guarded(name, target, partial(tuple, answer)))
+        try:
+            for answer in caller(target=target):  # one at most: of a plugin that does not know the target there is none
+                found.extend(tuple(answer))
+                known = True
+        except Exception as error:
+            failed.append((name, error))
+    for name, failure in failed:
+        if not known:
+            raise _told(name, failure, target)
+        warn_of_failure(name, "attached", failure)
     if not known:
         raise AdapterError(
             f"target={_kind(target)} is nothing that an installed adapter can look up; pass what was given to attach, or use "
@@ -71,20 +79,23 @@ def compiled(target: Any, request: Any) -> Any:
 def _first(hook: str, target: Any, values: dict[str, Any]) -> Any:
     """What the first adapter answers that does not answer ``None``."""
     for name, caller in registry().implementing(hook):
-        answer = _guarded(name, target, partial(caller, **values))
+        try:
+            answer = caller(**values)
+        except Exception as error:
+            told = _told(name, error, target)
+            raise told from told.__cause__
         if answer is not None:
             return answer
     return None
 
 
-def _guarded(name: str, target: Any, call: Callable[[], Any]) -> Any:
-    """``call()`` of the plugin of that name; what it raises without meaning to is told with the name."""
-    try:
-        return call()
-    except MagPolicyError:
-        raise
-    except Exception as error:
-        raise AdapterError(f"target: plugin {name} failed on {_kind(target)}: {in_words(error)}") from error
+def _told(name: str, error: Exception, target: Any) -> MagPolicyError:
+    """What to raise for an error of the plugin of that name: the error itself where it was meant for the user."""
+    if isinstance(error, MagPolicyError):
+        return error
+    told = AdapterError(f"target: plugin {name} failed on {_kind(target)}: {in_words(error)}")
+    told.__cause__ = error
+    return told
 
 
 def _kind(target: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -91,7 +92,7 @@ def refine(
         max_skips=max_skips, retention=retention, forced=forced, forecast=forecast, damping=damping, guidance=guidance
     )
     problem = PlanRequest(source=source, target=settings, steps=steps, sigmas=sigmas).problem()
-    targets = sorted(_targets(settings, computed, speedup), key=lambda target: target.budget(problem.count) or 0)
+    targets = sorted(_targets(settings, computed, speedup), key=lambda target: _size(target, problem))
     for target in targets:
         solve(problem, target)  # what cannot be had is said before the first run
     allowed = _checks.whole("runs", runs, len(targets), example=str(max(40, len(targets))))
@@ -114,6 +115,13 @@ def _targets(
     if not targets:
         raise ArgumentError("computed=[] and speedup=[] ask for nothing; try speedup=[2.0, 3.0]")
     return targets
+
+
+def _size(target: PlanTarget, problem: PlanProblem) -> int:
+    """Computed steps that a target allows."""
+    size = target.budget(problem.count)
+    assert size is not None  # none has a bound on the error
+    return size
 
 
 def _several(values: Any) -> tuple[Any, ...]:
@@ -150,12 +158,11 @@ class _Search:
 
     def budget(self, target: PlanTarget, objectives: Sequence[str], share: int) -> None:
         """The best for one budget, in ``share`` runs; budgets come in rising order."""
-        size = target.budget(self._problem.count)
-        assert size is not None
-        stop = self.made + share
+        size, stop = _size(target, self._problem), self.made + share
         best = evolve(self._best[-1], budget=size) if self._best else _Choice(size, (), math.inf)
-        for candidate in self._candidates(target, size, objectives):
-            if self.made < stop and (error := self._error(candidate)) < best.error:
+        for candidate in self._proposals(target, size, objectives):
+            allowed = math.isfinite(self._costs(candidate))
+            if allowed and self.made < stop and (error := self._error(candidate)) < best.error:
                 best = _Choice(size, candidate, error)
         if not best.computed:
             raise ArgumentError("run gave no number for any schedule; it must return an error, less is better")
@@ -166,44 +173,32 @@ class _Search:
 
     def _better_neighbour(self, choice: _Choice, stop: int) -> _Choice | None:
         """The first neighbour with a smaller error; ``None`` if there is none, or ``stop`` runs are made before it is found."""
-        if len(choice.computed) < 2 or self.made >= stop:
-            return None
         for candidate in self._moves(choice.computed):
             if self.made >= stop:
                 return None
-            if candidate not in self._measured and (error := self._error(candidate)) < choice.error:
+            if (error := self._error(candidate)) < choice.error:
                 return _Choice(choice.budget, candidate, error)
         return None
-
-    def _candidates(self, target: PlanTarget, size: int, objectives: Sequence[str]) -> Iterator[tuple[int, ...]]:
-        """Worth a run, the most promising first, none twice."""
-        seen: set[tuple[int, ...]] = set()
-        for chosen in self._proposals(target, size, objectives):
-            if chosen not in seen and math.isfinite(self._costs(chosen)):
-                seen.add(chosen)
-                yield chosen
 
     def _proposals(self, target: PlanTarget, size: int, objectives: Sequence[str]) -> Iterator[tuple[int, ...]]:
         """Plans, the last budget's best with steps added, plans that compute the last step, and evenly spaced steps."""
         count, must = self._problem.count, self._problem.must_compute
         for name in objectives:
             yield _computed(solve(self._problem, evolve(target, objective=name)))
-        if self._best and len(self._best[-1].computed) < size:
+        if self._best:
             yield self._grown(self._best[-1].computed, size)
         with_last = evolve(self._problem, must_compute=must | {count - 1})
-        for name in objectives:
-            try:
+        with contextlib.suppress(ArgumentError):  # no room for the last step
+            for name in objectives:
                 yield _computed(solve(with_last, evolve(target, objective=name)))
-            except ArgumentError:  # no room for the last step
-                break
         even = evenly(count, size)
         if must.issubset(even):
             yield even
 
     def _grown(self, computed: tuple[int, ...], size: int) -> tuple[int, ...]:
         """``computed`` with steps added one by one where the expected cost falls most."""
-        while len(computed) < size:
-            wider = [tuple(sorted((*computed, i))) for i in range(1, self._problem.count) if i not in computed]
+        for _ in range(size - len(computed)):
+            wider = [tuple(sorted((*computed, i))) for i in range(self._problem.count) if i not in computed]
             computed = min(wider, key=self._costs)
         return computed
 
