@@ -336,6 +336,8 @@ def test_plans_of_more_streams_and_of_what_runs_taught():
     measured, named = calibration(), preset("flux.1-dev")
     assert (resolve(measured, speedup=1.5).given, resolve(named, speedup=1.5).given) == (measured, named)
     assert two.given == two.curve
+    levels = (1.0, 0.8, 0.5, 0.2)
+    assert resolve(measured, speedup=1.5).prepare(4, levels).request.source is measured, "what is measured is resampled"
     unknown = resolve(None, speedup=1.5)
     assert unknown.given is None
     assert unknown.with_streams({"uncond 2": "uncond"}) is unknown
