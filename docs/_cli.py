@@ -24,7 +24,9 @@ def row(option: click.Option, context: click.Context) -> str:
         meaning += ": " + ", ".join(f"`{choice}`" for choice in choices)
     if option.show_default and not option.is_flag:
         meaning += f"; `{option.get_default(context)}` by default"
-    words = re.sub(r"(?<![\w`])(-1)(?![\w`])", r"`\1`", meaning[0].lower() + meaning[1:] if meaning[:4] != "JSON" else meaning)
+    if not re.match("[A-Z]{2}", meaning):
+        meaning = meaning[0].lower() + meaning[1:]
+    words = re.sub(r"(?<![\w`])(-1)(?![\w`])", r"`\1`", meaning)
     return f"| {', '.join(f'`{name}{value}`' for name in names)} | {words} |\n"
 
 

@@ -1,12 +1,14 @@
 """A hook of the documentation's generator: each notebook becomes a page.
 
 Notebooks are kept without what they print and draw, and the tests run them. Pages show code and text; with
-``MAGPOLICY_RUN_NOTEBOOKS=1`` notebooks are run first, for pages that also show what comes out.
+``MAGPOLICY_RUN_NOTEBOOKS=1`` notebooks are run first, for pages that also show what comes out. Links to a notebook lead to its
+page.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,13 @@ def on_files(files: Files, *, config: Any) -> Files:
         for name, content in pictures.items():
             files.append(File.generated(config, (uri.parent / name).as_posix(), content=content))
     return files
+
+
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    """``markdown`` with links to notebooks as links to their pages; a notebook's own page leads to the file."""
+    if page.file.src_uri.startswith("notebooks/"):
+        return markdown
+    return re.sub(r"\]\(([^()\s]+)\.ipynb\)", r"](\1.md)", markdown)
 
 
 def _rendered(path: Path) -> tuple[str, dict[str, bytes]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from magpolicy import AttachRequest, Preset, Schedule
+from magpolicy import AttachRequest, Preset, Schedule, flow_sigmas
 from magpolicy.adapter import Placement, RunConfig, ScheduleSpan, always_compute, named, place, resolve
 from magpolicy.adapter import semantics as known_semantics
 from magpolicy_torch.adapter import ResidualStore
@@ -120,7 +120,7 @@ class Settings:
         Raises:
             ArgumentError: a setting is missing.
         """
-        span = ScheduleSpan(tuple(1 - i / steps for i in range(steps)), ())
+        span = ScheduleSpan(flow_sigmas(steps), ())
         return place(self.config(source, span, list(range(steps))), span)
 
     def config(self, source: Any, span: ScheduleSpan, sampler_steps: list[int]) -> RunConfig:

@@ -32,6 +32,7 @@ from .planning._safeguard import Replan, Safeguard
 from .plugin_system._registry import PluginInfo, manager, plugins
 from .policy._curve import Curve
 from .policy._decision import Decision
+from .policy._flow import flow_sigmas
 from .policy._policy import MagPolicy
 from .policy._semantics import Semantics, semantics, semantics_names
 from .run._session import Session
@@ -78,6 +79,7 @@ __all__ = [
     "detach",
     "expected_distance",
     "expected_errors",
+    "flow_sigmas",
     "hookimpl",
     "keep",
     "library",

@@ -132,6 +132,30 @@ def test_simulate_takes_ratios_written_out_and_noise_levels():
     assert json.loads(levels) == magpolicy.simulate("flux", sigmas=[1, 0.7, 0.5, 0.2]).to_dict()
 
 
+def test_a_shift_stands_for_the_noise_levels_of_its_steps():
+    source, shifted = "wan2.1-t2v-1.3b", ["--steps", "20", "--shift", "5"]
+    (code, shown, _), (_, planned, _), (_, compared, _), *wrong = many(
+        ["simulate", source, *shifted, "--json"],
+        ["plan", source, *shifted, "--speedup", "2"],
+        ["compare", source, *shifted, "speedup=2", "speedup=3"],
+        ["plan", source, "--shift", "5", "--speedup", "2"],
+        ["simulate", source, "--sigmas", "1,.5", "--shift", "5"],
+        ["simulate", source, "--steps", "20", "--shift", "0"],
+    )
+    assert code == 0
+    levels = magpolicy.flow_sigmas(20, shift=5)
+    assert json.loads(shown) == magpolicy.simulate(source, sigmas=levels).to_dict()
+    plan = magpolicy.plan(source, sigmas=levels, speedup=2)
+    assert planned.splitlines()[0] == str(plan)
+    distance = f"  expected distance {magpolicy.expected_distance(source, plan, sigmas=levels):.3g};"
+    assert planned.splitlines()[1].startswith(distance)
+    assert compared.splitlines()[1].strip().startswith(distance.strip())
+    assert [code for code, *_ in wrong] == [2, 2, 2]
+    for (*_, said), words in zip(wrong, ("try --steps 20", "contradicts sigmas", "must be from"), strict=True):
+        assert said.startswith("Error: --shift=")
+        assert words in said
+
+
 def test_simulate_reads_a_preset_file_and_draws(tmp_path):
     pytest.importorskip("cattrs")
     pytest.importorskip("matplotlib")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magpolicy import ArgumentError, Calibration, Schedule, expected_distance, plan, simulate
+from magpolicy import ArgumentError, Calibration, Schedule, expected_distance, expected_errors, flow_sigmas, plan, simulate
 
 STEPS = 10
 LEVELS = [1 - i / STEPS for i in range(STEPS)]
@@ -94,6 +94,20 @@ def test_it_needs_no_calibration():
     assert expected_distance("flux.1-dev", plan("flux.1-dev", steps=20, computed=rule.computed)) < expected_distance(
         "flux.1-dev", rule
     )
+
+
+@pytest.mark.parametrize("source", ["wan2.1-t2v-1.3b", "flux.1-dev", None])
+@given(st.floats(1, 8))
+def test_a_plan_is_judged_at_its_own_noise_levels(source, shift):
+    levels = flow_sigmas(STEPS, shift=shift)
+    planned = plan(source, sigmas=levels, speedup=2)
+    assert expected_distance(source, planned) == expected_distance(source, planned, sigmas=levels)
+    assert expected_errors(source, planned) == expected_errors(source, planned, sigmas=levels)
+
+
+def test_levels_that_a_published_table_cannot_be_read_at_are_taken_for_even_steps():
+    schedule = Schedule.from_mask([1, 1, 0, 1, 0], sigmas=[14.6, 6.0, 2.0, 0.7, 0.1])
+    assert expected_errors("flux.1-dev", schedule) == expected_errors("flux.1-dev", schedule, steps=5)
 
 
 def test_of_a_part_of_a_run():

@@ -1,7 +1,10 @@
 """What a user who errs is told: the argument, its value and the mend; and what is shown where there is little room."""
 
 import io
+import json
+import os
 import pickle
+import subprocess
 import sys
 
 import pytest
@@ -82,7 +85,18 @@ def test_a_schedule_prints_on_any_console(encoding, strip, monkeypatch):
     monkeypatch.setattr(sys, "stdout", Console())
     schedule = magpolicy.Schedule.from_mask([1, 0, 0])
     assert strip in str(schedule)
-    assert schedule.strip == "█··"
+    assert str(schedule.strip) == f"{schedule.strip}" == strip
+    assert schedule.strip == "█··" == "".join(schedule.strip)
+    assert json.loads(json.dumps(schedule.strip)) == pickle.loads(pickle.dumps(schedule.strip)) == "█··"
+
+
+@pytest.mark.parametrize("shown", ["schedule", "schedule.strip", "f'{schedule.strip}'"])
+def test_a_process_prints_on_a_console_without_blocks(shown):
+    program = f"import magpolicy; schedule = magpolicy.Schedule.from_mask([1, 0, 0]); print({shown})"
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert b"#.." in done.stdout
 
 
 def test_a_notebook_shows_a_schedule_as_a_picture():

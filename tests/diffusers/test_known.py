@@ -59,6 +59,7 @@ def test_the_rule_on_an_unknown_model_says_what_is_close_and_to_plan_instead(cls
     with pytest.raises(PresetError, match=r"speedup=2\.0") as raised:
         magpolicy.attach(model, rule="published")
     assert ("close" in str(raised.value)) == (not cls.startswith("DiT"))
+    assert "example" not in str(raised.value)
     assert "forward" not in vars(model)
 
 

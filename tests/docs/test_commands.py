@@ -24,6 +24,11 @@ SHOWN = re.compile(f"{ALONE}|{WITHIN}", re.MULTILINE)
 COMMANDS = sorted({(page.name, found[1] or found[2]) for page in PAGES for found in SHOWN.finditer(page.read_text("utf-8"))})
 
 
+def test_the_reference_lists_every_command() -> None:
+    page = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| \[`magpolicy ([a-z]+)`\]\(#\1\) \|", page, re.MULTILINE)) == sorted(program.commands)
+
+
 def test_there_are_some() -> None:
     assert len(COMMANDS) > 20
 

@@ -49,6 +49,12 @@ def _numbers(version: str) -> list[int]:
     return [int(part) for part in re.findall(r"\d+", version)]
 
 
+def version_of(python: str) -> str:
+    """``3.10``: the name of its environment; two interpreters may both be called ``python``."""
+    asked = [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+    return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def install(python: str, versions: str, folder: Path, wheels: str | None) -> Path:
     """Make the environment; returns its Python."""
     own = folder / "bin" / "python" if os.name != "nt" else folder / "Scripts" / "python.exe"
@@ -89,7 +95,7 @@ def main() -> int:
     parser.add_argument("--wheels", help="where pip looks for wheels too")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="magpolicy-installed-") as scratch:
-        name = f"{Path(given.python).name}-{given.versions}"
+        name = f"python{version_of(given.python)}-{given.versions}"
         own = install(given.python, given.versions, (given.folder or Path(scratch)) / name, given.wheels)
         failed = 0
         for check, command in checks(own, Path(scratch)).items():

@@ -47,10 +47,14 @@ class Why(enum.Enum):
         "the prompt of {stream}, or what else tells its branch, became another one during the run; the step after that computes"
     )
     TOO_MANY = "more calls come at a step than can be told apart, so all compute"
-    TOO_LONG = "{model} was evaluated more often than the run's {steps} steps; the rest computes. Is steps right?"
+    TOO_LONG = (
+        "{model} was evaluated more often than the run's {steps} steps; the rest computes. steps= counts evaluations: "
+        "second-order samplers, such as Heun's, make two a step"
+    )
     TOO_LONG_UNNAMED = (
         "{model} was evaluated more often than the run's {steps} steps; the rest computes. If guidance calls it twice a step, "
-        'put each call into a with block of its own, \'with handle.stream("cond"):\' and "uncond"; else, is steps right?'
+        'put each call into a with block of its own, \'with handle.stream("cond"):\' and "uncond"; steps= counts evaluations '
+        "of each, and second-order samplers, such as Heun's, make two a step"
     )
 
     # Nothing tells which run the call belongs to: there is no report, and a warning says it.

@@ -8,6 +8,7 @@ from typing import Any
 
 from attrs import define, frozen
 
+from magpolicy import flow_sigmas
 from magpolicy.adapter import ScheduleSpan
 from torch import Tensor
 
@@ -86,7 +87,7 @@ class Levels:
         """
         shares, count = self.shares(), len(self.timesteps)
         switch = None if boundary is None else sum(t >= boundary * self.full for t in self.timesteps)
-        levels = tuple(1 - i / count for i in range(count)) if shares is None else shares
+        levels = flow_sigmas(count) if shares is None else shares
         return ScheduleSpan(levels, self.noise() or (), even=shares is None, expert_step=switch)
 
     def find(self, timestep: float, near: int, reading: int | None = None) -> tuple[int, int] | None:

@@ -18,6 +18,7 @@ from magpolicy.calibration._from_residuals import moments_of
 from magpolicy.calibration._gram import Floats
 from magpolicy.calibration._moments import StreamMoments, matrix
 from magpolicy.policy._curve import Curve
+from magpolicy.policy._flow import flow_sigmas
 
 
 def _as_levels(value: Any) -> tuple[float, ...]:
@@ -216,7 +217,7 @@ class Calibration:
         """
         streams, cross = moments_of(residuals, window)
         count = len(next(iter(streams.values())).ratios)
-        levels = tuple(1 - i / count for i in range(count)) if sigmas is None else tuple(sigmas)
+        levels = flow_sigmas(count) if sigmas is None else tuple(sigmas)
         return cls(sigmas=levels, streams=streams, cross=cross, provenance=provenance or {}, name=name, aliases=aliases)
 
     @classmethod

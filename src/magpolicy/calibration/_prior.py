@@ -26,6 +26,7 @@ from magpolicy.calibration._gram import Floats
 from magpolicy.calibration._likeness import LIKENESS, banded_cross
 from magpolicy.calibration._moments import StreamMoments
 from magpolicy.policy._curve import SINGLE, Curve
+from magpolicy.policy._flow import flow_sigmas
 
 PROVENANCE = "the general prior"
 CONSTANT = "constant"
@@ -194,7 +195,7 @@ def is_measured(calibration: Calibration | None) -> bool:
 
 def flow_levels(steps: int, sigmas: Sequence[float] | None) -> tuple[float, ...]:
     """(N,) the noise levels of a run between 0 and 1; even ones where only their number is known."""
-    return tuple([1 - i / steps for i in range(steps)]) if sigmas is None else tuple(_flow_levels(np.asarray(sigmas)).tolist())
+    return flow_sigmas(steps) if sigmas is None else tuple(_flow_levels(np.asarray(sigmas)).tolist())
 
 
 def _flow_levels(levels: Floats) -> Floats:

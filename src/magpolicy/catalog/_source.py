@@ -72,3 +72,7 @@ class SourceContent:
     def levels_known(self) -> bool:
         """Whether it was calibrated at known noise levels; else flow levels are assumed."""
         return self.calibration is not None or (self.curve is not None and not self.curve.assumed)
+
+    def reads(self, sigmas: Sequence[float]) -> bool:
+        """Whether it can be read at these noise levels; what flow models have in common can be at any."""
+        return self.calibration is not None or self.curve is None or self.curve.reaches(sigmas)

@@ -12,13 +12,12 @@ import click
 import magpolicy
 from magpolicy.calibration._forecast import FORECASTS
 from magpolicy.cli import _output
-from magpolicy.cli._params import Command, Levels, NumberList, Part, Source, Speed, examples
-from magpolicy.cli._preview import JSON, SOURCE, STEPS, strip_of
+from magpolicy.cli._params import Command, NumberList, Part, Source, Speed, examples
+from magpolicy.cli._preview import JSON, SHIFT, SIGMAS, SOURCE, STEPS, strip_of
 from magpolicy.planning._objective import OBJECTIVES
 from magpolicy.schedule._export import FORMS
 
 FILE = click.Path(dir_okay=False, path_type=Path)
-SIGMAS = click.option("--sigmas", type=Levels(), metavar="S,S,...", help="Or the noise levels of its evaluations.")
 GUIDANCE = click.option("--guidance", type=float, metavar="S", help="Guidance scale; as calibrated by default.")
 
 
@@ -26,6 +25,7 @@ GUIDANCE = click.option("--guidance", type=float, metavar="S", help="Guidance sc
     cls=Command,
     epilog=examples(
         "magpolicy plan flux.1-dev --speedup 2",
+        "magpolicy plan wan2.1-t2v-1.3b --steps 20 --shift 5 --speedup 2",
         "magpolicy plan my-model.json --steps 30 --speedup 3 --plot plan.png",
         "magpolicy plan my-model.json --error 0.05 --guidance 5",
         "magpolicy plan my-model.json --computed 10 --export cache-dit",
@@ -34,6 +34,7 @@ GUIDANCE = click.option("--guidance", type=float, metavar="S", help="Guidance sc
 @SOURCE
 @STEPS
 @SIGMAS
+@SHIFT
 @click.option(
     "--speedup", type=Speed(), metavar="X", help="Evaluations per computed one, at least; or quality, balanced, fast."
 )
@@ -177,6 +178,7 @@ def _value(text: str) -> Any:
 @click.argument("second", type=ScheduleSpec())
 @STEPS
 @SIGMAS
+@SHIFT
 @GUIDANCE
 @JSON
 @click.option("--plot", type=FILE, metavar="FILE", help="Draw both error curves over their strips; needs the `plot` extra.")

@@ -18,6 +18,10 @@ SOURCE = click.argument("source", type=Source())
 STEPS = click.option(
     "--steps", type=click.IntRange(1, MAX_STEPS), metavar="N", help="Steps of the run; as calibrated by default."
 )
+SIGMAS = click.option("--sigmas", type=Levels(), metavar="S,S,...", help="Or the noise levels of its evaluations.")
+SHIFT = click.option(
+    "--shift", type=float, metavar="S", help="Shift of a flow model's scheduler: noise levels for --steps; Wan has 3 to 12."
+)
 SEMANTICS = click.option(
     "--semantics", type=Semantics(), metavar="NAME", help="Implementation whose rule decides; `magpolicy semantics` lists them."
 )
@@ -28,6 +32,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
     cls=Command,
     epilog=examples(
         "magpolicy simulate flux.1-dev --steps 20",
+        "magpolicy simulate wan2.1-t2v-1.3b --steps 20 --shift 5",
         "magpolicy simulate wan2.1-t2v-1.3b --semantics official/wan2.1",
         "magpolicy simulate 1,1.02,0.99,0.98 --threshold 0.06 -K 2 --retention 0.2",
         "magpolicy simulate my-model.json --json | jq .mask",
@@ -35,7 +40,8 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 )
 @SOURCE
 @STEPS
-@click.option("--sigmas", type=Levels(), metavar="S,S,...", help="Or the noise levels of its evaluations.")
+@SIGMAS
+@SHIFT
 @click.option("--threshold", type=float, metavar="X", help="Bound on the accumulated error; a preset brings its own.")
 @click.option(
     "--max-skips", "-K", type=int, metavar="K", help="How many steps in a row may be skipped, at most; a preset brings its own."

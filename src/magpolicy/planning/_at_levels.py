@@ -13,6 +13,7 @@ from magpolicy.calibration._prior import CONSTANT, is_measured, prior_calibratio
 from magpolicy.catalog._presets import Preset
 from magpolicy.catalog._source import SourceContent
 from magpolicy.policy._curve import Curve
+from magpolicy.policy._flow import flow_sigmas
 
 
 @frozen
@@ -73,4 +74,4 @@ def _levels(curve: Curve | None, steps: int | None, sigmas: Sequence[float] | No
     if steps is None:
         steps = None if curve is None else curve.steps
     steps = _checks.steps(steps, example="28")
-    return tuple([1 - i / steps for i in range(steps)]) if curve is None else curve.levels_for(steps)
+    return flow_sigmas(steps) if curve is None else curve.levels_for(steps)

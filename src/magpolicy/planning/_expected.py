@@ -123,7 +123,7 @@ def _run_of(
     """The calibration of the schedule's run, and the position there of the schedule's first step."""
     total = schedule.first_step + schedule.steps
     if steps is None and sigmas is None:
-        if schedule.sigmas is not None and SourceContent.of(source).levels_known:
+        if schedule.sigmas is not None and SourceContent.of(source).reads(schedule.sigmas):
             return at_levels(source, None, schedule.sigmas).calibration, 0
         steps = total
     run = at_levels(source, steps, sigmas).calibration

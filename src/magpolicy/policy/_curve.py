@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from magpolicy import _checks
 from magpolicy._errors import ArgumentError
+from magpolicy.policy._flow import flow_sigmas
 
 SINGLE = "single"
 _EDGE = 1e-6  # share of the highest calibrated level by which one may lie outside the range: float32 schedules round
@@ -91,8 +92,7 @@ class Curve:
         """The noise level of each ratio: ``sigmas``, or the assumed flow schedule."""
         if self.sigmas is not None:
             return self.sigmas
-        steps = self.steps
-        return tuple([1 - i / steps for i in range(self.first_step, steps)])
+        return flow_sigmas(self.steps)[self.first_step :]
 
     def of(self, stream: str) -> tuple[float, ...]:
         """Ratios of ``stream``; those of the first stream if ``stream`` was not calibrated."""
@@ -119,12 +119,16 @@ class Curve:
         edge = _EDGE * high
         return tuple(low - edge <= s <= high + edge for s in sigmas)
 
+    def reaches(self, sigmas: Sequence[float]) -> bool:
+        """Whether it can be read at these noise levels: assumed ones end at 1, and above lies another kind of schedule."""
+        return self.sigmas is not None or max(sigmas) <= 1 + _EDGE
+
     def levels_for(self, steps: int) -> tuple[float, ...]:
         """Noise levels of a ``steps``-step run on this curve's own schedule, interpolated over the share of the run."""
         if steps == self.steps and self.first_step == 0:
             return self.levels
         if self.sigmas is None:
-            return tuple(1 - i / steps for i in range(steps))
+            return flow_sigmas(steps)
         shares = np.append(np.arange(self.first_step, self.steps) / self.steps, 1.0)
         return tuple(np.interp(np.arange(steps) / steps, shares, (*self.sigmas, 0.0)).tolist())
 
@@ -171,7 +175,7 @@ class Curve:
         return Curve(ratios, sigmas=None if keep else target)
 
     def _check_reach(self, target: Sequence[float]) -> None:
-        if self.sigmas is None and max(target) > 1 + _EDGE:
+        if not self.reaches(target):
             raise ArgumentError(
                 f"sigmas holds {max(target):g}, but this curve has no noise levels of its own and flow levels 1 to 0 are "
                 "assumed; give Curve(ratios, sigmas=...) the levels it was calibrated at"

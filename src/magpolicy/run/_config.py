@@ -19,6 +19,7 @@ from magpolicy.calibration._forecast import Forecast, Hold, Linear, Planned
 from magpolicy.catalog._presets import Preset
 from magpolicy.planning._problem import PlanRequest
 from magpolicy.policy._curve import SINGLE, Curve
+from magpolicy.policy._flow import flow_sigmas
 from magpolicy.policy._policy import Policy, ScheduledPolicy
 from magpolicy.schedule._schedule import Schedule
 from magpolicy.schedule._stretch import stretched
@@ -260,7 +261,7 @@ class Fixed(RunConfig):
 
     def _by(self, schedule: Schedule, steps: int, sigmas: Levels) -> PreparedRun:
         if self.forecast == "linear":
-            levels = tuple([1 - i / steps for i in range(steps)]) if sigmas is None else sigmas
+            levels = flow_sigmas(steps) if sigmas is None else sigmas
             return PreparedRun(followers(schedule), Linear(levels, self.damping), schedule)
         return self.following(schedule)
 
