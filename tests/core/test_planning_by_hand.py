@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from magpolicy import ArgumentError, Calibration, Schedule, expected_errors, plan
+from magpolicy import ArgumentError, Calibration, Schedule, expected_errors, plan, preset
 from magpolicy.adapter import resolve
 from magpolicy.calibration._gram import inner
 from magpolicy.planning._guidance import stream_factors
@@ -333,6 +333,12 @@ def test_plans_of_more_streams_and_of_what_runs_taught():
     two = resolve({"cond": [1.0, 1.1, 0.9], "uncond": [1.0, 0.9, 1.1]}, speedup=1.5)
     assert two.with_streams({"uncond 2": "uncond"}).streams == ("cond", "uncond", "uncond 2")
     assert two.with_streams({"cond": "cond"}) is two
+    measured, named = calibration(), preset("flux.1-dev")
+    assert (resolve(measured, speedup=1.5).given, resolve(named, speedup=1.5).given) == (measured, named)
+    assert two.given == two.curve
+    levels = (1.0, 0.8, 0.5, 0.2)
+    assert resolve(measured, speedup=1.5).prepare(4, levels).request.source is measured, "what is measured is resampled"
     unknown = resolve(None, speedup=1.5)
+    assert unknown.given is None
     assert unknown.with_streams({"uncond 2": "uncond"}) is unknown
     assert unknown.length(7, None) == (7, None)
