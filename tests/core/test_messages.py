@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -104,6 +105,8 @@ def test_a_notebook_shows_a_schedule_as_a_picture():
     shown = schedule._repr_html_()
     assert shown.count("<rect") == 12
     assert shown.count("<title>step 0, cond") == 1
+    assert [*re.findall("<text[^>]*>(.*?)</text>", shown)] == ["cond", "uncond"]
+    assert "<text" not in magpolicy.Schedule.from_mask([1, 0])._repr_html_()
     names = magpolicy.Schedule.from_mask({"<script>": [1, 0], "b": [1, 1]})._repr_html_()
     assert "<script>" not in names
     assert "&lt;script&gt;" in names
