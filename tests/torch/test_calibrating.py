@@ -220,6 +220,19 @@ def test_the_levels_of_a_run_are_those_of_its_first_stream():
     assert _moments.calibrated(moments, session, {}).sigmas == tuple(SIGMAS[:3])
 
 
+def test_a_long_run_that_was_stopped_behind_its_last_step_is_whole():
+    moments = Moments(window=1)
+    for residual in torch.arange(1.0, 301.0):
+        moments.add("a", residual.reshape(1, 1, 1))
+        moments.add("b", residual.reshape(1, 1, 1))
+    moments.stopped = True
+    session = magpolicy.Session([1.0] * 300, threshold=0, max_skips=0, retention=1)
+    assert len(_moments.calibrated(moments, session, {}).sigmas) == 300
+    moments.add("a", torch.ones(1, 1, 1))
+    with pytest.raises(RunError, match=r"the run got to step 301 of 300 \(b: fewer\)"):
+        _moments.calibrated(moments, session, {})
+
+
 def test_memory_is_bounded_by_the_window():
     moments = Moments(window=3)
     sizes = []
