@@ -6,7 +6,8 @@
   one by the platform; here it is the method of CUDA, which calls PyTorch alone.
 - ``silu_and_mul``, one small operator of vLLM's compiled code, written in PyTorch.
 - vLLM without its compiled code, under the name of its build for CPUs, ``0.30.0+cpu``, by which it tells its platform
-  (fetch.py makes that name). Triton is not there either.
+  (fetch.py makes that name). Triton is not there either. A processor with AMX would have it look for kernels of that code, so
+  PyTorch is made to say that there is none.
 - ``torchvision``, if it is not installed: PyTorch's builds for CPUs on package registries lack it. vLLM imports it for reading
   pictures; nothing here reads any. A module whose names are empty classes.
 """
@@ -73,6 +74,7 @@ def install() -> None:
     from vllm_omni.diffusion.attention.backends.sdpa import SDPAImpl
 
     SDPAImpl.forward = SDPAImpl.forward_cuda
+    torch.cpu._is_amx_tile_supported = lambda: False
     _C.define("silu_and_mul(Tensor! out, Tensor input) -> ()")
     _C.impl("silu_and_mul", _silu_and_mul, "CPU")
 
