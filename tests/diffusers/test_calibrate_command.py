@@ -51,6 +51,13 @@ def by_hand(saved, prompt, seed):
         return handle.calibration
 
 
+def test_a_pipeline_is_loaded_in_the_type_asked_for_without_a_warning(saved, recwarn):
+    from magpolicy_diffusers._calibrate import load
+
+    assert load(str(saved), dtype="bfloat16", device="cpu").transformer.dtype == torch.bfloat16
+    assert not [warning for warning in recwarn if "dtype" in str(warning.message)]
+
+
 @pytest.mark.parametrize("ending", ["json", "safetensors"])
 def test_prompts_are_measured_and_merged_into_one_file(run, saved, tmp_path, ending):
     if ending == "safetensors":
