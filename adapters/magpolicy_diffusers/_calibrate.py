@@ -16,8 +16,9 @@ from magpolicy import AdapterError, ArgumentError, Calibration, MagPolicyError, 
 from magpolicy_diffusers._handle import Handle
 from magpolicy_torch.adapter import default_device
 
-# Of from_pretrained: older versions of diffusers leave out a name that they do not know, newer ones warn of the old name.
-DTYPE = "dtype" if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 40) else "torch_dtype"
+_MAJOR, _MINOR = map(int, diffusers.__version__.split(".")[:2])
+_DTYPE = "dtype" if (_MAJOR, _MINOR) >= (0, 40) else "torch_dtype"
+"""What pipelines call the data type of their weights. The new name was ignored before 0.40, where the old one began to warn."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -57,7 +58,7 @@ def load(
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
     try:
         pipe: Any = diffusers.DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
-            source, **{DTYPE: wanted}, **({"trust_remote_code": True} if trust_remote_code else {})
+            source, **{_DTYPE: wanted}, **({"trust_remote_code": True} if trust_remote_code else {})
         )
     except Exception as error:  # whatever a hub, a file or a class may say
         raise AdapterError(f"source={source} cannot be loaded by diffusers: {type(error).__name__}: {error}") from error

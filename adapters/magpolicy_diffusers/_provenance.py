@@ -46,7 +46,8 @@ def identity(pipe: Any, modules: Sequence[nn.Module]) -> ModelIdentity:
         pipe: the pipeline; ``None``: a model by itself.
         modules: its denoisers, or the model.
     """
-    repo, part = repo_of(next(repos(pipe, *modules), ""))
+    own = next(repos(pipe), "")
+    repo, part = repo_of(own, ()) if own else repo_of(next(repos(*modules), ""))
     configs = ({key: value for key, value in config_of(module).items() if key not in _OF_A_CALL} for module in modules)
     each = [identity_of(module, config or None, repo, part) for module, config in zip(modules, configs, strict=True)]
     first = each[0]
@@ -69,9 +70,10 @@ def repos(*objects: Any) -> Iterator[str]:
             yield str(name)
 
 
-def repo_of(source: str) -> tuple[str, str]:
-    """The repo id, or of a local path its last part, and the component that was loaded from a folder in it."""
-    return repo_and_part(os.path.abspath(source) if source and os.path.exists(source) else source, DENOISERS)
+def repo_of(source: str, parts: Sequence[str] = DENOISERS) -> tuple[str, str]:
+    """The repo id, or of a local path its last part, and the component that was loaded from a folder in it. A pipeline's own is
+    no component, though it may be called so: its ``parts`` are none."""
+    return repo_and_part(os.path.abspath(source) if source and os.path.exists(source) else source, parts)
 
 
 def config_of(thing: Any) -> Mapping[str, Any]:

@@ -162,9 +162,13 @@ class RunDriver(abc.ABC):
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Inside, calls of the model are no steps of a run: a callback's, an observer's. They compute."""
-        before, self._aside = self._aside, True
-        try:
-            yield
+        before = self._aside
+        try:  # either of the two ends it: an interruption of one leaves the other
+            try:
+                self._aside = True
+                yield
+            finally:
+                self._aside = before
         finally:
             self._aside = before
 

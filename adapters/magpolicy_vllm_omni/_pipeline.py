@@ -28,7 +28,7 @@ def identity(pipeline: Any) -> ModelIdentity:
     """Which model a pipeline has: class, the config that the engine read, where it was loaded from, and its weights."""
     modules = denoisers_of(pipeline)
     config = getattr(pipeline, "od_config", None)
-    repo, _ = repo_and_part(str(getattr(config, "model", None) or ""), DENOISERS)
+    repo, _ = repo_and_part(str(getattr(config, "model", None) or ""))
     figures = getattr(getattr(config, "tf_model_config", None), "params", None)
     each = [identity_of(unwrap(module), figures or None, repo) for module in modules.values()]
     if len(each) == 1:

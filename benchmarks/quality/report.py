@@ -16,6 +16,7 @@ PAGE, ASSETS = ROOT / "docs/explanation/quality-figures.md", ROOT / "docs/assets
 SLACK = 0.02  # of the full run's work, less than one step; given to everybody, ours never need it
 SHOWN = {"ours": "#c1121f", "ablation": "#6a4c93", "baseline": "#6c757d", "other": "#1d6fa5"}
 Rows = list[dict[str, Any]]
+Curves = dict[str, tuple[list[float], list[float]]]
 
 
 def load(model: str, sampler: str) -> tuple[dict[str, Any], Rows] | None:
@@ -57,32 +58,41 @@ def front(rows: Rows, work: str) -> Rows:
     return found
 
 
-def plot(about: dict[str, Any], rows: Rows, path: Path) -> None:
+def curves(rows: Rows) -> Curves:
+    """Work and PSNR of each method's front, of those that have one in the range that is drawn."""
+    found = {}
+    for method in KINDS:
+        points = front([r for r in rows if r["method"] == method and 0.15 < r["fraction_all"] < 0.72], "fraction_all")
+        if points:
+            found[method] = [r["fraction_all"] for r in points], [r["psnr"] for r in points]
+    return found
+
+
+def plot(title: str, shown: Curves, path: Path) -> None:
+    """Draw them, narrow and with the names below: what is read on a telephone is as wide as that."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(9, 5.5))
+    below = 0.2 + 0.19 * len(shown)  # inches
+    figure, axes = plt.subplots(figsize=(5.4, 4.3 + below))
     styles: dict[str, int] = {}
-    for method, kind in KINDS.items():
-        points = front([r for r in rows if r["method"] == method and 0.15 < r["fraction_all"] < 0.72], "fraction_all")
-        if not points:
-            continue
+    for method, (x, y) in shown.items():
+        kind = KINDS[method]
         styles[kind] = styles.get(kind, -1) + 1
         mark, dash = "os^Dvx*"[styles[kind] % 7], ("-", "--", ":", "-.")[styles[kind] % 4]
         width = 2.2 if kind in ("ours",) else 1.1
-        x, y = [r["fraction_all"] for r in points], [r["psnr"] for r in points]
         color = plt.get_cmap("tab20")(2 * styles[kind] % 20) if kind == "other" else SHOWN[kind]
         axes.plot(x, y, mark, linestyle=dash, color=color, linewidth=width, markersize=4, label=method)
     axes.set_xlabel("share of the full run's block computations")
     axes.set_ylabel("PSNR to the full run, dB")
-    axes.set_title(f"{about['title']}, {about['steps']} steps, {about['sampler']}")
+    axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    figure.tight_layout()
+    figure.legend(fontsize=9.5, loc="lower left", frameon=False, handlelength=3)
+    figure.tight_layout(rect=(0, below / figure.get_figheight(), 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
 
@@ -108,6 +118,6 @@ def write() -> None:
             parts += [table(about, rows, "fraction_all"), ""]
             parts += ["The first block, which probing rules always run, not counted:", "", table(about, rows, "fraction"), ""]
             picture = ASSETS / f"quality-{model}-{sampler}.svg"
-            plot(about, rows, picture)
+            plot(f"{about['title']}, {about['steps']} steps, {about['sampler']}", curves(rows), picture)
             parts += [f"![PSNR against work](../assets/{picture.name})"]
     PAGE.write_text("\n".join(parts) + "\n")

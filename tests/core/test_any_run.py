@@ -235,3 +235,17 @@ def test_what_asks_for_the_rule():
     assert not asks_for_the_rule({"start_step": 0, "forecast": "linear", "forced": [1]})
     assert not asks_for_the_rule({"threshold": None, "max_skips": 3, "speedup": 2.0})
     assert magpolicy.PlanWarning.__module__ == "magpolicy"
+
+
+def test_what_shows_only_in_a_run_makes_that_run_compute():
+    """A guidance scale combines two branches, and how many there are is known once streams are."""
+    config = resolve({name: [1.0] * 6 for name in "abc"}, speedup=2.0, guidance=3.0)
+    with pytest.raises(ArgumentError, match="combines two streams, there are 3"):
+        config.prepare(6, None)
+    session = Session.from_config(config.for_any_run(warns=False), 6)
+    assert session.schedule is None
+    assert session.differs.endswith("there are 3; try guidance={'a': ...}: every step of this run computes")
+    with session:
+        for _ in range(6):
+            assert session.decide("a").computes
+            session.commit()

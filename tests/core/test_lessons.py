@@ -237,6 +237,7 @@ def test_runs_whose_levels_no_run_had_are_planned_too():
     assert config.prepare(20, None).schedule.computed == 8
     assert config.prepare(20, None).schedule.sigmas == config.curve.levels_for(20), "on the schedule of the run that taught"
     assert config.prepare(28, sigmas).schedule.sigmas == sigmas
+    assert config.prepare(28, sigmas).request.source.sigmas == sigmas, "what is known is read there, and not resampled"
     with pytest.raises(ArgumentError, match=r"steps=None: how long is the run\? try handle.run\(steps=28\)"):
         config.length(None, None)
     assert config.length(7, None) == (7, None)

@@ -1,7 +1,11 @@
 """What a user who errs is told: the argument, its value and the mend; and what is shown where there is little room."""
 
 import io
+import json
+import os
 import pickle
+import re
+import subprocess
 import sys
 
 import pytest
@@ -82,7 +86,18 @@ def test_a_schedule_prints_on_any_console(encoding, strip, monkeypatch):
     monkeypatch.setattr(sys, "stdout", Console())
     schedule = magpolicy.Schedule.from_mask([1, 0, 0])
     assert strip in str(schedule)
-    assert schedule.strip == "█··"
+    assert str(schedule.strip) == f"{schedule.strip}" == strip
+    assert schedule.strip == "█··" == "".join(schedule.strip)
+    assert json.loads(json.dumps(schedule.strip)) == pickle.loads(pickle.dumps(schedule.strip)) == "█··"
+
+
+@pytest.mark.parametrize("shown", ["schedule", "schedule.strip", "f'{schedule.strip}'"])
+def test_a_process_prints_on_a_console_without_blocks(shown):
+    program = f"import magpolicy; schedule = magpolicy.Schedule.from_mask([1, 0, 0]); print({shown})"
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert b"#.." in done.stdout
 
 
 def test_a_notebook_shows_a_schedule_as_a_picture():
@@ -90,6 +105,8 @@ def test_a_notebook_shows_a_schedule_as_a_picture():
     shown = schedule._repr_html_()
     assert shown.count("<rect") == 12
     assert shown.count("<title>step 0, cond") == 1
+    assert [*re.findall("<text[^>]*>(.*?)</text>", shown)] == ["cond", "uncond"]
+    assert "<text" not in magpolicy.Schedule.from_mask([1, 0])._repr_html_()
     names = magpolicy.Schedule.from_mask({"<script>": [1, 0], "b": [1, 1]})._repr_html_()
     assert "<script>" not in names
     assert "&lt;script&gt;" in names

@@ -100,6 +100,11 @@ def test_how_near_levels_are_those_of_the_curve():
     assert place(MEASURED, whole(LEVELS[:-1])).sigmas == LEVELS[:-1]
     part = place(MEASURED, whole((0.4, 0.2), first=4))
     assert part.sigmas == pytest.approx((1.0, 0.85, 0.7, 0.55, 0.4, 0.2))
+    unknown = place(resolve(None, speedup=1.5), whole((0.6, 0.4, 0.2), first=2))
+    assert unknown.sigmas == pytest.approx((1.0, 0.8, 0.6, 0.4, 0.2)), "from 1 where no curve says"
+    many = tuple(1 - i / 300 for i in range(300))
+    long = resolve(Curve([1.0] * 300, sigmas=many), **RULE)
+    assert place(long, whole([level + 3e-8 for level in many])).sigmas == many
     high = resolve(Curve(RATIOS, sigmas=[10 * level for level in LEVELS]), **RULE)
     assert place(high, whole((4.0, 2.0), first=2)).sigmas == pytest.approx((10.0, 7.0, 4.0, 2.0)), "from the curve's highest"
 

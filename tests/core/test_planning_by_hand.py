@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from magpolicy import ArgumentError, Calibration, Schedule, expected_errors, plan
+from magpolicy import ArgumentError, Calibration, Schedule, expected_errors, plan, preset
 from magpolicy.adapter import resolve
 from magpolicy.calibration._gram import inner
 from magpolicy.planning._guidance import stream_factors
@@ -67,6 +67,7 @@ def test_small_moves_lead_to_the_least_there_is_on_the_way():
 
     assert improve((0, 1, 2, 3), cost, all_right, 10) == ((0, 4, 7, 9), 1.0)
     assert improve((0, 4, 7, 9), cost, all_right, 10) == ((0, 4, 7, 9), 1.0)
+    assert improve((0, 1, 2, 3), lambda computed: cost(computed) / 1e6, all_right, 10) == ((0, 4, 7, 9), 1e-6)
     found, least = improve((0, 1, 2, 3), cost, lambda computed: computed[1] <= 2, 10)
     assert (found, least) == ((0, 2, 7, 9), 5.0)
     assert improve((0, 1), lambda computed: 1.0 - 1e-10 * computed[1], all_right, 10)[0] == (0, 1), "rounding is no gain"
@@ -327,12 +328,42 @@ def test_runs_too_long_for_the_trajectory_are_ranked_by_single_errors(more):
     run = problem(calibration(LONGEST + more, window=1), computed=LONGEST)
     assert isinstance(ranking(run), _SumOfGaps) is bool(more)
     assert run.fit_together is not bool(more)
+    if more:
+        with pytest.raises(ArgumentError, match="plans at most 200 steps, this run has 201; try objective='latent'"):
+            solve(run, PlanTarget(computed=LONGEST, objective="trajectory"))
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most", "outside"),
+    [
+        ("retention", 0, 1, (-0.01, 1.01)),
+        ("damping", 0, 1, (-0.01, 1.01)),
+        ("error", 0, 9.0, (-0.01,)),
+        ("max_skips", 0, 9, (-1,)),
+        ("computed", 1, 9, (0,)),
+        ("speedup", 1, 9, (0.99,)),
+        ("expert_step", 0, 9, (-1,)),
+    ],
+)
+def test_how_large_settings_of_a_plan_may_be(name, least, most, outside):
+    more = {"forecast": "linear"} if name == "damping" else {}
+    for value in (least, most):
+        assert getattr(PlanTarget(**{name: value}, **more), name) == value
+    for value in outside:
+        with pytest.raises(ArgumentError, match=f"{name}={value} must be"):
+            PlanTarget(**{name: value}, **more)
 
 
 def test_plans_of_more_streams_and_of_what_runs_taught():
     two = resolve({"cond": [1.0, 1.1, 0.9], "uncond": [1.0, 0.9, 1.1]}, speedup=1.5)
     assert two.with_streams({"uncond 2": "uncond"}).streams == ("cond", "uncond", "uncond 2")
     assert two.with_streams({"cond": "cond"}) is two
+    measured, named = calibration(), preset("flux.1-dev")
+    assert (resolve(measured, speedup=1.5).given, resolve(named, speedup=1.5).given) == (measured, named)
+    assert two.given == two.curve
+    levels = (1.0, 0.8, 0.5, 0.2)
+    assert resolve(measured, speedup=1.5).prepare(4, levels).request.source is measured, "what is measured is resampled"
     unknown = resolve(None, speedup=1.5)
+    assert unknown.given is None
     assert unknown.with_streams({"uncond 2": "uncond"}) is unknown
     assert unknown.length(7, None) == (7, None)

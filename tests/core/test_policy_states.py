@@ -299,8 +299,9 @@ def test_what_a_call_is_revised_to_and_when_it_is_over():
 
 def test_a_run_begins_where_it_is_told():
     session = Session(RATIOS, **RULE)
-    with pytest.raises(ArgumentError, match="step=6 lies outside this run of 6 steps; use 0 to 5"):
-        session.begin(6)
+    for step in (6, 7, 600):
+        with pytest.raises(ArgumentError, match=f"step={step} lies outside this run of 6 steps; use 0 to 5"):
+            session.begin(step)
     session.begin(2)
     assert (session.step(), session.remaining()) == (2, 4)
     with pytest.raises(RunError, match="under way already"):
@@ -529,3 +530,12 @@ def test_calls_that_are_counted_together_are_retained_in_turn():
     for retention, leading in ((0.17, [2, 1, 2]), (0.23, [2, 2, 2]), (0.0, [0, 0, 0])):
         tables = build_step_tables(curve, 9, None, Limits(retention=retention), Semantics(retention="per_call"))
         assert [table.gates.count(Decision.RETENTION) for table in tables.values()] == leading
+
+
+def test_ratios_are_read_at_the_levels_of_the_run_or_at_those_of_the_curve():
+    curve = Curve([1.0, 0.9, 1.2, 0.8], sigmas=[1.0, 0.9, 0.5, 0.2])
+    for sigmas, expected in ((None, curve.resample(steps=3)), ([0.95, 0.7, 0.3], curve.resample(sigmas=[0.95, 0.7, 0.3]))):
+        table = build_step_tables(curve, 3, sigmas, Limits(retention=0.0), Semantics())["single"]
+        assert table.ratios == expected.of("single")
+    part = Curve([1.0, 1.1, 0.9], first_step=2)
+    assert (part.steps, len(part), part.levels) == (5, 3, pytest.approx((0.6, 0.4, 0.2)))

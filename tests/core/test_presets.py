@@ -182,3 +182,13 @@ assert [path for path in opened if path.endswith("presets.json")]
 """
     path = {"PYTHONPATH": ":".join(p for p in sys.path if p)}
     subprocess.run([sys.executable, "-c", code], check=True, env=path, timeout=60)
+
+
+def test_an_example_of_a_documentation_is_found_and_not_suggested():
+    examples = [name for name, found in presets().items() if found.is_example]
+    assert examples == ["flux.1-schnell-4-doc-example", "framepack-f1-musubi-example"]
+    for name in examples:
+        for known in (name, *preset(name).aliases):
+            with pytest.raises(PresetError, match="is not known") as caught:
+                preset(known[:-1])
+            assert known not in str(caught.value)

@@ -1,6 +1,8 @@
 """``magpolicy calibrate`` and ``refine`` on a pipeline saved to a folder, text encoder and tokenizer included."""
 
+import functools
 import json
+import warnings
 
 import pytest
 
@@ -16,6 +18,7 @@ pytest.importorskip("cattrs", reason="the files extra is not installed")
 from pipes.saved import wan  # noqa: E402
 
 from magpolicy.cli import main  # noqa: E402
+from magpolicy_diffusers._calibrate import load  # noqa: E402
 
 STEPS = 6
 SIZE = ("--height", 32, "--width", 32, "--frames", 5, "--guidance", 3, "--set", "max_sequence_length=16")
@@ -49,13 +52,6 @@ def by_hand(saved, prompt, seed):
             max_sequence_length=16, output_type="latent", generator=torch.Generator().manual_seed(seed),
         )  # fmt: skip
         return handle.calibration
-
-
-def test_a_pipeline_is_loaded_in_the_type_asked_for_without_a_warning(saved, recwarn):
-    from magpolicy_diffusers._calibrate import load
-
-    assert load(str(saved), dtype="bfloat16", device="cpu").transformer.dtype == torch.bfloat16
-    assert not [warning for warning in recwarn if "dtype" in str(warning.message)]
 
 
 @pytest.mark.parametrize("ending", ["json", "safetensors"])
@@ -109,6 +105,27 @@ def test_a_library_that_cannot_be_written_is_told_before_the_run(run, tmp_path, 
     code, _, err = run("--steps", STEPS)
     assert code == 2
     assert "give --keep, or --output FILE" in err
+
+
+def test_without_a_number_of_steps_it_is_the_pipelines_own(run, tmp_path, monkeypatch):
+    own = diffusers.WanPipeline.__call__
+
+    @functools.wraps(own)
+    def short(self, *args, num_inference_steps=STEPS, **kwargs):
+        return own(self, *args, num_inference_steps=num_inference_steps, **kwargs)
+
+    monkeypatch.setattr(diffusers.WanPipeline, "__call__", short)
+    code, out, err = run("--prompt", "a cat", "-o", tmp_path / "wan.json")
+    assert (code, err) == (0, "")
+    assert f"{STEPS} steps, cond, uncond" in out
+
+
+@pytest.mark.parametrize(("dtype", "wanted"), [(None, torch.float32), ("bfloat16", torch.bfloat16)])
+def test_the_data_type_is_asked_for_by_the_name_that_diffusers_has_for_it(saved, dtype, wanted):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*dtype.*")
+        pipe = load(str(saved), dtype=dtype, device="cpu", progress=False)
+    assert {pipe.transformer.dtype, pipe.vae.dtype} == {wanted}
 
 
 @pytest.mark.parametrize(("fault", "code"), [(KeyboardInterrupt, 130), (RuntimeError, 1)])

@@ -14,6 +14,7 @@ from pipes import PIPES  # noqa: E402
 from zoo import CASES  # noqa: E402
 
 from magpolicy_diffusers._model_presets import TABLE, KnownModel, preset_of, presets_of  # noqa: E402
+from magpolicy_diffusers._provenance import identity  # noqa: E402
 
 
 @pytest.mark.parametrize("row", [r for r in TABLE if not r.pipelines and r.experts != 2], ids=lambda r: "-".join(r.presets))
@@ -59,7 +60,20 @@ def test_the_rule_on_an_unknown_model_says_what_is_close_and_to_plan_instead(cls
     with pytest.raises(PresetError, match=r"speedup=2\.0") as raised:
         magpolicy.attach(model, rule="published")
     assert ("close" in str(raised.value)) == (not cls.startswith("DiT"))
+    assert "example" not in str(raised.value)
     assert "forward" not in vars(model)
+
+
+@pytest.mark.parametrize(
+    ("source", "repo"),
+    [("org/model", "org/model"), ("org/prior", "org/prior"), ("/models/unet", "unet"), ("org/flux", "org/flux")],
+)
+def test_a_pipeline_that_is_called_as_a_component_is_none(source, repo):
+    pipe = PIPES["FluxPipeline"].make()
+    pipe.register_to_config(_name_or_path=source)
+    assert identity(pipe, [pipe.transformer]).repo == repo
+    pipe.transformer.register_to_config(_name_or_path=f"/cache/{source}/transformer")
+    assert identity(None, [pipe.transformer]).repo == repo.rsplit("/")[-1]
 
 
 def test_what_is_given_wins():

@@ -79,6 +79,9 @@ class PipelineScene:
         return self.case.run(self.target, self.way, STEPS, callback_on_step_end=told, callback_on_step_end_tensor_inputs=[])
 
 
+BRANCHES = ("cond", "uncond")
+
+
 class LoopScene:
     """A user's own loop around a model: a with block, or none.
 
@@ -111,11 +114,17 @@ class LoopScene:
             return torch.stack(outputs)
 
     def step(self, step, *, bare=False):
-        outputs = []
-        for name in ("cond", "uncond"):
-            with nullcontext() if bare else self.handle.stream(name):
-                outputs.append(self.case.call(self.model, Draw((Row(step, name),), level=1 - step / STEPS))[0])
-        return outputs
+        return [self.evaluation(step, name, bare=bare) for name in BRANCHES]
+
+    def evaluation(self, step, name, *, bare=False):
+        with nullcontext() if bare else self.handle.stream(name):
+            return self.case.call(self.model, Draw((Row(step, name),), level=1 - step / STEPS))[0]
+
+    def leave(self, calls):
+        """Begin a run, and leave it between two calls of its first step, or behind them."""
+        with torch.no_grad():
+            for name in BRANCHES[:calls]:
+                self.evaluation(0, name)
 
 
 SCENES = {

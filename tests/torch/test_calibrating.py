@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 np = pytest.importorskip("numpy")
 
 from magpolicy_torch import Moments  # noqa: E402
+from magpolicy_torch.residuals import _moments  # noqa: E402
 
 SIGMAS = [1.0, 0.8, 0.6, 0.4, 0.2]
 
@@ -148,8 +149,88 @@ def test_some_of_the_tokens_are_chosen_once():
     found = moments.calibration(SIGMAS)
     same(found.streams["cond"], [r.flatten(0, 1)[chosen] for r in residuals], 3)
     np.testing.assert_allclose(found.cross["cond", "uncond"][:, 3], 2 * found.streams["cond"].gram[:, 0], rtol=1e-5)
-    assert (found.provenance["tokens"], found.provenance["tokens_of"]) == (20, 100)
+    assert (found.provenance["samples"], found.provenance["tokens"], found.provenance["tokens_of"]) == (1, 20, 100)
     assert moments.nbytes == 2 * 20 * (3 + 1) * 8 * 4
+
+
+class Other:
+    """A group of two ranks, of which the other measured ``numbers``."""
+
+    size = 2
+
+    def __init__(self, numbers=0.0):
+        self.numbers, self.told = numbers, []
+
+    def ends_alike(self, digest):
+        self.told.append(digest)
+        return True
+
+    def sum(self, tensor):
+        self.mine = tensor
+        return tensor + self.numbers
+
+
+def test_ranks_that_share_the_tokens_have_the_sums_of_the_whole():
+    cond, uncond = run_of(5, (1, 16, 8)), run_of(5, (1, 16, 8), seed=50)
+
+    def measured(tokens, steps=range(5)):
+        moments = Moments(window=3)
+        for step in steps:
+            moments.add("cond", cond[step][:, tokens], step=step)
+            moments.add("uncond", uncond[step][:, tokens], step=step)
+        return moments
+
+    first, last, whole = measured(slice(6)), measured(slice(6, 16)), measured(slice(16)).calibration(SIGMAS)
+    theirs = Other()
+    last.sum_over(theirs)
+    mine = Other(theirs.mine)
+    first.sum_over(mine)
+    found = first.calibration(SIGMAS)
+    assert found.provenance["ranks"] == 2
+    assert mine.told == theirs.told
+    for name in ("cond", "uncond"):
+        for part in ("gram", "ratios", "spread", "cosine"):
+            np.testing.assert_allclose(getattr(found.streams[name], part), getattr(whole.streams[name], part), rtol=1e-5)
+    np.testing.assert_allclose(found.cross["cond", "uncond"], whole.cross["cond", "uncond"], rtol=1e-5)
+    fewer = Other()
+    measured(slice(6), range(1, 5)).sum_over(fewer)
+    assert fewer.told != theirs.told, "of other steps"
+
+
+def test_half_precision_is_widened_in_pieces(monkeypatch):
+    residuals = run_of(5, (1, 13, 8), dtype=torch.bfloat16)
+    for chunk in (10, 100, 10_000):  # of 1, of 4 and of all tokens
+        monkeypatch.setattr(_moments, "CHUNK", chunk)
+        moments = Moments(window=2)
+        for residual in residuals:
+            moments.add("single", residual)
+        same(moments.calibration(SIGMAS).streams["single"], residuals, 2, rtol=1e-5)
+
+
+def test_the_levels_of_a_run_are_those_of_its_first_stream():
+    moments, name = Moments(window=2), "".join(["a", " stream"])
+    with magpolicy.Session([1.0] * 3, sigmas=SIGMAS[:3], threshold=0, max_skips=0, retention=1) as session:
+        for residual in run_of(3, (1, 6, 8)):
+            session.decide("other", sigma=0.05)
+            session.commit()
+            session.decide("".join(["a ", "stream"]))
+            session.commit()
+            moments.add(name, residual)
+    assert _moments.curve_of(moments, session).sigmas == tuple(SIGMAS[:3])
+    assert _moments.calibrated(moments, session, {}).sigmas == tuple(SIGMAS[:3])
+
+
+def test_a_long_run_that_was_stopped_behind_its_last_step_is_whole():
+    moments = Moments(window=1)
+    for residual in torch.arange(1.0, 301.0):
+        moments.add("a", residual.reshape(1, 1, 1))
+        moments.add("b", residual.reshape(1, 1, 1))
+    moments.stopped = True
+    session = magpolicy.Session([1.0] * 300, threshold=0, max_skips=0, retention=1)
+    assert len(_moments.calibrated(moments, session, {}).sigmas) == 300
+    moments.add("a", torch.ones(1, 1, 1))
+    with pytest.raises(RunError, match=r"the run got to step 301 of 300 \(b: fewer\)"):
+        _moments.calibrated(moments, session, {})
 
 
 def test_memory_is_bounded_by_the_window():
@@ -241,11 +322,12 @@ def test_residuals_that_make_no_calibration(values, message):
         moments.curve()
 
 
-def test_another_resolution_midway_is_an_error_at_the_end_and_no_crash():
+@pytest.mark.parametrize("tokens", [2, 5])
+def test_another_resolution_midway_is_an_error_at_the_end_and_no_crash(tokens):
     moments = Moments()
     moments.add("single", torch.ones(1, 3, 4))
-    moments.add("single", torch.ones(1, 5, 4))
-    moments.add("single", torch.ones(1, 5, 4))
+    moments.add("single", torch.ones(1, tokens, 4))
+    moments.add("single", torch.ones(1, tokens, 4))
     with pytest.raises(ArgumentError, match="keep the resolution"):
         moments.calibration([1.0, 0.5, 0.2])
 

@@ -20,6 +20,7 @@ pytest.importorskip("cattrs", reason="the files extra is not installed")
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from magpolicy_torch.adapter import Learner  # noqa: E402
+from magpolicy_torch.residuals import _samples  # noqa: E402
 from magpolicy_torch.residuals._samples import HELD, ROWS, ResidualSamples  # noqa: E402
 
 STEPS = 12
@@ -423,6 +424,75 @@ def test_a_few_elements_of_every_channel_stand_for_all(shape):
     flat = torch.stack(every).flatten(1).double()
     exact = (flat @ flat.T / flat.shape[1]).numpy()
     assert samples.measured().gram == pytest.approx(exact, rel=0.1 if flat.shape[1] > 8 * ROWS else 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("steps", "shape", "rows"),
+    [
+        (28, (1, 200, 3072), 97),  # what 32 MiB hold of 28 steps of 12 kB
+        (4, (1, 500, 8), 128),
+        (4, (1, 100, 8), 100),
+        (28, (1, 2, 300_000), 1),
+    ],
+)
+def test_how_many_elements_of_each_channel_are_looked_at(steps, shape, rows):
+    samples = ResidualSamples(steps)
+    samples.add("single", torch.zeros(shape), step=0)
+    assert samples.nbytes == rows * shape[-1] * 4
+
+
+class OtherRank:
+    """A group of two ranks, of which the other looked at ``numbers``."""
+
+    def __init__(self, numbers=0.0, alike=True):
+        self.numbers, self.alike, self.told = numbers, alike, []
+
+    def ends_alike(self, digest):
+        self.told.append(digest)
+        return self.alike
+
+    def sum(self, tensor):
+        self.mine = tensor
+        return tensor + self.numbers
+
+
+def test_ranks_have_the_mean_of_what_each_looked_at():
+    every = torch.randn(2, 1, 16, 8, generator=torch.Generator().manual_seed(0))
+
+    def looked_at(tokens, first=0):
+        samples = ResidualSamples(4)
+        for step, residual in enumerate(every, first):
+            samples.add("single", residual[:, tokens], step=step)
+        return samples
+
+    theirs = OtherRank()
+    looked_at(slice(6, 16)).measured(theirs)
+    mine = OtherRank(theirs.mine)
+    found = looked_at(slice(6)).measured(mine)
+    assert found.gram == pytest.approx(looked_at(slice(16)).measured().gram)
+    assert mine.told == theirs.told
+    later, nothing = OtherRank(), OtherRank()
+    looked_at(slice(6), first=1).measured(later)
+    assert ResidualSamples(4).measured(nothing) is None
+    assert len({*mine.told, *later.told, *nothing.told}) == 3
+    assert looked_at(slice(6)).measured(OtherRank(alike=False)) is None
+
+
+def test_products_are_summed_in_pieces(monkeypatch):
+    residuals = torch.randn(3, 1, 7, 3, generator=torch.Generator().manual_seed(0))
+    flat = residuals.flatten(1).double()
+    for chunk in (1, 12, 10_000):
+        monkeypatch.setattr(_samples, "CHUNK", chunk)
+        samples = ResidualSamples(3)
+        for step, residual in enumerate(residuals):
+            samples.add("single", residual, step=step)
+        assert samples.measured().gram == pytest.approx((flat @ flat.T / 21).numpy())
+
+
+def test_a_residual_of_one_number_is_looked_at_too():
+    samples = ResidualSamples(4)
+    samples.add("single", torch.tensor(3.0), step=0)
+    assert samples.measured().gram[0, 0] == pytest.approx(9.0)
 
 
 def test_channels_that_are_large_are_all_seen():

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 
 from magpolicy_torch import ResidualStore, run_step  # noqa: E402
 from magpolicy_torch.residuals import _arithmetic  # noqa: E402
+from magpolicy_torch.residuals._turns import Turns  # noqa: E402
 
 
 def test_a_difference_is_fresh_and_without_history():
@@ -31,6 +32,76 @@ def test_applying_writes_nothing_in_place_and_keeps_the_dtype():
     assert found.dtype == torch.bfloat16
     assert torch.equal(before, torch.ones_like(before))
     assert torch.equal(found, torch.full_like(before, 2))
+
+
+def like(*shape, dtype=torch.float32):
+    return torch.ones(shape, dtype=dtype)
+
+
+def test_what_leaves_a_stack_as_it_enters_needs_no_base():
+    assert _arithmetic.Base.of(like(1, 2, 3), like(1, 2, 3)) is None
+    given = like(1, 2, 3)
+    assert _arithmetic.counted_from(None, given, like(1, 2, 3)) is given
+    for other in (like(1, 2, 4), like(1, 2), like(1, 2, 3, dtype=torch.float16), like(1, 2, 3).to("meta")):
+        assert _arithmetic.counted_from(None, given, other) is None
+
+
+def test_a_wider_output_is_counted_from_the_input_in_its_type():
+    base = _arithmetic.Base.of(like(1, 2, 3, dtype=torch.bfloat16), like(1, 2, 3))
+    given = like(1, 5, 3, dtype=torch.bfloat16) * 3
+    found = _arithmetic.counted_from(base, given, like(1, 5, 3))
+    assert torch.equal(found, given.float())
+    assert found.dtype is torch.float32
+    assert base.before(given, like(1, 4, 3)) is None
+    assert base.before(given.float(), like(1, 5, 3)) is None
+    assert base.before(given, like(1, 5, 3, dtype=torch.bfloat16)) is None
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "fits"),
+    [
+        (((2, 4, 8, 8), (2, 3, 8, 8)), ((2, 4, 8, 8), (2, 3, 8, 8)), True),
+        (((2, 4, 8, 8), (2, 3, 8, 8)), ((5, 4, 6, 7), (5, 3, 6, 7)), True),  # other samples, height and width
+        (((2, 4, 8, 8), (2, 3, 8, 8)), ((5, 4, 6, 7), (4, 3, 6, 7)), False),
+        (((2, 4, 8, 8), (2, 3, 8, 8)), ((2, 5, 8, 8), (2, 3, 8, 8)), False),
+        (((2, 4, 8, 8), (2, 3, 8, 8)), ((2, 4, 8, 8), (2, 4, 8, 8)), False),
+        (((2, 4, 8, 8), (2, 3, 8, 8)), ((2, 4, 8), (2, 3, 8)), False),
+        (((2, 4), (2, 3, 8)), ((2, 4), (2, 3, 8)), True),  # of other dimensions: those alone
+        (((2, 4), (2, 3, 8)), ((3, 4), (3, 3, 8)), False),
+        (((2, 3, 8), (2, 4)), ((2, 3, 8), (2, 4)), True),
+        (((2, 3, 8), (2, 4)), ((3, 3, 8), (3, 4)), False),
+        (((2, 4, 8), (2, 3, 8)), ((2, 4), (2, 3, 8)), False),
+        (((2, 4, 8), (2, 3, 8)), ((2, 4, 8), (2, 3)), False),
+        (((2, 4), (2, 3)), ((2, 4, 8), (2, 3, 8)), False),
+    ],
+    ids=str,
+)
+def test_an_output_of_another_shape_is_counted_from_nothing(then, now, fits):
+    base = _arithmetic.Base.of(*(like(*shape) for shape in then))
+    found = base.before(*(like(*shape) for shape in now))
+    assert found is None if not fits else torch.equal(found, torch.zeros(now[1]))
+
+
+def test_turns_are_those_of_the_last_three_residuals():
+    turns, rows = Turns(), torch.randn(5, 1, 600, 4, generator=torch.Generator().manual_seed(0))
+    for step, row in enumerate(rows):
+        found = turns.add("a", row)
+        if step < 2:
+            assert found is None
+        else:
+            new, old = ((rows[i] - rows[i - 1])[:, ::2] for i in (step, step - 1))  # about 256 tokens are looked at
+            torch.testing.assert_close(found, torch.stack([(new * old).sum(), new.square().sum(), old.square().sum()]))
+        assert turns.nbytes == (1 if step == 0 else 2) * 300 * 4 * 4
+    assert turns.add("a", rows[0][:, :500]) is None, "of another shape"
+    assert turns.add("a", rows[1][:, :500]) is None
+    assert turns.add("a", rows[2][:, :500]) is not None
+    assert turns.add("b", rows[0]) is None
+    turns.drop("a")
+    turns.drop("c")
+    assert turns.nbytes == 300 * 4 * 4
+    assert turns.add("a", rows[3][:, :500]) is None
+    turns.clear()
+    assert turns.nbytes == 0
 
 
 def test_the_store_gives_back_what_was_put_or_says_why_not():

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 from attrs import field, frozen
 
+import magpolicy
+
 
 @frozen
 class KnownModel:
@@ -35,8 +37,8 @@ def rows_of(table: Iterable[Row], model: str, config: Mapping[str, Any]) -> list
 def near_misses(table: Iterable[KnownModel], model: str, more: Iterable[str] = ()) -> str:
     """A phrase for a message: which presets were calibrated on other models of the same class, ``more`` among them.
 
-    It ends with ``"; "``, and is empty where there are none.
+    It ends with ``"; "``, and is empty where there are none. Examples of a documentation are left out.
     """
     same = [name for row in table if row.model == model for name in row.presets]
-    names = list(dict.fromkeys([*same, *more]))[:4]
+    names = [name for name in dict.fromkeys([*same, *more]) if not magpolicy.presets()[name].is_example][:4]
     return f"close, of the same class: {', '.join(names)}; " if names else ""

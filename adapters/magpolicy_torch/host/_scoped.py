@@ -60,12 +60,14 @@ class Scoped(Generic[T]):
     def set(self, value: T) -> Iterator[None]:
         """Set ``value`` for the time of the with block."""
         key, token = _Key(self._key.get()), None
-        try:
-            self._values[key] = value
-            token = self._key.set(key)
-            yield
+        try:  # either of the two ends the value: an interruption of one leaves the other
+            try:
+                self._values[key] = value
+                token = self._key.set(key)
+                yield
+            finally:
+                self._values.pop(key, None)  # whatever the context holds: without its value a key stands for nothing
         finally:
-            self._values.pop(key, None)  # whatever the context holds: without its value a key stands for nothing
             if token is not None:
                 with contextlib.suppress(ValueError):  # we are in another context, whose value is not ours to change
                     self._key.reset(token)

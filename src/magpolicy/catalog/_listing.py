@@ -40,10 +40,11 @@ class Listing(Mapping[str, Preset]):
         else:
             yield from _named(name, offered().values())
 
-    def names(self) -> Iterator[str]:
-        """Every name and alias, as written."""
+    def suggested(self) -> Iterator[str]:
+        """Every name, and every alias of a shipped one, as written, that may be suggested for one that is not known."""
         for name, row in rows().items():
-            yield from (name, *row["aliases"])
+            if not shipped(name).is_example:
+                yield from (name, *row["aliases"])
         yield from (*offered(), *own())
 
 

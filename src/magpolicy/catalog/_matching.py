@@ -63,7 +63,7 @@ def named(name: str | Path) -> PresetMatches:
         return PresetMatches([load_preset(name)])
     found = found or PresetMatches(one for one in learned_of() if one.name == name)
     if not found:
-        hint = _checks.meant(str(name), Listing().names())
+        hint = _checks.meant(str(name), Listing().suggested())
         mend = "" if hint else ". A model needs none: attach(pipe) plans by what models have in common, and learns from runs"
         shown = _checks._short(str(name))
         raise PresetError(f"preset={shown} is not known; {hint}`magpolicy presets` lists all {len(Listing())}{mend}")

@@ -63,6 +63,12 @@ class Preset:
         """Steps of the calibration run."""
         return self.curve.steps
 
+    @property
+    def is_example(self) -> bool:
+        """Whether it was published to show a format, in a project's documentation. It is used for what it is named after, and
+        suggested for nothing else."""
+        return "repo" in self.source and str(self.source.get("path", "")).startswith("docs/")
+
     def expert_step(self, steps: int, sigmas: Sequence[float] | None = None) -> int | None:
         """First step of the second (low-noise) expert in a run of ``steps``; ``None`` for a model with one.
 

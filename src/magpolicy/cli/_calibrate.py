@@ -24,7 +24,7 @@ from magpolicy.files._names import CALIBRATION_ENDINGS
         "magpolicy calibrate Qwen/Qwen-Image --steps 30 --prompt fox --set true_cfg_scale=4.0 -o qwen.json",
     ),
 )
-@_pipeline.pipeline
+@_pipeline.pipeline_at_its_own_length
 @_pipeline.output(f"File for the calibration, {' or '.join(CALIBRATION_ENDINGS)}.", *CALIBRATION_ENDINGS, required=False)
 @click.option("--keep", "keeps", is_flag=True, help="Keep it in the library, where attach finds it by the model.")
 @click.option(

@@ -93,7 +93,7 @@ def say_table(headers: Sequence[str], rows: Iterable[Sequence[Any]], *, right: I
         click.echo("  ".join(aligned).rstrip())
 
 
-_GAP, _LEAST = 1, 20
+_GAP, _LEAST = 2, 20
 """Columns between two of a table, and those that the last one needs to be folded into."""
 
 

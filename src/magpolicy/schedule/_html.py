@@ -1,4 +1,5 @@
-"""A schedule as a picture for notebooks: one row of boxes a stream, filled where the step computes."""
+"""A schedule as a picture for notebooks: one row of boxes a stream, filled where the step computes, and its name if there are
+several."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from magpolicy.schedule._schedule import Schedule
 
-BOX, GAP, WIDEST = 16, 3, 900
-"""Pixels: a box with its gap, at most; a gap; and the whole picture."""
+BOX, GAP, WIDEST, LETTER = 16, 3, 900, 8
+"""Pixels: a box with its gap, at most; a gap; all boxes of a row; and a letter of a stream's name, about."""
 _COMPUTED, _SKIPPED = "#2a9d8f", "#8884"
 
 
@@ -17,9 +18,11 @@ def picture(schedule: Schedule) -> str:
     """An inline SVG; a box's tooltip says the step, its noise level, what decided, and the error that a skip is to have."""
     side = max(2.0, min(BOX, WIDEST / schedule.steps))
     rows = "".join(_row(schedule, index, side) for index in range(len(schedule.streams)))
-    width, height = side * schedule.steps, (BOX + GAP) * len(schedule.streams)
+    longest = max(map(len, schedule.streams)) if len(schedule.streams) > 1 else 0
+    width, height = side * schedule.steps + LETTER * (longest + bool(longest)), (BOX + GAP) * len(schedule.streams)
     said = escape(f"{schedule.computed} of {schedule.steps} steps compute", quote=True)
-    return f'<svg role="img" aria-label="{said}" width="{width:g}" height="{height}">{rows}</svg>'
+    fits = f'viewBox="0 0 {width:g} {height}" style="max-width: 100%; height: auto"'
+    return f'<svg role="img" aria-label="{said}" width="{width:g}" height="{height}" {fits}>{rows}</svg>'
 
 
 def _row(schedule: Schedule, index: int, side: float) -> str:
@@ -31,6 +34,9 @@ def _row(schedule: Schedule, index: int, side: float) -> str:
         boxes.append(
             f'<rect x="{x:g}" y="{y}" width="{max(1.0, side - GAP):g}" height="{BOX}" rx="2" fill="{fill}">{title}</rect>'
         )
+    if len(schedule.streams) > 1:
+        x, y = side * schedule.steps + LETTER, index * (BOX + GAP) + BOX - 4
+        boxes.append(f'<text x="{x:g}" y="{y}" font-size="12" fill="currentColor">{escape(schedule.streams[index])}</text>')
     return "".join(boxes)
 
 

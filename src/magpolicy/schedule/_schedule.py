@@ -24,6 +24,20 @@ if TYPE_CHECKING:
 COMPUTE, SKIP = "█", "·"
 
 
+class _Strip(str):
+    """A strip that prints anywhere: in ASCII where standard output has another encoding that lacks its characters, as a console
+    or a file on Windows may. To all but ``print``, ``str`` and ``f"{strip}"`` it is the string of blocks and dots."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        try:
+            self.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+        except (UnicodeEncodeError, LookupError):
+            return self.replace(COMPUTE, "#").replace(SKIP, ".")
+        return super().__str__()
+
+
 @frozen(eq=False)
 class Schedule:
     """A run's decisions per stream. Made by :func:`magpolicy.simulate`, :func:`magpolicy.plan`, from a trace, or from a mask.
@@ -131,8 +145,9 @@ class Schedule:
 
     @property
     def strip(self) -> str:
-        """One character a step: a block computes, a dot skips."""
-        return "".join(COMPUTE if computes else SKIP for computes in self.mask)
+        """One character a step: a block computes, a dot skips. Where standard output cannot show these, it prints as ``#`` and
+        ``.``."""
+        return _Strip("".join(COMPUTE if computes else SKIP for computes in self.mask))
 
     def stream_mask(self, stream: str) -> tuple[bool, ...]:
         """The mask of one stream."""
@@ -161,7 +176,7 @@ class Schedule:
         return self.streams.index(stream) if stream in self.streams else 0
 
     def __str__(self) -> str:
-        return f"{self.steps} steps {_as_output_takes(self.strip)}  {self.computed} computed  {self.speedup:.2f}x"
+        return f"{self.steps} steps {self.strip}  {self.computed} computed  {self.speedup:.2f}x"
 
     def _repr_html_(self) -> str:
         return _html.as_html(self)
@@ -297,15 +312,6 @@ class Schedule:
         from magpolicy.schedule._plot import plot_schedule
 
         plot_schedule(self, path)
-
-
-def _as_output_takes(strip: str) -> str:
-    """The strip, in ASCII where standard output has another encoding that lacks its characters, as a file on Windows may."""
-    try:
-        strip.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
-    except (UnicodeEncodeError, LookupError):
-        return strip.replace(COMPUTE, "#").replace(SKIP, ".")
-    return strip
 
 
 def _masked(mask: Any, errors: Any) -> list[tuple[Decision, float]]:
