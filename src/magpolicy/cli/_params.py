@@ -16,6 +16,7 @@ from magpolicy import flow_sigmas, presets, semantics_names
 from magpolicy._errors import ArgumentError, MagPolicyError, MissingExtraError
 from magpolicy.files._names import names_a_file
 from magpolicy.files._reading import json_of
+from magpolicy.planning._target import SPEEDS
 
 MAX_SETTINGS = 100_000  # ten times what a sweep does in about a second
 MAX_INPUT = 4_000_000  # bytes; as much as a preset file may have
@@ -107,7 +108,8 @@ class Source(_ParamType):
         return _ratios(value) if _is_list(value) else value
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(name) for name in presets() if name.startswith(incomplete)]
+        names = [CompletionItem(name) for name in presets() if name.startswith(incomplete)]
+        return [CompletionItem(incomplete, type="file"), *names]  # a shell looks for files where no name fits
 
 
 class Semantics(_ParamType):
@@ -208,6 +210,9 @@ class Speed(_ParamType):
         except ValueError:
             return value
 
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in SPEEDS if name.startswith(incomplete)]
+
 
 class SpeedList(_ParamType):
     """``2,3`` or ``quality,fast``: speedups, each a number or a name that planning knows."""
@@ -221,6 +226,10 @@ class SpeedList(_ParamType):
         if not found:
             self.fail(f"{value!r} names no speed; try 2,3 or quality,balanced,fast", param, ctx)
         return found
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        before, comma, begun = incomplete.rpartition(",")
+        return [CompletionItem(f"{before}{comma}{speed.value}") for speed in Speed().shell_complete(ctx, param, begun)]
 
 
 class Part(_ParamType):

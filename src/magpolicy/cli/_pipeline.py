@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from magpolicy._checks import MAX_STEPS
 from magpolicy._errors import PresetError, require
@@ -104,7 +105,11 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
 
     for option in reversed(_OPTIONS):
         with_pipeline = option(with_pipeline)
-    return click.argument("source", metavar="REPO_OR_PATH")(with_pipeline)
+    return click.argument("source", metavar="REPO_OR_PATH", shell_complete=_folders)(with_pipeline)
+
+
+def _folders(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="dir")]
 
 
 def stopped(why: BaseException) -> click.Abort:

@@ -12,7 +12,7 @@ import click
 import magpolicy
 from magpolicy._errors import MagPolicyError, RunError, require
 from magpolicy.cli import _output, _pipeline
-from magpolicy.cli._params import Command, NumberList, SpeedList, examples
+from magpolicy.cli._params import Command, NumberList, Source, SpeedList, examples
 from magpolicy.files._writing import write_whole
 
 
@@ -24,7 +24,7 @@ from magpolicy.files._writing import write_whole
     ),
 )
 @_pipeline.pipeline
-@click.argument("calibration")
+@click.argument("calibration", shell_complete=Source().shell_complete)
 @click.option(
     "--speedup",
     type=SpeedList(),
