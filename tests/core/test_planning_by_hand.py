@@ -328,6 +328,10 @@ def test_a_schedule_of_every_number_of_steps_or_the_fewest_that_keep_an_error(ob
         assert solve(run, PlanTarget(objective=objective, error=bound)).computed == kept
 
 
+def test_speedups_by_name():
+    assert [PlanTarget(speedup=name).speedup for name in ("quality", "balanced", "fast")] == [1.5, 2.0, 3.0]
+
+
 def test_values_of_skipped_steps_are_0_past_the_end_and_where_not_known():
     values = np.array([5.0, np.nan, 7.0])
     found = at_skipped(values, (2, 3, 4))
