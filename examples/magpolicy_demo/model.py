@@ -43,9 +43,8 @@ def build() -> FluxTransformer2DModel:
 def load() -> FluxTransformer2DModel:
     """The trained model in float32 (stored in float16), ready for inference."""
     # low_cpu_mem_usage needs one package more, for a saving of 7 MB.
-    options = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
-    model: FluxTransformer2DModel = FluxTransformer2DModel.from_pretrained(WEIGHTS, **options)
-    return model.eval().requires_grad_(False)
+    model: FluxTransformer2DModel = FluxTransformer2DModel.from_pretrained(WEIGHTS, low_cpu_mem_usage=False)
+    return model.float().eval().requires_grad_(False)
 
 
 def patchify(images: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def test_the_inverse_shift_is_the_run_in_the_mirror(steps, shift):
     assert np.allclose([1 - level for level in reversed(back)], there)
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"steps": 20, "shift": 0}, {"steps": 20, "shift": math.nan}])
+@pytest.mark.parametrize("wrong", [{"steps": 0}, *({"steps": 20, "shift": shift} for shift in (0, math.nan, 0.0009, 1001))])
 def test_what_no_run_has_is_an_error(wrong):
     with pytest.raises(ArgumentError, match=f"{list(wrong)[-1]}="):
         flow_sigmas(**wrong)

@@ -5,13 +5,15 @@ import itertools
 import numpy as np
 import pytest
 
-from magpolicy import ArgumentError, Calibration, Schedule, expected_errors, plan, preset
+from magpolicy import ArgumentError, Calibration, Curve, Schedule, expected_errors, plan, preset
 from magpolicy.adapter import resolve
 from magpolicy.calibration._gram import inner
+from magpolicy.planning._at_levels import at_levels
+from magpolicy.planning._error_tables import at_skipped
 from magpolicy.planning._guidance import stream_factors
 from magpolicy.planning._local_search import evenly, improve, neighbours
 from magpolicy.planning._objective import LONGEST, OBJECTIVES
-from magpolicy.planning._planner import TargetError, solve
+from magpolicy.planning._planner import TargetError, solve, solve_all
 from magpolicy.planning._problem import LONG_RUN, PlanRequest
 from magpolicy.planning._shortest_path import shortest_paths
 from magpolicy.planning._skip_costs import _SumOfGaps, cheapest_paths, forbidden_skips, gap_costs_of, ranking
@@ -311,6 +313,36 @@ def test_the_errors_expected_of_a_schedule_are_those_of_its_residuals(first):
         gram = np.array([[inner(run.streams["single"].gram, i, j) for i in places] for j in places], dtype=float)
         weights += [0.0] * (len(places) - len(weights))
         assert error == pytest.approx(np.sqrt(weights @ gram @ weights / gram[0, 0]))
+
+
+@pytest.mark.parametrize("objective", ["latent", "trajectory"])
+def test_a_schedule_of_every_number_of_steps_or_the_fewest_that_keep_an_error(objective):
+    run = problem(calibration(), objective=objective)
+    every = solve_all(run, PlanTarget(objective=objective))
+    assert [schedule.computed for schedule in every] == [1, 2, 3, 4, 5, 6]
+    for bound in (0.3, 0.6, 0.9):
+        costs = np.zeros((7, 6, 7))
+        costs[:, :, 2:] = np.cumsum(forbidden_skips(run, bound)[:, :, 1:-1], axis=2)  # how many in a gap are not allowed
+        choices = [(0, *rest) for size in range(6) for rest in itertools.combinations(range(1, 6), size)]
+        kept = min(len(choice) for choice in choices if costs_of(choice, costs) == 0)
+        assert solve(run, PlanTarget(objective=objective, error=bound)).computed == kept
+
+
+def test_speedups_by_name():
+    assert [PlanTarget(speedup=name).speedup for name in ("quality", "balanced", "fast")] == [1.5, 2.0, 3.0]
+
+
+def test_values_of_skipped_steps_are_0_past_the_end_and_where_not_known():
+    values = np.array([5.0, np.nan, 7.0])
+    found = at_skipped(values, (2, 3, 4))
+    for _, j, k in itertools.product(range(2), range(3), range(4)):
+        assert found[0, j, k] == {0: 5.0, 2: 7.0}.get(j + k, 0.0)
+    assert found.shape == (1, 3, 4)
+
+
+def test_of_which_models_nothing_at_all_is_known():
+    for source, guess in ((None, True), ("flux.1-dev", False), (Curve([1.0, 0.9, 1.1]), False), (calibration(), False)):
+        assert at_levels(source, 3, None).is_a_guess is guess
 
 
 def test_how_long_a_gap_of_a_part_may_be():

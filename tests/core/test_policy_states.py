@@ -539,3 +539,13 @@ def test_ratios_are_read_at_the_levels_of_the_run_or_at_those_of_the_curve():
         assert table.ratios == expected.of("single")
     part = Curve([1.0, 1.1, 0.9], first_step=2)
     assert (part.steps, len(part), part.levels) == (5, 3, pytest.approx((0.6, 0.4, 0.2)))
+
+
+@pytest.mark.parametrize("retention", ["one_more", "of_levels", "ceil"])
+def test_a_run_that_is_retained_whole_computes_every_step(retention):
+    """Two of these count a step more than the run has."""
+    curve = Curve([1.0] * 300)
+    for experts in (None, 100):
+        limits = Limits(retention=1.0, expert_step=experts)
+        gates = build_step_tables(curve, 300, None, limits, Semantics(retention=retention, boundary="keep"))["single"].gates
+        assert gates == (Decision.RETENTION,) * 300

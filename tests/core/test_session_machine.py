@@ -57,6 +57,25 @@ class Naive:
             self.trace.append((step, name, final, P, after[1] if after else 0.0, k))
 
 
+# When a rule may come. By names: older Hypothesis reads the source of a lambda anew each time that it asks one.
+
+
+def running(machine):
+    return machine.session.active
+
+
+def idle(machine):
+    return not running(machine)
+
+
+def awaits_a_decision(machine):
+    return running(machine) and machine.pending is None
+
+
+def has_decided(machine):
+    return machine.pending is not None
+
+
 class Sessions(RuleBasedStateMachine):
     @initialize(data=st.data(), steps=st.integers(1, 14))
     def resolve(self, data, steps):
@@ -83,20 +102,17 @@ class Sessions(RuleBasedStateMachine):
         self.pending = None
         self.ended = 0
 
-    def running(self):
-        return self.session.active
-
     def begin_at(self, step):
         self.session.begin(step)
         self.session.on_end(lambda: setattr(self, "ended", self.ended + 1))
         self.model.begin(step)
 
-    @precondition(lambda self: not self.running())
+    @precondition(idle)
     @rule(share=st.sampled_from([0, 0, 0, 1, 3]))
     def begin(self, share):
         self.begin_at(min(share, self.steps - 1))
 
-    @precondition(lambda self: self.running() and self.pending is None)
+    @precondition(awaits_a_decision)
     @rule(
         names=st.lists(st.sampled_from(STREAMS), min_size=1, max_size=3, unique=True),
         ahead=st.sampled_from([None, None, None, 0, 0, 1, 3]),
@@ -117,7 +133,7 @@ class Sessions(RuleBasedStateMachine):
         assert answer.reason == next((w for w, _ in expected if w not in ("reused", "joint")), expected[0][0])
         self.pending = (names, step, expected)
 
-    @precondition(lambda self: self.running() and self.pending is None)
+    @precondition(awaits_a_decision)
     @rule(
         names=st.lists(st.sampled_from(STREAMS), min_size=1, max_size=3, unique=True),
         host_is_at=st.none() | st.integers(0, 16),
@@ -145,20 +161,20 @@ class Sessions(RuleBasedStateMachine):
             call.commit()
         call.cancel()  # nothing happens
 
-    @precondition(lambda self: self.pending is not None)
+    @precondition(has_decided)
     @rule(revised=st.none() | st.none() | st.sampled_from(REVISIONS))
     def commit(self, revised):
         self.session.commit(revised)
         self.model.commit(*self.pending, revised and revised.reason)
         self.pending = None
 
-    @precondition(lambda self: self.pending is not None)
+    @precondition(has_decided)
     @rule()
     def cancel(self):
         self.session.cancel()
         self.pending = None
 
-    @precondition(lambda self: self.pending is not None)
+    @precondition(has_decided)
     @rule(revised=st.sampled_from([Decision.REUSED, Decision.ABSENT]))
     def refused(self, revised):
         with pytest.raises(RunError, match="is not committed"):
@@ -166,7 +182,7 @@ class Sessions(RuleBasedStateMachine):
         with pytest.raises(RunError, match="only be revised to compute"):
             self.session.commit(revised)
 
-    @precondition(lambda self: self.running())
+    @precondition(running)
     @rule(how=st.sampled_from(["end", "twice", "exit"]))
     def end(self, how):
         before = self.ended
@@ -179,7 +195,7 @@ class Sessions(RuleBasedStateMachine):
         self.pending = None
         assert self.ended == before + 1
 
-    @precondition(lambda self: not self.running())
+    @precondition(idle)
     @rule(streams=st.lists(st.sampled_from(STREAMS), max_size=3), undecided=st.booleans())
     def a_run_left_by_an_exception(self, streams, undecided):
         self.model.begin(0)
@@ -205,7 +221,7 @@ class Sessions(RuleBasedStateMachine):
         assert told == [True]
         assert not self.session.active
 
-    @precondition(lambda self: not self.running())
+    @precondition(idle)
     @rule()
     def nothing_to_decide_outside_a_run(self):
         with pytest.raises(RunError, match="no run is under way"):
@@ -214,7 +230,7 @@ class Sessions(RuleBasedStateMachine):
             self.session.commit()
         self.session.cancel()  # does nothing
 
-    @precondition(lambda self: self.running())
+    @precondition(running)
     @rule()
     def no_second_run_inside_a_run(self):
         with pytest.raises(RunError, match="under way"):
@@ -229,7 +245,7 @@ class Sessions(RuleBasedStateMachine):
 
     @invariant()
     def positions_agree(self):
-        if self.running() and self.pending is None:
+        if awaits_a_decision(self):
             for name in STREAMS:
                 assert self.session.step(name) == self.model.get(name)["step"]
                 assert self.session.remaining(name) == self.steps - self.model.get(name)["step"]

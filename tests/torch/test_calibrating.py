@@ -123,6 +123,20 @@ def test_streams_and_the_products_between_them():
     assert list(found.cross) == [("cond", "uncond")]
 
 
+def test_every_pair_of_streams_has_its_products():
+    moments = Moments(window=2)
+    rows = {name: run_of(4, (1, 6, 8), seed=seed) for seed, name in enumerate("abc")}
+    for step in range(4):
+        for name, residuals in rows.items():
+            moments.add(name, residuals[step])
+    found = moments.calibration(SIGMAS[:4])
+    assert sorted(found.cross) == [("a", "b"), ("a", "c"), ("b", "c")]
+    for (first, second), table in found.cross.items():
+        for i, d in itertools.product(range(4), range(-2, 3)):
+            if 0 <= i + d < 4:
+                assert table[i, 2 + d] == pytest.approx(inner(rows[first][i], rows[second][i + d]), rel=1e-4, abs=1e-6)
+
+
 def test_a_stream_that_sat_steps_out_is_left_out_and_said_so():
     residuals = run_of(5, (1, 6, 8))
     moments = Moments(window=2)

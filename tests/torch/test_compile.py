@@ -171,6 +171,7 @@ def test_two_streams_and_forecasts_share_the_graphs(way):
     assert counter.frame_count == 2
 
 
+@pytest.mark.skipif(not hasattr(torch, "accelerator"), reason="torch 2.5 compiles one graph more")
 def test_another_size_costs_what_it_costs_without():
     """Shapes are static the first time, dynamic from the second on: for both of our graphs as for the plain one."""
     plain, counted = made(own), CompileCounterWithBackend("eager")
@@ -265,7 +266,8 @@ def test_compile_compiles_as_the_host_does(make, region):
         assert magpolicy.compile(model, region=region, backend=counter, fullgraph=True) is model
         for found, wanted in zip(run(handle, model, model), expected, strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
-    assert 0 < counter.frame_count <= (2 if region == "model" else 3)
+    older = not hasattr(torch, "accelerator")  # torch 2.5 compiles one graph more
+    assert 0 < counter.frame_count <= (2 if region == "model" else 3) + older
 
 
 @pytest.mark.parametrize(

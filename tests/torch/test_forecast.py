@@ -31,8 +31,13 @@ def error(found, true):
 # The arithmetic
 
 
+def numbers(least, most):
+    """Without subnormal ones: what torch 2.5 compiles makes the whole process take those for 0."""
+    return st.floats(least, most, allow_subnormal=False)
+
+
 @settings(max_examples=50, deadline=None)
-@given(c=st.floats(-2, 4, allow_nan=False), dtype=st.sampled_from([torch.float32, torch.float64]))
+@given(c=numbers(-2, 4), dtype=st.sampled_from([torch.float32, torch.float64]))
 def test_a_forecast_is_the_formula(c, dtype):
     last, before = draw(1, 6, 8).to(dtype), draw(1, 6, 8, seed=1).to(dtype)
     true = last.double() + c * (last.double() - before.double())
@@ -40,7 +45,7 @@ def test_a_forecast_is_the_formula(c, dtype):
 
 
 @settings(max_examples=50, deadline=None)
-@given(c=st.tuples(st.floats(-2, 4), st.floats(-2, 2)), dtype=st.sampled_from([torch.float32, torch.float64]))
+@given(c=st.tuples(numbers(-2, 4), numbers(-2, 2)), dtype=st.sampled_from([torch.float32, torch.float64]))
 def test_a_second_order_forecast_is_the_formula_and_writes_to_nothing(c, dtype):
     residuals = [draw(1, 6, 8, seed=seed).to(dtype) for seed in range(3)]
     copies = [t.clone() for t in residuals]
