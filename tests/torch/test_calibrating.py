@@ -256,6 +256,18 @@ def test_memory_is_bounded_by_the_window():
     assert set(sizes) == {6 * (3 + 1) * 8 * 2}
 
 
+@pytest.mark.parametrize("window", [3, 4, 6])
+def test_residuals_of_a_run_that_the_window_spans_are_there_as_a_whole(window):
+    residuals, moments = run_of(5, (2, 6, 8)), Moments(window=window)
+    for residual in residuals:
+        moments.add("cond", residual)
+    held = moments.held()
+    if window < 4:
+        assert held == {}
+    else:
+        torch.testing.assert_close(held["cond"], torch.stack([residual.flatten() for residual in residuals]))
+
+
 def test_residuals_are_neither_held_nor_written_to():
     residual = draw(1, 6, 8)
     before = residual.clone()

@@ -441,6 +441,17 @@ def test_how_many_elements_of_each_channel_are_looked_at(steps, shape, rows):
     assert samples.nbytes == rows * shape[-1] * 4
 
 
+@pytest.mark.parametrize("other", [torch.zeros(1, 5, 4), torch.zeros(1, 4, 4, device="meta")], ids=["shape", "device"])
+def test_residuals_of_another_shape_or_device_teach_nothing(other):
+    samples = ResidualSamples(2)
+    for step, residual in enumerate([torch.ones(1, 4, 4), torch.ones(1, 4, 4)]):
+        samples.add("single", residual, step=step)
+    assert samples.measured() is not None
+    samples.add("single", other, step=2)
+    assert samples.nbytes == 0
+    assert samples.measured() is None
+
+
 class OtherRank:
     """A group of two ranks, of which the other looked at ``numbers``."""
 

@@ -144,6 +144,7 @@ def test_of_many_tokens_about_a_thousand_are_compared():
         assert store.error("a", row, ()).item() == pytest.approx(1.0)
     assert _arithmetic.some_tokens(torch.empty(2, 3, 8, 4096), 1, 1024) == (*(slice(None),) * 3, slice(None, None, 4))
     assert _arithmetic.some_tokens(torch.empty(2, 4096, 8), 2, 1024) == (slice(None), slice(None, None, 4))
+    assert _arithmetic.some_tokens(torch.empty(4096, 8), -1, 1024) == (slice(None, None, 4),)
     assert _arithmetic.some_tokens(torch.empty(4096), -1, 1024) == (slice(None, None, 1),)
     assert _arithmetic.some_tokens(torch.empty(()), -1, 1024) == ()
     store = ResidualStore()
