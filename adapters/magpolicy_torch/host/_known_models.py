@@ -40,5 +40,10 @@ def near_misses(table: Iterable[KnownModel], model: str, more: Iterable[str] = (
     It ends with ``"; "``, and is empty where there are none. Examples of a documentation are left out.
     """
     same = [name for row in table if row.model == model for name in row.presets]
-    names = [name for name in dict.fromkeys([*same, *more]) if not magpolicy.presets()[name].is_example][:4]
+    names = [name for name in dict.fromkeys([*same, *more]) if not _is_example(name)][:4]
     return f"close, of the same class: {', '.join(names)}; " if names else ""
+
+
+def _is_example(name: str) -> bool:
+    preset = magpolicy.presets().get(name)  # a table may be ahead of the presets that are there
+    return preset is not None and preset.is_example
