@@ -312,9 +312,9 @@ def test_smooth_residuals_are_forecast(seed, computed):
 def test_skips_hold_where_the_residual_does_not_keep_its_direction():
     fresh = ForecastTrust()
     assert not fresh.holds
-    assert fresh.after(LEAST / 2).holds
-    assert fresh.after(math.nan).holds
-    assert not fresh.after(-0.9).after(0.9).holds
+    assert fresh.after(LEAST / 2, since=0.0).holds
+    assert fresh.after(math.nan, since=0.0).holds
+    assert not fresh.after(-0.9, since=0.0).after(0.9, since=0.0).holds
     assert fresh.after(-0.9, since=(1 + START) / 2) == fresh, "a change of the start says nothing of what comes"
 
 
@@ -322,9 +322,9 @@ def test_as_often_as_the_host_waits_is_counted():
     trust = ForecastTrust()
     for _ in range(ENOUGH):
         assert not trust.settled
-        trust = trust.after(0.9)
+        trust = trust.after(0.9, since=0.0)
     assert trust.settled
-    assert not trust.after(-0.5).settled
+    assert not trust.after(-0.5, since=0.0).settled
     session, asked = unknown_model(14), 0
     with session:
         for _ in range(STEPS):

@@ -240,11 +240,11 @@ def test_a_schedule_of_ones_own_is_planned_again_from_the_calibration_it_is_give
 )
 def test_what_a_comparison_says(cosine, since, holds, told):
     """After one that spoke for forecasts."""
-    once = ForecastTrust().after(0.5)
+    once = ForecastTrust().after(0.5, since=0.0)
     assert (once.holds, once.told, once.settled) == (False, 1, False)
     found = once.after(cosine, since=since)
     assert (found.holds, found.told, found.settled) == (holds, told, False)
-    again = ForecastTrust(holds=True).after(0.5)
+    again = ForecastTrust(holds=True).after(0.5, since=0.0)
     assert (again.holds, again.told) == (False, 1)
 
 
@@ -252,5 +252,5 @@ def test_three_comparisons_in_a_row_settle_it():
     for cosines, settled in (([0.5] * 2, False), ([0.5] * 3, True), ([0.5, 0.5, 0.0, 0.5], False), ([0.5] * 4, True)):
         trust = ForecastTrust()
         for cosine in cosines:
-            trust = trust.after(cosine)
+            trust = trust.after(cosine, since=0.0)
         assert trust.settled is settled

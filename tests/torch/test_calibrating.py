@@ -71,6 +71,18 @@ def test_moments_are_those_of_brute_force(window, shape, channel_dim):
     assert moments.curve(SIGMAS).ratios["single"] == found.streams["single"].ratios
 
 
+def test_tokens_may_grow_very_differently():
+    """Their growth then spreads further than its mean."""
+    sizes = torch.tensor([[1.0, 1.0, 1.0, 1.0, 1.0], [1.0, 0.5, 20.0, 2.0, 1.0], [30.0, 0.1, 20.0, 1.0, 1.0]])
+    residuals = [draw(1, 5, 8, seed=seed) * size[:, None] for seed, size in enumerate(sizes)]
+    moments = Moments(window=2)
+    for residual in residuals:
+        moments.add("single", residual)
+    found = moments.calibration(SIGMAS[:3]).streams["single"]
+    assert found.spread[1] > found.ratios[1]
+    same(found, residuals, 2)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     steps=st.integers(2, 7),
@@ -232,6 +244,18 @@ def test_the_levels_of_a_run_are_those_of_its_first_stream():
             moments.add(name, residual)
     assert _moments.curve_of(moments, session).sigmas == tuple(SIGMAS[:3])
     assert _moments.calibrated(moments, session, {}).sigmas == tuple(SIGMAS[:3])
+
+
+@pytest.mark.parametrize(("levels", "known"), [([0.9, 0.6, 0.3], True), ([0.3, 0.6, 0.9], False), ([0.9, 0.6, 0.6], False)])
+def test_a_curve_has_noise_levels_where_they_fall(levels, known):
+    """A run that adds noise, as one that inverts a picture does, makes a curve of its steps alone."""
+    moments = Moments(window=2)
+    with magpolicy.Session([1.0] * 3, threshold=0, max_skips=0, retention=1) as session:
+        for residual, level in zip(run_of(3, (1, 6, 8)), levels, strict=True):
+            session.decide("single", sigma=level)
+            session.commit()
+            moments.add("single", residual)
+    assert _moments.curve_of(moments, session).sigmas == (tuple(levels) if known else None)
 
 
 def test_a_long_run_that_was_stopped_behind_its_last_step_is_whole():

@@ -101,15 +101,15 @@ class ResidualSamples:
         return flat.gather(0, self._chosen[key])
 
 
+@torch.no_grad()
 def _gram(residuals: list[Tensor]) -> Tensor:
     """(M, M) means of products of the elements, in float64 where the device has it."""
     flat = [residual.flatten() for residual in residuals]
     wide = widest(flat[0].device)
     count, elements = len(flat), flat[0].numel()
     size = max(1, CHUNK // count)
-    with torch.inference_mode(False), torch.no_grad():
-        total = torch.zeros(count, count, dtype=wide, device=flat[0].device)
-        for start in range(0, elements, size):
-            part = torch.stack([one[start : start + size] for one in flat]).to(wide)
-            total += part @ part.T
-        return total / elements
+    total = torch.zeros(count, count, dtype=wide, device=flat[0].device)
+    for start in range(0, elements, size):
+        part = torch.stack([one[start : start + size] for one in flat]).to(wide)
+        total += part @ part.T
+    return total / elements

@@ -53,11 +53,11 @@ class PlanProblem:
     """(N,) share of the run that each evaluation speaks for, hedged where the source is a guess, times the caller's weights."""
     limits: str
     """What holds the number of computed evaluations up, for error messages."""
-    sigmas: tuple[float, ...] | None = None
+    sigmas: tuple[float, ...] | None
     """(N,) noise level of each evaluation; ``None``: only assumed."""
-    first_step: int = 0
+    first_step: int
     """Position of the first evaluation in the full run."""
-    fit_together: bool = False
+    fit_together: bool
     """Whether the coefficients of all skips are fitted together, for the least distance of the latent from its way; else each
     is the best for its own step's error."""
 

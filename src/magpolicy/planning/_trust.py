@@ -33,7 +33,7 @@ class ForecastTrust:
     settled: bool = False
     """Whether nothing more has to be compared."""
 
-    def after(self, cosine: float, *, since: float = 0.0) -> ForecastTrust:
+    def after(self, cosine: float, *, since: float) -> ForecastTrust:
         """What is known after a computed step.
 
         Args:
