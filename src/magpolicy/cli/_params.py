@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from magpolicy import flow_sigmas, presets, semantics_names
+from magpolicy import presets, semantics_names
 from magpolicy._errors import ArgumentError, MagPolicyError, MissingExtraError
 from magpolicy.files._names import names_a_file
 from magpolicy.files._reading import json_of
@@ -44,23 +44,9 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            if "shift" in ctx.params:
-                _read_shift(ctx.params)
             return super().invoke(ctx)
         except MagPolicyError as error:
             raise _failure(ctx, error) from error
-
-
-def _read_shift(given: dict[str, Any]) -> None:
-    """``--steps`` and ``--shift`` are the noise levels that they stand for."""
-    shift = given.pop("shift")
-    if shift is None:
-        return
-    if given["sigmas"] is not None:
-        raise ArgumentError(f"shift={shift:g} contradicts sigmas, which are shifted already; give one of them")
-    if given["steps"] is None:
-        raise ArgumentError(f"shift={shift:g} needs the number of steps; try --steps 20")
-    given["sigmas"], given["steps"] = flow_sigmas(given["steps"], shift=shift), None
 
 
 def _elsewhere(ctx: click.Context, error: click.NoSuchOption) -> click.UsageError | None:

@@ -13,7 +13,7 @@ import magpolicy
 from magpolicy.calibration._forecast import FORECASTS
 from magpolicy.cli import _output
 from magpolicy.cli._params import Command, NumberList, Part, Source, Speed, examples
-from magpolicy.cli._preview import JSON, SHIFT, SIGMAS, SOURCE, STEPS, strip_of
+from magpolicy.cli._preview import JSON, SOURCE, of_steps_or_levels, strip_of
 from magpolicy.planning._objective import OBJECTIVES
 from magpolicy.schedule._export import FORMS
 
@@ -32,9 +32,7 @@ GUIDANCE = click.option("--guidance", type=float, metavar="S", help="Guidance sc
     ),
 )
 @SOURCE
-@STEPS
-@SIGMAS
-@SHIFT
+@of_steps_or_levels
 @click.option(
     "--speedup", type=Speed(), metavar="X", help="Evaluations per computed one, at least; or quality, balanced, fast."
 )
@@ -176,9 +174,7 @@ def _value(text: str) -> Any:
 @SOURCE
 @click.argument("first", type=ScheduleSpec())
 @click.argument("second", type=ScheduleSpec())
-@STEPS
-@SIGMAS
-@SHIFT
+@of_steps_or_levels
 @GUIDANCE
 @JSON
 @click.option("--plot", type=FILE, metavar="FILE", help="Draw both error curves over their strips; needs the `plot` extra.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import click
 
 import magpolicy
 from magpolicy._checks import MAX_STEPS
+from magpolicy._errors import ArgumentError
 from magpolicy.cli import _output
 from magpolicy.cli._params import MAX_SETTINGS, Command, Levels, NumberList, Part, Semantics, Source, examples
 from magpolicy.schedule._schedule import COMPUTE, SKIP
@@ -22,6 +25,28 @@ SIGMAS = click.option("--sigmas", type=Levels(), metavar="S,S,...", help="Or the
 SHIFT = click.option(
     "--shift", type=float, metavar="S", help="Shift of a flow model's scheduler: noise levels for --steps; Wan has 3 to 12."
 )
+
+
+def of_steps_or_levels(command: Callable[..., None]) -> Callable[..., None]:
+    """Options for what a command takes as ``steps`` or ``sigmas``: ``--steps`` with ``--shift`` stands for noise levels."""
+
+    @functools.wraps(command)
+    def given(*, steps: int | None, sigmas: Sequence[float] | None, shift: float | None, **settings: Any) -> None:
+        if shift is not None:
+            steps, sigmas = None, _shifted(steps, sigmas, shift)
+        command(steps=steps, sigmas=sigmas, **settings)
+
+    return STEPS(SIGMAS(SHIFT(given)))
+
+
+def _shifted(steps: int | None, sigmas: Sequence[float] | None, shift: float) -> tuple[float, ...]:
+    if sigmas is not None:
+        raise ArgumentError(f"shift={shift:g} contradicts sigmas, which are shifted already; give one of them")
+    if steps is None:
+        raise ArgumentError(f"shift={shift:g} needs the number of steps; try --steps 20")
+    return magpolicy.flow_sigmas(steps, shift=shift)
+
+
 SEMANTICS = click.option(
     "--semantics", type=Semantics(), metavar="NAME", help="Implementation whose rule decides; `magpolicy semantics` lists them."
 )
@@ -39,9 +64,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
     ),
 )
 @SOURCE
-@STEPS
-@SIGMAS
-@SHIFT
+@of_steps_or_levels
 @click.option("--threshold", type=float, metavar="X", help="Bound on the accumulated error; a preset brings its own.")
 @click.option(
     "--max-skips", "-K", type=int, metavar="K", help="How many steps in a row may be skipped, at most; a preset brings its own."

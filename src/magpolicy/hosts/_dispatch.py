@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 from magpolicy._errors import AdapterError, MagPolicyError
 from magpolicy.plugin_system._registry import in_words, plugins, registry, warn_of_failure
@@ -54,7 +54,7 @@ def attached(target: Any) -> tuple[Any, ...]:
             failed.append((name, error))
     for name, failure in failed:
         if not known:
-            raise _told(name, failure, target)
+            _raise_told(name, failure, target)
         warn_of_failure(name, "attached", failure)
     if not known:
         raise AdapterError(
@@ -82,20 +82,17 @@ def _first(hook: str, target: Any, values: dict[str, Any]) -> Any:
         try:
             answer = caller(**values)
         except Exception as error:
-            told = _told(name, error, target)
-            raise told from told.__cause__
+            _raise_told(name, error, target)
         if answer is not None:
             return answer
     return None
 
 
-def _told(name: str, error: Exception, target: Any) -> MagPolicyError:
-    """What to raise for an error of the plugin of that name: the error itself where it was meant for the user."""
+def _raise_told(name: str, error: Exception, target: Any) -> NoReturn:
+    """Raise what the plugin of that name failed with: the error itself where it was meant for the user."""
     if isinstance(error, MagPolicyError):
-        return error
-    told = AdapterError(f"target: plugin {name} failed on {_kind(target)}: {in_words(error)}")
-    told.__cause__ = error
-    return told
+        raise error
+    raise AdapterError(f"target: plugin {name} failed on {_kind(target)}: {in_words(error)}") from error
 
 
 def _kind(target: Any) -> str:
