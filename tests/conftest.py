@@ -5,11 +5,15 @@ repository was cloned into, such as ``magpolicy``.
 
 And keeps tests from the user's folder: each has one of its own, so that none plans from what another one's runs taught.
 
+And keeps the garbage collector from going through all that was imported and collected, again and again: with so many tests
+that took more than half of their time.
+
 And gives each of several processes (pytest-xdist) one thread: together they have as many as there are cores.
 """
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import tempfile
@@ -36,6 +40,12 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ[HOME] = folder.name  # not put back: processes that tests leave behind must not write elsewhere
     if not config.getoption("hypothesis_profile", None):
         hypothesis.settings.load_profile(_NO_CLOCK)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
 
 
 _NO_CLOCK = "no clock"

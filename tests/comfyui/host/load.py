@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import warnings
 from pathlib import Path
@@ -44,6 +45,7 @@ def load(version: str = DEFAULT) -> Path:
         sys.argv = before
     assert comfy.model_management.get_torch_device().type == "cpu"
     _steady_memory(comfy.model_management)
+    gc.freeze()  # as all that was collected: tests/conftest.py
     return folder
 
 
