@@ -1,13 +1,19 @@
-"""Tests that take the fixture ``comfyui`` run once for each ComfyUI version, in a process that has it imported."""
+"""Tests that take the fixture ``comfyui`` run once for each ComfyUI version, in a process that has it imported.
+
+The first version runs every case of a test, any other its first one and of the rest one in three; with ``MAGPOLICY_EVERY=1``
+all run.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
-from host import load, workers
+from host import DEFAULT, load, workers
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -17,6 +23,25 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if workers.FIXTURE in metafunc.fixturenames:
         metafunc.parametrize(workers.FIXTURE, workers.versions(), indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if os.environ.get("MAGPOLICY_EVERY") or workers.here():
+        return
+    seen: set[tuple[str, str]] = set()
+    left_out = []
+    for item in items:
+        version = workers.version_of(item)
+        if version in (None, DEFAULT):
+            continue
+        test = version, item.nodeid.partition("[")[0]
+        if test in seen and zlib.crc32(item.nodeid.encode()) % 3:  # what it says of a case is as good as drawn
+            left_out.append(item)
+        seen.add(test)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        gone = set(left_out)
+        items[:] = [item for item in items if item not in gone]
 
 
 @pytest.fixture(scope="session")
