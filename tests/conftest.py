@@ -8,12 +8,16 @@ And keeps tests from the user's folder: each has one of its own, so that none pl
 And keeps the garbage collector from going through all that was imported and collected, again and again: with so many tests
 that took more than half of their time.
 
+And leaves out most cases of tests with the mark ``sampled``, which have many that are slow and much alike; with
+``MAGPOLICY_EVERY=1`` all run.
+
 And gives each of several processes (pytest-xdist) one thread: together they have as many as there are cores.
 """
 
 from __future__ import annotations
 
 import gc
+import hashlib
 import itertools
 import os
 import tempfile
@@ -40,6 +44,23 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ[HOME] = folder.name  # not put back: processes that tests leave behind must not write elsewhere
     if not config.getoption("hypothesis_profile", None):
         hypothesis.settings.load_profile(_NO_CLOCK)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if os.environ.get("MAGPOLICY_EVERY"):
+        return
+    left_out, begun = set(), set()
+    for item in items:
+        if item.get_closest_marker("sampled"):
+            test = item.nodeid.partition("[")[0]
+            drawn = hashlib.sha256(item.nodeid.encode()).digest()[0] % 3 == 0  # as good as at random, and always the same
+            if test in begun and not drawn:
+                left_out.add(item)
+            begun.add(test)
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.hookimpl(trylast=True)

@@ -1,14 +1,11 @@
 """Tests that take the fixture ``comfyui`` run once for each ComfyUI version, in a process that has it imported.
 
-The first version runs every case of a test, any other its first one and of the rest one in three; with ``MAGPOLICY_EVERY=1``
-all run.
+The first version runs every case of a test, any other a sample of them (the mark ``sampled``).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +22,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(workers.FIXTURE, workers.versions(), indirect=True, scope="session")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if os.environ.get("MAGPOLICY_EVERY") or workers.here():
-        return
-    seen: set[tuple[str, str]] = set()
-    left_out = []
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        version = workers.version_of(item)
-        if version in (None, DEFAULT):
-            continue
-        test = version, item.nodeid.partition("[")[0]
-        if test in seen and zlib.crc32(item.nodeid.encode()) % 3:  # what it says of a case is as good as drawn
-            left_out.append(item)
-        seen.add(test)
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        gone = set(left_out)
-        items[:] = [item for item in items if item not in gone]
+        if workers.version_of(item) not in (None, DEFAULT):
+            item.add_marker("sampled")
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,7 @@ NOT_ALIKE = {"ACEStep15", "SeedVR2"}
 """Without a node too, they make one thing of two conditions in a call and another of each alone."""
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("memory", "moments"), [(together_until, range(2, 7)), (apart_until, (2, 4))], ids=["short", "freed"])
 @pytest.mark.parametrize("name", NAMES)
 def test_memory_that_changes_midway(

@@ -1,10 +1,5 @@
-"""Every transformer class of diffusers: computed steps untouched, skipped ones exact, no block run, the kit's contracts.
+"""Every transformer class of diffusers: computed steps untouched, skipped ones exact, no block run, the kit's contracts."""
 
-``MAGPOLICY_EVERY=1`` runs the kit over all classes, in place of two of each kind of stack.
-"""
-
-import itertools
-import os
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
@@ -24,7 +19,6 @@ from zoo._case import Draw, Row, transformer_classes  # noqa: E402
 STACKED = [case for case in CASES.values() if case.blocks]
 over_all = pytest.mark.parametrize("case", STACKED, ids=lambda c: c.cls)
 EXTRAS = [pytest.param(c, extra, id=f"{c.cls}-{extra or 'plain'}") for c in STACKED for extra in ("", *c.extras)]
-EVERY = bool(os.environ.get("MAGPOLICY_EVERY"))
 HALF = Schedule.from_mask([1, 0])
 
 
@@ -181,19 +175,10 @@ class Rig:
                 hook.remove()
 
 
-def kind_of(case):
-    """What of a stack makes a difference to whoever keeps its residuals."""
-    stack = len(case.blocks) > 1, case.interleaved, case.result is None, case.text, len(case.also)
-    return *stack, case.conditioned, case.sized, case.batches
-
-
-def two_of_each_kind(cases):
-    return [case for _, same in itertools.groupby(sorted(cases, key=kind_of), kind_of) for case in itertools.islice(same, 2)]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("case", STACKED if EVERY else two_of_each_kind(STACKED), ids=lambda c: c.cls)
-def test_the_kit_over_classes(case):
+@pytest.mark.sampled
+@over_all
+def test_the_kit_over_every_class(case):
     checked = check_adapter(lambda: Rig(case))
     assert ("batched streams apart" in checked) == case.batches
     assert ("another shape computes" in checked) == case.sized

@@ -76,6 +76,7 @@ def beside_one_process(kind: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS)
 def test_ranks_run_what_one_process_runs_and_a_skip_exchanges_nothing(pair: Pair, kind: str) -> None:
     import numpy as np

@@ -128,6 +128,7 @@ def made(make):
     return make().eval().requires_grad_(False)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("way", [whole, in_place, regional], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("make", [own, flux, wan], ids=lambda f: f.__name__)

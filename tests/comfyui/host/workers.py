@@ -163,11 +163,6 @@ def version_of(item: pytest.Item) -> str | None:
     return None if callspec is None else callspec.params.get(FIXTURE)
 
 
-def here() -> bool:
-    """Whether this process is a worker."""
-    return WORKER in os.environ
-
-
 def versions() -> Sequence[str]:
     """Those to test with here: in a worker its own, else all that were chosen."""
     own = os.environ.get(WORKER)
@@ -176,7 +171,7 @@ def versions() -> Sequence[str]:
 
 def setup(config: pytest.Config) -> None:
     """Register what this process needs."""
-    if here():
+    if os.environ.get(WORKER):
         config.pluginmanager.register(Child(config), "comfyui-worker")
     else:
         config.pluginmanager.register(Parent(), "comfyui-workers")

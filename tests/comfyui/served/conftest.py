@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 
 import pytest
 from environments import add_tiny_pack
@@ -15,18 +17,29 @@ def version(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def server(version: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
+    """Starts the server of a version once; all end with the tests. A fixture of each version's own would end with each file."""
     pytest.importorskip("torch")
     from browser import front_end
 
     from magpolicy_comfyui import _install
 
-    base = tmp_path_factory.mktemp(f"comfyui-{version}")
-    add_tiny_pack(base)
-    _install.install(base)
-    try:
+    @functools.cache
+    def get(version: str) -> Server:
+        base = tmp_path_factory.mktemp(f"comfyui-{version}")
+        add_tiny_pack(base)
+        _install.install(base)
         pages = ("--front-end-root", str(front_end(version)))
-        with serve(base, version, arguments=pages, environment={"MAGPOLICY_HOME": str(base / "home")}, front_end=True) as up:
-            yield up
+        home = {"MAGPOLICY_HOME": str(base / "home")}
+        return up.enter_context(serve(base, version, arguments=pages, environment=home, front_end=True))
+
+    with contextlib.ExitStack() as up:
+        yield get
+
+
+@pytest.fixture(scope="session")
+def server(servers: Callable[[str], Server], version: str) -> Server:
+    try:
+        return servers(version)
     except Unavailable as error:
         pytest.skip(str(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -409,7 +410,10 @@ def test_a_run_started_in_the_editor_is_reported_in_the_node(page: Any, version:
     assert page.errors == []
 
 
-def test_a_run_of_speed_up_is_reported_and_then_the_next_one_is_planned_from_it(page: Any, version: str) -> None:
+def test_a_run_of_speed_up_is_reported_and_then_the_next_one_is_planned_from_it(
+    server: Server, page: Any, version: str
+) -> None:
+    shutil.rmtree(server.base / "home", ignore_errors=True)  # what runs of other tests taught
     page.errors.clear()
     old = 'add("MagCache", "MagCache", [400, 110], { model_type: "flux", magcache_thresh: 0.18 })'
     assert old in RUNNABLE

@@ -245,6 +245,7 @@ PARALLEL = pytest.mark.parametrize(
 
 
 @pytest.mark.distributed
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["wan", "flux", "hunyuan", "sd3"])
 @PARALLEL
 def test_workers_that_share_a_request_decide_alike(engine, kind, parallel, streams):
