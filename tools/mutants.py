@@ -56,6 +56,7 @@ MODULES: dict[str, str] = {
     "placing": f"{CORE}/run/_placing.py",
     "planning": f"{CORE}/planning",
     "gram": f"{CORE}/calibration/_gram.py",
+    "schedule": f"{CORE}/schedule",
     "store": f"{TORCH}/residuals",
 }
 """By name, a module, or a folder of them."""
