@@ -11,6 +11,9 @@ PINNED := pyproject.toml constraints.txt
 DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
 
+# Tests start many processes: each would compile anew what the one before has compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test campaigns lint format docs release-check materials lock browser clean
 
