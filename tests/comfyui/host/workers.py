@@ -105,7 +105,7 @@ class _Worker:
         self._process = subprocess.Popen(
             command,
             cwd=config.rootpath,
-            env={**os.environ, WORKER: version, ASKED: str(reading)},
+            env={**os.environ, WORKER: version, ASKED: str(reading), "MAGPOLICY_EVERY": "1"},  # all of those chosen here
             pass_fds=(reading,),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
