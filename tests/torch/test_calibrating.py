@@ -233,11 +233,12 @@ def test_half_precision_is_widened_in_pieces(monkeypatch):
         same(moments.calibration(SIGMAS).streams["single"], residuals, 2, rtol=1e-5)
 
 
-def test_the_levels_of_a_run_are_those_of_its_first_stream():
+@pytest.mark.parametrize("other", ["other", "Another"])
+def test_the_levels_of_a_run_are_those_of_its_first_stream(other):
     moments, name = Moments(window=2), "".join(["a", " stream"])
     with magpolicy.Session([1.0] * 3, sigmas=SIGMAS[:3], threshold=0, max_skips=0, retention=1) as session:
         for residual in run_of(3, (1, 6, 8)):
-            session.decide("other", sigma=0.05)
+            session.decide(other, sigma=0.05)
             session.commit()
             session.decide("".join(["a ", "stream"]))
             session.commit()
