@@ -20,7 +20,9 @@ needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reas
 
 def checked(*command):
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "adapters")])
-    environment = {**os.environ, "MYPYPATH": path, "PYTHONPATH": path}
+    # With --verifytypes pyright takes the first Python on PATH, whatever --pythonpath says.
+    first = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    environment = {**os.environ, "MYPYPATH": path, "PYTHONPATH": path, "PATH": first}
     done = subprocess.run(
         [sys.executable, "-m", *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -43,3 +44,11 @@ def server(servers: Callable[[str], Server], version: str) -> Server:
         return servers(version)
     except Unavailable as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def unlearned(server: Server) -> Server:
+    """The server, without what runs of other tests taught, and what they measured."""
+    for folder in ("home", "models/magpolicy"):
+        shutil.rmtree(server.base / folder, ignore_errors=True)
+    return server

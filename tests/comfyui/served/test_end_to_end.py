@@ -100,8 +100,8 @@ def test_a_mistake_stops_the_prompt_before_anything_is_sampled(server: Server, f
     assert "prompt_id" not in answer
 
 
-def test_a_model_without_a_preset_is_planned_by_auto(server: Server, file: str) -> None:
-    entry, heard = run(server, sampling(file, model_type="auto", seed=15))  # no preset was made for so small a Wan
+def test_a_model_without_a_preset_is_planned_by_auto(unlearned: Server, file: str) -> None:
+    entry, heard = run(unlearned, sampling(file, model_type="auto", seed=15))  # no preset was made for so small a Wan
     assert entry["status"]["status_str"] == "success"
     report = reports(heard)["2"]
     assert report["skipped"] > 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ SCREENSHOT = REPOSITORY / "docs" / "assets" / "comfyui-panel.png"
 # Newer editors remember a widget's value by the node's number, also of nodes that are gone: numbers are not used twice.
 CLEAR = """() => { window.clearGraph = () => {
   app.graph.clear();
+  Object.assign(app.canvas.ds, { scale: 1, offset: [0, 0] });
   app.graph.last_node_id = window.lastNumber = (window.lastNumber ?? 0) + 100;
 }; }"""
 # A MagCache node that leads to a sampler, as a user would put them there.
@@ -411,10 +411,8 @@ def test_a_run_started_in_the_editor_is_reported_in_the_node(page: Any, version:
 
 
 def test_a_run_of_speed_up_is_reported_and_then_the_next_one_is_planned_from_it(
-    server: Server, page: Any, version: str
+    unlearned: Server, page: Any, version: str
 ) -> None:
-    for folder in ("home", "models/magpolicy"):  # what runs of other tests taught, and what they measured
-        shutil.rmtree(server.base / folder, ignore_errors=True)
     page.errors.clear()
     old = 'add("MagCache", "MagCache", [400, 110], { model_type: "flux", magcache_thresh: 0.18 })'
     assert old in RUNNABLE
