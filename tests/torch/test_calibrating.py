@@ -259,6 +259,16 @@ def test_a_curve_has_noise_levels_where_they_fall(levels, known):
     assert _moments.curve_of(moments, session).sigmas == (tuple(levels) if known else None)
 
 
+def test_streams_are_told_by_their_names_alone():
+    moments = Moments(window=2)
+    for residual in run_of(3, (1, 6, 8)):
+        for name in ("cond", "uncond"):
+            moments.add("".join(name), residual)  # another string each time
+    found = moments.calibration(SIGMAS[:3])
+    assert set(found.streams) == {"cond", "uncond"}
+    assert set(found.cross) == {("cond", "uncond")}
+
+
 def test_a_long_run_that_was_stopped_behind_its_last_step_is_whole():
     moments = Moments(window=1)
     for residual in torch.arange(1.0, 301.0):
