@@ -5,8 +5,8 @@ repository was cloned into, such as ``magpolicy``.
 
 And keeps tests from the user's folder: each has one of its own, so that none plans from what another one's runs taught.
 
-And keeps the garbage collector from going through all that was imported and collected, again and again: with so many tests
-that took more than half of their time.
+And keeps the garbage collector from going through all that was imported and collected, again and again: with so many tests,
+those that collect spent most of their time there.
 
 And leaves out most cases of tests with the mark ``sampled``, which have many that are slow and much alike; with
 ``MAGPOLICY_EVERY=1`` all run.

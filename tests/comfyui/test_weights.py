@@ -40,7 +40,7 @@ def test_the_fast_matrix_product_of_fp8(comfyui: Path, name: str, monkeypatch: p
     monkeypatch.setattr(comfy.ops, "fp8_linear", lambda *args: made.append(linear(*args)) or made[-1])
     patcher = models.make(name, _dtypes=(torch.float8_e4m3fn, torch.float32), _operations=comfy.ops.fp8_ops)
     small = (*models.latent(name)["samples"].shape[1:-2], 4, 4)  # on a CPU that product is slow
-    running.check(patcher, CURVE, EXPECTED, lambda model: running.sample(model, name, size=small), **RULE)
+    running.check(patcher, CURVE, EXPECTED, lambda model: running.sample(model, name, cfg=3.0, size=small), **RULE)
     assert any(product is not None for product in made)
 
 
