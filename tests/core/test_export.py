@@ -90,6 +90,14 @@ def test_a_stream_that_is_not_called_at_some_steps_does_not_count_there():
     assert schedule.export("sglang-request")["cache_dit_params"]["scm_compute_bins"] == [1, 1]
 
 
+def test_a_step_without_any_call_skips_in_every_form():
+    absent = (Decision.ABSENT, 0.0)
+    schedule = Schedule.from_decisions(
+        {"cond": [(Decision.SCHEDULED, 0.0), absent], "uncond": [(Decision.SCHEDULED, 0.0), absent]}
+    )
+    assert schedule.export("sglang-request")["cache_dit_params"]["scm_cache_bins"] == [1]
+
+
 def test_other_forms_are_unknown():
     with pytest.raises(
         ArgumentError, match="form='yaml' is not known; use one of 'cache-dit', 'sglang', 'sglang-request', 'json'"

@@ -1,14 +1,13 @@
 """Schedules: how they print, compare, are written down and read back."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magpolicy import ArgumentError, Decision, MissingExtraError, RunError, Schedule, Session, simulate
+from magpolicy import ArgumentError, Decision, RunError, Schedule, Session, simulate
 
 FLUX_LIKE = [1.0, 1.21, 1.12, 1.08, 1.06, 1.04, 1.03, 1.04, 1.02, 1.03, 1.02, 0.98, 1.02, 1.01]
 
@@ -233,6 +232,22 @@ def test_what_did_not_go_as_planned_is_not_stated():
     assert ran.checks == ((None, ((), 0.1), None, None, None, None, None, None),)
 
 
+def test_a_plan_of_other_forecasts_says_nothing_of_what_this_run_skipped():
+    plan = a_plan()
+    holds = Schedule.from_mask(plan.mask, errors=plan.modelled[0])
+    assert Schedule.from_trace(followed(plan), plan=holds).worst == 0
+    assert Schedule.from_trace(followed(holds), plan=plan).worst == 0
+    assert Schedule.from_trace(followed(holds), plan=holds).modelled == plan.modelled
+
+
+def test_a_stream_that_the_plan_does_not_know_has_what_its_first_expects():
+    masks = {"cond": [1, 0, 1, 0], "uncond": [1, 0, 1, 0]}
+    plan = Schedule.from_mask(masks, errors={"cond": [0, 0.1, 0, 0.2], "uncond": [0, 0.3, 0, 0.4]})
+    ran = Schedule.from_trace(followed(Schedule.from_mask(masks["cond"])), plan=plan)
+    assert ran.streams == ("single",)
+    assert ran.modelled == ((0, 0.1, 0, 0.2),)
+
+
 def test_a_run_from_the_middle_states_what_is_as_planned_from_there_on():
     plan = a_plan()
     ran = Schedule.from_trace(followed(plan, start=3), plan=plan)
@@ -276,20 +291,11 @@ def test_an_empty_trace_is_no_schedule():
         Schedule.from_trace(())
 
 
-@pytest.mark.parametrize("source", [FLUX_LIKE, {"cond": FLUX_LIKE, "uncond": FLUX_LIKE[::-1]}])
-def test_plot_writes_a_picture(tmp_path, source):
-    pytest.importorskip("matplotlib", reason="the plot extra is not installed")
-    file = tmp_path / "schedule.png"
-    simulate(source, threshold=0.24, max_skips=3, retention=0.1).plot(file)
-    assert file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    assert file.stat().st_size > 2000
-
-
-def test_plot_without_matplotlib_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingExtraError, match=r"magpolicy\[plot\]"):
-        a_schedule().plot(tmp_path / "schedule.png")
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("steps", [300, 1000])
+def test_forecasts_of_many_steps(steps):
+    mask = [True, *[False] * (steps - 1)]
+    plan = Schedule.from_mask(mask, coefficients=[0, *[(0.5,)] * (steps - 1)])
+    assert plan.coefficients == (((), *[(0.5,)] * (steps - 1)),)
 
 
 @pytest.mark.parametrize("extra", [{"start_step": 1}, {"end_step": -1}, {"forced": [2]}, {"semantics": "diffusers"}])
