@@ -17,10 +17,10 @@ And gives each of several processes (pytest-xdist) one thread: together they hav
 from __future__ import annotations
 
 import gc
-import hashlib
 import itertools
 import os
 import tempfile
+import zlib
 from pathlib import Path
 
 import hypothesis
@@ -53,14 +53,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out, begun = set(), set()
     for item in items:
         if item.get_closest_marker("sampled"):
-            test = item.nodeid.partition("[")[0]
-            drawn = hashlib.sha256(item.nodeid.encode()).digest()[0] % 3 == 0  # as good as at random, and always the same
+            test, _, case = item.nodeid.partition("[")
+            # Of three tests over the same cases each is likely to draw another third of them; always the same.
+            drawn = (_number(test) + _number(case)) % 3 == 0
             if test in begun and not drawn:
                 left_out.add(item)
             begun.add(test)
     if left_out:
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
+
+
+def _number(name: str) -> int:
+    return zlib.crc32(name.encode())
 
 
 @pytest.hookimpl(trylast=True)

@@ -1,5 +1,7 @@
 """The zoo itself: tiny models that run, whose inputs matter, and whose stack is where the case says."""
 
+import functools
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
@@ -14,6 +16,23 @@ with_stack = pytest.mark.parametrize("case", [c for c in CASES.values() if c.blo
 
 def differ(one, other):
     return any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_weights_are_the_same_whatever_memory_held(monkeypatch):
+    """Some classes leave weights as uninitialised memory."""
+
+    def made(**held):
+        with monkeypatch.context() as patched:
+            patched.setattr(torch, "empty", functools.partial(full, **held))
+            return [case.make().state_dict() for case in CASES.values()]
+
+    def full(*shape, fill_value, dtype=None, device=None, **others):
+        shape = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        return torch.full(tuple(shape), fill_value, dtype=dtype, device=device)
+
+    for case, zeros, ones in zip(CASES.values(), made(fill_value=0.0), made(fill_value=1.0), strict=True):
+        changed = [name for name in zeros if not torch.equal(zeros[name], ones[name])]
+        assert not changed, f"{case.cls} leaves {changed} to chance"
 
 
 @with_stack

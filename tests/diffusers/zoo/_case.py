@@ -112,10 +112,14 @@ class Case:
         """A fresh model with random weights, none of them zero (a zero-initialised gate would hide a wrong residual)."""
         torch.manual_seed(seed)
         model = self.kind(**self.config).eval().requires_grad_(False)
+        self.fill(model)
         for parameter in model.parameters():
             if parameter.numel() > 1 and not parameter.abs().any():
                 torch.nn.init.normal_(parameter, std=0.05)
         return model
+
+    def fill(self, model: torch.nn.Module) -> None:
+        """Draw what the class leaves as uninitialised memory, before that is looked at: it may be zero or not."""
 
     def call(self, model: torch.nn.Module, draw: Draw, *extras: str) -> list[torch.Tensor]:
         """The tensors the model returns."""

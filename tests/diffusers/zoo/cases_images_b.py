@@ -10,12 +10,10 @@ from ._case import Case, Draw
 class _Filled(Case):
     """A class that leaves some of its weights as uninitialised memory."""
 
-    def make(self, seed: int = 0) -> torch.nn.Module:
-        model = super().make(seed)
+    def fill(self, model: torch.nn.Module) -> None:
         for name, parameter in model.named_parameters():
             if name.endswith(("experts.gate_up_proj", "experts.down_proj", "pad_token")):
                 torch.nn.init.normal_(parameter, std=0.2)
-        return model
 
 
 def _ones(d: Draw, *shape: int) -> torch.Tensor:
