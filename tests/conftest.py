@@ -8,8 +8,9 @@ And keeps tests from the user's folder: each has one of its own, so that none pl
 And keeps the garbage collector from going through all that was imported and collected, again and again: with so many tests,
 those that collect spent most of their time there.
 
-And leaves out most cases of tests with the mark ``sampled``, which have many that are slow and much alike; with
-``MAGPOLICY_EVERY=1`` all run.
+And leaves out most cases of tests with the mark ``sampled``, which have many that are slow and much alike: of each test the
+first runs and one in four of the rest. Which ones the commit decides, so that each runs with some commits. The head of a run
+names the draw; ``MAGPOLICY_DRAW=2`` repeats it, and with ``MAGPOLICY_EVERY=1`` all run.
 
 And gives each of several processes (pytest-xdist) one thread: together they have as many as there are cores.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import subprocess
 import tempfile
 import zlib
 from pathlib import Path
@@ -27,6 +29,8 @@ import hypothesis
 import pytest
 
 HOME = "MAGPOLICY_HOME"
+EVERY, DRAW = "MAGPOLICY_EVERY", "MAGPOLICY_DRAW"
+DRAWS = 4
 _folders = itertools.count()
 
 
@@ -39,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for the processes that tests start
     config.pluginmanager.register(_PlainRoot(), "magpolicy-plain-root")  # a folder's own conftest is not asked about it
+    os.environ.setdefault(DRAW, str(_draw_of_this_commit()))  # for the other processes, too, which must draw the same
     folder = tempfile.TemporaryDirectory(prefix="magpolicy-tests-")
     config.add_cleanup(folder.cleanup)
     os.environ[HOME] = folder.name  # not put back: processes that tests leave behind must not write elsewhere
@@ -46,17 +51,20 @@ def pytest_configure(config: pytest.Config) -> None:
         hypothesis.settings.load_profile(_NO_CLOCK)
 
 
+def pytest_report_header() -> str:
+    return "sampled tests: " + ("all" if os.environ.get(EVERY) else f"draw {os.environ[DRAW]} of {DRAWS}")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if os.environ.get("MAGPOLICY_EVERY"):
+    if os.environ.get(EVERY):
         return
-    left_out, begun = set(), set()
+    draw, left_out, begun = int(os.environ[DRAW]), set(), set()
     for item in items:
         if item.get_closest_marker("sampled"):
             test, _, case = item.nodeid.partition("[")
-            # Of three tests over the same cases each is likely to draw another third of them; always the same.
-            drawn = (_number(test) + _number(case)) % 3 == 0
-            if test in begun and not drawn:
+            # Tests over the same cases draw different ones, so that most cases are drawn by some test.
+            if test in begun and (_number(test) + _number(case) + draw) % DRAWS:
                 left_out.add(item)
             begun.add(test)
     if left_out:
@@ -66,6 +74,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _number(name: str) -> int:
     return zlib.crc32(name.encode())
+
+
+def _draw_of_this_commit() -> int:
+    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):  # an unpacked sdist
+        return 0
+    return int(commit, 16) % DRAWS
 
 
 @pytest.hookimpl(trylast=True)

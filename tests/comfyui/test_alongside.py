@@ -13,6 +13,8 @@ from host.running import PRESETS, RULE
 import magpolicy
 import torch
 
+pytestmark = pytest.mark.sampled
+
 FEW = ("Flux", "WAN21_T2V", "QwenImage", "Chroma")
 Patcher = Any
 

@@ -13,6 +13,8 @@ from host import models, running
 import magpolicy
 import torch
 
+pytestmark = pytest.mark.sampled
+
 STEPS = 8
 CURVE = magpolicy.Curve([1.0] * STEPS)
 RULE = {"threshold": 1.0, "max_skips": 2, "retention": 0.2}
@@ -36,7 +38,6 @@ NOT_ALIKE = {"ACEStep15", "SeedVR2"}
 """Without a node too, they make one thing of two conditions in a call and another of each alone."""
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize(("memory", "moments"), [(together_until, range(2, 7)), (apart_until, (2, 4))], ids=["short", "freed"])
 @pytest.mark.parametrize("name", NAMES)
 def test_memory_that_changes_midway(

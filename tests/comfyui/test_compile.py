@@ -38,6 +38,7 @@ def compiled(patcher: Any, way: str) -> Any:
     return clone
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("order", ["before", "after"])
 @pytest.mark.parametrize("way", ["blocks", "whole"])
 @pytest.mark.parametrize("name", FEW)

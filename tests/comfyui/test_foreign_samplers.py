@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 import magpolicy
 import torch
 
+pytestmark = pytest.mark.sampled
+
 STEPS = 10
 CURVE = magpolicy.Curve([1.0] * STEPS)
 RULE = {"threshold": 1.0, "max_skips": 2, "retention": 0.2}

@@ -14,7 +14,7 @@ from host import models, running
 import magpolicy
 import torch
 
-pytestmark = pytest.mark.usefixtures("comfyui", "home")
+pytestmark = [pytest.mark.usefixtures("comfyui", "home"), pytest.mark.sampled]
 KIND = "WAN21_T2V"
 
 

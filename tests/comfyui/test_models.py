@@ -12,6 +12,8 @@ from host import models, newer, running
 import magpolicy
 import torch
 
+pytestmark = pytest.mark.sampled
+
 CURVE = magpolicy.Curve([1.0] * 8)
 EXPECTED = magpolicy.simulate(CURVE, threshold=1.0, max_skips=2, retention=0.2)
 

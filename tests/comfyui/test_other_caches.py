@@ -11,6 +11,8 @@ from host import models, running
 import magpolicy
 import torch
 
+pytestmark = pytest.mark.sampled
+
 STEPS = 16
 RULE = {"threshold": 1.0, "max_skips": 3, "retention": 0.2}
 CURVE = magpolicy.Curve([1.0] * STEPS)

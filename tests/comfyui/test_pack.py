@@ -137,6 +137,7 @@ WITHOUT = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("way", WITHOUT)
 def test_the_nodes_work_where_there_is_no_server(comfyui: Path, way: str) -> None:
     """As in a script that imports ``nodes``, and where ComfyUI is used as a library."""

@@ -12,6 +12,8 @@ from host import models, running
 import magpolicy
 import torch
 
+pytestmark = pytest.mark.sampled
+
 CURVE = magpolicy.Curve([1.0] * 8)
 RULE = {"threshold": 1.0, "max_skips": 2, "retention": 0.2}
 EXPECTED = magpolicy.simulate(CURVE, **RULE)

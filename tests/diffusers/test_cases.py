@@ -11,6 +11,8 @@ from zoo import CASES  # noqa: E402
 from zoo._bare import watch  # noqa: E402
 from zoo._case import Draw, Row  # noqa: E402
 
+pytestmark = pytest.mark.sampled
+
 with_stack = pytest.mark.parametrize("case", [c for c in CASES.values() if c.blocks], ids=lambda c: c.cls)
 
 

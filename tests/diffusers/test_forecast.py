@@ -12,6 +12,8 @@ from pipes import PIPES  # noqa: E402
 
 from reference import ByHand  # noqa: E402
 
+pytestmark = pytest.mark.sampled
+
 MASK = (1, 1, 0, 1, 0, 0)
 COEFFICIENTS = ((), (), (0.6,), (), (-0.4, 0.3), (0.8,))
 NEVER_SKIPS = ("staggered", "no attention over time")

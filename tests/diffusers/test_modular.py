@@ -18,6 +18,8 @@ from pipes import PIPES  # noqa: E402
 
 from diffusers.hooks import LayerSkipConfig, SmoothedEnergyGuidanceConfig  # noqa: E402
 
+pytestmark = pytest.mark.sampled
+
 STEPS, MASK = 6, (1, 1, 0, 1, 0, 0)
 
 

@@ -36,6 +36,7 @@ def test_every_branch_reuses_its_own_residual(case, way):
     assert did == [(step, computed) for _, step, branches, computed in reference.did for _ in branches]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("case", "way"), WAYS)
 def test_a_policy_that_never_skips_changes_nothing(case, way):
     pipe = case.make()

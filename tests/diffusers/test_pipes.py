@@ -9,6 +9,8 @@ pytest.importorskip("diffusers", reason="the diffusers extra is not installed")
 
 from pipes import PIPES  # noqa: E402
 
+pytestmark = pytest.mark.sampled
+
 WAYS = [pytest.param(pipe, way, id=f"{pipe.cls}-{way}") for pipe in PIPES.values() for way in pipe.ways]
 
 

@@ -18,6 +18,8 @@ from zoo._case import Draw, Row  # noqa: E402
 
 from magpolicy_torch.adapter import Levels  # noqa: E402
 
+pytestmark = pytest.mark.sampled
+
 STEPS = 8
 CASE = CASES["FluxTransformer2DModel"]
 # Tokens, text or proteins are masked or refined, not denoised from a list of noise levels; or not to be made without a model's

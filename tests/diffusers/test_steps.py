@@ -20,6 +20,8 @@ from zoo._bare import late  # noqa: E402
 
 from magpolicy_torch.residuals._store import ResidualStore  # noqa: E402
 
+pytestmark = pytest.mark.sampled
+
 COND = (1.0, 1.02, 0.99, 1.01, 0.985, 0.98, 0.97, 0.95, 0.93, 0.9)
 UNCOND = (1.0, 1.0, 0.96, 1.03, 1.0, 0.99, 0.95, 0.96, 0.9, 0.92)
 CURVE = Curve(COND)

@@ -20,6 +20,8 @@ from reference import ByHand  # noqa: E402
 from zoo import CASES  # noqa: E402
 from zoo._case import Draw  # noqa: E402
 
+pytestmark = pytest.mark.sampled
+
 MASK = (1, 1, 0, 1, 0, 0)
 FLUX, WAN = PIPES["FluxPipeline"], PIPES["WanPipeline"]
 WAY = {FLUX.cls: "true cfg", WAN.cls: "cfg"}

@@ -16,6 +16,8 @@ from zoo import CASES  # noqa: E402
 from zoo._bare import late, skipped, watch  # noqa: E402
 from zoo._case import Draw, Row, transformer_classes  # noqa: E402
 
+pytestmark = pytest.mark.sampled
+
 STACKED = [case for case in CASES.values() if case.blocks]
 over_all = pytest.mark.parametrize("case", STACKED, ids=lambda c: c.cls)
 EXTRAS = [pytest.param(c, extra, id=f"{c.cls}-{extra or 'plain'}") for c in STACKED for extra in ("", *c.extras)]
@@ -176,7 +178,6 @@ class Rig:
 
 
 @pytest.mark.slow
-@pytest.mark.sampled
 @over_all
 def test_the_kit_over_every_class(case):
     checked = check_adapter(lambda: Rig(case))

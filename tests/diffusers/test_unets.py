@@ -10,6 +10,8 @@ diffusers = pytest.importorskip("diffusers", reason="the diffusers extra is not 
 from zoo import CASES, UNETS  # noqa: E402
 from zoo._case import Draw, Row  # noqa: E402
 
+pytestmark = pytest.mark.sampled
+
 WHOLE = [*UNETS.values(), *(case for case in CASES.values() if case.blocks)]
 IN_LISTS = {"ZImageTransformer2DModel", "WanAnimate2Transformer3DModel"}
 """Samples come in a list, one tensor each."""

@@ -93,6 +93,7 @@ def ways_of(cls: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("cls", SPLITS)
 def test_each_class_skips_as_in_one_process(pair: Pair, cls: str) -> None:
     import magpolicy
@@ -287,6 +288,7 @@ EXTRAS = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("cls", "extra", "texts"), EXTRAS)
 def test_forecasts_and_calibrations_are_those_of_one_process(pair: Pair, cls: str, extra: str, texts: Any) -> None:
     for found in pair(forecasts_of, cls=cls, extra=extra, texts=texts):
@@ -360,6 +362,7 @@ def pipelines(cls: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("cls", PIPES)
 def test_pipelines_come_out_as_in_one_process(pair: Pair, cls: str) -> None:
     first, second = pair(pipelines, cls=cls)
@@ -407,6 +410,7 @@ def learning(cls: str, way: str) -> dict[str, Any]:
     return {"results": results, "told": (report.strip, report.source), "taught": grams}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("cls", PIPES)
 def test_runs_teach_what_they_teach_one_process(pair: Pair, cls: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both = pair(learning, cls=cls, way="ulysses")

@@ -19,6 +19,8 @@ diffusers = pytest.importorskip("diffusers", reason="the diffusers extra is not 
 from zoo import CASES  # noqa: E402
 from zoo._case import Draw, Row  # noqa: E402
 
+pytestmark = pytest.mark.sampled
+
 STACKED = [case for case in CASES.values() if case.blocks]
 ALWAYS = {"ratios": [1.0, 1.0], "threshold": 100.0, "retention": 0.0, "max_skips": 5}
 """The second step is skipped."""

@@ -19,6 +19,8 @@ sys.path.append(str(EXAMPLES))
 import workflows  # noqa: E402
 import write_workflows  # noqa: E402
 
+pytestmark = pytest.mark.sampled
+
 NAMES = sorted(path.name.removesuffix(".api.json") for path in EXAMPLES.glob("*.api.json"))
 # Of which class the model is that a workflow loads.
 KINDS = {

@@ -6,6 +6,8 @@ import pytest
 
 import magpolicy
 
+pytestmark = pytest.mark.sampled
+
 KINDS = ("wan", "wan22", "flux", "hunyuan", "sd3")
 GUIDED = pytest.mark.parametrize("guided", [False, True], ids=["one call", "two calls"])
 
@@ -245,7 +247,6 @@ PARALLEL = pytest.mark.parametrize(
 
 
 @pytest.mark.distributed
-@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["wan", "flux", "hunyuan", "sd3"])
 @PARALLEL
 def test_workers_that_share_a_request_decide_alike(engine, kind, parallel, streams):

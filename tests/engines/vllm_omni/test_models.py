@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.sampled
+
 PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "use-with-vllm-omni.md"
 ROW = re.compile(r"^\| (skips|not run|ends the start|no cache) \| (.*?) \| (.*?) \| (.*?) \|$", re.MULTILINE)
 ROWS = [match.groups() for match in ROW.finditer(PAGE.read_text(encoding="utf-8"))]

@@ -18,6 +18,7 @@ def alone(together):
     return {kind: together.ask("alone", kind=kind, settings=SPEED) for kind in ("flux", "wan")}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["flux", "wan"])
 @PARALLEL
 def test_they_decide_as_one_worker(together, alone, kind, parallel):
