@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import magpolicy
 from magpolicy import Calibration, PresetError
 from magpolicy.adapter import keep_in, presets_in, resolve
+from magpolicy.catalog._exchange import take_in
 from magpolicy.files import _writing
 from magpolicy.files._writing import writable, write_whole
 
@@ -113,20 +114,46 @@ def test_a_new_file_never_takes_the_place_of_another(tmp_path):
 
 
 def test_writers_at_once_lose_nothing(tmp_path):
+    """Nor do two that write under one name leave two files, of which one is found and removed while a third looks."""
     names = [f"a{between}b" for between in ' !"#$%&/()=?-;:,<>|~'] + ["a b", "A B"]
+    at_once([lambda name=name: keep_in(tmp_path, made(name)) for name in names])
+    assert sorted(preset.name for preset in presets_in(tmp_path)) == sorted(set(names))
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
+
+
+@pytest.mark.filterwarnings("default::magpolicy.PresetWarning")  # one that looks may meet a file that is removed just then
+def test_writers_of_one_name_and_several_endings_leave_one(tmp_path):
+    pytest.importorskip("safetensors", reason="the files extra is not installed")
+    for _ in range(10):
+        at_once([lambda ending=ending: keep_in(tmp_path, made("a"), ending=ending) for ending in (".json", ".safetensors") * 3])
+        assert [preset.name for preset in presets_in(tmp_path)]
+        keep_in(tmp_path, made("a"))
+        assert [file.suffix for file in tmp_path.iterdir()] == [".json"]
+
+
+def test_presets_taken_in_at_once_lose_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAGPOLICY_HOME", str(tmp_path / "home"))
+    magpolicy.save_preset(magpolicy.preset("flux"), tmp_path / "flux.json")
+    names = [f"a{between}b" for between in " !#$%&()=;,~"]
+    at_once([lambda name=name: take_in(tmp_path / "flux.json", name, replace=True) for name in names])
+    assert sorted(preset.name for preset in presets_in(tmp_path / "home")) == sorted(names)
+
+
+def at_once(writers, times=3):
+    """Each in a thread of its own, so many times; none fails."""
     problems = []
 
-    def keeps(name):
+    def writes(writer):
         try:
-            for _ in range(3):
-                keep_in(tmp_path, made(name))
+            for _ in range(times):
+                writer()
         except BaseException as error:
             problems.append(error)
 
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        threads = [threading.Thread(target=keeps, args=(name,)) for name in names]
+        threads = [threading.Thread(target=writes, args=(writer,)) for writer in writers]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -134,8 +161,6 @@ def test_writers_at_once_lose_nothing(tmp_path):
     finally:
         sys.setswitchinterval(before)
     assert not problems
-    assert {preset.name for preset in presets_in(tmp_path)} == set(names)
-    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ from attrs import evolve
 from magpolicy._errors import PresetError
 from magpolicy.catalog._contributed import changed
 from magpolicy.catalog._entries import LibraryEntry, entries
-from magpolicy.catalog._file import load_preset, save_preset
-from magpolicy.catalog._folder import free_file, keep, library, made
+from magpolicy.catalog._file import as_json, load_preset, save_preset
+from magpolicy.catalog._folder import keep, library, put_in
 from magpolicy.catalog._presets import Preset
 from magpolicy.files._fetching import fetched, is_address
 from magpolicy.files._names import CALIBRATION_ENDINGS, JSON, PRESET_ENDINGS, ending_of, file_name
 from magpolicy.files._reading import TooLarge
+from magpolicy.files._writing import write_whole
 
 
 def read_from(place: str | Path) -> Preset:
@@ -65,16 +66,20 @@ def take_in(place: str | Path, name: str = "", *, replace: bool = False) -> Path
     """
     found = read_from(place)
     name = name or found.name
-    taken = _of_that_name(name, found.calibration is not None)
-    if taken is not None and not replace:
-        raise PresetError(f"name={name!r} is in the library, as {taken.file.name}; give it another, name=..., or replace that")
+
+    def of_its_name() -> list[Path]:
+        taken = _of_that_name(name, found.calibration is not None)
+        if taken is not None and not replace:
+            raise PresetError(
+                f"name={name!r} is in the library, as {taken.file.name}; give it another, name=..., or replace that"
+            )
+        return [] if taken is None else [taken.file]
+
     if found.calibration is not None:
+        of_its_name()
         return keep(evolve(found.calibration, name=name))
-    file = taken.file if taken is not None and ending_of(taken.file) == JSON else free_file(made(library()), name, JSON)
-    save_preset(evolve(found, name=name), file)
-    if taken is not None and taken.file != file:
-        taken.file.unlink(missing_ok=True)
-    return file
+    content = as_json(evolve(found, name=name))
+    return put_in(library(), name, JSON, of_its_name, lambda file, new: write_whole(file, content, new=new))
 
 
 def give_out(one: LibraryEntry, path: Path) -> Path:

@@ -119,6 +119,15 @@ def save_preset(preset: Preset, path: str | os.PathLike[str]) -> None:
     """
     if ending_of(path) != JSON:
         raise PresetError(f"path={str(path)!r} must end in {JSON}, which is what is written; try {Path(path).stem}{JSON}")
+    write_whole(Path(path), as_json(preset))
+
+
+def as_json(preset: Preset) -> bytes:
+    """What :func:`save_preset` writes.
+
+    Raises:
+        PresetError: a setting is out of range.
+    """
     curve = checked(preset).curve
     content: dict[str, Any] = {
         "name": preset.name,
@@ -134,7 +143,7 @@ def save_preset(preset: Preset, path: str | os.PathLike[str]) -> None:
         "ratios": {name: list(values) for name, values in curve.ratios.items()},
     }
     kept = {key: value for key, value in content.items() if value not in (None, "", [])}
-    write_whole(Path(path), (json.dumps(kept, indent=1) + "\n").encode())
+    return (json.dumps(kept, indent=1) + "\n").encode()
 
 
 def _parse(file: Path) -> Any:

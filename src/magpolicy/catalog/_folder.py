@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
@@ -59,23 +60,40 @@ def keep_in(folder: Path, calibration: Calibration, *, ending: str = JSON) -> Pa
     _checks.instance("calibration", calibration, Calibration, "a Calibration; try load_calibration(path)")
     if not calibration.name:
         raise PresetError("name='' must be a text of at least one character; try attrs.evolve(calibration, name='my-model')")
+
+    def of_its_name() -> list[Path]:
+        return [file for file, preset in _in(folder) if preset.name == calibration.name and preset.calibration is not None]
+
+    return put_in(folder, calibration.name, ending, of_its_name, lambda file, new: save(calibration, file, new=new))
+
+
+def put_in(folder: Path, name: str, ending: str, find: Callable[[], list[Path]], write: Callable[[Path, bool], None]) -> Path:
+    """Write a file for something of that name, whoever else writes there, and return it.
+
+    Args:
+        folder: where, made if there is none.
+        name: what it becomes the file's name of.
+        ending: of the file.
+        find: the files that hold what has that name already; one of that ending is written over, the others are removed.
+        write: writes the file given; told ``True``, only if there is none, else it raises a :class:`FileExistsError`.
+
+    Raises:
+        PresetError: it cannot be written.
+    """
     made(folder)
-    for _ in range(_ATTEMPTS):  # another writer may take the file that was free
-        with contextlib.suppress(FileExistsError):
-            return _kept(folder, calibration, ending)
-    raise PresetError(f"name={calibration.name!r} cannot be kept in {folder}: others write to it all the time; try again")
-
-
-def _kept(folder: Path, calibration: Calibration, ending: str) -> Path:
-    before = [file for file, preset in _in(folder) if preset.name == calibration.name and preset.calibration is not None]
-    same_ending = (file for file in before if ending_of(file) == ending)
-    its_own = next(same_ending, None)
-    file = its_own or free_file(folder, calibration.name, ending)
-    save(calibration, file, new=its_own is None)
-    for other in before:
-        if other != file:
-            other.unlink(missing_ok=True)
-    return file
+    for _ in range(_ATTEMPTS):
+        free = free_file(folder, name, ending)  # before the look, which then finds whatever took a name before this one
+        before = find()
+        its_own = next((file for file in before if ending_of(file) == ending), None)
+        file = its_own or free
+        with contextlib.suppress(FileExistsError):  # another writer was quicker
+            write(file, its_own is None)
+            for other in before:
+                if other != file:
+                    other.unlink(missing_ok=True)
+            if os.path.lexists(file):  # one that writes the same with another ending may have removed it
+                return file
+    raise PresetError(f"name={name!r} cannot be kept in {folder}: others write to it all the time; try again")
 
 
 def made(folder: Path) -> Path:
