@@ -30,6 +30,14 @@ NODES = {"MagCache", "MagCacheCalibration", "CompileModel"}
 PACKAGES = ("magpolicy", "magpolicy_torch", "magpolicy_comfyui")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _without_a_path() -> Iterator[None]:
+    """What is installed decides here, not what the developer's own path has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONPATH", raising=False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Python that has everything but magpolicy."""
