@@ -112,6 +112,10 @@ def lines(axes):
     return [(line.get_label(), list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]
 
 
+def heights(axes):
+    return list(axes.get_subplotspec().get_gridspec().get_height_ratios())
+
+
 def dark(axes):
     """The rows of a strip, true where it is dark, and where they lie."""
     [image] = axes.images
@@ -131,6 +135,7 @@ def test_a_schedule_is_drawn_as_it_is(tmp_path, figures, source, part):
     assert errors.get_title() == f"{schedule.computed} of {schedule.steps} steps computed, {schedule.speedup:.2f}x"
     assert errors.get_ylabel() == "accumulated error"
     assert (errors.get_legend() is not None) == (len(schedule.streams) > 1)
+    assert heights(errors) == [3, 0.6 * len(schedule.streams)]
     bottom = len(schedule.streams) - 0.5
     assert dark(strip) == ([list(mask) for mask in schedule.masks], [part[0] - 0.5, part[1] - 0.5, bottom, -0.5])
     assert strip.get_xlim() == errors.get_xlim() == (part[0] - 0.5, part[1] - 0.5)
@@ -169,6 +174,17 @@ def test_a_plan_is_drawn_beside_what_speed_costs(tmp_path, figures):
     assert trade.get_yscale() == "log"
 
 
+@pytest.mark.parametrize(("steps", "width"), [(10, 5.0), (100, 18.0)])
+def test_the_plan_has_the_room_that_its_steps_need(tmp_path, figures, steps, width):
+    plot_plan(a_plan([1, *[0] * (steps - 1)], 0.1), [], tmp_path / "plan.png")
+    [figure] = figures.values()
+    left, right = figure.subfigs
+    assert left.bbox.width / right.bbox.width == pytest.approx(width / 3.2)
+    errors, strip = left.axes
+    assert heights(errors) == [3, 0.6]
+    assert errors.get_xlim() == strip.get_xlim() == (-0.5, steps - 0.5)
+
+
 @pytest.mark.parametrize("others", [[], [a_plan([1, 1, 1, 0], 0.0)]], ids=["none", "one without an error"])
 def test_what_has_no_logarithm_is_drawn_without(tmp_path, figures, others):
     plot_plan(a_plan([1, 0, 1, 0], 0.1), others, tmp_path / "plan.png")
@@ -186,6 +202,8 @@ def test_two_schedules_are_compared_in_one_diagram_above_their_strips(tmp_path, 
     assert (fast_name, steps, curve[:3]) == ("fast: 1 computed, 4.00x", [0, 1, 2, 3], [0, 0.1, 0.2])
     assert math.isnan(curve[3]), "an error that is not known is not drawn"
     assert slow_line == ("slow: 3 computed, 1.33x", [0, 1, 2, 3], [0, 0, 0, 0.1])
+    assert heights(errors) == [3, 0.6, 0.6]
+    assert {axes.get_xlim() for axes in figure.axes} == {(-0.5, 3.5)}
     assert [dark(strip) for strip in strips] == [
         ([[True, False, False, False]], [-0.5, 3.5, 0.5, -0.5]),
         ([[True, True, True, False]], [-0.5, 3.5, 0.5, -0.5]),

@@ -2,6 +2,7 @@
 
 import json
 
+import attrs
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -230,6 +231,14 @@ def test_what_did_not_go_as_planned_is_not_stated():
     assert ran.coefficients == (((), (), (0.5, 0.1), (), (), (), (), ()),)
     assert ran.modelled == ((0, 0, 0.01, 0, 0, 0, 0, 0),)
     assert ran.checks == ((None, ((), 0.1), None, None, None, None, None, None),)
+
+
+def test_a_stream_that_sat_a_step_out_has_no_error_there():
+    entry = followed(Schedule.from_mask([1, 0, 1]))
+    both = [*entry, attrs.evolve(entry[0], stream="other"), attrs.evolve(entry[2], stream="other")]
+    ran = Schedule.from_trace(both)
+    assert ran.decisions[1] == (Decision.SCHEDULED, Decision.ABSENT, Decision.SCHEDULED)
+    assert ran.modelled == ((0, 0, 0), (0, 0, 0))
 
 
 def test_a_plan_of_other_forecasts_says_nothing_of_what_this_run_skipped():
