@@ -17,8 +17,6 @@ from host import models, running
 import magpolicy
 import torch
 
-pytestmark = pytest.mark.sampled
-
 ORIGIN = ["model", "model_type", "magcache_thresh", "retention_ratio", "magcache_K", "start_step", "end_step"]
 VALUES = {"magcache_thresh": 0.24, "retention_ratio": 0.2, "magcache_K": 4, "start_step": 0, "end_step": -1}
 ORIGIN_TYPES = [

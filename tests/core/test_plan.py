@@ -579,3 +579,16 @@ def test_a_speed_that_is_not_known_is_one_clear_error(name, suggested):
     for ask in (plan, lambda source, speedup: Session(source, steps=28, speedup=speedup)):
         with pytest.raises(ArgumentError, match=rf"speedup='{name}' must be a number or one of .*; try '{suggested}'$"):
             ask("flux.1-dev", speedup=name)
+
+
+@pytest.mark.parametrize("speedup", [2.0, 3.0])
+def test_the_second_expert_is_where_it_is_said_or_else_where_the_preset_has_it(speedup):
+    def planned(**more):
+        schedule = plan("wan2.2-t2v-a14b", steps=20, speedup=speedup, **more)
+        return schedule.mask, schedule.coefficients, schedule.modelled
+
+    own = preset("wan2.2-t2v-a14b").expert_step(20, None)
+    assert planned() == planned(expert_step=own)
+    for first in {5, 12} - {own}:
+        assert planned(expert_step=first)[0][first]
+        assert planned(expert_step=first) != planned()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magpolicy import ArgumentError, Decision, RunError, Schedule, Session, simulate
+from magpolicy import ArgumentError, Decision, PresetError, RunError, Schedule, Session, simulate
 
 FLUX_LIKE = [1.0, 1.21, 1.12, 1.08, 1.06, 1.04, 1.03, 1.04, 1.02, 1.03, 1.02, 0.98, 1.02, 1.01]
 
@@ -293,6 +293,26 @@ def test_noise_levels_are_those_of_the_run_where_no_plan_has_any():
 def test_noise_levels_that_cannot_be(sigmas):
     with pytest.raises(ArgumentError, match="sigmas"):
         Schedule.from_mask([1, 0], sigmas=sigmas)
+
+
+def test_the_zero_at_the_end_of_a_schedulers_list_is_no_step():
+    assert Schedule.from_mask([1, 0], sigmas=[1.0, 0.5, 0.0]).sigmas == (1.0, 0.5)
+    assert Schedule.from_mask([1, 0], sigmas=[1.0, 0.0]).sigmas == (1.0, 0.0)
+    with pytest.raises(ArgumentError, match="sigmas has 3 values for 2 steps"):
+        Schedule.from_mask([1, 0], sigmas=[1.0, 0.5, -0.1])
+
+
+def test_one_coefficient_may_be_an_array_without_dimensions_and_no_text():
+    assert Schedule.from_mask([1, 0], coefficients=[0, np.array(0.5)]).coefficients == (((), (0.5,)),)
+    with pytest.raises(ArgumentError, match=r"coefficients\['single'\]\[1\]='0\.5' must be a"):
+        Schedule.from_mask([1, 0], coefficients=[0, "0.5"])
+
+
+@pytest.mark.parametrize("name", ["plan.csv", "plan.toml", "plan"])
+def test_a_schedule_is_saved_as_json_alone(tmp_path, name):
+    with pytest.raises(PresetError, match=rf"path=.*{name}' must end in \.json; try plan\.json"):
+        a_plan().save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_empty_trace_is_no_schedule():

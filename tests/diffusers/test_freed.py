@@ -26,8 +26,6 @@ from zoo._case import Draw, Row  # noqa: E402
 import magpolicy_torch  # noqa: E402
 from magpolicy_torch.residuals import _arithmetic  # noqa: E402
 
-pytestmark = pytest.mark.sampled
-
 FLUX, WAN, EXPERTS = PIPES["FluxPipeline"], CASES["WanTransformer3DModel"], PIPES["WanPipeline two experts"]
 SKIPPING = {"schedule": Schedule.from_mask((1, 1, 0, 1, 0, 0))}
 
