@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "locks"
 HEAD = "# Written by: python tools/lock.py. What each lock is for stands there.\n"
-LOCKS = {"core": (("cli", "plot", "test"), "3.10"), "release": (("release",), "3.11"), "full": (("all", "dev"), "3.11.5")}
+LOCKS = {"core": (("cli", "plot", "test"), "3.10"), "release": (("release",), "3.11"), "full": (("all", "dev"), "3.11")}
 REGISTRY = "comfyui-registry"
 OF_TORCHS_BUILD = re.compile(r"^(torch|triton|nvidia|cuda)([-=].*)?$")
 
