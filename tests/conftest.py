@@ -9,7 +9,7 @@ And keeps the garbage collector from going through all that was imported and col
 those that collect spent most of their time there.
 
 And leaves out most cases of tests with the mark ``sampled``, which have many that are slow and much alike: of each test the
-first runs and one in four of the rest. Which ones the commit decides, so that each runs with some commits. The head of a run
+first runs and one in six of the rest. Which ones the commit decides, so that each runs with some commits. The head of a run
 names the draw; ``MAGPOLICY_DRAW=2`` repeats it, and with ``MAGPOLICY_EVERY=1`` all run.
 
 And gives each of several processes (pytest-xdist) one thread: together they have as many as there are cores.
@@ -30,7 +30,7 @@ import pytest
 
 HOME = "MAGPOLICY_HOME"
 EVERY, DRAW = "MAGPOLICY_EVERY", "MAGPOLICY_DRAW"
-DRAWS = 4
+DRAWS = 6
 _folders = itertools.count()
 
 

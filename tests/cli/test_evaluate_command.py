@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import needs
 
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
-pytest.importorskip("torchmetrics", reason="the evaluate extra is not installed")
+needs("torchmetrics", reason="the evaluate extra is not installed")
 pytest.importorskip("av", reason="the evaluate extra is not installed")
 pytest.importorskip("click", reason="the cli extra is not installed")
 imageio = pytest.importorskip("imageio.v3", reason="the evaluate extra is not installed")

@@ -5,10 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from needs import needs
 
 torch = pytest.importorskip("torch", reason="the demo extra is not installed")
 pytest.importorskip("diffusers", reason="the demo extra is not installed")
-pytest.importorskip("torchmetrics", reason="the demo extra is not installed")
+needs("torchmetrics", reason="the demo extra is not installed")
 
 from PIL import Image  # noqa: E402
 

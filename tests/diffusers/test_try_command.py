@@ -5,12 +5,13 @@ import sys
 
 import numpy as np
 import pytest
+from needs import needs
 
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 diffusers = pytest.importorskip("diffusers", reason="the diffusers extra is not installed")
 pytest.importorskip("transformers", reason="the diffusers extra is not installed")
 pytest.importorskip("click", reason="the cli extra is not installed")
-pytest.importorskip("torchmetrics", reason="the evaluate extra is not installed")
+needs("torchmetrics", reason="the evaluate extra is not installed")
 imageio = pytest.importorskip("imageio.v3", reason="the evaluate extra is not installed")
 
 from pipes import saved  # noqa: E402

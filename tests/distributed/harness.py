@@ -1,4 +1,4 @@
-"""Tests with two processes: a pair of ranks under ``torchrun`` that stays up and runs one case after another.
+"""Tests with two processes: a pair of ranks that stays up and runs one case after another.
 
 A case is a function of the test module itself. It is called on both ranks, in processes with an initialised default group
 (gloo, loopback). What it returns on each, lists, dictionaries, numbers, strings and tensors, comes back to the test::
@@ -29,8 +29,9 @@ A case is a function of the test module itself. It is called on both ranks, in p
 - ``pair.fails(case)`` returns the text of such a failure, for what is expected to hang or to raise on one rank.
 - Ranks share the user folder of the test (``MAGPOLICY_HOME``), as processes of one machine; with ``apart=True`` each has its
   own.
-- A pair takes 5 to 20 s to start, of which nearly all is imports, and a case next to nothing. So a case that expects an error
+- A pair takes 5 to 10 s to start, of which nearly all is imports, and a case next to nothing. So a case that expects an error
   catches it, lets no rank hang, and leaves no patches behind.
+- One process imports, and each rank is forked from it, with the variables that ``torchrun`` sets: nothing has run in it yet.
 
 Stand-ins for what a CPU lacks are in ``standins.py``.
 """
@@ -58,6 +59,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 SIZE = 2
+IMPORTED = ("torch.distributed", "diffusers", "magpolicy_diffusers", "pipes", "zoo")  # before the ranks part
 START, GRACE = 180, 5  # seconds to import everything on a busy machine; for the other rank after one has raised
 COLLECTIVE = 45  # seconds after which a collective raises on the ranks themselves
 
@@ -144,8 +146,7 @@ class Pair:
             return
         self._folder = tempfile.TemporaryDirectory(prefix="magpolicy-ranks-")
         address = str(self._file("socket"))
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(SIZE), "--max-restarts", "0"]
-        command += ["--master-addr", "127.0.0.1", "--master-port", str(_free_port()), __file__, address]
+        command = [sys.executable, __file__, address]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TORCH_CPP_LOG_LEVEL": "ERROR"}
         with Listener(address, "AF_UNIX") as listener:
             with self._file("output").open("wb") as output:
@@ -173,10 +174,8 @@ class Pair:
             connection.close()
         process, self._process = self._process, None
         if process is not None:
-            # torchrun gives each rank a session of its own, so its own process group does not hold them.
-            for pid in (*self._pids, process.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # the ranks, too: they are of its group
             process.wait()
         if self._folder is not None:
             self._folder.cleanup()
@@ -190,18 +189,30 @@ def _free_port() -> int:
         return port
 
 
-def _serve(address: str) -> None:
+def _start_ranks(address: str) -> None:
+    """Import what is heavy, and part into two ranks. When one of them ends, so does the other."""
+    sys.path[:0] = [str(HERE), str(HERE.parent / "diffusers")]
+    for module in IMPORTED:
+        importlib.import_module(module)
+    os.environ |= {"WORLD_SIZE": str(SIZE), "LOCAL_WORLD_SIZE": str(SIZE)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    for rank in range(SIZE):
+        if os.fork() == 0:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            _serve(address, rank)
+    os.wait()
+    os.killpg(0, signal.SIGKILL)
+
+
+def _serve(address: str, rank: int) -> None:
     """What each rank does: take cases until the test process closes the connection."""
-    rank = int(os.environ["RANK"])
-    parent = os.getppid()
+    from datetime import timedelta
+
+    import torch
+
     with (Path(address).parent / f"stack{rank}").open("w") as stack:
         faulthandler.register(signal.SIGUSR1, file=stack, all_threads=False)
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-        sys.path[:0] = [str(HERE), str(HERE.parent / "diffusers")]
-        from datetime import timedelta
-
-        import torch
-
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
         torch.set_num_threads(1)
         torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=COLLECTIVE))
         with Client(address, "AF_UNIX") as connection:
@@ -229,11 +240,11 @@ def _cases(connection: Connection) -> Iterator[tuple[str, dict[str, Any], str]]:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when ``torchrun`` is gone, even within a collective."""
+    """End this process when the one that it was forked from is gone, even within a collective."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _start_ranks(sys.argv[1])

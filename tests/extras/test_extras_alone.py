@@ -53,6 +53,7 @@ def test_a_page_names_its_extras_at_its_top(page):
     assert first == -1 or text.index("magpolicy[") < first, "the page runs something before it says what that needs"
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
 def test_a_page_runs_with_exactly_the_extras_it_names(page, environment, tmp_path):
     extras = address.extras(page.read_text(encoding="utf-8"))

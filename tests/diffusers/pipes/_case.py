@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import seeds
 from attrs import frozen
 
 import torch
@@ -69,7 +70,7 @@ class Pipe:
         arguments = self.ways[way].arguments(pipe) | {self.steps_argument: steps} | more
         arguments.setdefault("generator", torch.Generator().manual_seed(seed))
         arguments.setdefault("output_type", "latent")
-        torch.manual_seed(seed)  # some pipelines draw without their generator
+        seeds.seed(seed)  # some pipelines draw without their generator
         with torch.no_grad():
             result = pipe(**arguments, return_dict=False)
         while isinstance(result, (tuple, list)):

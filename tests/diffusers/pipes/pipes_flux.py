@@ -1,9 +1,9 @@
 """Flux pipelines."""
 
+import seeds
 from zoo import CASES
 
 import diffusers
-import torch
 
 from ._case import Pipe, Way, dense, random
 
@@ -17,7 +17,7 @@ def vae():
 
 
 def make():
-    torch.manual_seed(0)
+    seeds.seed(0)
     pipe = diffusers.FluxPipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=vae(), text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None,

@@ -2,6 +2,7 @@
 
 import functools
 
+import seeds
 from diffusers.callbacks import SD3CFGCutoffCallback
 from zoo import CASES
 
@@ -27,7 +28,7 @@ def build(cls, **components):
 
 def tiny(cls, like=None, seed=0, gain=1.0, **changes):
     """A model of class ``cls`` with the zoo's config for it (or for the class ``like``) and ``changes``."""
-    torch.manual_seed(seed)
+    seeds.seed(seed)
     model = dense(getattr(diffusers, cls)(**CASES[like or cls].config | changes))
     for name, parameter in model.named_parameters():
         if "blocks" in name and parameter.dim() > 1:
@@ -37,7 +38,7 @@ def tiny(cls, like=None, seed=0, gain=1.0, **changes):
 
 def vae(channels):
     """Latents as large as the image. Its encoding does not draw: some pipelines sample it without their generator."""
-    torch.manual_seed(0)
+    seeds.seed(0)
     coder = diffusers.AutoencoderKL(
         block_out_channels=(4,), norm_num_groups=1, latent_channels=channels, in_channels=3, out_channels=3,
         down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",), sample_size=16,
@@ -236,7 +237,7 @@ QWEN_CHANNELS = {"in_channels": 16, "out_channels": 4}
 
 
 def qwen_vae():
-    torch.manual_seed(0)
+    seeds.seed(0)
     return mean_only(
         diffusers.AutoencoderKLQwenImage(
             base_dim=8, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[False, True],
@@ -580,7 +581,7 @@ def zimage_truncated(limit):
 
 
 def flux2_vae():
-    torch.manual_seed(0)
+    seeds.seed(0)
     coder = diffusers.AutoencoderKLFlux2(
         block_out_channels=(4,) * 4, layers_per_block=1, norm_num_groups=1, latent_channels=1, sample_size=64,
         use_quant_conv=False, use_post_quant_conv=False, mid_block_add_attention=False,

@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import seeds
+
 import diffusers
 import torch
 
@@ -20,7 +22,7 @@ BATCHED = (("uncond", "cond"),)
 
 def build(cls: str, **components: Any) -> Any:
     """The pipeline; components that are functions are called, in order, after the seed is set."""
-    torch.manual_seed(0)
+    seeds.seed(0)
     made = {name: c() if isinstance(c, functools.partial) else c for name, c in components.items()}
     pipe = getattr(diffusers, cls)(**made)
     pipe.set_progress_bar_config(disable=True)

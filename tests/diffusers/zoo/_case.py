@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import seeds
 from attrs import field, frozen
 
 import diffusers
@@ -110,7 +111,7 @@ class Case:
 
     def make(self, seed: int = 0) -> torch.nn.Module:
         """A fresh model with random weights, none of them zero (a zero-initialised gate would hide a wrong residual)."""
-        torch.manual_seed(seed)
+        seeds.seed(seed)
         model = self.kind(**self.config).eval().requires_grad_(False)
         self.fill(model)
         for parameter in model.parameters():

@@ -3,16 +3,19 @@
 from pathlib import Path
 
 import pytest
+from needs import needs
 
 pytest.importorskip("diffusers", reason="the diffusers extra is not installed")
-nbclient = pytest.importorskip("nbclient", reason="the dev extra is not installed")
-import nbformat  # noqa: E402
+needs("nbclient", reason="the dev extra is not installed")
 
 NOTEBOOKS = sorted((Path(__file__).parents[3] / "docs/notebooks").glob("*.ipynb"))
 
 
 def test_notebooks_run(tmp_path):
     """All in one kernel, each with a clean slate, since importing the libraries takes longer than they do."""
+    import nbclient
+    import nbformat
+
     together = nbformat.v4.new_notebook()
     for path in NOTEBOOKS:
         home = f"import os; os.environ['MAGPOLICY_HOME'] = {str(tmp_path / path.stem)!r}"
@@ -24,6 +27,8 @@ def test_notebooks_run(tmp_path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_kept_without_output(path):
+    import nbformat
+
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in notebook.cells)
