@@ -24,17 +24,18 @@ def calibration(seed, window, kind):
 
 @pytest.fixture
 def solved(monkeypatch):
-    """The curvatures of all equations that were solved, and of those that were looked at before."""
-    found, looked = [], []
+    """The curvatures of all equations that were solved, and for each those that were looked at before, the last as solved."""
+    found, looked = [], [[]]
     solve, steadied = _trajectory._bounded_solution, _trajectory._steadied
 
     def noted(curvature, slope):
         found.append(curvature)
+        looked.append([])
         return solve(curvature, slope)
 
     def seen(curvature):
-        looked.append(steadied(curvature))
-        return looked[-1]
+        looked[-1].append(steadied(curvature))
+        return looked[-1][-1]
 
     monkeypatch.setattr(_trajectory, "_bounded_solution", noted)
     monkeypatch.setattr(_trajectory, "_steadied", seen)
@@ -43,7 +44,9 @@ def solved(monkeypatch):
 
 @pytest.mark.parametrize("forecast", ["calibrated", "second-order"])
 def test_what_is_solved_has_a_least(solved, forecast):
-    """Where products are not known, the cost could fall without end; then products of different steps count for less."""
+    """Where products are not known, the cost could fall without end; then, and only then, products of different steps count for
+    less.
+    """
     found, looked = solved
     for seed in range(2):
         for kind in ("walk", "noise", "squares"):
@@ -51,8 +54,14 @@ def test_what_is_solved_has_a_least(solved, forecast):
                 schedule = plan(calibration(seed, window, kind), steps=STEPS, computed=7, forecast=forecast)
                 assert max((abs(c) for row in schedule.coefficients for cs in row for c in cs), default=0) <= _gram.LARGEST
     assert found
-    assert min(np.linalg.eigvalsh(each).min(initial=1.0) for each in found) > 0
-    assert min(np.linalg.eigvalsh(each).min(initial=1.0) for each in looked) < 0, "some were not fit to be solved"
+    assert min(map(least, found)) > 0
+    taken = [[least(each) > 0 for each in looks[:-1]] for looks in looked[:-1]]
+    assert all(not any(looks[:-1]) for looks in taken), "the first that is fit to be solved is"
+    assert {len(looks) for looks in taken} > {1}, "some were not fit to be solved"
+
+
+def least(curvatures):
+    return np.linalg.eigvalsh(curvatures).min(initial=1.0)
 
 
 COMPUTED = (0, 1, 3, 4, 7)
