@@ -32,7 +32,7 @@ campaigns: $(DEV)  ## everything that breaks things on purpose, at its large siz
 	$(PIP) install --quiet -c constraints.txt -e '.[campaigns]'
 	MAGPOLICY_FUZZ=6000 $(BIN)/python -m pytest tests/core/test_strange_files.py
 	MAGPOLICY_FAULTS=2000 $(BIN)/python -m pytest tests/faults
-	MAGPOLICY_EVERY=1 $(BIN)/python -m pytest tests/comfyui tests/diffusers tests/distributed tests/engines tests/extras tests/peers tests/torch
+	MAGPOLICY_EVERY=1 $(BIN)/python -m pytest --numprocesses=$(JOBS) --maxprocesses=4 --dist=loadfile
 	MAGPOLICY_SOAK=1000 $(BIN)/python -m pytest -s tests/soak
 	PYTHONHASHSEED=7 $(BIN)/python -X dev -m pytest -p randomly tests/core tests/torch
 	$(BIN)/python -m coverage run -m pytest tests/core tests/cli tests/torch tests/quality

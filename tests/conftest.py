@@ -8,9 +8,10 @@ And keeps tests from the user's folder: each has one of its own, so that none pl
 And keeps the garbage collector from going through all that was imported and collected, again and again: with so many tests,
 those that collect spent most of their time there.
 
-And leaves out most cases of tests with the mark ``sampled``, which have many that are slow and much alike: of each test the
-first runs and one in six of the rest. Which ones the commit decides, so that each runs with some commits. The head of a run
-names the draw; ``MAGPOLICY_DRAW=2`` repeats it, and with ``MAGPOLICY_EVERY=1`` all run.
+And leaves out most cases of tests with the mark ``sampled``, which have many that are much alike: of each test the first runs
+and one in six of the rest. Of tests with the mark ``slow``, which take long and start processes, one in three runs. Which
+ones the commit decides, so that each runs with some commits. The head of a run names the draw; ``MAGPOLICY_DRAW=2`` repeats it,
+and with ``MAGPOLICY_EVERY=1`` all run.
 
 And gives each of several processes (pytest-xdist) one thread: together they have as many as there are cores.
 """
@@ -31,6 +32,7 @@ import pytest
 HOME = "MAGPOLICY_HOME"
 EVERY, DRAW = "MAGPOLICY_EVERY", "MAGPOLICY_DRAW"
 DRAWS = 6
+MARKS = {"sampled": 6, "slow": 3}  # one in so many runs; of a test with both, one in six cases
 _folders = itertools.count()
 
 
@@ -61,10 +63,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     draw, left_out, begun = int(os.environ[DRAW]), set(), set()
     for item in items:
-        if item.get_closest_marker("sampled"):
+        marks = [mark for mark in MARKS if item.get_closest_marker(mark)]
+        if marks:
             test, _, case = item.nodeid.partition("[")
+            always = marks == ["sampled"] and test not in begun
             # Tests over the same cases draw different ones, so that most cases are drawn by some test.
-            if test in begun and (_number(test) + _number(case) + draw) % DRAWS:
+            if not always and (_number(test) + _number(case) + draw) % MARKS[marks[0]]:
                 left_out.add(item)
             begun.add(test)
     if left_out:

@@ -128,6 +128,7 @@ def alexnet(weights):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("installed", [True, False])
 def test_lpips_is_there_with_torchvision_and_names_the_extra_without(tmp_path, installed):
     for name, noise in (("full", 0), ("fast", 12)):
@@ -174,6 +175,7 @@ def clip(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_clip_score_judges_both_folders_by_the_prompts(run, folders, clip, tmp_path):
     prompts = tmp_path / "prompts.json"
     prompts.write_text(json.dumps({"cat.png": "a cat", "dog": "a dog", "waves": "waves"}))

@@ -94,6 +94,7 @@ def test_a_unet_is_compiled_and_skipped_as_a_whole(comfyui: Path) -> None:
     assert attachment.run_report.report.scope == "model"
 
 
+@pytest.mark.slow
 def test_the_compiler_of_the_machine(comfyui: Path) -> None:
     """The default backend, once."""
     from magpolicy_comfyui import NODE_CLASS_MAPPINGS

@@ -32,6 +32,7 @@ def test_weights_that_are_cast_for_each_call(comfyui: Path, name: str, dtype: to
     running.check(patcher, CURVE, EXPECTED, sampled(name), **RULE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_fast_matrix_product_of_fp8(comfyui: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The option --fast fp8_matrix_mult. It writes into what a layer is given."""

@@ -13,6 +13,7 @@ pytest.importorskip("PIL", reason="the demo extra is not installed")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["text_to_image", "image_to_image", "video"])
 def test_an_example(name, tmp_path):
     picture = tmp_path / "out.png"

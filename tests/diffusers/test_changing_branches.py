@@ -266,6 +266,7 @@ def psnr(one, other):
     return float(-10 * torch.log10((one.clamp(-1, 1) / 2 - other.clamp(-1, 1) / 2).square().mean()))
 
 
+@pytest.mark.slow
 def test_a_picture_stays_near_its_full_run_across_another_prompt(monkeypatch):
     """The demo's trained model; the digit becomes another one after a third of the steps."""
     from magpolicy_demo import model as demo

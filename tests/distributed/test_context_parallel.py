@@ -141,7 +141,7 @@ def together(cls: str, what: str) -> dict[str, Any]:
         ("WanTransformer3DModel", "group offloading"),
         ("QwenImageTransformer2DModel", "whole model"),
         ("QwenImageTransformer2DModel", "compiled"),
-        ("WanTransformer3DModel", "compiled blocks"),
+        pytest.param("WanTransformer3DModel", "compiled blocks", marks=pytest.mark.slow),
     ],
 )
 def test_together_with(pair: Pair, cls: str, what: str) -> None:

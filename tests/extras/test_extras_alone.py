@@ -71,6 +71,7 @@ def saved(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "how-to" / "use-with-diffusers.md"], ids=lambda page: page.stem)
 def test_pipelines_of_a_page_run_with_exactly_the_extras_it_names(page, environment, saved, tmp_path):
     extras = address.extras(page.read_text(encoding="utf-8"))

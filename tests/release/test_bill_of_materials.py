@@ -15,6 +15,7 @@ pytest.importorskip("piplicenses", reason="the dev extra is not installed")
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_both_lists_name_what_is_installed(tool, built, tmp_path):
     bill = tool("bill_of_materials")
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)

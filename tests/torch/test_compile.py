@@ -190,7 +190,9 @@ def test_another_size_costs_what_it_costs_without():
 MODES = [{"mode": mode} for mode in ("reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")]
 
 
-@pytest.mark.parametrize("options", [{"backend": "aot_eager"}, {"backend": "inductor"}, *MODES], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"backend": "aot_eager"}, pytest.param({"backend": "inductor"}, marks=pytest.mark.slow), *MODES], ids=str
+)
 def test_backends(options):
     model = made(own)
     bare = copy.deepcopy(model)

@@ -233,6 +233,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("magpolicy-*.whl"))
 
 
+@pytest.mark.slow
 def test_pip_and_the_command_install_and_uninstall_leaves_nothing(tmp_path: Path, wheel: Path) -> None:
     python = make_environment(tmp_path / "venv")
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]

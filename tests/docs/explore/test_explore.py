@@ -169,6 +169,7 @@ def summary_of(shown):
     return f"{shown['computed']} of {len(shown['mask'])} evaluations compute: {shown['speedup']:.2f}x."
 
 
+@pytest.mark.slow
 def test_the_page_in_a_browser(address, answers, page, tmp_path):
     """One visit, since loading Python takes seconds: from a link, by keyboard, on a phone, in the dark."""
     elsewhere = []

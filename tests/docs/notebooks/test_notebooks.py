@@ -11,6 +11,7 @@ needs("nbclient", reason="the dev extra is not installed")
 NOTEBOOKS = sorted((Path(__file__).parents[3] / "docs/notebooks").glob("*.ipynb"))
 
 
+@pytest.mark.slow
 def test_notebooks_run(tmp_path):
     """All in one kernel, each with a clean slate, since importing the libraries takes longer than they do."""
     import nbclient
