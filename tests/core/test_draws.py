@@ -46,7 +46,7 @@ def drawn(tmp_path):
             "-W",
             "ignore",
             "-p",
-            "no:cacheprovider",
+            "no:randomly",
             str(tmp_path),
         ]
         said = subprocess.run(command, env=kept | variables, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
