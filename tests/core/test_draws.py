@@ -37,7 +37,7 @@ def drawn(tmp_path):
 
     def found(**variables):
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAGPOLICY_", "PYTEST_"))}
-        command = [sys.executable, *"-m pytest --collect-only -q -W ignore -p no:randomly".split(), str(tmp_path)]
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-W", "ignore", "-p", "no:randomly"]
         said = subprocess.run(command, env=kept | variables, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
         return set(re.findall(r"::(\S+)", said))
 
