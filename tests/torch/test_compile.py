@@ -188,11 +188,10 @@ def test_another_size_costs_what_it_costs_without():
 
 
 MODES = [{"mode": mode} for mode in ("reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")]
+INDUCTOR = [pytest.param(options, marks=pytest.mark.slow) for options in ({"backend": "inductor"}, *MODES)]
 
 
-@pytest.mark.parametrize(
-    "options", [{"backend": "aot_eager"}, pytest.param({"backend": "inductor"}, marks=pytest.mark.slow), *MODES], ids=str
-)
+@pytest.mark.parametrize("options", [{"backend": "aot_eager"}, *INDUCTOR], ids=str)
 def test_backends(options):
     model = made(own)
     bare = copy.deepcopy(model)
