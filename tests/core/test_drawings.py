@@ -143,6 +143,14 @@ def test_a_schedule_is_drawn_as_it_is(tmp_path, figures, source, part):
     assert list(strip.get_yticks()) == list(range(len(schedule.streams)))
 
 
+def test_what_computes_is_dark_and_what_skips_is_light_and_both_are_seen_on_any_paper(tmp_path, figures):
+    Schedule.from_mask([1, 0]).plot(tmp_path / "schedule.png")
+    [image] = figures[tmp_path / "schedule.png"].axes[1].images
+    dark, light = (image.cmap(image.norm(value))[0] for value in image.get_array()[0])  # of three alike; 0 is black, 1 is white
+    assert 0.15 < dark < 0.35
+    assert 0.8 < light < 0.95
+
+
 @pytest.mark.parametrize(("steps", "width"), [(10, 5.0), (27, 5.0), (50, 9.0), (100, 18.0)])
 @pytest.mark.parametrize("streams", [["single"], ["cond", "uncond"]], ids=len)
 def test_a_figure_grows_with_steps_and_streams(tmp_path, figures, steps, width, streams):

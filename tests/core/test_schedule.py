@@ -308,6 +308,12 @@ def test_one_coefficient_may_be_an_array_without_dimensions_and_no_text():
         Schedule.from_mask([1, 0], coefficients=[0, "0.5"])
 
 
+@pytest.mark.parametrize("values", [[0], [0, 0.5, 0.5]], ids=["too few", "too many"])
+def test_coefficients_are_one_a_step(values):
+    with pytest.raises(ArgumentError, match=rf"coefficients\['single'\] has {len(values)} values for 2 steps; give one a step"):
+        Schedule.from_mask([1, 0], coefficients=values)
+
+
 @pytest.mark.parametrize("name", ["plan.csv", "plan.toml", "plan"])
 def test_a_schedule_is_saved_as_json_alone(tmp_path, name):
     with pytest.raises(PresetError, match=rf"path=.*{name}' must end in \.json; try plan\.json"):
