@@ -1,10 +1,15 @@
 """What a plan makes least, against cases computed by hand."""
 
+import itertools
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from magpolicy import ArgumentError
 from magpolicy.planning import _objective as objectives
+from magpolicy.planning._per_stream import share_budget
+from magpolicy.planning._shortest_path import Path
 
 
 @pytest.mark.parametrize(
@@ -58,3 +63,17 @@ def test_objectives_by_name_with_their_powers():
     for power in (0.49, 16.1):
         with pytest.raises(ArgumentError, match=r"power=.* must be from 0\.5 to 16; try 2"):
             objectives.objective("latent", power)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_streams_share_a_budget_as_costs_least_of_all_ways_to_share_it(seed):
+    dice = np.random.default_rng(seed)
+    costs = {name: dice.random(5) for name in ("cond", "uncond", "other")}
+    paths = {name: {n: Path(tuple(range(n)), cost) for n, cost in enumerate(each, 1)} for name, each in costs.items()}
+    problem = SimpleNamespace(streams=tuple(costs))
+    for budget in range(3, 16):
+        ways = [way for way in itertools.product(range(1, 6), repeat=3) if sum(way) == budget]
+        best = min(ways, key=lambda way: sum(each[n - 1] for each, n in zip(costs.values(), way, strict=True)))
+        shared = share_budget(problem, objectives.OBJECTIVES["relative"], paths, budget)
+        assert {name: len(computed) for name, computed in shared.items()} == dict(zip(costs, best, strict=True))
+    assert share_budget(problem, objectives.OBJECTIVES["relative"], paths, 16) is None

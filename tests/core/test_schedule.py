@@ -265,6 +265,33 @@ def test_a_run_from_the_middle_states_what_is_as_planned_from_there_on():
     assert ran.modelled[0][2] == 0, "its forecast is made of two residuals, there is one"
 
 
+@pytest.mark.parametrize("start", range(8))
+def test_a_run_from_any_step_that_holds_states_what_a_plan_that_holds_does(start):
+    plan = Schedule.from_mask(
+        [1, 1, 0, 1, 0, 1, 1, 0], errors=[0, 0, 0.1, 0, 0.2, 0, 0, 0.3], sigmas=[1 - i / 8 for i in range(8)]
+    )
+    ran = Schedule.from_trace(followed(plan, start=start), plan=plan)
+    assert ran.sigmas == plan.sigmas[start:]
+    assert ran.mask[0], "nothing is computed before"
+    assert (ran.modelled[0][-1] == 0.3) == (start < 7)
+
+
+def test_a_forecast_asks_only_that_the_steps_it_is_made_of_are_the_planned_ones():
+    plan = Schedule.from_mask([1, 1, 0, 1, 1, 0], coefficients=[0, 0, 0, 0, 0, (0.7,)], errors=[0, 0, 0.1, 0, 0, 0.2])
+    ran = Schedule.from_trace(followed(plan, revised=[2]), plan=plan)
+    assert ran.mask == (True, True, True, True, True, False)
+    assert ran.modelled == ((0, 0, 0, 0, 0, 0.2),)
+
+
+def test_levels_of_a_plan_are_those_of_a_run_that_lies_within_it():
+    plan = a_plan()
+    trace = [attrs.evolve(entry, sigma=None) for entry in followed(plan)]
+    for first in range(8):
+        assert Schedule.from_trace(trace[first : first + 1], plan=plan).sigmas == plan.sigmas[first : first + 1]
+    longer = [*trace, attrs.evolve(trace[0], step=8)]
+    assert Schedule.from_trace(longer, plan=plan).sigmas is None
+
+
 def test_a_run_that_holds_states_no_errors_of_forecasts():
     plan = a_plan()
     ran = Schedule.from_trace(followed(plan, forecast="hold"), plan=plan)
@@ -280,6 +307,12 @@ def test_noise_levels_are_those_of_the_run_where_no_plan_has_any():
     ran = Schedule.from_trace(session.trace)
     assert ran.sigmas == (1.0, 0.5, 0.2)
     assert Schedule.from_trace(session.trace[:2]).sigmas == (1.0, 0.5)
+    later = Session([1.0, 1.1, 1.0], sigmas=[1.0, 0.5, 0.2], threshold=0.2, max_skips=2, retention=0).begin(1)
+    for _ in range(2):
+        later.decide()
+        later.commit()
+    later.end()
+    assert Schedule.from_trace(later.trace).sigmas == (0.5, 0.2)
     assert Schedule.from_trace(session.trace, plan=Schedule.from_mask([1, 0, 0])).sigmas == (1.0, 0.5, 0.2)
     assert Schedule.from_dict(ran.to_dict()).sigmas == ran.sigmas
     assert simulate([1.0, 1.1, 1.0], sigmas=[1.0, 0.5, 0.2], part=(1, 3), threshold=0.2, max_skips=2, retention=0).sigmas == (
