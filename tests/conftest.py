@@ -32,7 +32,7 @@ import pytest
 HOME = "MAGPOLICY_HOME"
 EVERY, DRAW = "MAGPOLICY_EVERY", "MAGPOLICY_DRAW"
 DRAWS = 6
-MARKS = {"sampled": 6, "slow": 3}  # one in so many runs; of a test with both, one in six cases
+MARKS = {"sampled": DRAWS, "slow": 3}  # one in so many runs; of a test with both, one in six cases
 _folders = itertools.count()
 
 
